@@ -1,0 +1,141 @@
+"""What every family of weighted detectors shares: the settings and each sample's weight.
+
+Shapes: N objects in an image, S sampled or matched anchors or proposals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["LossWeighting", "Normalizer", "check_labels", "object_weights", "sample_weights"]
+
+Normalizer = Literal["samples", "weights"]
+
+
+@dataclass(frozen=True)
+class LossWeighting:
+    """How the losses of a detector are weighted.
+
+    Attributes:
+        background_weight: Weight of every sample that matches no object.
+        normalizer: What the weighted sum is divided by: torchvision's number of ``"samples"``,
+            or the sum of their ``"weights"``.
+    """
+
+    background_weight: float = 1.0
+    normalizer: Normalizer = "samples"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.background_weight) and self.background_weight >= 0):
+            raise ValueError(
+                f"background_weight must be finite and not negative, got {self.background_weight}"
+            )
+        if self.normalizer not in get_args(Normalizer):
+            raise ValueError(
+                f"normalizer must be one of {get_args(Normalizer)}, got {self.normalizer!r}"
+            )
+
+    def rescale(self, loss: Tensor, weights: Tensor) -> Tensor:
+        """Turn a loss divided by the number of samples into one with this normalizer.
+
+        Args:
+            loss: A scalar, divided by the number of samples S.
+            weights: ``(S,)`` weights of all these samples, background too.
+        """
+        if self.normalizer == "samples":
+            return loss
+        total = weights.sum()
+        # All weights 0: the loss is 0, and 0 / 0 must not make it NaN.
+        return loss * (weights.numel() / total.clamp_min(torch.finfo(total.dtype).eps))
+
+
+def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Return the checked ``box_weights`` of each target, ones where there are none.
+
+    Args:
+        targets: As torchvision detectors take them, ``boxes`` being ``(N, 4)``.
+
+    Returns:
+        A tensor ``(N,)`` float32 for each target, on the device of its boxes.
+
+    Raises:
+        ValueError: Naming the target, the entry and the value, for a wrong length or an entry
+            that is negative or not finite.
+    """
+    all_weights = []
+    for index, target in enumerate(targets):
+        boxes = target["boxes"]
+        weights = target.get("box_weights")
+        if weights is None:
+            weights = torch.ones(len(boxes), device=boxes.device)
+        elif weights.shape != (len(boxes),):
+            raise ValueError(
+                f"'box_weights' of target {index} must have shape ({len(boxes)},), one for each "
+                f"box, got {tuple(weights.shape)}"
+            )
+        all_weights.append(weights.to(boxes.device, torch.float32))
+    if all_weights:
+        joined = torch.cat(all_weights)
+        # One check for the batch, as each waits for the device.
+        if not bool((torch.isfinite(joined) & (joined >= 0)).all()):
+            _raise_bad_weight(all_weights)
+    return all_weights
+
+
+def _raise_bad_weight(all_weights: Sequence[Tensor]) -> None:
+    for index, weights in enumerate(all_weights):
+        for row, weight in enumerate(weights.tolist()):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"'box_weights' of target {index} must be finite and not negative, got "
+                    f"{weight} for box {row}"
+                )
+
+
+def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
+    """Check that all labels are classes of the detector: on a GPU a wrong one is fatal.
+
+    Args:
+        targets: As torchvision detectors take them, ``labels`` being ``(N,)``.
+        num_classes: K, the detector's classes with background.
+
+    Raises:
+        ValueError: Naming the target, the box and the label.
+    """
+    labels = torch.cat([target["labels"] for target in targets])
+    if bool(((labels >= 1) & (labels < num_classes)).all()):
+        return
+    for index, target in enumerate(targets):
+        for row, label in enumerate(target["labels"].tolist()):
+            if not 1 <= label < num_classes:
+                raise ValueError(
+                    f"'labels' of target {index} must be in 1..{num_classes - 1} (0 is "
+                    f"background), got {label} for box {row}"
+                )
+
+
+def sample_weights(
+    weights: Tensor, matched_idxs: Tensor, foreground: Tensor, background_weight: float
+) -> Tensor:
+    """Give each sample the weight of its object, or the background's.
+
+    Args:
+        weights: ``(N,)`` weights of the objects of one image.
+        matched_idxs: ``(S,)`` int64, the object that each sample matches; anything in
+            [-2, N) where the sample is not foreground.
+        foreground: ``(S,)`` bool.
+        background_weight: Weight of samples that are not foreground.
+
+    Returns:
+        ``(S,)`` of the weights' dtype.
+    """
+    background = weights.new_full((), background_weight)
+    if len(weights) == 0:  # nothing to gather from, and nothing is foreground
+        return background.expand(len(matched_idxs))
+    return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)

@@ -1,0 +1,183 @@
+"""What every pair mixer shares: who is mixed with whom, when, and where.
+
+A mixer draws all its randomness in one method and applies it in another, so that a test can
+inject a ratio. B is the batch size.
+"""
+
+from __future__ import annotations
+
+import abc
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detmix.mixing.epoch import SharedEpoch
+from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
+from detmix.mixing.seeding import generator_to_random
+
+__all__ = ["DetectionMixer", "Images", "MixParams", "Sample"]
+
+Sample = tuple[Tensor, Target]
+Images = Tensor | Sequence[Tensor]
+
+
+class MixParams(NamedTuple):
+    """How one sample of a batch is mixed."""
+
+    partner: int
+    """Index of the other sample in the batch."""
+    lam: float
+    """Blend ratio λ of the sample itself, in [0, 1]."""
+
+
+class DetectionMixer(nn.Module, abc.ABC):
+    """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
+
+    Args:
+        p: The chance that a sample is mixed, in [0, 1].
+        epochs: How many epochs the training has; needed for ``off_epochs``.
+        off_epochs: For how many epochs at the end nothing is mixed, so that the detector sees
+            plain images last. Takes effect through `set_epoch`, in persistent ``DataLoader``
+            workers too.
+
+    Raises:
+        ValueError: For ``p`` outside [0, 1], or ``off_epochs`` that leave no epoch with mixing.
+    """
+
+    def __init__(self, p: float, *, epochs: int | None = None, off_epochs: int = 0) -> None:
+        super().__init__()
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"p must be in [0, 1], got {p}")
+        if off_epochs < 0:
+            raise ValueError(f"off_epochs must not be negative, got {off_epochs}")
+        if off_epochs and epochs is None:
+            raise ValueError(f"off_epochs={off_epochs} needs epochs, the length of the training")
+        if off_epochs and epochs is not None and off_epochs >= epochs:
+            raise ValueError(
+                f"off_epochs={off_epochs} of epochs={epochs} would never mix at all: "
+                "off_epochs must be smaller than epochs"
+            )
+        self.p = p
+        self.epochs = epochs
+        self.off_epochs = off_epochs
+        self._epoch = SharedEpoch()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch set last, from 0."""
+        return self._epoch.value
+
+    @property
+    def active(self) -> bool:
+        """Whether this epoch mixes at all."""
+        return self.epochs is None or self.epoch < self.epochs - self.off_epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counted from 0; call it before iterating over the loader."""
+        self._epoch.value = epoch
+
+    @abc.abstractmethod
+    def draw_ratio(self, rng: random.Random) -> float:
+        """Draw the ratio λ of one pair."""
+
+    @abc.abstractmethod
+    def mix_pair(self, sample_a: Sample, sample_b: Sample, lam: float) -> Sample:
+        """Mix two checked samples; A has the ratio λ."""
+
+    def make_params(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> list[MixParams | None]:
+        """Draw partners and ratios for a batch.
+
+        Partners are the neighbours on a random circle through the batch: each sample is the
+        partner of exactly one other, and never its own.
+
+        Args:
+            batch_size: B.
+            generator: A CPU generator; None for torch's global one.
+
+        Returns:
+            B entries, None for a sample that stays as it is.
+        """
+        rng = generator_to_random(generator)
+        circle = list(range(batch_size))
+        rng.shuffle(circle)
+        params: list[MixParams | None] = [None] * batch_size
+        for position, index in enumerate(circle):
+            chosen, lam = rng.random() < self.p, self.draw_ratio(rng)
+            if chosen and batch_size > 1 and self.active:
+                params[index] = MixParams(circle[position - 1], lam)
+        return params
+
+    def transform(
+        self, samples: Sequence[Sample], params: Sequence[MixParams | None]
+    ) -> list[Sample]:
+        """Mix the samples of a batch as ``params`` say.
+
+        Args:
+            samples: B pairs of an image ``(3, H, W)`` and a target.
+            params: What `make_params` returned.
+
+        Returns:
+            B new samples, all with ``box_weights``; the inputs are not changed.
+
+        Raises:
+            ValueError: Naming the index of a sample that breaks the contract.
+        """
+        for index, (image, target) in enumerate(samples):
+            check_sample(image, target, _name(index, target))
+        return [
+            (sample[0], with_box_weights(sample[1]))
+            if param is None
+            else self.mix_pair(sample, samples[param.partner], param.lam)
+            for sample, param in zip(samples, params, strict=True)
+        ]
+
+    def forward(
+        self,
+        images: Images | Sequence[Sample],
+        targets: Sequence[Target] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Images, list[Target]]:
+        """Mix a batch.
+
+        Args:
+            images: A list of B images ``(3, H_i, W_i)`` or one tensor ``(B, 3, H, W)``. Without
+                ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them.
+            targets: B targets.
+            generator: A CPU generator to draw from; None for torch's global one.
+
+        Returns:
+            The images, as one tensor where one came in and as a list otherwise, and B targets,
+            all with ``box_weights``.
+
+        Raises:
+            ValueError: If images and targets differ in number, or naming the index of a sample
+                that breaks the contract.
+        """
+        stacked = isinstance(images, Tensor)
+        if targets is None:
+            if stacked:
+                raise ValueError("targets are needed with a tensor of images")
+            samples = [(image, target) for image, target in images]
+        elif len(images) != len(targets):
+            raise ValueError(f"got {len(images)} images but {len(targets)} targets")
+        else:
+            samples = list(zip(images, targets, strict=True))
+        mixed = self.transform(samples, self.make_params(len(samples), generator))
+        mixed_images = [image for image, _ in mixed]
+        out = torch.stack(mixed_images) if stacked and mixed_images else mixed_images
+        return out, [target for _, target in mixed]
+
+    def extra_repr(self) -> str:
+        """Describe the settings."""
+        return f"p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
+
+
+def _name(index: int, target: Target) -> str:
+    image_id = target.get("image_id") if isinstance(target, dict) else None
+    return f"sample {index}" if image_id is None else f"sample {index} (image_id {image_id})"
