@@ -1,6 +1,14 @@
-"""Torchvision detectors with a weight for every object's loss."""
+"""Torchvision detectors with a weight for every object's loss, and building them."""
 
+from detmix.detectors.build import BackboneConfig, DetectorConfig, build_backbone, build_detector
 from detmix.detectors.weight_losses import weight_losses
 from detmix.detectors.weighting import LossWeighting
 
-__all__ = ["LossWeighting", "weight_losses"]
+__all__ = [
+    "BackboneConfig",
+    "DetectorConfig",
+    "LossWeighting",
+    "build_backbone",
+    "build_detector",
+    "weight_losses",
+]

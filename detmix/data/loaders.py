@@ -1,0 +1,175 @@
+"""Loaders whose batches are a function of (seed, epoch) alone, for training and evaluation.
+
+B is the batch size of one process.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, Subset
+
+from detmix.data.augment import init_worker
+from detmix.mixing import DetectionMixer, Sample, Target, sample_seed
+
+__all__ = ["EpochBatchSampler", "MixCollate", "collate", "eval_loader", "train_loader"]
+
+Batch = tuple[list[Tensor], list[Target]]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Turn B samples into a list of B images, of any sizes, and a list of B targets."""
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+class MixCollate:
+    """Collate a batch and mix it, as a function of (seed, epoch, the batch's first image).
+
+    Args:
+        mix: The mixer; its `set_epoch` says the epoch, in running workers too.
+        seed: The run's seed.
+    """
+
+    def __init__(self, mix: DetectionMixer, seed: int) -> None:
+        self.mix = mix
+        self.seed = seed
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Collate and mix; ``image_id`` must be an integer."""
+        return self.mix_batch(*collate(samples))
+
+    def mix_batch(self, images: list[Tensor], targets: list[Target]) -> Batch:
+        """Mix a batch that is collated already, on whatever device it lies."""
+        first = int(targets[0]["image_id"])
+        generator = torch.Generator().manual_seed(
+            sample_seed(self.seed, self.mix.epoch, first, "mixing")
+        )
+        mixed, mixed_targets = self.mix(images, targets, generator=generator)
+        return list(mixed), mixed_targets
+
+
+class EpochBatchSampler(Sampler[list[int]]):
+    """Batches of a permutation that is a function of (seed, epoch); can begin within an epoch.
+
+    Incomplete batches are left out. Over several processes each takes its share of the same
+    global batches.
+
+    Args:
+        size: Number of samples.
+        batch_size: B, in one process.
+        seed: The run's seed.
+        rank: Number of this process, from 0.
+        num_processes: Number of processes.
+
+    Raises:
+        ValueError: If there are not enough samples for a single batch.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, rank: int = 0, num_processes: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if size < batch_size * num_processes:
+            raise ValueError(
+                f"{size} samples do not make one batch of {batch_size} in each of "
+                f"{num_processes} processes: a smaller batch_size is needed"
+            )
+        # DistributedSampler asks only for the length of its data set.
+        self._order: DistributedSampler[int] = DistributedSampler(
+            range(size),  # type: ignore[arg-type]
+            num_replicas=num_processes,
+            rank=rank,
+            shuffle=True,
+            seed=seed,
+            drop_last=True,
+        )
+        self._batches = BatchSampler(self._order, batch_size, drop_last=True)
+        self._start = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Begin an epoch, counted from 0, at batch ``start`` of it."""
+        self._order.set_epoch(epoch)
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self._batches), self._start, None)
+
+
+def train_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    seed: int,
+    workers: int = 2,
+    mix: DetectionMixer | None = None,
+    rank: int = 0,
+    num_processes: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Build the training loader; its ``batch_sampler`` is an `EpochBatchSampler`.
+
+    Args:
+        dataset: The samples, with integer ``image_id``.
+        batch_size: B, in one process.
+        seed: The run's seed.
+        workers: Worker processes; they persist over the epochs.
+        mix: Mixes each batch in the worker, if given.
+        rank: Number of this process, from 0.
+        num_processes: Number of processes.
+        pin_memory: Whether batches are put into page-locked memory for a GPU.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochBatchSampler(size, batch_size, seed, rank, num_processes),
+        collate_fn=collate if mix is None else MixCollate(mix, seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_init_worker,
+    )
+
+
+def eval_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    workers: int = 2,
+    rank: int = 0,
+    num_processes: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Build a loader that visits every sample once over all processes, without padding.
+
+    Args:
+        dataset: The samples.
+        batch_size: B, in one process.
+        workers: Worker processes, for each pass anew.
+        rank: Number of this process, from 0.
+        num_processes: Number of processes.
+        pin_memory: Whether batches are put into page-locked memory for a GPU.
+    """
+    share = range(rank, len(dataset), num_processes)  # type: ignore[arg-type]
+    return DataLoader(
+        Subset(dataset, share),
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_init_worker,
+    )
+
+
+def _init_worker(worker_id: int) -> None:
+    # Ctrl-C reaches the whole process group: the training loop decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    init_worker(worker_id)

@@ -1,0 +1,84 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "write_atomically"]
+
+# Raised when what a checkpoint holds changes its meaning.
+FORMAT = 1
+
+_KEYS = {"format", "model", "config", "classes"}
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name and rename it, so that it is never half there.
+
+    Args:
+        path: The file; one that exists is replaced.
+        write: Writes the content to an open binary file.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a checkpoint that ``torch.load(path, weights_only=True)`` reads.
+
+    Args:
+        path: The file; one that exists is replaced once the new one is complete.
+        state: Tensors and plain values: ``model``, ``config``, ``classes`` and more.
+    """
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Load a checkpoint of `save_checkpoint` onto the CPU.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is broken, holds more than tensors and plain values (such a file
+            could run code), or is no checkpoint of detmix or one of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a checkpoint that loads with weights_only=True: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+    missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
+    if missing:
+        raise ValueError(
+            f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
+        )
+    if state["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state['format']}, this version of detmix reads up to "
+            f"{FORMAT}"
+        )
+    return dict(state)

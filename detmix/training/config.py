@@ -1,0 +1,240 @@
+"""The typed configuration of a detector's training, and reading it from files and arguments.
+
+All classes are frozen: after it is read nothing changes a configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detmix.data import VOC_CLASSES
+from detmix.detectors import BackboneConfig, DetectorConfig, LossWeighting
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "MixingConfig",
+    "OptimConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+]
+
+ImageSets = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data sets in the Pascal VOC devkit layout, and their loading.
+
+    Attributes:
+        root: The folder that holds ``VOC2007`` and the like.
+        train: Pairs of year and split to train on.
+        test: Pairs of year and split to evaluate on.
+        classes: Class names without background; the twenty of Pascal VOC by default.
+        difficult: Whether training keeps or drops objects marked difficult.
+        batch_size: Images of a training batch, in each process.
+        eval_batch_size: Images of an evaluation batch, in each process.
+        workers: Loader processes.
+        train_limit: Train on this many images only, the first ones; None for all.
+        test_limit: Evaluate on this many images only, the first ones; None for all.
+    """
+
+    root: Path = Path("data/VOCdevkit")
+    train: ImageSets = (("2007", "trainval"),)
+    test: ImageSets = (("2007", "test"),)
+    classes: tuple[str, ...] = VOC_CLASSES
+    difficult: Literal["keep", "drop"] = "keep"
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    workers: int = 2
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
+        for name in ("train_limit", "test_limit"):
+            if getattr(self, name) is not None:
+                _at_least(self, "data", **{name: 1})
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation before mixing.
+
+    Attributes:
+        size: Images with a longer side than this, in pixels, are shrunk to it, for evaluation
+            too; None for never.
+        flip: The probability of a horizontal flip.
+        photometric: The probability of changed brightness, contrast, saturation and hue.
+        crop: The probability of a crop that holds every box whole.
+    """
+
+    size: int | None = None
+    flip: float = 0.5
+    photometric: float = 0.0
+    crop: float = 0.0
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """Mixing of image pairs (Bag of Freebies, arXiv 1902.04103, section 3.1).
+
+    Attributes:
+        name: ``"mixup"``, or ``"none"``.
+        alpha: Ratios are drawn from Beta(alpha, alpha).
+        p: The chance that an image is mixed.
+        fill: Value of pixels that an image does not cover, from 0 to 255.
+        off_epochs: Epochs at the end without mixing.
+        place: Where: on the ``"batch"`` in the loader's workers, on the ``"dataset"`` with an
+            independent partner and a second decode, or on the ``"device"`` after transfer.
+    """
+
+    name: Literal["mixup", "none"] = "mixup"
+    alpha: float = 1.5
+    p: float = 0.5
+    fill: float = 0.0
+    off_epochs: int = 0
+    place: Literal["batch", "dataset", "device"] = "batch"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer.
+
+    Attributes:
+        name: ``"sgd"`` or ``"adamw"``.
+        lr: Learning rate after the warm-up, for the batches of all processes together.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay.
+        clip_norm: The gradient is scaled down to this norm; None for never.
+        ema_decay: Decay per step of a moving average of the weights, which is then evaluated
+            and saved as well; None for none.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr must be positive, got {self.lr}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optim.clip_norm must be positive or null, got {self.clip_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay must be in (0, 1) or null, got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the training: a linear warm-up, then a decay.
+
+    Attributes:
+        name: ``"cosine"`` to zero, ``"multistep"``, or ``"constant"``.
+        warmup_steps: Steps of the warm-up.
+        warmup_start: Share of the learning rate to start from.
+        milestones: Epochs at which multistep multiplies the rate.
+        gamma: What by.
+    """
+
+    name: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup_steps: int = 500
+    warmup_start: float = 0.001
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least(self, "schedule", warmup_steps=0)
+        if not 0 <= self.warmup_start <= 1:
+            raise ValueError(f"schedule.warmup_start must be in [0, 1], got {self.warmup_start}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training of a detector.
+
+    Attributes:
+        run_dir: Folder of the run; must not exist unless ``resume`` says so.
+        resume: ``"never"``; ``"auto"`` to go on from the last checkpoint in ``run_dir`` if there
+            is one.
+        data: Data sets.
+        augment: Augmentation.
+        mixing: Mixing.
+        loss: How the losses are weighted; null for torchvision's own, which ignore the ratios.
+        backbone: The backbone.
+        detector: The detector.
+        optim: The optimizer.
+        schedule: The learning rate.
+        epochs: Epochs to train.
+        eval_every: Evaluate every so many epochs, and after the last.
+        log_every: Write metrics every so many steps.
+        seed: All randomness is a function of it.
+        precision: ``"no"`` for float32, or mixed ``"bf16"`` or ``"fp16"``.
+        channels_last: Whether convolutions use the channels-last memory format.
+        device: ``"auto"`` takes a GPU where there is one.
+        threads: Threads of each process's CPU operations; None for torch's default.
+    """
+
+    run_dir: Path = Path("runs/train")
+    resume: Literal["never", "auto"] = "never"
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    loss: LossWeighting | None = field(default_factory=LossWeighting)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    epochs: int = 20
+    eval_every: int = 1
+    log_every: int = 20
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, "", epochs=1, eval_every=1, log_every=1, seed=0)
+        if self.mixing.name != "none" and self.mixing.off_epochs >= self.epochs:
+            raise ValueError(
+                f"mixing.off_epochs={self.mixing.off_epochs} of epochs={self.epochs} would "
+                "never mix at all: it must be smaller than epochs"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON, YAML and a checkpoint can hold."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Make a configuration from `as_dict`'s values, ignoring none.
+
+        Raises:
+            ValueError: Naming a key that there is none of, or a value of the wrong type.
+        """
+        from detmix.training.parsing import parse_dict
+
+        return parse_dict(cls, values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _at_least(config: Any, section: str, **minimums: int) -> None:
+    for name, minimum in minimums.items():
+        value = getattr(config, name)
+        if value < minimum:
+            full = f"{section}.{name}" if section else name
+            raise ValueError(f"{full} must be at least {minimum}, got {value}")

@@ -1,0 +1,49 @@
+"""What the command-line tools have in common: errors and signals as a person wants them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from detmix.training.detector import NonFiniteLossError
+from detmix.training.interrupt import Interrupted
+
+__all__ = ["run_tool"]
+
+_USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
+
+
+def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:
+    """Run a tool's ``main`` and turn what a user can mend into one line on standard error.
+
+    Args:
+        main: Takes the arguments without the program's name.
+        args: The arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0; 2 for an error in the input; 128 and the signal's number after a
+        signal, as shells have it.
+    """
+    try:
+        main(sys.argv[1:] if args is None else args)
+    except _USER_ERRORS as error:
+        print(f"error: {_summary(error)}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _summary(error: BaseException) -> str:
+    """Return the error's message; of one out of a loader's worker only its last line.
+
+    A worker's error arrives as its whole traceback within a message.
+    """
+    text = str(error) or type(error).__name__
+    if "DataLoader worker process" not in text:
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2] or text

@@ -1,0 +1,133 @@
+"""Running a detector over a loader, over all processes, and scoring what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from detmix.evaluation import VOCEvaluator
+from detmix.mixing import Target
+from detmix.training.build import build_model
+from detmix.training.checkpoint import load_checkpoint
+from detmix.training.config import TrainConfig
+
+__all__ = ["evaluate", "load_detector", "predict", "to_device"]
+
+Prediction = dict[str, Tensor]
+
+_UINT8_MAX = 255.0
+
+
+def to_device(
+    images: list[Tensor], targets: list[Target], device: torch.device
+) -> tuple[list[Tensor], list[Target]]:
+    """Move a batch to the device, and scale uint8 images to float32 in [0, 1] there."""
+    images = [image.to(device, non_blocking=True) for image in images]
+    images = [i.float() / _UINT8_MAX if i.dtype == torch.uint8 else i for i in images]
+    return images, send_to_device(targets, device, non_blocking=True)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
+) -> Iterator[tuple[list[Prediction], list[Target]]]:
+    """Yield the predictions and targets of each batch, all on the CPU.
+
+    Over several processes each global batch holds those of all of them, in every process.
+
+    Args:
+        model: A torchvision detector; it is left in evaluation mode.
+        loader: Yields lists of images and targets.
+        accelerator: Says the device and the precision, and gathers.
+    """
+    model.eval()
+    for images, targets in loader:
+        with accelerator.autocast():
+            predictions = model(to_device(images, [], accelerator.device)[0])
+        predictions = [
+            {
+                k: v.float().cpu() if v.is_floating_point() else v.cpu()
+                for k, v in prediction.items()
+            }
+            for prediction in predictions
+        ]
+        if accelerator.num_processes > 1:
+            pairs = gather_object(list(zip(predictions, targets, strict=True)))
+            predictions, targets = [p for p, _ in pairs], [t for _, t in pairs]
+        yield predictions, targets
+
+
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    classes: tuple[str, ...],
+    accelerator: Accelerator,
+    *,
+    progress: bool = True,
+) -> VOCEvaluator:
+    """Score a detector by the rule of the Pascal VOC devkit.
+
+    Args:
+        model: A torchvision detector; its training mode is restored.
+        loader: Yields lists of images and targets.
+        classes: Class names without background.
+        accelerator: Says the device and the precision, and gathers.
+        progress: Whether to show a progress bar, in the main process.
+
+    Returns:
+        An evaluator that has seen everything; its ``compute`` gives the AP.
+    """
+    training = model.training
+    evaluator = VOCEvaluator(classes)
+    batches = tqdm(
+        predict(model, loader, accelerator),
+        total=len(loader),
+        desc="evaluating",
+        leave=False,
+        disable=not (progress and accelerator.is_main_process) or None,
+    )
+    for predictions, targets in batches:
+        evaluator.update(predictions, targets)
+    model.train(training)
+    return evaluator
+
+
+def load_detector(
+    path: Path | str, config: TrainConfig | None = None
+) -> tuple[nn.Module, TrainConfig]:
+    """Load a detector from a checkpoint of a training.
+
+    Args:
+        path: ``last.pt`` or ``best.pt`` of a run.
+        config: Settings to build it with, in place of those in the checkpoint.
+
+    Returns:
+        The detector on the CPU in evaluation mode, with the averaged weights where there are
+        some, and its configuration.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
+    """
+    state = load_checkpoint(path)
+    if config is None:
+        config = TrainConfig.from_dict(state["config"])
+    if list(config.data.classes) != list(state["classes"]):
+        raise ValueError(
+            f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
+            f"{', '.join(config.data.classes)}"
+        )
+    model = build_model(config, load_weights=False)
+    try:
+        model.load_state_dict(state.get("ema") or state["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its configuration: {error}") from error
+    return model.eval(), config
