@@ -57,7 +57,8 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
             return sample[0], with_box_weights(sample[1])
         partner = rng.randrange(size - 1)
         partner += partner >= index  # every index but its own is equally likely
-        return self.mix.mix_pair(sample, self._load(partner), self.mix.draw_ratio(rng))
+        names = (f"sample {index}", f"sample {partner}")
+        return self.mix.mix_named(sample, self._load(partner), self.mix.draw_ratio(rng), names)
 
     def _random(self, index: int) -> random.Random:
         if self.seed is None:

@@ -40,5 +40,10 @@ class SharedEpoch:
         # A copied tensor would not be in shared memory any more.
         return SharedEpoch(self.value)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Neither would one that came through plain pickling or torch.save.
+        self.__dict__.update(state)
+        self._value.share_memory_()  # type: ignore[no-untyped-call]
+
     def __repr__(self) -> str:
         return f"SharedEpoch({self.value})"

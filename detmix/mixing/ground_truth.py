@@ -5,6 +5,7 @@ Shapes: N_a and N_b objects in the two targets; (H, W) the canvas.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def box_weights(target: Target) -> Tensor:
     if weights is None:
         boxes = target["boxes"]
         return torch.ones(len(boxes), dtype=torch.float32, device=boxes.device)
-    return torch.as_tensor(weights)
+    return torch.as_tensor(weights, dtype=torch.float32, device=target["boxes"].device)
 
 
 def with_box_weights(target: Target) -> Target:
@@ -71,29 +72,42 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
         ValueError: Naming the sample, the key and the value, for a wrong shape, a box with NaN
             or infinity, or a weight that is negative or not finite.
     """
-    if image.ndim != 3:
-        raise ValueError(f"{name}: image must have shape (C, H, W), got {tuple(image.shape)}")
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        raise ValueError(f"{name}: image must be a (C, H, W) tensor, got {_describe(image)}")
+    if not isinstance(target, dict):
+        raise ValueError(f"{name}: target must be a dict, got {_describe(target)}")
     boxes = target.get("boxes")
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        got = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise ValueError(f"{name}: 'boxes' must be a tensor of shape (N, 4), got {got}")
-    for key in PER_OBJECT_KEYS & target.keys():
+        raise ValueError(f"{name}: 'boxes' must be an (N, 4) tensor, got {_describe(boxes)}")
+    for key in sorted(PER_OBJECT_KEYS & target.keys()):
         if target[key] is not None and not is_per_object(target, key):
-            value = target[key]
-            got = f"length {len(value)}" if hasattr(value, "__len__") else repr(value)
             raise ValueError(
-                f"{name}: {key!r} must have {len(boxes)} entries, one for each box, got {got}"
+                f"{name}: {key!r} must be a tensor or list of {len(boxes)} entries, one for "
+                f"each box, got {_describe(target[key])}"
             )
     _check_rows(boxes, torch.isfinite(boxes).all(1), f"{name}: 'boxes'", "four finite numbers")
     weights = box_weights(target)
+    if weights.ndim != 1:
+        raise ValueError(f"{name}: 'box_weights' must have one axis, got {_describe(weights)}")
     valid = torch.isfinite(weights) & (weights >= 0)
     _check_rows(weights, valid, f"{name}: 'box_weights'", "a finite number, not negative")
     masks = target.get("masks")
-    if masks is not None and masks.shape[-2:] != image.shape[-2:]:
+    if masks is not None and (
+        not isinstance(masks, Tensor) or masks.shape != (len(boxes), *image.shape[1:])
+    ):
         raise ValueError(
-            f"{name}: 'masks' must have the image's size {tuple(image.shape[-2:])}, "
-            f"got {tuple(masks.shape[-2:])}"
+            f"{name}: 'masks' must be a {(len(boxes), *image.shape[1:])} tensor, the image's "
+            f"size, got {_describe(masks)}"
         )
+
+
+def _describe(value: object) -> str:
+    """Say what a value is, for an error."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Sized):
+        return f"{type(value).__name__} of length {len(value)}"
+    return repr(value)
 
 
 def _check_rows(values: Tensor, valid: Tensor, name: str, expected: str) -> None:
@@ -154,20 +168,24 @@ def _joins(parts: list[Target], key: str) -> bool:
 
 def _join(parts: list[Target], key: str, size: tuple[int, int]) -> Any:
     """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
-    template = next(part[key] for part in parts if part.get(key) is not None)
-    values = []
-    for part in parts:
-        value = part.get(key)
-        if value is None:
-            value = _default(part, key, template)
-        elif key == "masks":
-            value = F.pad(value, (0, size[1] - value.shape[-1], 0, size[0] - value.shape[-2]))
-        values.append(value)
+    held = [part.get(key) for part in parts]
+    if key == "masks":
+        held = [value if value is None else _pad_masks(value, size) for value in held]
+    template = next(value for value in held if value is not None)
+    values = [
+        _default(part, key, template) if value is None else value
+        for part, value in zip(parts, held, strict=True)
+    ]
     if isinstance(template, list):
         return [*values[0], *values[1]]
     # An image without objects often comes without the extra axes that its partner's have.
     filled = [value for value in values if len(value)] or values[:1]
     return torch.cat(filled)
+
+
+def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad ``(N, H', W')`` masks with background at the bottom and right to (H, W)."""
+    return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
 
 
 def _default(part: Target, key: str, template: Tensor | list[Any]) -> Any:

@@ -51,6 +51,8 @@ class DetectionMixer(nn.Module, abc.ABC):
         super().__init__()
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be positive, got {epochs}")
         if off_epochs < 0:
             raise ValueError(f"off_epochs must not be negative, got {off_epochs}")
         if off_epochs and epochs is None:
@@ -127,14 +129,27 @@ class DetectionMixer(nn.Module, abc.ABC):
         Raises:
             ValueError: Naming the index of a sample that breaks the contract.
         """
-        for index, (image, target) in enumerate(samples):
-            check_sample(image, target, _name(index, target))
-        return [
-            (sample[0], with_box_weights(sample[1]))
-            if param is None
-            else self.mix_pair(sample, samples[param.partner], param.lam)
-            for sample, param in zip(samples, params, strict=True)
-        ]
+        names = [_name(index, target) for index, (_, target) in enumerate(samples)]
+        for (image, target), name in zip(samples, names, strict=True):
+            check_sample(image, target, name)
+        mixed = []
+        for (image, target), name, param in zip(samples, names, params, strict=True):
+            if param is None:
+                mixed.append((image, with_box_weights(target)))
+            else:
+                partner = samples[param.partner]
+                pair_names = (name, names[param.partner])
+                mixed.append(self.mix_named((image, target), partner, param.lam, pair_names))
+        return mixed
+
+    def mix_named(
+        self, sample_a: Sample, sample_b: Sample, lam: float, names: tuple[str, str]
+    ) -> Sample:
+        """Mix two checked samples; an error names them."""
+        try:
+            return self.mix_pair(sample_a, sample_b, lam)
+        except ValueError as error:
+            raise ValueError(f"mixing {names[0]} with {names[1]}: {error}") from error
 
     def forward(
         self,
@@ -159,9 +174,8 @@ class DetectionMixer(nn.Module, abc.ABC):
             ValueError: If images and targets differ in number, or naming the index of a sample
                 that breaks the contract.
         """
-        stacked = isinstance(images, Tensor)
         if targets is None:
-            if stacked:
+            if isinstance(images, Tensor):
                 raise ValueError("targets are needed with a tensor of images")
             samples = [(image, target) for image, target in images]
         elif len(images) != len(targets):
@@ -170,8 +184,10 @@ class DetectionMixer(nn.Module, abc.ABC):
             samples = list(zip(images, targets, strict=True))
         mixed = self.transform(samples, self.make_params(len(samples), generator))
         mixed_images = [image for image, _ in mixed]
-        out = torch.stack(mixed_images) if stacked and mixed_images else mixed_images
-        return out, [target for _, target in mixed]
+        mixed_targets = [target for _, target in mixed]
+        if not isinstance(images, Tensor):
+            return mixed_images, mixed_targets
+        return torch.stack(mixed_images) if mixed else images, mixed_targets
 
     def extra_repr(self) -> str:
         """Describe the settings."""

@@ -15,6 +15,9 @@ __all__ = ["Fill", "blend", "canvas_size", "pad_to"]
 
 Fill = float | Sequence[float]
 
+# Values of one image in a strip of `_blend_strips`: two strips of float32 are 1 MiB.
+_STRIP_VALUES = 2**17
+
 
 def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
     """Return (H, W) of the smallest canvas that holds both images at its top left."""
@@ -31,21 +34,19 @@ def pad_to(image: Tensor, size: tuple[int, int], fill: Fill = 0) -> Tensor:
         image: ``(C, H', W')`` of any dtype.
         size: (H, W), at least (H', W').
         fill: The value of the new pixels, in the image's own scale: one number, or one for
-            each channel.
+            each channel. Rounded to nearest where the image holds integers.
 
     Returns:
         ``(C, H, W)``; the image itself where it has this size already.
+
+    Raises:
+        ValueError: If ``fill`` does not suit the image's channels or dtype.
     """
+    value = _fill_value(fill, image)
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):
         return image
     canvas = image.new_empty((image.shape[0], *size))
-    value = torch.as_tensor(fill, device=image.device).to(image.dtype)
-    if value.ndim and len(value) != image.shape[0]:
-        raise ValueError(
-            f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
-        )
-    value = value.reshape(-1, 1, 1)
     canvas[:, height:] = value
     canvas[:, :height, width:] = value
     canvas[:, :height, :width] = image
@@ -68,9 +69,87 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
 
     Returns:
         ``(C, H, W)`` in the input's dtype; uint8 is rounded to nearest.
+
+    Raises:
+        ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
+            channels, or ``fill`` does not suit them.
     """
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must be in [0, 1], got {lam}")
+    _check_pair(image_a, image_b)
+    if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
+        return _blend_strips(image_a, image_b, lam, fill)
     size = canvas_size(image_a, image_b)
     image_a, image_b = pad_to(image_a, size, fill), pad_to(image_b, size, fill)
     if image_a.is_floating_point():
         return torch.lerp(image_b, image_a, lam)
     return torch.lerp(image_b.float(), image_a.float(), lam).round_().to(image_a.dtype)
+
+
+def _check_pair(image_a: Tensor, image_b: Tensor) -> None:
+    """Raise ValueError for images that cannot be blended."""
+    for name in ("dtype", "device"):
+        a, b = getattr(image_a, name), getattr(image_b, name)
+        if a != b:
+            raise ValueError(f"images to mix must have the same {name}, got {a} and {b}")
+    if image_a.shape[0] != image_b.shape[0]:
+        raise ValueError(
+            f"images to mix must have as many channels, got {image_a.shape[0]} and "
+            f"{image_b.shape[0]}"
+        )
+
+
+def _fill_value(fill: Fill, image: Tensor) -> Tensor:
+    """Return ``fill`` in the image's dtype and on its device: ``(1 or C, 1, 1)``."""
+    values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
+    if isinstance(fill, Sequence) and len(values) != image.shape[0]:
+        raise ValueError(
+            f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
+        )
+    if not image.is_floating_point():
+        limits = torch.iinfo(image.dtype)
+        if not all(limits.min <= value <= limits.max for value in values):
+            raise ValueError(
+                f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
+            )
+        values = [round(value) for value in values]
+    return torch.tensor(values, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+
+
+def _blend_strips(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
+    """Blend uint8 images on the CPU, a strip of rows after the other.
+
+    The same arithmetic as on whole images, but the floats stay in the cache and padding costs
+    no copy of its own.
+    """
+    (height, width), channels = canvas_size(image_a, image_b), image_a.shape[0]
+    value = _fill_value(fill, image_a).float()
+    rows = max(1, min(height, _STRIP_VALUES // max(1, channels * width)))
+    canvas = _empty_like_order(image_a, (channels, height, width), torch.uint8)
+    strip_a = _empty_like_order(image_a, (channels, rows, width), torch.float32)
+    strip_b = torch.empty_like(strip_a)
+    for top in range(0, height, rows):
+        rows = min(rows, height - top)
+        a = _load_rows(strip_a[:, :rows], image_a[:, top : top + rows], value)
+        b = _load_rows(strip_b[:, :rows], image_b[:, top : top + rows], value)
+        # By way of int16, because torch converts float to uint8 without vector instructions.
+        canvas[:, top : top + rows] = torch.lerp(b, a, lam, out=b).round_().short()
+    return canvas
+
+
+def _load_rows(strip: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+    """Copy rows of an image to the top left of a float strip, ``value`` to what is left."""
+    height, width = rows.shape[1:]
+    strip[:, :height, :width] = rows
+    if (height, width) != strip.shape[1:]:
+        strip[:, height:] = value
+        strip[:, :height, width:] = value
+    return strip
+
+
+def _empty_like_order(image: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Return an empty ``(C, H, W)`` tensor, channels last in memory where the image is."""
+    channels, height, width = shape
+    if image.stride(0) == 1:  # as an image decoder leaves it
+        return torch.empty((height, width, channels), dtype=dtype).permute(2, 0, 1)
+    return torch.empty(shape, dtype=dtype)

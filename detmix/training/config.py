@@ -212,17 +212,6 @@ class TrainConfig:
         assert isinstance(plain, dict)
         return plain
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Make a configuration from `as_dict`'s values, ignoring none.
-
-        Raises:
-            ValueError: Naming a key that there is none of, or a value of the wrong type.
-        """
-        from detmix.training.parsing import parse_dict
-
-        return parse_dict(cls, values)
-
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from detmix.mixing import Target
 from detmix.training.build import build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
+from detmix.training.parsing import parse_args
 
 __all__ = ["evaluate", "load_detector", "predict", "to_device"]
 
@@ -100,14 +102,13 @@ def evaluate(
     return evaluator
 
 
-def load_detector(
-    path: Path | str, config: TrainConfig | None = None
-) -> tuple[nn.Module, TrainConfig]:
+def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
     """Load a detector from a checkpoint of a training.
 
     Args:
         path: ``last.pt`` or ``best.pt`` of a run.
-        config: Settings to build it with, in place of those in the checkpoint.
+        overrides: Dotted arguments that change the checkpoint's configuration, such as
+            ``["--data.root", "data/VOCdevkit"]``.
 
     Returns:
         The detector on the CPU in evaluation mode, with the averaged weights where there are
@@ -118,8 +119,7 @@ def load_detector(
         ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
     """
     state = load_checkpoint(path)
-    if config is None:
-        config = TrainConfig.from_dict(state["config"])
+    config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
     if list(config.data.classes) != list(state["classes"]):
         raise ValueError(
             f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "

@@ -1,0 +1,42 @@
+"""Data sets, augmentation and loaders.
+
+VOC devkit, shapes ─► VOCDetection ─► AugmentedDataset ─► loaders
+"""
+
+from detmix.data.augment import (
+    AlbumentationsTransform,
+    AugmentedDataset,
+    detection_transforms,
+    init_worker,
+)
+from detmix.data.loaders import (
+    EpochBatchSampler,
+    MixCollate,
+    collate,
+    eval_loader,
+    train_loader,
+)
+from detmix.data.shapes import SHAPE_CLASSES, write_shapes
+from detmix.data.voc import VOC_CLASSES, VOCDetection, VOCReport
+from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation, write_annotation
+
+__all__ = [
+    "SHAPE_CLASSES",
+    "VOC_CLASSES",
+    "AlbumentationsTransform",
+    "AugmentedDataset",
+    "EpochBatchSampler",
+    "MixCollate",
+    "VOCAnnotation",
+    "VOCDetection",
+    "VOCObject",
+    "VOCReport",
+    "collate",
+    "detection_transforms",
+    "eval_loader",
+    "init_worker",
+    "read_annotation",
+    "train_loader",
+    "write_annotation",
+    "write_shapes",
+]

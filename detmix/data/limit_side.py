@@ -1,0 +1,30 @@
+"""An albumentations resize that only ever shrinks. Importing this file imports albumentations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import albumentations
+import cv2
+
+__all__ = ["LimitLongestSide"]
+
+
+class LimitLongestSide(albumentations.LongestMaxSize):  # type: ignore[misc]
+    """Shrink an image so that its longest side is at most ``max_size``; never enlarge it.
+
+    Enlarging is left to the detector's own resizing: here it would only make the transforms
+    that follow slower. Shrinking averages over areas, which does not alias.
+
+    Args:
+        max_size: The longest side allowed, in pixels.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(max_size=max_size, interpolation=cv2.INTER_AREA, p=1.0)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the scale, as albumentations asks of its resizing transforms."""
+        return {"scale": min(1.0, self.max_size / max(params["shape"][:2]))}

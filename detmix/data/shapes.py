@@ -1,0 +1,328 @@
+"""Synthetic shapes on textured backgrounds, written to disk as a Pascal VOC devkit.
+
+What is trained on them takes the very path that Pascal VOC takes: JPEG files, XML annotations
+and split files read by :class:`detmix.data.VOCDetection`. Every image is a function of
+(seed, split, number) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
+
+__all__ = ["SHAPE_CLASSES", "write_shapes"]
+
+SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")
+"""The classes of the synthetic data set; label 1 is the first of them."""
+
+FloatArray = npt.NDArray[np.float32]
+
+_FORMAT = 1  # raise it whenever the same arguments give other images
+_OVERSAMPLING = 3
+_MAX_OBJECTS = 4
+_DIAMETERS = (16 / 128, 56 / 128)  # of the circumscribed circle, relative to the image's side
+_SHORTEST_SIDE = 0.75  # relative to the image's side: batches then really need padding
+_MAX_OVERLAP = 0.2  # intersection over the smaller bounding square
+_MIN_CONTRAST = 70.0  # largest channel difference between an object and what is behind it
+_MIN_COVERAGE = 0.25  # a pixel belongs to an object when the object covers this much of it
+_FAINT_SHARE = 0.04  # of the objects are nearly transparent, and marked difficult
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One drawn image with its ground truth.
+
+    Attributes:
+        image: uint8 ``(H, W, 3)``.
+        owners: int8 ``(H, W)``: which object is seen at a pixel, -1 for the background.
+        objects: The annotated objects; object ``k`` owns the pixels where ``owners == k``.
+    """
+
+    image: npt.NDArray[np.uint8]
+    owners: npt.NDArray[np.int8]
+    objects: tuple[VOCObject, ...]
+
+
+def write_shapes(
+    root: str | Path,
+    num_train: int = 1600,
+    num_test: int = 300,
+    image_size: int = 128,
+    seed: int = 0,
+    year: str = "2007",
+) -> Path:
+    """Write the data set to ``root/VOC<year>``, with the splits ``trainval`` and ``test``.
+
+    It is built in a temporary folder beside it and renamed at the end, so that an interrupted
+    run leaves nothing that looks finished. If the same data set is already there, nothing is
+    done.
+
+    Args:
+        root: The devkit folder to write to; made if it does not exist.
+        num_train: Images in ``trainval``.
+        num_test: Images in ``test``.
+        image_size: The longest side in pixels; the other is between 3/4 of it and all of it.
+        seed: Of all images; not negative.
+        year: Names the folder, ``VOC<year>``.
+
+    Returns:
+        ``root``, as :class:`detmix.data.VOCDetection` takes it.
+
+    Raises:
+        FileExistsError: There is something else at ``root/VOC<year>``.
+        ValueError: A number is out of its range.
+    """
+    _check_arguments(num_train, num_test, image_size, seed)
+    root = Path(root)
+    folder = root / f"VOC{year}"
+    description = {
+        "made_by": "detmix.data.write_shapes",
+        "format": _FORMAT,
+        "num_train": num_train,
+        "num_test": num_test,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    if _is_there(folder, description):
+        return root
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".VOC{year}-", dir=root) as temporary:
+        # A subfolder: the temporary folder itself is readable by its owner alone.
+        draft = Path(temporary) / folder.name
+        _write_devkit(draft, description)
+        _publish(draft, folder, description)
+    return root
+
+
+def render_scene(seed: int, split: int, index: int, image_size: int) -> _Scene:
+    """Draw one image: a function of its arguments and of nothing else."""
+    rng = np.random.default_rng([seed, split, index])
+    height, width = _draw_canvas_size(rng, image_size)
+    canvas = _draw_background(rng, height, width)
+    owners = np.full((height, width), -1, dtype=np.int8)
+    squares: list[tuple[float, float, float]] = []
+    looks: list[tuple[str, bool]] = []
+    for _ in range(int(rng.integers(1, _MAX_OBJECTS + 1))):
+        square = _place(rng, squares, height, width, image_size)
+        if square is None:
+            continue
+        name = SHAPE_CLASSES[int(rng.integers(len(SHAPE_CLASSES)))]
+        is_faint = bool(rng.random() < _FAINT_SHARE)
+        _draw_object(rng, canvas, owners, len(squares), name, square, is_faint)
+        squares.append(square)
+        looks.append((name, is_faint))
+    image = np.clip(canvas + rng.normal(0, rng.uniform(1, 7), canvas.shape), 0, 255)
+    objects = tuple(
+        VOCObject(name, _extent(owners == index), is_faint)
+        for index, (name, is_faint) in enumerate(looks)
+    )
+    return _Scene(image.astype(np.uint8), owners, objects)
+
+
+def _check_arguments(num_train: int, num_test: int, image_size: int, seed: int) -> None:
+    for name, value, smallest in (
+        ("num_train", num_train, 1),
+        ("num_test", num_test, 1),
+        ("image_size", image_size, 64),
+        ("seed", seed, 0),
+    ):
+        if value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def _is_there(folder: Path, description: dict[str, Any]) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        found = json.loads((folder / "shapes.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != description:
+        raise FileExistsError(
+            f"{folder}: exists and is not the data set asked for; expected shapes.json to hold "
+            f"{description}, got {found}; move it away or choose another folder"
+        )
+    return True
+
+
+def _publish(draft: Path, folder: Path, description: dict[str, Any]) -> None:
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        # Another process may have finished the same data set in the meantime.
+        if not _is_there(folder, description):
+            raise
+
+
+def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    number = 0
+    for split, (name, key) in enumerate((("trainval", "num_train"), ("test", "num_test"))):
+        ids = []
+        for index in range(description[key]):
+            number += 1
+            ids.append(f"{number:06d}")
+            scene = render_scene(description["seed"], split, index, description["image_size"])
+            _write_scene(folder, ids[-1], scene)
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(ids) + "\n")
+    (folder / "shapes.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _write_scene(folder: Path, image_id: str, scene: _Scene) -> None:
+    path = folder / "JPEGImages" / f"{image_id}.jpg"
+    Image.fromarray(scene.image).save(path, quality=_JPEG_QUALITY)
+    height, width = scene.owners.shape
+    annotation = VOCAnnotation(path.name, width, height, scene.objects)
+    write_annotation(folder / "Annotations" / f"{image_id}.xml", annotation)
+
+
+def _draw_canvas_size(rng: np.random.Generator, image_size: int) -> tuple[int, int]:
+    shorter = int(rng.integers(round(_SHORTEST_SIDE * image_size), image_size + 1))
+    return (image_size, shorter) if rng.random() < 0.5 else (shorter, image_size)
+
+
+def _draw_background(rng: np.random.Generator, height: int, width: int) -> FloatArray:
+    """Return float32 ``(H, W, 3)``: a gradient, soft blotches and sometimes stripes."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    ramp = (x / width - 0.5) * math.cos(angle) + (y / height - 0.5) * math.sin(angle) + 0.5
+    first, second = rng.uniform(30, 225, (2, 3)).astype(np.float32)
+    canvas = first + ramp[..., None] * 0.6 * (second - first)
+    canvas += _draw_blotches(rng, height, width)
+    if rng.random() < 0.4:
+        frequency, direction = rng.uniform(0.2, 1.0), rng.uniform(0, math.pi)
+        stripes = np.sin(frequency * (x * math.cos(direction) + y * math.sin(direction)))
+        canvas += (rng.uniform(5, 18) * stripes)[..., None]
+    return np.asarray(np.clip(canvas, 0, 255), dtype=np.float32)
+
+
+def _draw_blotches(rng: np.random.Generator, height: int, width: int) -> FloatArray:
+    cells = int(rng.integers(3, 9))
+    coarse = rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+    fine = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    strength = rng.uniform(0.05, 0.35)
+    return np.asarray(strength * (np.asarray(fine) - 127.5), dtype=np.float32)
+
+
+def _place(
+    rng: np.random.Generator,
+    squares: list[tuple[float, float, float]],
+    height: int,
+    width: int,
+    image_size: int,
+) -> tuple[float, float, float] | None:
+    """Return centre x, y and radius of the next object, or None where no room is found."""
+    low, high = _DIAMETERS
+    for _ in range(20):
+        # Uniform in the logarithm: as many small objects as large ones per octave.
+        radius = image_size / 2 * math.exp(rng.uniform(math.log(low), math.log(high)))
+        square = (
+            rng.uniform(radius + 1, width - radius - 1),
+            rng.uniform(radius + 1, height - radius - 1),
+            radius,
+        )
+        if all(_overlap(square, other) <= _MAX_OVERLAP for other in squares):
+            return square
+    return None
+
+
+def _overlap(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0] - a[2], b[0] - b[2])
+    height = min(a[1] + a[2], b[1] + b[2]) - max(a[1] - a[2], b[1] - b[2])
+    return max(width, 0) * max(height, 0) / (2 * min(a[2], b[2])) ** 2
+
+
+def _draw_object(
+    rng: np.random.Generator,
+    canvas: FloatArray,
+    owners: npt.NDArray[np.int8],
+    number: int,
+    name: str,
+    square: tuple[float, float, float],
+    is_faint: bool,
+) -> None:
+    """Draw one object into ``canvas`` and enter it in ``owners``, both in place."""
+    centre_x, centre_y, radius = square
+    left, top = int(centre_x - radius) - 1, int(centre_y - radius) - 1
+    side = 2 * math.ceil(radius) + 3
+    rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
+    centre = (centre_x - columns.start, centre_y - rows.start)
+    patch = canvas[rows, columns]
+    coverage = _draw_mask(rng, name, centre, radius, patch.shape[:2])
+    is_inside = coverage >= _MIN_COVERAGE
+    colour = _draw_colour(rng, patch[is_inside].mean(axis=0))
+    opacity = rng.uniform(0.2, 0.35) if is_faint else 1.0
+    # Shading across the object, so that it is no flat patch.
+    shade = np.linspace(-1, 1, patch.shape[1], dtype=np.float32)[None, :, None]
+    painted = colour + np.float32(rng.uniform(-20, 20)) * shade
+    patch += (coverage * np.float32(opacity))[..., None] * (painted - patch)
+    owners[rows, columns][is_inside] = number
+
+
+def _draw_mask(
+    rng: np.random.Generator,
+    name: str,
+    centre: tuple[float, float],
+    radius: float,
+    shape: tuple[int, ...],
+) -> FloatArray:
+    """Return the share of each pixel that the shape covers, float32 ``(H, W)`` in [0, 1]."""
+    height, width = shape
+    fine = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
+    draw = ImageDraw.Draw(fine)
+    x, y, r = (_OVERSAMPLING * value for value in (*centre, radius))
+    if name == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    else:
+        corners = _corners(name) * r
+        angle = rng.uniform(0, 2 * math.pi)
+        cos, sin = math.cos(angle), math.sin(angle)
+        turned = corners @ np.array([[cos, sin], [-sin, cos]]) + (x, y)
+        draw.polygon([(float(px), float(py)) for px, py in turned], fill=255)
+    return np.asarray(np.asarray(fine.reduce(_OVERSAMPLING)) / 255, dtype=np.float32)
+
+
+def _corners(name: str) -> npt.NDArray[np.float64]:
+    """Return a polygon ``(K, 2)`` around the origin, its outermost corner at distance 1."""
+    if name == "cross":
+        arm = 0.32
+        quarter = np.array([[arm, arm], [arm, 1.0], [-arm, 1.0]])
+        turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+        polygon = np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+        return polygon / math.hypot(arm, 1.0)
+    points = {"square": 4, "star": 10, "triangle": 3}[name]
+    angles = np.arange(points) * (2 * math.pi / points)
+    radii = np.where(np.arange(points) % 2, 0.45, 1.0) if name == "star" else np.ones(points)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _draw_colour(rng: np.random.Generator, behind: FloatArray) -> FloatArray:
+    """Draw a colour that stands out from what is behind the object."""
+    colours = rng.uniform(0, 255, (32, 3)).astype(np.float32)
+    contrast = np.abs(colours - behind).max(axis=1)
+    # argmax: the first that does, or simply the first where none does.
+    return np.asarray(colours[np.argmax(contrast >= _MIN_CONTRAST)])
+
+
+def _extent(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Return the tight box around the pixels of a mask, in continuous coordinates."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (
+        float(columns[0]),
+        float(rows[0]),
+        float(columns[-1] + 1),
+        float(rows[-1] + 1),
+    )

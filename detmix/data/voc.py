@@ -1,0 +1,279 @@
+"""Pascal VOC detection (and any data set in its layout) as a map-style data set.
+
+Annotations are read once, at construction: mistakes show before training starts instead of in a
+worker, and what is held afterwards is a few flat tensors, so that forked workers share them.
+Legend: I images, M objects of the whole data set, N objects of one image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detmix.data.image_file import read_image_size, read_jpeg
+from detmix.data.voc_annotation import VOCAnnotation, read_annotation
+from detmix.data.voc_layout import ImageEntry, list_entries
+
+__all__ = ["VOC_CLASSES", "VOCDetection", "VOCReport"]
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The 20 classes of VOC 2007 to 2012 (devkit, ``VOCinit.m``); label 1 is the first of them."""
+
+
+@dataclass(frozen=True)
+class VOCReport:
+    """What was found while the annotations were read.
+
+    Attributes:
+        num_images: Images.
+        num_objects: Objects that are in the data set.
+        num_difficult: How many of these are marked difficult.
+        num_empty_images: Images left without an object.
+        num_clipped: Boxes that reached beyond the image and were clipped to it.
+        num_without_area: Boxes dropped because no area was left inside the image.
+        num_difficult_dropped: Objects left out by ``difficult="drop"``.
+    """
+
+    num_images: int
+    num_objects: int
+    num_difficult: int
+    num_empty_images: int
+    num_clipped: int
+    num_without_area: int
+    num_difficult_dropped: int
+
+
+class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """Images and objects of one or more splits of a Pascal VOC devkit.
+
+    A sample is ``(image, target)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an EXIF
+    orientation is not applied: VOC boxes are in stored pixels); the target has ``boxes`` float32
+    ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
+    1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
+
+    Boxes are clipped to the image; those without area are dropped. Both are counted in
+    ``report`` and told in one warning.
+
+    Args:
+        root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
+        image_sets: Pairs of year and split, joined in this order; 07+12 is
+            ``(("2007", "trainval"), ("2012", "trainval"))``.
+        transforms: Called as ``transforms(image, target)``; returns the new pair.
+        difficult: ``"keep"``, or ``"drop"`` to leave difficult objects out (as is usual for
+            training; the evaluation needs them).
+        classes: The class names; label ``k`` is ``classes[k - 1]``.
+
+    Attributes:
+        classes: The class names.
+        names: The images' names by index, such as ``"VOC2007/000005"``.
+        report: Counts, see :class:`VOCReport`.
+
+    Raises:
+        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
+        ValueError: An argument, a split file or an annotation cannot be used; the message
+            names the file and the value. Also on access, for an image that cannot be decoded
+            or is not of the size its annotation says.
+        IndexError: On access, the index is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_sets: Sequence[tuple[str, str]] = (("2007", "trainval"),),
+        transforms: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None,
+        difficult: Literal["keep", "drop"] = "keep",
+        classes: Sequence[str] = VOC_CLASSES,
+    ) -> None:
+        if difficult not in ("keep", "drop"):
+            raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
+        self.classes = _check_classes(classes)
+        self.transforms = transforms
+        self._entries = list_entries(root, image_sets)
+        self.names = [entry.name for entry in self._entries]
+        objects = _Objects.read(self._entries, self.classes)
+        objects, self.report = objects.clean(drop_difficult=difficult == "drop")
+        self._boxes = torch.from_numpy(objects.boxes.astype(np.float32))  # (M, 4)
+        self._labels = torch.from_numpy(objects.labels)  # (M,)
+        self._difficult = torch.from_numpy(objects.difficult)  # (M,)
+        self._sizes = objects.sizes.tolist()  # I times [height, width]
+        self._offsets = objects.offsets().tolist()  # I + 1
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        index = self._check_index(index)
+        image, target = self._read_image(index), self.target(index)
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Return a copy of one image's target, as stored and without ``transforms``."""
+        index = self._check_index(index)
+        rows = slice(self._offsets[index], self._offsets[index + 1])
+        return {
+            "boxes": self._boxes[rows].clone(),
+            "labels": self._labels[rows].clone(),
+            "difficult": self._difficult[rows].clone(),
+            "image_id": index,
+        }
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of one image's JPEG file."""
+        return self._entries[self._check_index(index)].image
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return one image's height and width in pixels without decoding it."""
+        height, width = self._sizes[self._check_index(index)]
+        return height, width
+
+    def _read_image(self, index: int) -> Tensor:
+        entry = self._entries[index]
+        image = read_jpeg(entry.image)
+        height, width = image.shape[-2:]
+        if [height, width] != self._sizes[index]:
+            raise ValueError(
+                f"{entry.image}: the image is {width} x {height} pixels, but {entry.annotation} "
+                f"says {self._sizes[index][1]} x {self._sizes[index][0]}"
+            )
+        return image
+
+    def _check_index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        return index % len(self)
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """All objects of the data set in flat arrays, with the image each belongs to."""
+
+    boxes: np.ndarray[Any, np.dtype[np.float64]]  # (M, 4)
+    labels: np.ndarray[Any, np.dtype[np.int64]]  # (M,)
+    difficult: np.ndarray[Any, np.dtype[np.bool_]]  # (M,)
+    image_index: np.ndarray[Any, np.dtype[np.int64]]  # (M,)
+    sizes: np.ndarray[Any, np.dtype[np.int64]]  # (I, 2) height, width
+    entries: list[ImageEntry]
+
+    @classmethod
+    def read(cls, entries: list[ImageEntry], classes: tuple[str, ...]) -> _Objects:
+        labels = {name: label for label, name in enumerate(classes, 1)}
+        rows: list[tuple[int, int, bool]] = []
+        boxes: list[tuple[float, float, float, float]] = []
+        sizes: list[tuple[int, int]] = []
+        for index, entry in enumerate(entries):
+            annotation = read_annotation(entry.annotation)
+            sizes.append(_image_size(annotation, entry))
+            for item in annotation.objects:
+                if item.name not in labels:
+                    raise ValueError(
+                        f"{entry.annotation}: unknown class {item.name!r}; "
+                        f"known are {', '.join(classes)}"
+                    )
+                rows.append((labels[item.name], index, item.difficult))
+                boxes.append(item.box)
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return cls(
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            labels=columns[:, 0].copy(),
+            difficult=columns[:, 2].astype(bool),
+            image_index=columns[:, 1].copy(),
+            sizes=np.array(sizes, dtype=np.int64),
+            entries=entries,
+        )
+
+    def clean(self, *, drop_difficult: bool) -> tuple[_Objects, VOCReport]:
+        """Clip boxes, drop those without area (and difficult ones), count and warn once."""
+        limits = np.tile(self.sizes[self.image_index][:, ::-1], 2)  # (M, 4): W, H, W, H
+        boxes = np.clip(self.boxes, 0, limits)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        is_clipped = (boxes != self.boxes).any(axis=1) & has_area
+        self._warn(is_clipped, ~has_area)
+        is_dropped = self.difficult & has_area & drop_difficult
+        keep = has_area & ~is_dropped
+        cleaned = _Objects(
+            boxes=boxes[keep],
+            labels=self.labels[keep],
+            difficult=self.difficult[keep],
+            image_index=self.image_index[keep],
+            sizes=self.sizes,
+            entries=self.entries,
+        )
+        report = VOCReport(
+            num_images=len(self.entries),
+            num_objects=int(keep.sum()),
+            num_difficult=int(cleaned.difficult.sum()),
+            num_empty_images=int((np.diff(cleaned.offsets()) == 0).sum()),
+            num_clipped=int(is_clipped.sum()),
+            num_without_area=int((~has_area).sum()),
+            num_difficult_dropped=int(is_dropped.sum()),
+        )
+        return cleaned, report
+
+    def offsets(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return ``(I + 1,)``: image ``i`` owns the rows ``offsets[i]`` to ``offsets[i + 1]``."""
+        counts = np.bincount(self.image_index, minlength=len(self.entries))
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def _warn(self, clipped: np.ndarray[Any, Any], without_area: np.ndarray[Any, Any]) -> None:
+        parts = []
+        for mask, what in (
+            (clipped, "clipped: they reached beyond their image"),
+            (without_area, "dropped: they have no area inside their image"),
+        ):
+            if mask.any():
+                first = int(np.argmax(mask))
+                x1, y1, x2, y2 = (float(v) for v in self.boxes[first])
+                height, width = self.sizes[self.image_index[first]]
+                parts.append(
+                    f"{mask.sum()} of {len(mask)} boxes were {what} (first: "
+                    f"{self.entries[self.image_index[first]].annotation}, xmin, ymin, xmax, ymax = "
+                    f"{x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g} in {width} x {height} pixels)"
+                )
+        if parts:
+            warnings.warn("; ".join(parts), UserWarning, stacklevel=4)
+
+
+def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    names = () if isinstance(classes, str) else tuple(classes)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"classes must be a sequence of class names, got {classes!r}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"classes names {twice!r} twice")
+    return names
+
+
+def _image_size(annotation: VOCAnnotation, entry: ImageEntry) -> tuple[int, int]:
+    """Return height and width, from the image's header where the annotation lacks them."""
+    if annotation.width > 0 and annotation.height > 0:
+        return annotation.height, annotation.width
+    return read_image_size(entry.image)

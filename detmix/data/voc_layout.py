@@ -1,0 +1,143 @@
+"""Find the files of a Pascal VOC devkit: years, splits, images and annotations.
+
+The layout is the one the official archives unpack to::
+
+    root/VOC2007/JPEGImages/000005.jpg
+    root/VOC2007/Annotations/000005.xml
+    root/VOC2007/ImageSets/Main/trainval.txt
+
+``root`` may also be the folder that holds ``VOCdevkit``, as torchvision's download leaves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ImageEntry", "list_entries"]
+
+_LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
+_FLAGS = ("-1", "0", "1")
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a data set: its name and its two files.
+
+    Attributes:
+        name: Year folder and id, such as ``"VOC2007/000005"``.
+        folder: The year's folder.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        """The JPEG file."""
+        return self.folder / "JPEGImages" / f"{self.name.rpartition('/')[2]}.jpg"
+
+    @property
+    def annotation(self) -> Path:
+        """The XML file."""
+        return self.folder / "Annotations" / f"{self.name.rpartition('/')[2]}.xml"
+
+
+def list_entries(root: str | Path, image_sets: Sequence[tuple[str, str]]) -> list[ImageEntry]:
+    """List the images of several splits, one after the other, in the order of the split files.
+
+    Args:
+        root: The devkit, or the folder that holds ``VOCdevkit``.
+        image_sets: Pairs of year and split, such as ``("2007", "trainval")``.
+
+    Raises:
+        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
+        ValueError: ``image_sets`` is empty or not made of pairs, a split file is empty or
+            malformed, or an image is listed twice.
+    """
+    entries: list[ImageEntry] = []
+    for year, split in _check_image_sets(image_sets):
+        folder = _find_year(Path(root), year)
+        ids = _read_split(_find_split(folder, split))
+        _check_files(folder, ids)
+        entries.extend(ImageEntry(f"VOC{year}/{image_id}", folder) for image_id in ids)
+    _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
+    return entries
+
+
+def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    pairs: list[object] = list(image_sets)
+    well_formed = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs)
+    if not pairs or not well_formed:
+        raise ValueError(
+            "image_sets must be pairs of year and split, such as (('2007', 'trainval'),), "
+            f"got {image_sets!r}"
+        )
+    return [(str(year), str(split)) for year, split in image_sets]  # YAML reads 2007 as an integer
+
+
+def _find_year(root: Path, year: str) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder; {_LAYOUT}")
+    parents = (root, root / "VOCdevkit")
+    for parent in parents:
+        if (parent / f"VOC{year}").is_dir():
+            return parent / f"VOC{year}"
+    found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
+    hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
+    raise FileNotFoundError(
+        f"{root}: holds no VOC{year}{hint}; found {', '.join(found) or 'no year at all'}; {_LAYOUT}"
+    )
+
+
+def _find_split(folder: Path, split: str) -> Path:
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{path}: there is no split {split!r}; found {', '.join(found) or 'none'}"
+        )
+    return path
+
+
+def _read_split(path: Path) -> list[str]:
+    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
+    ids = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if len(fields) > 2 or (len(fields) == 2 and fields[1] not in _FLAGS):
+            raise ValueError(
+                f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
+                f"got {line.strip()!r}"
+            )
+        if fields and fields[-1] != "-1":
+            ids.append(fields[0])
+    if not ids:
+        raise ValueError(f"{path}: the split lists no image")
+    _check_no_repeats(ids, path)
+    return ids
+
+
+def _check_files(folder: Path, ids: list[str]) -> None:
+    """One directory listing each: thousands of ``stat`` calls are slow on network drives."""
+    for part, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        present = set(os.listdir(folder / part))
+        missing = [image_id for image_id in ids if image_id + suffix not in present]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder / part / (missing[0] + suffix)}: there is no such file "
+                f"({len(missing)} of {len(ids)} listed files are missing)"
+            )
+
+
+def _check_no_repeats(names: list[str], where: object) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{where}: image {name!r} is listed twice")
+        seen.add(name)

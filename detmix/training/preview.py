@@ -1,0 +1,64 @@
+"""What a configuration and a detector look like: a mixed batch, a few predictions."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from detmix.data.loaders import MixCollate, collate, eval_loader
+from detmix.mixing import Target
+from detmix.training.build import build_mixer, build_test_set, build_train_set, open_voc
+from detmix.training.config import TrainConfig
+from detmix.training.evaluate import Prediction, predict
+
+__all__ = ["mixed_batch", "some_predictions"]
+
+
+def mixed_batch(
+    config: TrainConfig, *, epoch: int = 0, num_images: int = 8
+) -> tuple[list[Tensor], list[Target]]:
+    """Return images and targets as an epoch of a training would see them.
+
+    Args:
+        config: The training's configuration.
+        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
+        num_images: How many; mixing on the batch finds its partners among them.
+
+    Returns:
+        uint8 images ``(3, H_i, W_i)`` and their targets with ``box_weights``.
+    """
+    mix = build_mixer(config)
+    on_dataset = config.mixing.place == "dataset"
+    dataset = build_train_set(config, open_voc(config, train=True), mix if on_dataset else None)
+    dataset.set_epoch(epoch)
+    if mix is not None:
+        mix.set_epoch(epoch)
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(dataset), generator=generator)[:num_images].tolist()
+    samples = [dataset[index] for index in order]
+    if mix is None or on_dataset:
+        return collate(samples)
+    return MixCollate(mix, config.seed)(samples)
+
+
+def some_predictions(
+    model: nn.Module, config: TrainConfig, accelerator: Accelerator, *, num_images: int = 8
+) -> tuple[list[Tensor], list[Prediction], list[Target]]:
+    """Run a detector on the first test images.
+
+    Args:
+        model: A detector on the accelerator's device.
+        config: The training's configuration.
+        accelerator: Says the device and the precision.
+        num_images: How many images.
+
+    Returns:
+        uint8 images ``(3, H_i, W_i)``, predictions and targets.
+    """
+    dataset = build_test_set(config, open_voc(config, train=False))
+    num_images = min(num_images, len(dataset))
+    images = [dataset[index][0] for index in range(num_images)]
+    loader = eval_loader(dataset, num_images, workers=0)
+    predictions, targets = next(predict(model, loader, accelerator))
+    return images, predictions, targets

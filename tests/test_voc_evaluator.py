@@ -1,0 +1,560 @@
+"""VOCEvaluator against a per-detection loop written straight from the devkit's rule."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detmix.evaluation import PrecisionRecallCurve, VOCEvaluator, VOCResult
+from detmix.evaluation.voc_ap import average_precision, best_overlaps, paired_iou
+
+CLASSES = ("cat", "dog", "cow")
+
+
+# ---------------------------------------------------------------------------- the oracle: a loop
+
+
+def loop_ap(predictions, targets, num_classes, threshold, interpolation):
+    """AP of every class; detections and objects are sorted into classes first, only once."""
+    objects = [{} for _ in range(num_classes + 1)]  # class -> image -> boxes, difficult, taken
+    for image, target in enumerate(targets):
+        difficult = target.get("difficult", np.zeros(len(target["labels"]), bool)).astype(bool)
+        for label in set(target["labels"].tolist()):
+            mine = target["labels"] == label
+            boxes = target["boxes"][mine].astype(float)
+            objects[label][image] = (boxes, difficult[mine], [False] * len(boxes))
+    if not predictions:
+        return [math.nan] * num_classes
+    images = np.repeat(np.arange(len(predictions)), [len(p["labels"]) for p in predictions])
+    labels, scores, boxes = (
+        np.concatenate([p[key] for p in predictions]) for key in ("labels", "scores", "boxes")
+    )
+    aps = []
+    for label in range(1, num_classes + 1):
+        mine = labels == label
+        detections = images[mine].tolist(), scores[mine], boxes[mine].astype(float)
+        aps.append(loop_ap_of_class(*detections, objects[label], threshold, interpolation))
+    return aps
+
+
+def loop_ap_of_class(images, scores, boxes, objects, threshold, interpolation):
+    """One class: its detections one after the other, as VOCevaldet does."""
+    npos = sum(int((~difficult).sum()) for _, difficult, _ in objects.values())
+    if npos == 0:
+        return math.nan
+    if not images:
+        return 0.0
+    nothing = (np.zeros((0, 4)), [], [])
+    order = np.argsort(-scores, kind="stable")
+    tp, fp = np.zeros(len(order)), np.zeros(len(order))
+    for rank, d in enumerate(order):
+        gt, difficult, taken = objects.get(images[d], nothing)
+        best, j = -np.inf, -1
+        if len(gt):
+            box = boxes[d]
+            w = np.maximum(np.minimum(gt[:, 2], box[2]) - np.maximum(gt[:, 0], box[0]), 0.0)
+            h = np.maximum(np.minimum(gt[:, 3], box[3]) - np.maximum(gt[:, 1], box[1]), 0.0)
+            area = (box[2] - box[0]) * (box[3] - box[1])
+            union = area + (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1]) - w * h
+            overlaps = w * h / union
+            best, j = np.max(overlaps), int(np.argmax(overlaps))
+        if best > threshold:
+            if not difficult[j]:
+                if not taken[j]:
+                    tp[rank], taken[j] = 1.0, True
+                else:
+                    fp[rank] = 1.0
+        else:
+            fp[rank] = 1.0
+    tp, fp = np.cumsum(tp), np.cumsum(fp)
+    recall = tp / npos
+    precision = tp / np.maximum(tp + fp, np.finfo(float).eps)
+    return loop_area(recall, precision, interpolation)
+
+
+def loop_area(recall, precision, interpolation):
+    if interpolation == "11point":
+        ap = 0.0
+        for t in np.arange(0.0, 1.1, 0.1):
+            reached = precision[recall >= t]
+            ap += (reached.max() if len(reached) else 0.0) / 11.0
+        return ap
+    r = np.concatenate(([0.0], recall, [1.0]))
+    p = np.concatenate(([0.0], precision, [0.0]))
+    for i in range(len(p) - 1, 0, -1):
+        p[i - 1] = max(p[i - 1], p[i])
+    steps = np.where(r[1:] != r[:-1])[0]
+    return float(np.sum((r[steps + 1] - r[steps]) * p[steps + 1]))
+
+
+# ------------------------------------------------------------------------------------ random data
+
+
+def random_boxes(rng, num, grid):
+    """Boxes on a coarse grid have many equal overlaps; ``grid=None`` draws continuous ones."""
+    low, size = rng.uniform(0, 60, (num, 2)), rng.uniform(5, 40, (num, 2))
+    if grid:
+        low, size = np.round(low / grid) * grid, np.ceil(size / grid) * grid
+    return np.concatenate([low, low + size], axis=1).astype(np.float32)
+
+
+def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
+    rng = np.random.default_rng(seed)
+    used = rng.permutation(num_classes)[: max(1, num_classes - 1)] + 1  # one class has no objects
+    predictions, targets = [], []
+    for _ in range(num_images):
+        num_gt, num_far = rng.integers(0, 6), rng.integers(0, 5)
+        gt = random_boxes(rng, num_gt, grid)
+        gt_labels = rng.choice(used, num_gt)
+        target = {"boxes": gt, "labels": gt_labels}
+        if rng.random() < 0.8:
+            target["difficult"] = rng.random(num_gt) < 0.3
+        copies = rng.integers(0, max(num_gt, 1), rng.integers(0, 10) if num_gt else 0)
+        shift = rng.normal(0, 3, (len(copies), 4)) if not grid else rng.integers(-1, 2, (1, 4))
+        near = gt[copies] + shift.astype(np.float32)
+        near_labels = gt_labels[copies]
+        boxes = np.concatenate([near, random_boxes(rng, num_far, grid)]).astype(np.float32)
+        labels = np.concatenate([near_labels, rng.integers(1, num_classes + 1, num_far)])
+        scores = rng.random(len(boxes)).astype(np.float32)
+        if score_levels:
+            scores = np.round(scores * score_levels).astype(np.float32) / score_levels
+        predictions.append({"boxes": boxes, "labels": labels, "scores": scores})
+        targets.append(target)
+    return predictions, targets
+
+
+def evaluate(predictions, targets, num_classes, threshold=0.5, batch_size=3):
+    evaluator = VOCEvaluator([f"c{i}" for i in range(num_classes)], threshold)
+    for first in range(0, len(predictions), batch_size):
+        evaluator.update(
+            predictions[first : first + batch_size], targets[first : first + batch_size]
+        )
+    return evaluator
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_images=st.integers(0, 12),
+    num_classes=st.integers(1, 5),
+    grid=st.sampled_from([None, 5, 20]),
+    score_levels=st.sampled_from([None, 2, 10]),
+    threshold=st.sampled_from([0.3, 0.5, 0.75]),
+)
+def test_equals_the_loop(seed, num_images, num_classes, grid, score_levels, threshold):
+    predictions, targets = random_case(seed, num_images, num_classes, grid, score_levels)
+    evaluator = evaluate(predictions, targets, num_classes, threshold)
+    for interpolation in ("11point", "all-point"):
+        expected = loop_ap(predictions, targets, num_classes, threshold, interpolation)
+        result = evaluator.compute(interpolation)
+        np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
+        if np.isnan(expected).all():
+            assert math.isnan(result.mean_ap)
+        else:
+            assert result.mean_ap == pytest.approx(np.nanmean(expected), abs=1e-9)
+
+
+def test_equals_the_loop_on_a_large_set():
+    predictions, targets = random_case(7, 800, 6, score_levels=50)
+    result = evaluate(predictions, targets, 6, batch_size=64).compute()
+    expected = loop_ap(predictions, targets, 6, 0.5, "all-point")
+    assert 0.1 < np.nanmean(expected) < 0.95  # a case that says something
+    np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
+
+
+def test_chunks_of_pairs_change_nothing():
+    rng = np.random.default_rng(0)
+    det, gt = random_boxes(rng, 300, 10), random_boxes(rng, 60, 10)
+    det_groups, gt_groups = rng.integers(0, 15, 300), rng.integers(0, 12, 60)
+    whole = best_overlaps(det, det_groups, gt, gt_groups)
+    for max_pairs in (1, 7, 100):
+        parts = best_overlaps(det, det_groups, gt, gt_groups, max_pairs=max_pairs)
+        np.testing.assert_array_equal(parts[0], whole[0])
+        np.testing.assert_array_equal(parts[1], whole[1])
+
+
+# ------------------------------------------------------------------------------- worked by hand
+
+
+def image(boxes, scores=None, labels=None, **extra):
+    record = {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels or [1] * len(boxes), dtype=torch.int64),
+    }
+    if scores is not None:
+        record["scores"] = torch.tensor(scores, dtype=torch.float32)
+    return record | extra
+
+
+UNIT = [0, 0, 10, 10]
+FAR = [50, 50, 60, 60]
+
+
+def single(prediction, target, **options):
+    evaluator = VOCEvaluator(["cat"], **options)
+    evaluator.update([prediction], [target])
+    return evaluator.compute()
+
+
+def test_precision_recall_curve_by_hand():
+    # found, false, found: of 4 objects
+    boxes = [UNIT, [100, 0, 110, 10], FAR]
+    gt = [UNIT, FAR, [20, 20, 30, 30], [70, 70, 90, 90]]
+    result = single(image(boxes, [0.9, 0.8, 0.7]), image(gt))
+    curve = result.curves["cat"]
+    np.testing.assert_allclose(curve.recall, [0.25, 0.25, 0.5])
+    np.testing.assert_allclose(curve.precision, [1, 0.5, 2 / 3])
+    np.testing.assert_allclose(curve.scores, [0.9, 0.8, 0.7])
+    assert result.ap["cat"] == pytest.approx(0.25 + 0.25 * 2 / 3)
+    eleven = single(image(boxes, [0.9, 0.8, 0.7]), image(gt), interpolation="11point")
+    assert eleven.ap["cat"] == pytest.approx((3 * 1 + 3 * 2 / 3) / 11)
+
+
+def test_inclusive_pixels_equal_continuous_coordinates():
+    """A box of 1-based inclusive pixels overlaps as its devkit formula with + 1 says."""
+    inclusive = np.array([[1, 1, 20, 10], [6, 3, 22, 12]], float)
+    a, b = inclusive
+    w = min(a[2], b[2]) - max(a[0], b[0]) + 1
+    h = min(a[3], b[3]) - max(a[1], b[1]) + 1
+    area = (inclusive[:, 2] - inclusive[:, 0] + 1) * (inclusive[:, 3] - inclusive[:, 1] + 1)
+    continuous = inclusive - [1, 1, 0, 0]
+    expected = w * h / (area.sum() - w * h)
+    assert paired_iou(continuous[:1], continuous[1:])[0] == pytest.approx(expected, abs=1e-15)
+
+
+def test_overlap_must_be_above_the_threshold():
+    half = [0, 0, 10, 5]  # IoU exactly 0.5
+    assert single(image([half], [0.9]), image([UNIT])).ap["cat"] == 0
+    assert single(image([half], [0.9]), image([UNIT]), iou_threshold=0.49).ap["cat"] == 1
+
+
+def test_second_detection_of_an_object_is_false_even_if_another_object_is_free():
+    # Both detections overlap the first object most; the second object would do at 0.5 as well.
+    gt = [UNIT, [0, 0, 10, 7]]
+    detections = image([UNIT, [0, 0, 10, 9]], [0.9, 0.8])
+    curve = single(detections, image(gt)).curves["cat"]
+    np.testing.assert_allclose(curve.precision, [1, 0.5])
+    np.testing.assert_allclose(curve.recall, [0.5, 0.5])
+
+
+def test_difficult_objects_count_neither_way():
+    target = image([UNIT, FAR], difficult=torch.tensor([1, 0]))
+    result = single(image([UNIT, UNIT, FAR], [0.9, 0.8, 0.7]), target)
+    assert result.ap["cat"] == 1
+    assert result.num_objects == {"cat": 1}
+    assert result.num_detections == {"cat": 3}
+    assert len(result.curves["cat"].scores) == 1
+
+
+def test_equal_scores_keep_their_order():
+    first = single(image([UNIT, FAR], [0.5, 0.5]), image([UNIT]))
+    second = single(image([FAR, UNIT], [0.5, 0.5]), image([UNIT]))
+    assert (first.ap["cat"], second.ap["cat"]) == (1, 0.5)
+
+
+def test_the_first_of_equal_overlaps_is_matched():
+    target = image([UNIT, UNIT], difficult=torch.tensor([True, False]))
+    assert single(image([UNIT], [0.5]), target).ap["cat"] == 0
+    target["difficult"] = ~target["difficult"]
+    assert single(image([UNIT], [0.5]), target).ap["cat"] == 1
+
+
+def test_classes_without_objects_or_detections():
+    evaluator = VOCEvaluator(CLASSES)
+    target = image([UNIT, FAR], labels=[1, 3], difficult=torch.tensor([0, 1]))
+    evaluator.update([image([UNIT, FAR], [0.9, 0.8], [2, 3])], [target])
+    result = evaluator.compute()
+    assert result.ap["cat"] == 0  # an object, no detection
+    assert math.isnan(result.ap["dog"])  # a detection, no object
+    assert math.isnan(result.ap["cow"])  # only a difficult object
+    assert result.mean_ap == 0
+    assert result.num_objects == {"cat": 1, "dog": 0, "cow": 0}
+
+
+@pytest.mark.parametrize("interpolation", ["11point", "all-point"])
+def test_nothing_at_all(interpolation):
+    evaluator = VOCEvaluator(CLASSES, interpolation=interpolation)
+    assert math.isnan(evaluator.compute().mean_ap)
+    evaluator.update([], [])
+    evaluator.update([image([], [])], [image([])])
+    result = evaluator.compute()
+    assert result.num_images == 1
+    assert all(math.isnan(value) for value in result.ap.values())
+    assert average_precision(np.zeros(0), np.zeros(0), interpolation) == 0
+
+
+def test_boxes_without_area_match_nothing():
+    empty = [5, 5, 5, 5]
+    result = single(image([empty], [0.9]), image([empty]))
+    assert result.ap["cat"] == 0
+
+
+# -------------------------------------------------------------------------------- gathering state
+
+
+def test_batches_and_orders_of_calls_change_nothing():
+    predictions, targets = random_case(3, 20, 3)
+    whole = evaluate(predictions, targets, 3, batch_size=20).compute()
+    evaluator = VOCEvaluator(["c0", "c1", "c2"])
+    for i in range(20):
+        evaluator.update(predictions[i : i + 1], targets[i : i + 1])
+        evaluator.compute()  # in between
+    assert evaluator.compute().as_dict() == whole.as_dict()
+    evaluator.reset()
+    assert evaluator.compute().num_images == 0
+    evaluator.update(predictions, targets)
+    assert evaluator.compute().as_dict() == whole.as_dict()
+
+
+def test_repeated_image_ids_are_dropped():
+    predictions, targets = random_case(5, 11, 3)
+    plain = evaluate(predictions, targets, 3).compute()
+    ids = [0, "000005", torch.tensor(7), torch.tensor([8]), np.int64(9), np.array([10])]
+    for index, target in enumerate(targets):
+        target["image_id"] = ids[index] if index < len(ids) else 100 + index
+    repeats = [0, 1, 2, 3, 10]
+    evaluator = VOCEvaluator(["c0", "c1", "c2"])
+    evaluator.update(predictions, targets)
+    evaluator.update([predictions[i] for i in repeats], [targets[i] for i in repeats])
+    evaluator.update([predictions[2]], [targets[2] | {"image_id": 7}])  # as int this time
+    assert evaluator.compute().as_dict() == plain.as_dict()
+    twice = VOCEvaluator(["c0", "c1", "c2"])
+    twice.update([*predictions, predictions[0]], [*targets, targets[0]])  # within one batch
+    assert twice.compute().as_dict() == plain.as_dict()
+
+
+def test_images_without_id_always_count():
+    evaluator = VOCEvaluator(["cat"])
+    for _ in range(3):
+        evaluator.update([image([UNIT], [0.5])], [image([UNIT])])
+    result = evaluator.compute()
+    assert (result.num_images, result.num_objects["cat"]) == (3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_float_types_and_numpy(dtype):
+    prediction = image([UNIT, FAR], [0.75, 0.5])
+    cast = prediction | {key: prediction[key].to(dtype) for key in ("boxes", "scores")}
+    target = image([UNIT, [0, 0, 5, 5]], difficult=torch.tensor([0, 0], dtype=torch.uint8))
+    arrays = {key: value.numpy() for key, value in prediction.items()}
+    expected = single(arrays, {key: value.numpy() for key, value in target.items()})
+    assert single(cast, target).as_dict() == expected.as_dict()
+    assert expected.ap["cat"] == 0.5
+
+
+def test_later_changes_of_the_input_do_not_matter():
+    prediction, target = image([UNIT], [0.5]), image([UNIT])
+    evaluator = VOCEvaluator(["cat"])
+    evaluator.update([prediction], [target])
+    prediction["boxes"].zero_()
+    target["boxes"].zero_()
+    assert evaluator.compute().mean_ap == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_on_a_gpu():
+    prediction = {key: value.cuda() for key, value in image([UNIT], [0.5]).items()}
+    target = {key: value.cuda() for key, value in image([UNIT]).items()}
+    assert single(prediction, target | {"image_id": torch.tensor(3).cuda()}).mean_ap == 1
+
+
+# ---------------------------------------------------------------------------------------- result
+
+
+def test_result_prints_as_an_aligned_table():
+    evaluator = VOCEvaluator(("cat", "potted plant"), iou_threshold=0.6)
+    evaluator.update([image([UNIT, FAR], [0.9, 0.2])], [image([UNIT])])
+    lines = str(evaluator.compute("11point")).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["class", "AP", "objects", "detections"]
+    assert lines[2].split() == ["cat", "1.0000", "1", "2"]
+    assert lines[3].split() == ["potted", "plant", "n/a", "0", "0"]
+    assert "mean (11point, IoU > 0.6)" in lines[-1]
+    assert lines[-1].split()[-3:] == ["1.0000", "1", "2"]
+
+
+def test_result_as_json():
+    evaluator = VOCEvaluator(("cat", "dog"))
+    evaluator.update([image([UNIT], [0.9])], [image([UNIT])])
+    result = evaluator.compute()
+    assert isinstance(result, VOCResult)
+    plain = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert plain["ap"] == {"cat": 1.0, "dog": None}
+    assert plain["mean_ap"] == 1.0
+    assert plain["num_detections"] == {"cat": 1, "dog": 0}
+    assert "curves" not in plain
+    assert isinstance(result.curves["dog"], PrecisionRecallCurve)
+
+
+def test_curves_of_a_result_cannot_be_changed():
+    result = single(image([UNIT], [0.9]), image([UNIT]))
+    with pytest.raises(ValueError, match="read-only"):
+        result.curves["cat"].recall[0] = 0.0
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": []}, "classes is empty"),
+        ({"classes": ["a", "b", "a"]}, "a more than once"),
+        ({"classes": "cat"}, "'cat', expected a list"),
+        ({"iou_threshold": 0.0}, "iou_threshold is 0.0"),
+        ({"iou_threshold": 1.0}, "iou_threshold is 1.0"),
+        ({"iou_threshold": math.nan}, "iou_threshold is nan"),
+        ({"interpolation": "101point"}, "'101point', expected one of 11point, all-point"),
+    ],
+)
+def test_bad_constructor_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        VOCEvaluator(**({"classes": CLASSES} | options))
+
+
+def test_unknown_interpolation_in_compute():
+    with pytest.raises(ValueError, match="'area'"):
+        VOCEvaluator(CLASSES).compute("area")
+
+
+BAD_PREDICTIONS = [
+    ({"scores": None}, r"predictions\[1\] \(image_id 42\): has no 'scores'"),
+    ({"scores": torch.rand(1)}, r"scores have shape \(1,\), expected \(2,\)"),
+    ({"labels": torch.tensor([1])}, r"labels have shape \(1,\), expected \(2,\)"),
+    ({"labels": torch.tensor([1, 4])}, r"labels\[1\] is 4, expected 1\.\.3"),
+    ({"labels": torch.tensor([0, 1])}, r"labels\[0\] is 0, expected 1\.\.3"),
+    ({"labels": torch.tensor([1.0, 2.0])}, r"labels are float32, expected integers"),
+    ({"boxes": torch.zeros(2, 5)}, r"boxes have shape \(2, 5\), expected \(N, 4\)"),
+    ({"boxes": torch.zeros(4)}, r"boxes have shape \(4,\), expected \(N, 4\)"),
+    ({"boxes": torch.full((2, 4), math.nan)}, r"boxes\[0\] is \[nan, nan, nan, nan\]"),
+    ({"scores": torch.tensor([0.5, math.nan])}, r"scores\[1\] is nan, expected finite"),
+]
+BAD_TARGETS = [
+    ({"labels": None}, r"targets\[1\] \(image_id 42\): has no 'labels'"),
+    ({"labels": torch.tensor([1, -1])}, r"labels\[1\] is -1, expected 1\.\.3"),
+    ({"boxes": torch.tensor([[0, 0, 1, math.inf]] * 2)}, r"boxes\[0\] is \[0.0, 0.0, 1.0, inf\]"),
+    ({"boxes": torch.tensor([[0.0, 0, 1, 1], [9, 9, 5, 20]])}, r"boxes\[1\] .*expected x1 <= x2"),
+    ({"difficult": torch.tensor([1])}, r"difficult have shape \(1,\)"),
+    ({"difficult": torch.tensor([0.5, 0.0])}, r"difficult are float32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "message"),
+    [("predictions", *case) for case in BAD_PREDICTIONS]
+    + [("targets", *case) for case in BAD_TARGETS],
+)
+def test_bad_input_names_index_and_image(side, change, message):
+    batch = {
+        "predictions": [image([UNIT], [0.5]), image([UNIT, FAR], [0.5, 0.4])],
+        "targets": [image([UNIT], image_id=41), image([UNIT, FAR], image_id=42)],
+    }
+    good = {name: list(records) for name, records in batch.items()}
+    changed = batch[side][1] | change
+    batch[side][1] = {key: value for key, value in changed.items() if value is not None}
+    evaluator = VOCEvaluator(CLASSES)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluator.update(**batch)
+    assert f"{side}[1] (image_id 42)" in str(error.value)
+    evaluator.update(**good)  # nothing of the bad batch was kept, no id remembered
+    assert evaluator.compute().num_images == 2
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "message"),
+    [
+        ([], [image([UNIT])], "0 predictions and 1 targets"),
+        (image([UNIT], [0.5]), [image([UNIT])], "predictions is a dict, expected a list"),
+        ([None], [image([UNIT])], r"predictions\[0\]: is a NoneType, expected a dict"),
+        ([image([], [])], [7], r"targets\[0\]: is a int, expected a dict"),
+        ([image([], [])], [image([], image_id=torch.arange(2))], r"targets\[0\]: image_id is"),
+        ([image([], [])], [image([], image_id=0.5)], r"image_id is 0.5, expected one int or str"),
+    ],
+)
+def test_bad_lists(predictions, targets, message):
+    with pytest.raises(ValueError, match=message):
+        VOCEvaluator(CLASSES).update(predictions, targets)
+
+
+# --------------------------------------------------------------------------------------- imports
+
+
+def test_import_is_light():
+    heavy = ["matplotlib", "pycocotools", "accelerate", "jsonargparse", "albumentations"]
+    code = (
+        f"import sys, detmix.evaluation\nprint([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------ speed
+
+
+def detector_like_case(num_images=5000, num_detections=100, num_classes=20):
+    """A few objects in each image; half the detections near an object and of its class."""
+    rng = np.random.default_rng(0)
+    predictions, targets = [], []
+    for index in range(num_images):
+        num_gt = int(rng.integers(1, 7))
+        low, size = rng.uniform(0, 350, (num_gt, 2)), rng.uniform(20, 150, (num_gt, 2))
+        gt = np.concatenate([low, low + size], axis=1)
+        gt_labels = rng.integers(1, num_classes + 1, num_gt)
+        owner = rng.integers(0, num_gt, num_detections)
+        boxes = gt[owner] + rng.normal(0, 12, (num_detections, 4))
+        labels = np.where(
+            rng.random(num_detections) < 0.5,
+            gt_labels[owner],
+            rng.integers(1, num_classes + 1, num_detections),
+        )
+        predictions.append(
+            {
+                "boxes": torch.from_numpy(boxes.astype(np.float32)),
+                "labels": torch.from_numpy(labels),
+                "scores": torch.from_numpy(rng.random(num_detections).astype(np.float32)),
+            }
+        )
+        targets.append(
+            {
+                "boxes": torch.from_numpy(gt.astype(np.float32)),
+                "labels": torch.from_numpy(gt_labels),
+                "difficult": torch.from_numpy(rng.random(num_gt) < 0.1),
+                "image_id": index,
+            }
+        )
+    return predictions, targets
+
+
+@pytest.mark.slow
+def test_at_least_ten_times_faster_than_the_loop(capsys):
+    """Both times from NumPy arrays or tensors to the AP of all classes, `update` included."""
+    predictions, targets = detector_like_case()
+    as_numpy = [
+        [{k: v.numpy() for k, v in r.items() if torch.is_tensor(v)} for r in records]
+        for records in (predictions, targets)
+    ]
+    ours, loop = [], []
+    for repeat in range(5):
+        start = time.perf_counter()
+        result = evaluate(predictions, targets, 20, batch_size=16).compute()
+        ours.append(time.perf_counter() - start)
+        if repeat < 3:
+            start = time.perf_counter()
+            expected = loop_ap(*as_numpy, 20, 0.5, "all-point")
+            loop.append(time.perf_counter() - start)
+    np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
+    ratio = np.median(loop) / np.median(ours)
+    with capsys.disabled():
+        print(
+            f"\n5,000 images x 100 detections: VOCEvaluator {np.median(ours):.2f} s "
+            f"({min(ours):.2f} to {max(ours):.2f}), loop {np.median(loop):.2f} s "
+            f"({min(loop):.2f} to {max(loop):.2f}), ratio {ratio:.1f}"
+        )
+    assert ratio >= 10

@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Draw what a detector is trained on, or what it finds.
+
+python tools/visualize.py batch --config configs/voc2007_cpu.yaml --out batch.png
+python tools/visualize.py predictions runs/voc2007_cpu/best.pt --out predictions.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from detmix.evaluation import plot_batch, plot_predictions
+from detmix.training import TrainConfig, load_detector, parse_args
+from detmix.training.console import run_tool
+from detmix.training.preview import mixed_batch, some_predictions
+
+
+def main(args: Sequence[str]) -> None:
+    """Draw a mixed batch with every box's weight, or predictions beside the ground truth."""
+    parser = _parser()
+    parsed, overrides = parser.parse_known_args(args)
+    if parsed.num_images < 1:
+        raise ValueError(f"--num_images must be at least 1, got {parsed.num_images}")
+    if parsed.command == "batch":
+        config = parse_args(TrainConfig, overrides)
+        images, targets = mixed_batch(config, epoch=parsed.epoch, num_images=parsed.num_images)
+        path = plot_batch(images, targets, config.data.classes, parsed.out, parsed.num_images)
+    else:
+        model, config = load_detector(parsed.checkpoint, overrides)
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        images, predictions, targets = some_predictions(
+            model.to(accelerator.device), config, accelerator, num_images=parsed.num_images
+        )
+        path = plot_predictions(
+            images,
+            predictions,
+            targets,
+            config.data.classes,
+            parsed.out,
+            score_threshold=parsed.score_threshold,
+            max_images=parsed.num_images,
+        )
+    print(f"wrote {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=Path, required=True, help="the picture to write")
+    common.add_argument("--num_images", type=int, default=8, help="how many images to draw")
+    parser = argparse.ArgumentParser(
+        description="Draw what a detector is trained on, or what it finds.",
+        epilog="Any option of tools/train.py changes the configuration.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    batch = commands.add_parser(
+        "batch", parents=[common], help="a mixed batch with every box's weight"
+    )
+    batch.add_argument("--epoch", type=int, default=0, help="as this epoch sees it, from 0")
+    predictions = commands.add_parser(
+        "predictions", parents=[common], help="predictions beside the ground truth"
+    )
+    predictions.add_argument("checkpoint", help="best.pt or last.pt of a run folder")
+    predictions.add_argument(
+        "--score_threshold", type=float, default=0.5, help="draw detections from this score on"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
