@@ -10,18 +10,14 @@ import statistics
 
 import pytest
 import torch
+from mixing_oracle import DEVICES
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detmix import DetectionMixUp, mixup
-from detmix.mixing import DetectionMixer, MixParams, SharedEpoch, sample_seed
+from detmix.mixing import DetectionMixer, MixParams, SharedEpoch
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
+CONTEXTS = ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
 
 
 class Plain(torch.utils.data.Dataset):
@@ -239,6 +235,11 @@ class TestModule:
         with pytest.raises(ValueError, match="epoch must not be negative, got -1"):
             DetectionMixUp().set_epoch(-1)
 
+    def test_shared_epoch_says_its_number(self):
+        epoch = SharedEpoch(3)
+        assert repr(epoch) == "SharedEpoch(3)"
+        assert copy.deepcopy(epoch).value == 3
+
 
 class TestBadBatch:
     def test_different_numbers_of_images_and_targets(self):
@@ -299,12 +300,8 @@ class TestLoader:
                 own, partner = (Plain()[label - 1][0] for label in target["labels"].tolist())
                 lam = target["box_weights"][0].item()
                 assert target["box_weights"].sum().item() == pytest.approx(1)
-                height, width = (max(*pair) for pair in zip(own.shape, partner.shape, strict=True))[
-                    1:
-                ] if False else (
-                    max(own.shape[1], partner.shape[1]),
-                    max(own.shape[2], partner.shape[2]),
-                )
+                height = max(own.shape[1], partner.shape[1])
+                width = max(own.shape[2], partner.shape[2])
                 assert image.shape == (3, height, width)
                 corner = lam * own[0, 0, 0].item() + (1 - lam) * partner[0, 0, 0].item()
                 assert abs(image[0, 0, 0].item() - corner) <= 0.5 + 1e-4
@@ -322,10 +319,7 @@ class TestLoader:
         assert first != other
         assert len(set(map(tuple, first))) == len(first)
 
-    @pytest.mark.parametrize(
-        "context",
-        ["fork", pytest.param("spawn", marks=pytest.mark.slow)],
-    )
+    @pytest.mark.parametrize("context", CONTEXTS)
     def test_schedule_reaches_persistent_workers(self, context):
         mix = DetectionMixUp(p=1.0, epochs=5, off_epochs=2)
         batches = loader(
@@ -345,34 +339,3 @@ class TestLoader:
     def test_epochs_without_off_epochs_always_mix(self):
         mix = DetectionMixUp(p=1.0, epochs=5)
         assert mixed_per_epoch(loader(mix), mix) == [True] * 5
-
-
-class TestSeeding:
-    def test_frozen_numbers(self):
-        # Runs of different versions are only comparable while these stay.
-        assert sample_seed(0, 0, 0) == FROZEN[0]
-        assert sample_seed(42, 7, 4951, "mixing") == FROZEN[1]
-
-    def test_no_collision_over_a_grid_and_within_range(self):
-        seeds = [
-            sample_seed(seed, epoch, index, stream)
-            for seed in (0, 1, 2**40)
-            for epoch in range(12)
-            for index in range(400)
-            for stream in ("", "augment", "mixing")
-        ]
-        assert len(set(seeds)) == len(seeds)
-        assert min(seeds) >= 0
-        assert max(seeds) < 2**63
-        # Uniform: the mean of n numbers is off by 1 / sqrt(12 n).
-        mean = statistics.fmean(seed / 2**63 for seed in seeds)
-        assert mean == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(seeds)))
-
-    def test_numbers_do_not_run_into_each_other(self):
-        assert sample_seed(1, 23, 4) != sample_seed(12, 3, 4)
-        assert sample_seed(1, 2, 34) != sample_seed(1, 23, 4)
-
-    def test_shared_epoch_says_its_number(self):
-        epoch = SharedEpoch(3)
-        assert repr(epoch) == "SharedEpoch(3)"
-        assert copy.deepcopy(epoch).value == 3
