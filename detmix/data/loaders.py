@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from types import FrameType
 from typing import Any
 
 import torch
@@ -170,6 +171,12 @@ def eval_loader(
 
 
 def _init_worker(worker_id: int) -> None:
-    # Ctrl-C reaches the whole process group: the training loop decides when its workers end.
+    # A signal to the whole process group, as Ctrl-C sends it, is the training loop's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
     init_worker(worker_id)
+
+
+def _ignore_once(signum: int, frame: FrameType | None) -> None:
+    """Let a second signal end the process: the one of a parent that gives up waiting."""
+    signal.signal(signum, signal.SIG_DFL)

@@ -6,6 +6,7 @@ B images a step in each process; an epoch has as many steps as there are full ba
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,12 +52,14 @@ class Position:
         epoch: The epoch under way, from 0.
         batch: Batches of it that are done.
         step: Optimizer steps taken.
+        evaluation_due: Whether the epochs done so far are still to be evaluated.
         best: The highest mAP so far, None before the first evaluation.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    evaluation_due: bool = False
     best: float | None = None
 
 
@@ -169,18 +172,23 @@ class DetectorTrainer:
             unit="step",
             disable=not self.accelerator.is_main_process,
             dynamic_ncols=True,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
         with bar, InterruptGuard() as guard:
             self.guard = guard
-            while position.epoch < config.epochs:
+            while True:
+                if position.evaluation_due:
+                    result = self._evaluate(bar)
+                    position.evaluation_due = False
+                    self._save_last()
+                self._stop_if_asked()
+                if position.epoch >= config.epochs:
+                    break
                 self._train_epoch(bar)
                 position.epoch, position.batch = position.epoch + 1, 0
-                last = position.epoch == config.epochs
-                if last or position.epoch % config.eval_every == 0:
-                    result = self._evaluate(bar)
+                is_last = position.epoch == config.epochs
+                position.evaluation_due = is_last or position.epoch % config.eval_every == 0
                 self._save_last()
-                self._stop_if_asked()
         if self.folder:
             self.folder.close()
         return result
@@ -207,12 +215,7 @@ class DetectorTrainer:
             self._stop_if_asked()
 
     def _next(self, batches: Any) -> tuple[list[Tensor], list[Target]]:
-        try:
-            images, targets = next(batches)
-        except RuntimeError:
-            # A signal to the whole process group ends the workers too.
-            self._stop_if_asked()
-            raise
+        images, targets = next(batches)
         images, targets = to_device(images, targets, self.accelerator.device)
         if self.mix_on_device is not None:
             images, targets = self.mix_on_device(images, targets)
@@ -297,7 +300,13 @@ class DetectorTrainer:
 
     def _evaluate(self, bar: Any) -> VOCResult:
         start = time.perf_counter()
-        evaluator = evaluate(self.eval_model, self.test_loader, self.classes, self.accelerator)
+        evaluator = evaluate(
+            self.eval_model,
+            self.test_loader,
+            self.classes,
+            self.accelerator,
+            after_batch=self._stop_if_asked,
+        )
         result = evaluator.compute()
         eleven = evaluator.compute(interpolation="11point")
         undefined = math.isnan(result.mean_ap)

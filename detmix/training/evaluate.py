@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def evaluate(
     classes: tuple[str, ...],
     accelerator: Accelerator,
     *,
-    progress: bool = True,
+    after_batch: Callable[[], None] | None = None,
 ) -> VOCEvaluator:
     """Score a detector by the rule of the Pascal VOC devkit.
 
@@ -82,7 +82,7 @@ def evaluate(
         loader: Yields lists of images and targets.
         classes: Class names without background.
         accelerator: Says the device and the precision, and gathers.
-        progress: Whether to show a progress bar, in the main process.
+        after_batch: Called after each batch; may raise to end the evaluation.
 
     Returns:
         An evaluator that has seen everything; its ``compute`` gives the AP.
@@ -94,10 +94,13 @@ def evaluate(
         total=len(loader),
         desc="evaluating",
         leave=False,
-        disable=not (progress and accelerator.is_main_process) or None,
+        disable=not accelerator.is_main_process or None,  # None: not into a file either
     )
-    for predictions, targets in batches:
-        evaluator.update(predictions, targets)
+    with batches:
+        for predictions, targets in batches:
+            evaluator.update(predictions, targets)
+            if after_batch is not None:
+                after_batch()
     model.train(training)
     return evaluator
 
