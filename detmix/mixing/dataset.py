@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
-from detmix.mixing.mixer import DetectionMixer, Sample
+from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
 from detmix.mixing.seeding import generator_to_random, sample_seed
 
 __all__ = ["MixedDataset"]
@@ -45,20 +45,35 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
+    def draw_params(self, index: int) -> MixParams | None:
+        """Draw partner and ratio of a sample; None if it stays as it is.
+
+        Args:
+            index: The sample's index, from 0.
+
+        Returns:
+            The partner's index in the data set and the sample's own ratio; with a seed, always
+            the same within an epoch.
+        """
+        rng = self._random(index)
+        chosen, others = rng.random() < self.mix.p, len(self) - 1
+        if not (chosen and others and self.mix.active):
+            return None
+        partner = rng.randrange(others)
+        partner += partner >= index  # every index but its own is equally likely
+        return MixParams(partner, self.mix.draw_ratio(rng))
+
     def __getitem__(self, index: int) -> Sample:
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"index {index} is out of range for {size} samples")
         index %= size
-        rng = self._random(index)
+        params = self.draw_params(index)
         sample = self._load(index)
-        mixed = rng.random() < self.mix.p and self.mix.active and size > 1
-        if not mixed:
+        if params is None:
             return sample[0], with_box_weights(sample[1])
-        partner = rng.randrange(size - 1)
-        partner += partner >= index  # every index but its own is equally likely
-        names = (f"sample {index}", f"sample {partner}")
-        return self.mix.mix_named(sample, self._load(partner), self.mix.draw_ratio(rng), names)
+        names = (f"sample {index}", f"sample {params.partner}")
+        return self.mix.mix_named(sample, self._load(params.partner), params.lam, names)
 
     def _random(self, index: int) -> random.Random:
         if self.seed is None:

@@ -75,7 +75,11 @@ class DetectionMixer(nn.Module, abc.ABC):
     @property
     def active(self) -> bool:
         """Whether this epoch mixes at all."""
-        return self.epochs is None or self.epoch < self.epochs - self.off_epochs
+        return (
+            self.epochs is None
+            or self.off_epochs == 0
+            or self.epoch < self.epochs - self.off_epochs
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0; call it before iterating over the loader."""

@@ -9,9 +9,10 @@ from detmix.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from detmix.training.detector import DetectorTrainer, NonFiniteLossError
+from detmix.training.detector import DetectorTrainer
 from detmix.training.evaluate import evaluate, load_detector, predict
 from detmix.training.interrupt import Interrupted
+from detmix.training.loop import NonFiniteLossError
 from detmix.training.parsing import parse_args
 
 __all__ = [

@@ -15,6 +15,7 @@ from detmix.detectors import BackboneConfig, DetectorConfig, LossWeighting
 __all__ = [
     "AugmentConfig",
     "DataConfig",
+    "LoopConfig",
     "MixingConfig",
     "OptimConfig",
     "ScheduleConfig",
@@ -154,22 +155,16 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A whole training of a detector.
+class LoopConfig:
+    """What every training loop needs, whatever it trains.
 
     Attributes:
         run_dir: Folder of the run; must not exist unless ``resume`` says so.
         resume: ``"never"``; ``"auto"`` to go on from the last checkpoint in ``run_dir`` if there
             is one.
-        data: Data sets.
-        augment: Augmentation.
-        mixing: Mixing.
-        loss: How the losses are weighted; null for torchvision's own, which ignore the ratios.
-        backbone: The backbone.
-        detector: The detector.
+        epochs: Epochs to train.
         optim: The optimizer.
         schedule: The learning rate.
-        epochs: Epochs to train.
         eval_every: Evaluate every so many epochs, and after the last.
         log_every: Write metrics every so many steps.
         seed: All randomness is a function of it.
@@ -181,15 +176,9 @@ class TrainConfig:
 
     run_dir: Path = Path("runs/train")
     resume: Literal["never", "auto"] = "never"
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-    loss: LossWeighting | None = field(default_factory=LossWeighting)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    epochs: int = 20
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    epochs: int = 20
     eval_every: int = 1
     log_every: int = 20
     seed: int = 0
@@ -200,17 +189,41 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "", epochs=1, eval_every=1, log_every=1, seed=0)
+        if self.threads is not None:
+            _at_least(self, "", threads=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON, YAML and a checkpoint can hold."""
+        return dict(_plain(asdict(self)))
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """A whole training of a detector.
+
+    Attributes:
+        data: Data sets.
+        augment: Augmentation.
+        mixing: Mixing.
+        loss: How the losses are weighted; null for torchvision's own, which ignore the ratios.
+        backbone: The backbone.
+        detector: The detector.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    loss: LossWeighting | None = field(default_factory=LossWeighting)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mixing.name != "none" and self.mixing.off_epochs >= self.epochs:
             raise ValueError(
                 f"mixing.off_epochs={self.mixing.off_epochs} of epochs={self.epochs} would "
                 "never mix at all: it must be smaller than epochs"
             )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON, YAML and a checkpoint can hold."""
-        plain = _plain(asdict(self))
-        assert isinstance(plain, dict)
-        return plain
 
 
 def _plain(value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from detmix.training.detector import NonFiniteLossError
 from detmix.training.interrupt import Interrupted
+from detmix.training.loop import NonFiniteLossError
 
 __all__ = ["run_tool"]
 
