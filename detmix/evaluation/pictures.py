@@ -69,7 +69,8 @@ def plot_batch(
     for axes, picture, target in zip(panels, pictures, targets, strict=False):
         boxes, labels = as_numpy(target["boxes"]), as_numpy(target["labels"])
         weights = as_numpy(target.get("box_weights", torch.ones(len(labels))))
-        levels = np.unique(np.round(weights, 4))[::-1]
+        _, first = np.unique(np.round(weights, 4), return_index=True)
+        levels = weights[first][::-1]  # not rounded: title and labels must round alike
         source = np.argmin(np.abs(weights[:, None] - levels), axis=1) if len(levels) else []
         shown = "  +  ".join(f"{level:.2f}" for level in levels) or "no objects"
         axes.set_title(f"weights  {shown}" if len(levels) else shown, fontsize=9, loc="left")

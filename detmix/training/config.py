@@ -166,6 +166,7 @@ class LoopConfig:
         optim: The optimizer.
         schedule: The learning rate.
         eval_every: Evaluate every so many epochs, and after the last.
+        save_every: Save a checkpoint every so many epochs, and with every evaluation.
         log_every: Write metrics every so many steps.
         seed: All randomness is a function of it.
         precision: ``"no"`` for float32, or mixed ``"bf16"`` or ``"fp16"``.
@@ -180,6 +181,7 @@ class LoopConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     eval_every: int = 1
+    save_every: int = 1
     log_every: int = 20
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -188,7 +190,7 @@ class LoopConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, "", epochs=1, eval_every=1, log_every=1, seed=0)
+        _at_least(self, "", epochs=1, eval_every=1, save_every=1, log_every=1, seed=0)
         if self.threads is not None:
             _at_least(self, "", threads=1)
 

@@ -212,7 +212,8 @@ class Trainer(abc.ABC, Generic[Result]):
         position.epoch, position.batch = position.epoch + 1, 0
         is_last = position.epoch == config.epochs
         position.evaluation_due = is_last or position.epoch % config.eval_every == 0
-        self._save_last()
+        if position.evaluation_due or position.epoch % config.save_every == 0:
+            self._save_last()
 
     def _step(self, batch: Any) -> tuple[dict[str, Tensor], float]:
         """Take one optimizer step; return the losses and the learning rate."""

@@ -7,12 +7,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import MixCollate, collate, eval_loader
-from detmix.mixing import Target
+from detmix.mixing import Target, mixup
 from detmix.training.build import build_mixer, build_test_set, build_train_set, open_voc
 from detmix.training.config import TrainConfig
 from detmix.training.evaluate import Prediction, predict
 
-__all__ = ["mixed_batch", "some_predictions"]
+__all__ = ["mixed_batch", "mixed_pair", "some_predictions"]
 
 
 def mixed_batch(
@@ -40,6 +40,25 @@ def mixed_batch(
     if mix is None or on_dataset:
         return collate(samples)
     return MixCollate(mix, config.seed)(samples)
+
+
+def mixed_pair(
+    config: TrainConfig, index_a: int, index_b: int, *, lam: float
+) -> tuple[list[Tensor], list[Target]]:
+    """Return two training images as they are on disk, and their mixture.
+
+    Args:
+        config: The training's configuration.
+        index_a: The first image's index.
+        index_b: The second image's index.
+        lam: Blend ratio of the first image, in [0, 1].
+
+    Returns:
+        Three uint8 images ``(3, H_i, W_i)`` and their targets.
+    """
+    voc = open_voc(config, train=True)
+    pair = [voc[index_a], voc[index_b]]
+    return collate([*pair, mixup(*pair[0], *pair[1], lam=lam, fill=config.mixing.fill)])
 
 
 def some_predictions(
