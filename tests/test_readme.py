@@ -1,0 +1,98 @@
+"""What the README shows runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch.utils.data import DataLoader
+
+from detmix.data.loaders import collate
+from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
+from detmix.training import TrainConfig, parse_args
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(part) for line in lines if line for part in line.split("&&")]
+
+
+def small_detector(weights_backbone: str, num_classes: int) -> torch.nn.Module:
+    assert weights_backbone == "DEFAULT"  # what the README asks for needs a network
+    torch.manual_seed(0)
+    return build_detector(
+        DetectorConfig(64, 64, anchor_sizes=(16, 32), head_dim=16),
+        BackboneConfig("resnet18", fpn_channels=8, levels=(3,)),
+        num_classes,
+    )
+
+
+def samples(num: int) -> list:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[4.0, 4, 30, 40], [20, 10, 60, 50]])
+    return [
+        (
+            torch.rand(3, 64, 56 + i, generator=generator),
+            {"boxes": boxes[: i % 3], "labels": torch.tensor([1, 20])[: i % 3], "image_id": i},
+        )
+        for i in range(num)
+    ]
+
+
+def test_python_blocks_run(monkeypatch, capsys):
+    monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", small_detector)
+    loop, scoring = blocks("python")
+    assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
+    test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
+    names = {"dataset": samples(9), "test_loader": test_loader}
+    exec(loop, names)
+    assert torch.isfinite(names["loss"])
+    assert not names["mix"].active  # the last epochs are unmixed
+    exec(scoring, names)
+    assert "tvmonitor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_exist(command):
+    program, *args = command
+    if program == "python":
+        assert (ROOT / args[0]).is_file()
+    for arg in args:
+        if arg.startswith("configs/"):
+            assert (ROOT / arg).is_file()
+    if args[:1] == ["tools/train.py"]:
+        parse_args(
+            TrainConfig, [str(ROOT / a) if a.startswith("configs/") else a for a in args[1:]]
+        )
+
+
+def test_ci_runs_the_documented_test_command():
+    command = next(line for line in "\n".join(blocks("bash")).splitlines() if "pytest" in line)
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_option_of_the_table_exists():
+    config = TrainConfig().as_dict()
+    rows = re.findall(r"^\| `([a-z_.]+)` \|", README, flags=re.MULTILINE)
+    options = [row for row in rows if not row.endswith(".yaml")]
+    assert len(options) >= 9
+    for option in options:
+        value = config
+        for key in option.split("."):
+            value = value[key]
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file()
