@@ -32,7 +32,13 @@ def small_detector(weights_backbone: str, num_classes: int) -> torch.nn.Module:
     assert weights_backbone == "DEFAULT"  # what the README asks for needs a network
     torch.manual_seed(0)
     return build_detector(
-        DetectorConfig(64, 64, anchor_sizes=(16, 32), head_dim=16),
+        DetectorConfig(
+            64,
+            64,
+            anchor_sizes=(16, 32),
+            head_dim=16,
+            options={"rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 16},
+        ),
         BackboneConfig("resnet18", fpn_channels=8, levels=(3,)),
         num_classes,
     )
