@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from detmix.data import write_shapes
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # small models: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,22 @@ def voc_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no VOCdevkit folder in DETMIX_DATA={data}")
     return root
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory) -> Path:
+    """Return a devkit of 24 images of shapes to train on and 8 to test on, 64 pixels large."""
+    root = tmp_path_factory.mktemp("shapes")
+    return write_shapes(root, num_train=24, num_test=8, image_size=64)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Let a test choose device and precision: accelerate keeps the first ones of a process."""
+    from accelerate.state import AcceleratorState
+
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)

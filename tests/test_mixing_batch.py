@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detmix import DetectionMixUp, mixup
-from detmix.mixing import DetectionMixer, MixParams, SharedEpoch
+from detmix.mixing import DetectionMixer, MixParams, SharedEpoch, sample_seed
 
 CONTEXTS = ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
 
@@ -178,6 +178,21 @@ class TestBatch:
         explicit = [mix(*batch, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
         assert_same_batch(*explicit)
         assert torch.equal(torch.get_rng_state(), state)
+
+    def test_seeds_decide_for_each_sample_whatever_the_order_of_the_batch(self):
+        mix, seeds = DetectionMixUp(p=0.5), [sample_seed(0, 0, index) for index in range(9)]
+        params = mix.make_params(9, seeds=seeds)
+        order = [4, 0, 8, 2, 6, 1, 3, 7, 5]
+        shuffled = mix.make_params(9, seeds=[seeds[index] for index in order])
+        for place, index in enumerate(order):
+            if params[index] is None:
+                assert shuffled[place] is None
+            else:
+                assert shuffled[place].lam == params[index].lam
+                assert order[shuffled[place].partner] == params[index].partner
+        # in another batch: the same ratio, perhaps another partner
+        part = mix.make_params(4, seeds=seeds[:4])
+        assert [p and p.lam for p in part] == [p and p.lam for p in params[:4]]
 
 
 class TestModule:

@@ -229,6 +229,16 @@ def test_inclusive_pixels_equal_continuous_coordinates():
     assert paired_iou(continuous[:1], continuous[1:])[0] == pytest.approx(expected, abs=1e-15)
 
 
+def test_iou_equals_pycocotools():
+    mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    corner, size = rng.uniform(0, 50, (2, 40, 2)), rng.uniform(1, 60, (2, 40, 2))
+    ours = paired_iou(*np.concatenate([corner, corner + size], axis=2))
+    theirs = mask.iou(*np.concatenate([corner, size], axis=2), [0] * 40)
+    np.testing.assert_allclose(ours, np.diag(theirs), rtol=0, atol=1e-12)
+    assert (ours > 0).sum() > 10
+
+
 def test_overlap_must_be_above_the_threshold():
     half = [0, 0, 10, 5]  # IoU exactly 0.5
     assert single(image([half], [0.9]), image([UNIT])).ap["cat"] == 0

@@ -285,6 +285,23 @@ def test_bad_weights_are_named(weights, message):
         weight_losses(build())(images, targets)
 
 
+def test_weights_may_be_a_list():
+    images, targets = batch(0.5)
+    expected = step(weight_losses(build()), images, targets)
+    for target in targets:
+        target["box_weights"] = target["box_weights"].tolist()
+    assert_identical(step(weight_losses(build()), images, targets), expected)
+
+
+def test_bad_boxes_are_named():
+    images, targets = batch()
+    targets[2]["boxes"][1, 3] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"'boxes' of target 2 must be finite, got \[.*nan\] for box 1"
+    ):
+        weight_losses(build())(images, targets)
+
+
 @pytest.mark.parametrize("label", [0, 5, -1])
 def test_bad_labels_are_named(label):
     images, targets = batch()

@@ -7,13 +7,13 @@ from detmix.data.augment import (
     AlbumentationsTransform,
     AugmentedDataset,
     detection_transforms,
-    init_worker,
 )
 from detmix.data.loaders import (
     EpochBatchSampler,
     MixCollate,
     collate,
     eval_loader,
+    init_worker,
     train_loader,
 )
 from detmix.data.shapes import SHAPE_CLASSES, write_shapes

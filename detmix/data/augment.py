@@ -19,17 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import check_sample, is_per_object
+from detmix.mixing.ground_truth import Target, check_sample, is_per_object
 from detmix.mixing.seeding import sample_seed
 
 __all__ = [
     "AlbumentationsTransform",
     "AugmentedDataset",
     "detection_transforms",
-    "init_worker",
 ]
-
-Target = dict[str, Any]
 
 _NOT_CARRIED = ("masks", "keypoints")
 _SEEDS = 2**32
@@ -216,17 +213,6 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         image, target = self.dataset[index]
         seed = sample_seed(self.seed, self._epoch.value, index, "augment")
         return self.transform(image, target, seed=seed)
-
-
-def init_worker(worker_id: int) -> None:
-    """Keep a loader's worker to one thread; pass it as ``worker_init_fn``.
-
-    OpenCV and torch would otherwise start as many threads in each worker as there are cores.
-    """
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
 
 
 def _import_albumentations() -> ModuleType:

@@ -15,10 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, Subset
 
-from detmix.data.augment import init_worker
 from detmix.mixing import DetectionMixer, Sample, Target, sample_seed
 
-__all__ = ["EpochBatchSampler", "MixCollate", "collate", "eval_loader", "train_loader"]
+__all__ = [
+    "EpochBatchSampler",
+    "MixCollate",
+    "collate",
+    "eval_loader",
+    "init_worker",
+    "train_loader",
+]
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -29,7 +35,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class MixCollate:
-    """Collate a batch and mix it, as a function of (seed, epoch, the batch's first image).
+    """Collate a batch and mix it, with no randomness but that of (seed, epoch, sample index).
+
+    Whether a sample is mixed and its ratio depend on its own index alone; its partner, on which
+    others are in the batch.
 
     Args:
         mix: The mixer; its `set_epoch` says the epoch, in running workers too.
@@ -41,17 +50,17 @@ class MixCollate:
         self.seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Collate and mix; ``image_id`` must be an integer."""
-        return self.mix_batch(*collate(samples))
+        """Collate and mix; every target's ``image_id`` must be an integer."""
+        epoch = self.mix.epoch
+        seeds = [
+            sample_seed(self.seed, epoch, int(target["image_id"]), "mixing")
+            for _, target in samples
+        ]
+        return collate(self.mix.transform(samples, self.mix.make_params(len(samples), seeds=seeds)))
 
     def mix_batch(self, images: list[Tensor], targets: list[Target]) -> Batch:
         """Mix a batch that is collated already, on whatever device it lies."""
-        first = int(targets[0]["image_id"])
-        generator = torch.Generator().manual_seed(
-            sample_seed(self.seed, self.mix.epoch, first, "mixing")
-        )
-        mixed, mixed_targets = self.mix(images, targets, generator=generator)
-        return list(mixed), mixed_targets
+        return self(list(zip(images, targets, strict=True)))
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -136,7 +145,7 @@ def train_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
     )
 
 
@@ -166,15 +175,22 @@ def eval_loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
     )
 
 
-def _init_worker(worker_id: int) -> None:
-    # A signal to the whole process group, as Ctrl-C sends it, is the training loop's to answer.
+def init_worker(worker_id: int) -> None:
+    """Prepare a loader's worker process; pass it as ``worker_init_fn``.
+
+    OpenCV and torch would otherwise start as many threads in each worker as there are cores. A
+    signal to the whole process group, as Ctrl-C sends it, is left to the training loop.
+    """
+    import cv2
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
-    init_worker(worker_id)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 def _ignore_once(signum: int, frame: FrameType | None) -> None:

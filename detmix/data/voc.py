@@ -157,12 +157,15 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     def _read_image(self, index: int) -> Tensor:
         entry = self._entries[index]
-        image = read_jpeg(entry.image)
+        try:
+            image = read_jpeg(entry.image)
+        except ValueError as error:
+            raise ValueError(f"sample {index}: {error}") from error
         height, width = image.shape[-2:]
         if [height, width] != self._sizes[index]:
             raise ValueError(
-                f"{entry.image}: the image is {width} x {height} pixels, but {entry.annotation} "
-                f"says {self._sizes[index][1]} x {self._sizes[index][0]}"
+                f"sample {index}: {entry.image}: the image is {width} x {height} pixels, but "
+                f"{entry.annotation} says {self._sizes[index][1]} x {self._sizes[index][0]}"
             )
         return image
 
@@ -192,10 +195,10 @@ class _Objects:
         for index, entry in enumerate(entries):
             annotation = read_annotation(entry.annotation)
             sizes.append(_image_size(annotation, entry))
-            for item in annotation.objects:
+            for number, item in enumerate(annotation.objects):
                 if item.name not in labels:
                     raise ValueError(
-                        f"{entry.annotation}: unknown class {item.name!r}; "
+                        f"{entry.annotation}: object {number} has the unknown class {item.name!r}; "
                         f"known are {', '.join(classes)}"
                     )
                 rows.append((labels[item.name], index, item.difficult))

@@ -10,7 +10,6 @@ import inspect
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
-from urllib.error import URLError
 
 from torch import nn
 from torchvision import models
@@ -71,8 +70,13 @@ class BackboneConfig:
             raise ValueError(
                 f"backbone.trainable_layers must be in 0..5, got {self.trainable_layers}"
             )
-        if not self.levels or not set(self.levels) <= {1, 2, 3, 4}:
-            raise ValueError(f"backbone.levels must be stages out of 1..4, got {self.levels}")
+        if self.fpn_channels < 1:
+            raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
+        stages = set(self.levels)
+        if not stages or not stages <= {1, 2, 3, 4} or len(stages) < len(self.levels):
+            raise ValueError(
+                f"backbone.levels must be different stages out of 1..4, got {self.levels}"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class DetectorConfig:
         for name in ("min_size", "max_size", "roi_sampling_ratio", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"detector.{name} must be positive, got {getattr(self, name)}")
+        for name in ("anchor_sizes", "aspect_ratios"):
+            values = getattr(self, name)
+            if not values or not all(value > 0 for value in values):
+                raise ValueError(f"detector.{name} must be positive numbers, got {values}")
         known = inspect.signature(FasterRCNN.__init__).parameters
         # What the other fields set must not be set twice.
         taken = {"self", "backbone", "num_classes", "min_size", "max_size", "kwargs"}
@@ -148,7 +156,7 @@ def build_detector(
         )
     pyramid = build_backbone(backbone, load_weights=load_weights)
     features = pyramid.out_channels * _POOL_SIZE**2
-    return FasterRCNN(
+    model = FasterRCNN(
         pyramid,
         min_size=detector.min_size,
         max_size=detector.max_size,
@@ -163,6 +171,18 @@ def build_detector(
         box_predictor=FastRCNNPredictor(detector.head_dim, num_classes),
         **detector.options,
     )
+    for head in (model.rpn.head, model.roi_heads.box_predictor):
+        head.register_forward_hook(_to_float32)
+    return model
+
+
+def _to_float32(module: nn.Module, inputs: Any, outputs: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Let boxes be decoded in float32: bfloat16 has whole pixels from 128 on."""
+    first, second = (
+        [level.float() for level in output] if isinstance(output, list) else output.float()
+        for output in outputs
+    )
+    return first, second
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> BackboneWithFPN:
@@ -217,9 +237,9 @@ def _build_resnet(config: BackboneConfig, load_weights: bool) -> ResNet:
         weights = enum[name]
     try:
         model: ResNet = get_model(config.name, weights=weights, norm_layer=layers[norm])
-    except URLError as error:
+    except OSError as error:  # URLError and whatever else a broken connection gives
         raise ConnectionError(
-            f"cannot download {weights} of {config.name} ({error.reason}); put the file into "
+            f"cannot load {weights} of {config.name} ({error}); put the file into "
             "torch's hub folder (torch.hub.get_dir()/checkpoints) by hand, or set "
             "backbone.weights=null to start from scratch"
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -65,8 +65,8 @@ def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
         A tensor ``(N,)`` float32 for each target, on the device of its boxes.
 
     Raises:
-        ValueError: Naming the target, the entry and the value, for a wrong length or an entry
-            that is negative or not finite.
+        ValueError: Naming the target, the entry and the value, for weights of a wrong length or
+            one that is negative or not finite, or a box that is not finite.
     """
     all_weights = []
     for index, target in enumerate(targets):
@@ -74,28 +74,39 @@ def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
         weights = target.get("box_weights")
         if weights is None:
             weights = torch.ones(len(boxes), device=boxes.device)
-        elif weights.shape != (len(boxes),):
+        weights = torch.as_tensor(weights, dtype=torch.float32, device=boxes.device)
+        if weights.shape != (len(boxes),):
             raise ValueError(
                 f"'box_weights' of target {index} must have shape ({len(boxes)},), one for each "
                 f"box, got {tuple(weights.shape)}"
             )
-        all_weights.append(weights.to(boxes.device, torch.float32))
+        all_weights.append(weights)
     if all_weights:
         joined = torch.cat(all_weights)
+        boxes = torch.cat([target["boxes"] for target in targets])
         # One check for the batch, as each waits for the device.
-        if not bool((torch.isfinite(joined) & (joined >= 0)).all()):
-            _raise_bad_weight(all_weights)
+        valid = (torch.isfinite(joined) & (joined >= 0)).all() & torch.isfinite(boxes).all()
+        if not bool(valid):
+            _raise_bad_values(targets, all_weights)
     return all_weights
 
 
-def _raise_bad_weight(all_weights: Sequence[Tensor]) -> None:
-    for index, weights in enumerate(all_weights):
-        for row, weight in enumerate(weights.tolist()):
+def _raise_bad_values(
+    targets: Sequence[dict[str, Tensor]], all_weights: Sequence[Tensor]
+) -> NoReturn:
+    for index, (target, weights) in enumerate(zip(targets, all_weights, strict=True)):
+        rows = zip(target["boxes"].tolist(), weights.tolist(), strict=True)
+        for row, (box, weight) in enumerate(rows):
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(
                     f"'box_weights' of target {index} must be finite and not negative, got "
                     f"{weight} for box {row}"
                 )
+            if not all(map(math.isfinite, box)):
+                raise ValueError(
+                    f"'boxes' of target {index} must be finite, got {box} for box {row}"
+                )
+    raise AssertionError("called without a bad value")
 
 
 def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
 from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
-from detmix.mixing.seeding import generator_to_random, sample_seed
+from detmix.mixing.seeding import draw_seeds, sample_seed
 
 __all__ = ["MixedDataset"]
 
@@ -77,7 +77,7 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
 
     def _random(self, index: int) -> random.Random:
         if self.seed is None:
-            return generator_to_random(None)
+            return random.Random(*draw_seeds(1))
         return random.Random(sample_seed(self.seed, self.mix.epoch, index, "mixing"))
 
     def _load(self, index: int) -> Sample:

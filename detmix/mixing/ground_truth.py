@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detmix.mixing.pixels import check_ratio
+
 __all__ = [
     "PER_IMAGE_KEYS",
     "PER_OBJECT_KEYS",
@@ -135,8 +137,10 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
         A new target with N_a + N_b objects, or fewer.
 
     Raises:
-        ValueError: If only one of the targets has a per-object key that has no default.
+        ValueError: For λ outside [0, 1], or if only one of the targets has a per-object key that
+            has no default.
     """
+    check_ratio(lam)
     parts = [_scaled(target, ratio) for target, ratio in ((target_a, lam), (target_b, 1.0 - lam))]
     joined = dict(target_a)
     for key in dict.fromkeys([*parts[0], *parts[1]]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detmix.mixing.epoch import SharedEpoch
 from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
-from detmix.mixing.seeding import generator_to_random
+from detmix.mixing.seeding import draw_seeds
 
 __all__ = ["DetectionMixer", "Images", "MixParams", "Sample"]
 
@@ -94,7 +94,11 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Mix two checked samples; A has the ratio λ."""
 
     def make_params(
-        self, batch_size: int, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
     ) -> list[MixParams | None]:
         """Draw partners and ratios for a batch.
 
@@ -104,15 +108,19 @@ class DetectionMixer(nn.Module, abc.ABC):
         Args:
             batch_size: B.
             generator: A CPU generator; None for torch's global one.
+            seeds: B seeds in place of a generator. Whether a sample is mixed and its ratio are
+                then a function of its own seed, whatever else is in the batch; partners are one
+                of all the batch's seeds, whatever their order.
 
         Returns:
             B entries, None for a sample that stays as it is.
         """
-        rng = generator_to_random(generator)
-        circle = list(range(batch_size))
-        rng.shuffle(circle)
+        if seeds is None:
+            seeds = draw_seeds(batch_size, generator)
+        circle = sorted(range(batch_size), key=seeds.__getitem__)
         params: list[MixParams | None] = [None] * batch_size
         for position, index in enumerate(circle):
+            rng = random.Random(seeds[index])
             chosen, lam = rng.random() < self.p, self.draw_ratio(rng)
             if chosen and batch_size > 1 and self.active:
                 params[index] = MixParams(circle[position - 1], lam)

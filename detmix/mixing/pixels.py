@@ -19,6 +19,12 @@ Fill = float | Sequence[float]
 _STRIP_VALUES = 2**17
 
 
+def check_ratio(lam: float) -> None:
+    """Raise ValueError unless λ is in [0, 1]."""
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must be in [0, 1], got {lam}")
+
+
 def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
     """Return (H, W) of the smallest canvas that holds both images at its top left."""
     return (
@@ -74,8 +80,7 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
         ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
             channels, or ``fill`` does not suit them.
     """
-    if not 0.0 <= lam <= 1.0:
-        raise ValueError(f"lam must be in [0, 1], got {lam}")
+    check_ratio(lam)
     _check_pair(image_a, image_b)
     if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
         return _blend_strips(image_a, image_b, lam, fill)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import random
 
 import torch
 
-__all__ = ["generator_to_random", "sample_seed"]
+__all__ = ["draw_seeds", "sample_seed"]
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
@@ -27,15 +26,15 @@ def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
-def generator_to_random(generator: torch.Generator | None) -> random.Random:
-    """Return a standard-library generator that is seeded by one draw from a torch generator.
+def draw_seeds(num: int, generator: torch.Generator | None = None) -> list[int]:
+    """Draw seeds for generators of the standard library.
 
-    The standard library draws Beta variates from an explicit generator, torch's public
-    interface does not.
+    Only those draw Beta variates from an explicit generator; torch's public interface does not.
 
     Args:
+        num: How many.
         generator: A CPU generator, or None for torch's global one (which ``DataLoader`` seeds
             differently in each worker).
     """
-    seed = torch.randint(0, 2**62, (), generator=generator, dtype=torch.int64)
-    return random.Random(int(seed))
+    seeds: list[int] = torch.randint(0, 2**62, (num,), generator=generator).tolist()
+    return seeds
