@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import chain
 
@@ -202,6 +204,11 @@ class TestEvalLoader:
         assert sorted(seen) == list(range(size))
 
 
+def kill_from_outside(pid, *signals):
+    for number in signals:
+        subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
+
+
 @pytest.mark.parametrize("kind", ["train", "eval"])
 def test_workers_leave_signals_to_the_loop(kind):
     if kind == "train":
@@ -211,19 +218,26 @@ def test_workers_leave_signals_to_the_loop(kind):
     batches = iter(loader)
     pid = next(batches)[1][0]["pid"]
     assert pid != os.getpid()
-    os.kill(pid, signal.SIGINT)
-    os.kill(pid, signal.SIGTERM)
+    kill_from_outside(pid, signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
     assert [targets[0]["pid"] for _, targets in batches] == [pid] * 7, "it went on working"
 
 
-def test_a_worker_ends_with_the_second_sigterm():
+def test_a_worker_ends_with_a_sigterm_of_its_parent():
     def load():
         batches = iter(train_loader(WorkerProbe(), 1, seed=0, workers=1))
-        pid = next(batches)[1][0]["pid"]
-        for _ in range(2):
-            os.kill(pid, signal.SIGTERM)
-            time.sleep(0.1)  # pending signals of one kind are one
+        os.kill(next(batches)[1][0]["pid"], signal.SIGTERM)
         list(batches)
 
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
         load()
+
+
+def test_a_process_with_a_failed_loader_ends():
+    """Its worker is still there then: the interpreter ends it, and waits for it."""
+    code = (
+        "from detmix.data.loaders import train_loader\n"
+        "batches = iter(train_loader([(0, {})] * 9, 1, seed=0, workers=1))\n"
+        "next(batches)\n"
+        "raise SystemExit(5)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 5

@@ -5,10 +5,11 @@ B is the batch size of one process.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 import torch
@@ -183,16 +184,24 @@ def init_worker(worker_id: int) -> None:
     """Prepare a loader's worker process; pass it as ``worker_init_fn``.
 
     OpenCV and torch would otherwise start as many threads in each worker as there are cores. A
-    signal to the whole process group, as Ctrl-C sends it, is left to the training loop.
+    signal to the whole process group, as Ctrl-C or a scheduler sends it, is left to the training
+    loop, which may want to end its step first.
     """
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # on Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _ignore_once(signum: int, frame: FrameType | None) -> None:
-    """Let a second signal end the process: the one of a parent that gives up waiting."""
-    signal.signal(signum, signal.SIG_DFL)
+def _obey_parent(parent: int) -> None:
+    """End this process at a SIGTERM of its parent, and of nobody else.
+
+    At its exit Python ends worker processes that are left in this way, and waits for them.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
