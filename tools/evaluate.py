@@ -10,13 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
-from accelerate import Accelerator
-
 from detmix.data.loaders import eval_loader
 from detmix.training import evaluate, load_detector
 from detmix.training.build import build_test_set, open_voc
 from detmix.training.console import run_tool
+from detmix.training.loop import make_accelerator
 
 
 def main(args: Sequence[str]) -> None:
@@ -25,12 +23,10 @@ def main(args: Sequence[str]) -> None:
         description="Print the VOC mAP of a checkpoint of tools/train.py.",
         epilog="Any option of tools/train.py changes what the checkpoint's configuration says.",
     )
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run folder")
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a run folder; goes first")
     parsed, overrides = parser.parse_known_args(args)
     model, config = load_detector(parsed.checkpoint, overrides)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    accelerator = make_accelerator(config)
     loader = eval_loader(
         build_test_set(config, open_voc(config, train=False)),
         config.data.eval_batch_size,

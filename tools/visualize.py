@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from detmix.evaluation import plot_batch, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.console import run_tool
+from detmix.training.loop import make_accelerator
 from detmix.training.preview import mixed_batch, mixed_pair, some_predictions
 
 
@@ -35,7 +34,7 @@ def main(args: Sequence[str]) -> None:
         path = plot_batch(images, targets, config.data.classes, parsed.out, parsed.num_images)
     else:
         model, config = load_detector(parsed.checkpoint, overrides)
-        accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        accelerator = make_accelerator(config)
         images, predictions, targets = some_predictions(
             model.to(accelerator.device), config, accelerator, num_images=parsed.num_images
         )
@@ -71,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     predictions = commands.add_parser(
         "predictions", parents=[out, many], help="predictions beside the ground truth"
     )
-    predictions.add_argument("checkpoint", help="best.pt or last.pt of a run folder")
+    predictions.add_argument("checkpoint", help="best.pt or last.pt of a run folder; goes first")
     predictions.add_argument(
         "--score_threshold", type=float, default=0.5, help="draw detections from this score on"
     )

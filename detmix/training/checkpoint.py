@@ -66,17 +66,20 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's whole message would advise to run the file's code.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
         raise ValueError(
-            f"{path} is not a checkpoint that loads with weights_only=True: {error}"
+            f"{path} is not a checkpoint that loads with weights_only=True: "
+            f"{reason or 'it is no file of torch'}"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is broken: {error}") from error
+    except Exception as error:  # flipped bytes have torch raise nearly anything
+        raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
     missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
         )
-    if state["format"] > FORMAT:
+    if not isinstance(state["format"], int) or state["format"] > FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {state['format']}, this version of detmix reads up to "
             f"{FORMAT}"

@@ -5,6 +5,7 @@ All classes are frozen: after it is read nothing changes a configuration.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,11 @@ class AugmentConfig:
     photometric: float = 0.0
     crop: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            _at_least(self, "augment", size=1)
+        _in_range(self, "augment", flip=(0, 1), photometric=(0, 1), crop=(0, 1))
+
 
 @dataclass(frozen=True)
 class MixingConfig:
@@ -98,6 +104,12 @@ class MixingConfig:
     fill: float = 0.0
     off_epochs: int = 0
     place: Literal["batch", "dataset", "device"] = "batch"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"mixing.alpha must be positive and finite, got {self.alpha}")
+        _in_range(self, "mixing", p=(0, 1), fill=(0, 255))
+        _at_least(self, "mixing", off_epochs=0)
 
 
 @dataclass(frozen=True)
@@ -122,8 +134,9 @@ class OptimConfig:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optim.lr must be positive, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optim.lr must be positive and finite, got {self.lr}")
+        _in_range(self, "optim", momentum=(0, 1), weight_decay=(0, math.inf))
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.clip_norm must be positive or null, got {self.clip_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -150,8 +163,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "schedule", warmup_steps=0)
-        if not 0 <= self.warmup_start <= 1:
-            raise ValueError(f"schedule.warmup_start must be in [0, 1], got {self.warmup_start}")
+        _in_range(self, "schedule", warmup_start=(0, 1), gamma=(0, math.inf))
 
 
 @dataclass(frozen=True)
@@ -242,3 +254,10 @@ def _at_least(config: Any, section: str, **minimums: int) -> None:
         if value < minimum:
             full = f"{section}.{name}" if section else name
             raise ValueError(f"{full} must be at least {minimum}, got {value}")
+
+
+def _in_range(config: Any, section: str, **ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # false of NaN too
+            raise ValueError(f"{section}.{name} must be in [{low}, {high}], got {value}")

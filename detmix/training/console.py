@@ -39,11 +39,11 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
 
 
 def _summary(error: BaseException) -> str:
-    """Return the error's message; of one out of a loader's worker only its last line.
+    """Return the error's message as one line; of one out of a loader's worker only its last.
 
     A worker's error arrives as its whole traceback within a message.
     """
-    text = str(error) or type(error).__name__
-    if "DataLoader worker process" not in text:
-        return text
-    return text.strip().splitlines()[-1].partition(": ")[2] or text
+    text = str(error).strip() or type(error).__name__
+    if "DataLoader worker process" in text:
+        text = text.splitlines()[-1].partition(": ")[2] or text
+    return " ".join(text.split())

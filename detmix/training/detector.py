@@ -20,7 +20,8 @@ from detmix.training.build import (
 )
 from detmix.training.config import TrainConfig
 from detmix.training.evaluate import evaluate, to_device
-from detmix.training.loop import Evaluation, Trainer, make_accelerator
+from detmix.training.loop import Trainer, make_accelerator
+from detmix.training.progress import Evaluation
 
 __all__ = ["DetectorTrainer"]
 

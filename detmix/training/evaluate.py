@@ -41,14 +41,12 @@ def to_device(
 def predict(
     model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
 ) -> Iterator[tuple[list[Prediction], list[Target]]]:
-    """Yield the predictions and targets of each batch, all on the CPU.
-
-    Over several processes each global batch holds those of all of them, in every process.
+    """Yield the predictions and targets of each batch of this process, all on the CPU.
 
     Args:
         model: A torchvision detector; it is left in evaluation mode.
         loader: Yields lists of images and targets.
-        accelerator: Says the device and the precision, and gathers.
+        accelerator: Says the device and the precision.
     """
     model.eval()
     for images, targets in loader:
@@ -61,9 +59,6 @@ def predict(
             }
             for prediction in predictions
         ]
-        if accelerator.num_processes > 1:
-            pairs = gather_object(list(zip(predictions, targets, strict=True)))
-            predictions, targets = [p for p, _ in pairs], [t for _, t in pairs]
         yield predictions, targets
 
 
@@ -89,6 +84,7 @@ def evaluate(
     """
     training = model.training
     evaluator = VOCEvaluator(classes)
+    found: list[tuple[Prediction, Target]] = []
     batches = tqdm(
         predict(model, loader, accelerator),
         total=len(loader),
@@ -98,10 +94,13 @@ def evaluate(
     )
     with batches:
         for predictions, targets in batches:
-            evaluator.update(predictions, targets)
+            found += zip(predictions, targets, strict=True)
             if after_batch is not None:
                 after_batch()
     model.train(training)
+    # Once, at the end: the processes need not have the same number of batches.
+    found = gather_object(found) if accelerator.num_processes > 1 else found
+    evaluator.update([prediction for prediction, _ in found], [target for _, target in found])
     return evaluator
 
 
@@ -122,7 +121,10 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
     """
     state = load_checkpoint(path)
-    config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
+    try:
+        config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
+    except ValueError as error:
+        raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
     if list(config.data.classes) != list(state["classes"]):
         raise ValueError(
             f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
@@ -131,6 +133,8 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     model = build_model(config, load_weights=False)
     try:
         model.load_state_dict(state.get("ema") or state["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error
+    if config.channels_last:  # as in training, so that the score is the same to the last digit
+        model = model.to(memory_format=torch.channels_last)
     return model.eval(), config

@@ -9,14 +9,13 @@ import abc
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,52 +25,21 @@ from detmix.training.checkpoint import load_checkpoint, save_checkpoint
 from detmix.training.config import LoopConfig
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
-from detmix.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from detmix.training.model_state import copy_statistics, moving_average, restore_statistics
+from detmix.training.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer,
+    set_learning_rate,
+)
+from detmix.training.progress import Evaluation, Position, Result
 from detmix.training.run_folder import RunFolder, versions
 
-__all__ = ["Evaluation", "NonFiniteLossError", "Position", "Trainer", "make_accelerator"]
-
-Result = TypeVar("Result")
+__all__ = ["NonFiniteLossError", "Trainer", "make_accelerator"]
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss was NaN or infinite; the message names the images of the step."""
-
-
-@dataclass
-class Position:
-    """How far a training has come.
-
-    Attributes:
-        epoch: The epoch under way, from 0.
-        batch: Batches of it that are done.
-        step: Optimizer steps taken.
-        evaluation_due: Whether the epochs done so far are still to be evaluated.
-        best: The highest score so far, None before the first evaluation.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    evaluation_due: bool = False
-    best: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation(Generic[Result]):
-    """What an evaluation came to.
-
-    Attributes:
-        result: The whole result.
-        score: What the best checkpoint is chosen by, higher being better; None where undefined.
-        metrics: Numbers for the log by name; None where undefined.
-        summary: A line for a person.
-    """
-
-    result: Result
-    score: float | None
-    metrics: Mapping[str, float | None]
-    summary: str
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -93,7 +61,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
-        ValueError: If the checkpoint to resume from does not fit.
+        ValueError: If the checkpoint to resume from does not fit, or the precision the device.
     """
 
     def __init__(
@@ -109,22 +77,27 @@ class Trainer(abc.ABC, Generic[Result]):
         self.classes = classes
         self.loader = loader
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
+        if config.precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("precision=fp16 needs a GPU: bf16 works on a CPU as well")
         self.sampler = loader.batch_sampler
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model.to(accelerator.device)
-        self.ema = _moving_average(self.plain_model, config.optim.ema_decay)
+        self.ema = moving_average(self.plain_model, config.optim.ema_decay)
         optimizer = build_optimizer(self.plain_model, config.optim)
         self.model, self.optimizer = accelerator.prepare(self.plain_model, optimizer)
         self.position = Position()
+        self._meter = LossMeter()
         self._guard = InterruptGuard()
+        self._stop: int | None = None  # the signal that all processes know of
         resume = config.resume == "auto"
         if resume and (config.run_dir / "last.pt").exists():
-            self._restore(load_checkpoint(config.run_dir / "last.pt"))
+            self._restore(config.run_dir / "last.pt")
         self.folder: RunFolder | None = None
         if accelerator.is_main_process:
             self.folder = RunFolder(config.run_dir, config.as_dict(), resume=resume)
-            self.folder.forget_after(self.position.step)
+            position = self.position
+            self.folder.forget_after(position.step, evaluation=position.evaluation_due)
 
     @abc.abstractmethod
     def begin_epoch(self, epoch: int) -> None:
@@ -169,28 +142,27 @@ class Trainer(abc.ABC, Generic[Result]):
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
-        with bar, self._guard:
+        with bar, self._guard, closing(self.folder) if self.folder else nullcontext():
             while True:
                 if position.evaluation_due:
                     result = self._evaluate(bar)
-                self.stop_if_asked()
                 if position.epoch >= config.epochs:
-                    break
+                    return result
                 self._train_epoch(bar)
-        if self.folder:
-            self.folder.close()
-        return result
 
     def stop_if_asked(self) -> None:
         """Save a checkpoint and raise `Interrupted` if a signal has come."""
-        if self._guard.signum is None:
+        self._stop_at(self._guard.signum)
+
+    def _stop_at(self, signum: int | None) -> None:
+        if signum is None:
             return
         self._save_last()
         position = self.position
         raise Interrupted(
-            self._guard.signum,
-            f"stopped by signal {self._guard.signum} after step {position.step} (epoch "
-            f"{position.epoch}); go on with --resume auto",
+            signum,
+            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
+            "go on with --resume auto",
         )
 
     def _train_epoch(self, bar: Any) -> None:
@@ -198,17 +170,18 @@ class Trainer(abc.ABC, Generic[Result]):
         self.begin_epoch(position.epoch)
         self.sampler.set_epoch(position.epoch, start=position.batch)
         self.model.train()
-        meter = LossMeter()
+        self._meter.start(afresh=position.batch == 0)
+        num_processes = self.accelerator.num_processes
         for batch in self.loader:
             losses, rate = self._step(batch)
             position.batch += 1
             position.step += 1
-            meter.update(losses, len(batch[0]) * self.accelerator.num_processes)
+            self._meter.update(losses, len(batch[0]) * num_processes)
             bar.update()
             if position.step % config.log_every == 0:
-                self._log(meter, rate, bar)
-                meter = LossMeter()
-            self.stop_if_asked()
+                self._log(rate, bar)
+            # Several processes must all stop after the same step.
+            self._stop_at(self._guard.signum if num_processes == 1 else self._stop)
         position.epoch, position.batch = position.epoch + 1, 0
         is_last = position.epoch == config.epochs
         position.evaluation_due = is_last or position.epoch % config.eval_every == 0
@@ -228,11 +201,11 @@ class Trainer(abc.ABC, Generic[Result]):
             num_epochs=config.epochs,
         )
         set_learning_rate(self.optimizer, rate)
-        statistics = _copy_statistics(self.plain_model)
+        statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        if not self._is_finite(total):
-            _restore_statistics(self.plain_model, statistics)
+        if not self._agree_that_finite(total):
+            restore_statistics(self.plain_model, statistics)
             self._fail(losses, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
@@ -243,14 +216,18 @@ class Trainer(abc.ABC, Generic[Result]):
             self.ema.update_parameters(self.plain_model)
         return {name: loss.detach() for name, loss in (*losses.items(), ("loss", total))}, rate
 
-    def _is_finite(self, loss: Tensor) -> bool:
-        """Tell whether the loss is finite in every process.
+    def _agree_that_finite(self, loss: Tensor) -> bool:
+        """Tell whether the loss is finite in every process, and note a signal to any of them.
 
         This waits for the device, which torchvision's detectors do throughout their forward
         pass anyway; the backward pass is queued behind it as a whole.
         """
-        finite = torch.isfinite(loss.detach()).float()
-        return bool(self.accelerator.reduce(finite, "mean") == 1.0)
+        loss = loss.detach()
+        signum = torch.full_like(loss, self._guard.signum or 0)
+        news = torch.stack([torch.isfinite(loss).to(loss.dtype), signum])
+        finite, signums = self.accelerator.gather(news).view(-1, 2).T.tolist()
+        self._stop = int(max(signums)) or None
+        return all(finite)
 
     def _fail(self, losses: dict[str, Tensor], batch: Any) -> None:
         self._save_last()
@@ -262,8 +239,10 @@ class Trainer(abc.ABC, Generic[Result]):
             "or optim.clip_norm often helps"
         )
 
-    def _log(self, meter: LossMeter, rate: float, bar: Any) -> None:
+    def _log(self, rate: float, bar: Any) -> None:
+        meter = self._meter
         values = {**meter.means(), "lr": rate, "images_per_s": meter.images_per_second()}
+        meter.start(afresh=True)
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s",
             refresh=False,
@@ -281,8 +260,9 @@ class Trainer(abc.ABC, Generic[Result]):
         evaluation = self.evaluate()
         seconds = time.perf_counter() - start
         self._record("eval", {**evaluation.metrics, "seconds": seconds})
-        bar.write(f"epoch {self.position.epoch}: {evaluation.summary}")
         position, score = self.position, evaluation.score
+        if self.folder:
+            bar.write(f"epoch {position.epoch}: {evaluation.summary}")
         position.evaluation_due = False
         if score is not None and (position.best is None or score > position.best):
             position.best = score
@@ -298,6 +278,7 @@ class Trainer(abc.ABC, Generic[Result]):
             "classes": list(self.classes),
             "versions": versions(),
             "position": vars(self.position).copy(),
+            "steps_per_epoch": len(self.sampler),
         }
 
     def _save_last(self) -> None:
@@ -311,43 +292,34 @@ class Trainer(abc.ABC, Generic[Result]):
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "meter": self._meter.state_dict(),
         }
         save_checkpoint(self.folder.last, state)
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, path: Path) -> None:
+        state = load_checkpoint(path)
         if list(state["classes"]) != list(self.classes):
+            raise ValueError(f"{path} was trained on other classes: {', '.join(state['classes'])}")
+        if state.get("steps_per_epoch") != len(self.sampler):
             raise ValueError(
-                f"{self.config.run_dir / 'last.pt'} was trained on other classes: "
-                f"{', '.join(state['classes'])}"
+                f"{path} is of a training with {state.get('steps_per_epoch')} steps in an epoch, "
+                f"this one has {len(self.sampler)}: the training images, the batch size and the "
+                "number of processes must stay the same"
             )
+        try:
+            self._restore_state(state)
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not fit the configuration: {error}") from error
+
+    def _restore_state(self, state: dict[str, Any]) -> None:
         self.plain_model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"] or state["model"])
             self.ema.n_averaged.fill_(state["ema_updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._meter.load_state_dict(state["meter"], self.accelerator.device)
         self.position = Position(**state["position"])
-
-
-def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """Return what the forward pass of a training changes: the statistics of live batch norm."""
-    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-
-
-def _copy_statistics(model: nn.Module) -> list[Tensor]:
-    return [buffer.clone() for buffer in _statistics(model)]
-
-
-@torch.no_grad()
-def _restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
-    for buffer, before in zip(_statistics(model), saved, strict=True):
-        buffer.copy_(before)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from detmix.training.config import OptimConfig, ScheduleConfig
 
-__all__ = ["build_optimizer", "learning_rate_factor", "set_learning_rate"]
+__all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "set_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
@@ -36,6 +37,29 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             fused=fused,
         )
     return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on from an optimizer's saved state, with the settings of the present one.
+
+    Args:
+        optimizer: The optimizer.
+        state: The ``state_dict`` of one of the same kind and for the same parameters.
+
+    Raises:
+        ValueError: If it is of another kind or for other parameters.
+    """
+    # The rate is none: it is a function of the step.
+    settings = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    kinds = [group.keys() for group in optimizer.param_groups]
+    if [group.keys() for group in state["param_groups"]] != kinds:
+        raise ValueError("the optimizer is of another kind")
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def learning_rate_factor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from jsonargparse import ArgumentParser
@@ -25,7 +26,8 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
         description: What ``--help`` says first.
 
     Raises:
-        ValueError: Naming an unknown key, or a key with a value of the wrong type or range.
+        ValueError: Naming an unknown key, or a key with a value of the wrong type or range, and
+            the files that were read.
     """
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument(
@@ -34,7 +36,15 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     parser.add_class_arguments(cls, None)
     try:
         fields = dict(parser.instantiate(parser.parse_args(list(args))))
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
-    fields.pop("config")
-    return cls(**fields)
+        fields.pop("config")
+        return cls(**fields)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(f"{error}{_files(args)}") from error
+
+
+def _files(args: Sequence[str]) -> str:
+    """Say which configuration files the arguments name."""
+    values = [value for option, value in pairwise(args) if option == "--config"]
+    values += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    files = [value for value in values if "\n" not in value and value.endswith((".yaml", ".yml"))]
+    return f" (reading {', '.join(files)})" if files else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -28,8 +30,10 @@ def mixed_batch(
     Returns:
         uint8 images ``(3, H_i, W_i)`` and their targets with ``box_weights``.
     """
-    mix = build_mixer(config)
     on_dataset = config.mixing.place == "dataset"
+    if config.mixing.place == "device":  # the same, but for images that are uint8 still
+        config = replace(config, mixing=replace(config.mixing, place="batch"))
+    mix = build_mixer(config)
     dataset = build_train_set(config, open_voc(config, train=True), mix if on_dataset else None)
     dataset.set_epoch(epoch)
     if mix is not None:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
@@ -41,7 +42,8 @@ _PACKAGES = (
 def versions() -> dict[str, str]:
     """Return the versions of Python, the platform and the packages at the heart of a run."""
     found = {"python": sys.version.split()[0], "platform": platform.platform()}
-    return found | {name: version(name) for name in _PACKAGES}
+    found |= {name: version(name) for name in _PACKAGES}
+    return found | {"torch": str(torch.__version__)}  # with the build, such as +cpu
 
 
 class RunFolder:
@@ -69,6 +71,7 @@ class RunFolder:
         text = json.dumps(versions(), indent=2) + "\n"
         write_atomically(path / "versions.json", lambda file: _write(file, text))
         self._board: SummaryWriter | None = None
+        self._purge_step: int | None = None
 
     @property
     def last(self) -> Path:
@@ -85,15 +88,23 @@ class RunFolder:
         """The metrics, a JSON object a line."""
         return self.path / "metrics.jsonl"
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after ``step``, which a resumed run takes again."""
+    def forget_after(self, step: int, *, evaluation: bool = False) -> None:
+        """Drop the metrics of what a resumed run does again.
+
+        Args:
+            step: Steps that are not done again.
+            evaluation: Whether the evaluation after these steps is.
+        """
         if not self.metrics.exists():
             return
+        self._purge_step = step + 1
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                line = json.loads(text)
+                again = evaluation and line["event"] == "eval" and line["step"] == step
+                if line["step"] <= step and not again:
+                    kept.append(text + "\n")
             except (ValueError, KeyError):  # a line that a killed run left half-written
                 continue
         write_atomically(self.metrics, lambda file: _write(file, "".join(kept)))
@@ -111,9 +122,7 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is None:
-            self._board = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=step if step else None
-            )
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"{event}/{name}", value, step)
@@ -122,6 +131,7 @@ class RunFolder:
         """Write out what is still held back."""
         if self._board is not None:
             self._board.close()
+            self._board = None
 
 
 def _write(file: Any, text: str) -> None:

@@ -1,0 +1,44 @@
+"""What of a model changes in training beside its parameters: batch norm's statistics, an average.
+
+The statistics are copied before a step, so that a forward pass that turns out to be bad can be
+undone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["copy_statistics", "moving_average", "restore_statistics"]
+
+
+def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of a model and its buffers.
+
+    Args:
+        model: The model, on its device already.
+        decay: The share of the average that a step keeps; None for no average.
+    """
+    if decay is None:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def copy_statistics(model: nn.Module) -> list[Tensor]:
+    """Copy what a forward pass in training mode changes: the statistics of live batch norm."""
+    return [buffer.clone() for buffer in _statistics(model)]
+
+
+@torch.no_grad()
+def restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
+    """Put back what `copy_statistics` returned."""
+    for buffer, before in zip(_statistics(model), saved, strict=True):
+        buffer.copy_(before)
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

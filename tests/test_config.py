@@ -1,0 +1,198 @@
+"""Configurations: files and overrides, what is refused, and the way back to plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from torchvision.models.detection import FasterRCNN
+
+from detmix.detectors import LossWeighting
+from detmix.detectors.rcnn import WeightedRoIHeads
+from detmix.mixing import DetectionMixUp
+from detmix.training import MixingConfig, OptimConfig, TrainConfig, parse_args
+from detmix.training.build import build_mixer, build_model
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+# These change a few settings of another file, which their heads name.
+BASES = {"overfit16_voc2007": "voc2007_cpu"}
+
+
+def parse(*args):
+    return parse_args(TrainConfig, args)
+
+
+class TestPrecedence:
+    def test_defaults(self):
+        assert parse() == TrainConfig()
+
+    def test_overrides_win_over_files_and_later_over_earlier(self, tmp_path):
+        first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+        first.write_text("epochs: 3\noptim: {lr: 0.5, momentum: 0.8}\nseed: 7\n")
+        second.write_text("optim: {lr: 0.25}\nmixing: {p: 0.75}\n")
+        config = parse("--config", str(first), "--config", str(second), "--optim.momentum", "0.7")
+        assert config.epochs == 3
+        assert config.seed == 7
+        assert config.optim == OptimConfig(lr=0.25, momentum=0.7)
+        assert config.mixing.p == 0.75
+        assert parse("--epochs", "9", f"--config={first}").epochs == 3
+        assert parse("--epochs", "9", "--epochs", "8").epochs == 8
+
+    def test_types(self):
+        config = parse(
+            "--data.train", '[["2007", "trainval"], ["2012", "trainval"]]',
+            "--data.classes", "[a, b]", "--data.train_limit", "5", "--augment.size", "null",
+            "--backbone.levels", "[2, 3]", "--schedule.milestones", "[4]", "--run_dir", "x/y",
+        )  # fmt: skip
+        assert config.data.train == (("2007", "trainval"), ("2012", "trainval"))
+        assert config.data.classes == ("a", "b")
+        assert config.data.train_limit == 5
+        assert config.augment.size is None
+        assert config.backbone.levels == (2, 3)
+        assert config.schedule.milestones == (4,)
+        assert config.run_dir == Path("x/y")
+
+    def test_loss(self):
+        assert parse("--loss", "null").loss is None
+        assert parse("--config", "loss: null").loss is None
+        assert parse("--loss.background_weight", "0.5").loss == LossWeighting(0.5, "samples")
+        both = parse("--config", "loss: null", "--loss.normalizer", "weights")
+        assert both.loss == LossWeighting(1.0, "weights")
+
+    def test_options_of_the_detector_are_joined_by_dotted_overrides(self):
+        config = parse(
+            "--config", "detector: {options: {box_score_thresh: 0.1}}",
+            "--detector.options.box_nms_thresh", "0.3",
+        )  # fmt: skip
+        assert config.detector.options == {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("yaml_text", "message"),
+        [
+            ("epoch: 3", "epoch"),
+            ("optim: {lrr: 1}", "optim.*lrr"),
+            ("data: {root: x, trian: []}", "data.*trian"),
+            ("optim: {lr: fast}", "optim.lr.*float.*fast"),
+            ("epochs: 1.5", "epochs.*int.*1.5"),
+            ("data: {train: [['2007']]}", "data.train.*2 elements"),
+            ("precision: fp8", "precision.*bf16.*fp8"),
+            ("mixing: {place: gpu}", "mixing.place.*gpu"),
+            ("backbone: {name: vgg16}", "backbone.name.*vgg16"),
+            ("backbone: null", "null|None"),
+            ("detector: {options: {nms: 1}}", "detector.options.nms is not an option"),
+            ("loss: {background_weight: -1}", "background_weight must be .* got -1"),
+            ("loss: {normalizer: ones}", "normalizer.*ones"),
+            ("epochs: 0", "epochs must be at least 1, got 0"),
+            ("seed: -1", "seed must be at least 0, got -1"),
+            ("threads: 0", "threads must be at least 1, got 0"),
+            ("eval_every: 0", "eval_every must be at least 1, got 0"),
+            ("data: {batch_size: 0}", "data.batch_size must be at least 1, got 0"),
+            ("data: {workers: -1}", "data.workers must be at least 0, got -1"),
+            ("data: {test_limit: 0}", "data.test_limit must be at least 1, got 0"),
+            ("augment: {size: 0}", "augment.size must be at least 1, got 0"),
+            ("augment: {flip: 1.5}", r"augment.flip must be in \[0, 1\], got 1.5"),
+            ("mixing: {alpha: 0}", "mixing.alpha must be positive and finite, got 0"),
+            ("mixing: {p: -0.1}", r"mixing.p must be in \[0, 1\], got -0.1"),
+            ("mixing: {fill: 256}", r"mixing.fill must be in \[0, 255\], got 256"),
+            ("mixing: {off_epochs: -1}", "mixing.off_epochs must be at least 0, got -1"),
+            ("optim: {lr: 0}", "optim.lr must be positive and finite, got 0"),
+            ("optim: {momentum: 2}", r"optim.momentum must be in \[0, 1\], got 2"),
+            ("optim: {weight_decay: -1}", "optim.weight_decay must be in .* got -1"),
+            ("optim: {clip_norm: 0}", "optim.clip_norm must be positive or null, got 0"),
+            ("optim: {ema_decay: 1}", r"optim.ema_decay must be in \(0, 1\) or null, got 1"),
+            ("schedule: {warmup_start: 2}", "schedule.warmup_start must be in .* got 2"),
+            ("schedule: {warmup_steps: -1}", "schedule.warmup_steps must be at least 0, got -1"),
+            ("a: [}", "pars"),
+            ("just words", "just words"),
+            ("[1, 2]", "1, 2"),
+        ],
+    )
+    def test_names_the_key_the_value_and_the_file(self, tmp_path, yaml_text, message):
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml_text)
+        with pytest.raises(ValueError, match=f"(?s){message}.*mine.yaml"):
+            parse("--config", str(file))
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--optim.lrr", "1"], "optim.lrr"),
+            (["--optim.lr", "fast"], "optim.lr"),
+            (["--optim.lr=.nan"], "optim.lr"),
+            (["--epochs"], "epochs"),
+            (["runs/x"], "runs/x"),
+            (["--config", "missing.yaml"], "missing.yaml"),
+        ],
+    )
+    def test_in_arguments(self, args, message):
+        with pytest.raises(ValueError, match=message):
+            parse(*args)
+
+    @pytest.mark.parametrize("off", [4, 5])
+    def test_mixing_that_never_happens(self, off):
+        message = f"mixing.off_epochs={off} of epochs=4 would never mix"
+        with pytest.raises(ValueError, match=message):
+            parse("--epochs", "4", "--mixing.off_epochs", str(off))
+        config = parse("--epochs=4", f"--mixing.off_epochs={off}", "--mixing.name=none")
+        assert build_mixer(config) is None
+
+    def test_frozen(self):
+        config = TrainConfig()
+        for section in (config, config.data, config.mixing, config.loss, config.detector):
+            name = dataclasses.fields(section)[0].name
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(section, name, None)
+
+
+class TestPlainValues:
+    CHANGED = (
+        "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
+        '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
+        "--detector.options.box_score_thresh=0.2", "--backbone.trainable_layers=2",
+        "--schedule.milestones=[1, 3]", "--run_dir=a b/ü", "--threads=2", "--optim.lr=1e-05",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("args", [(), CHANGED], ids=["defaults", "changed"])
+    def test_round_trip(self, tmp_path, args):
+        config = parse(*args)
+        plain = config.as_dict()
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8")
+        assert parse("--config", str(file)) == config
+        assert parse("--config", json.dumps(plain)) == config
+        assert json.loads(json.dumps(plain)) == plain
+
+    def test_sections_are_all_there(self):
+        plain = TrainConfig().as_dict()
+        assert list(plain) == [field.name for field in dataclasses.fields(TrainConfig)]
+        assert plain["mixing"] == dataclasses.asdict(MixingConfig())
+
+
+class TestShippedConfigs:
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    def test_builds(self, path):
+        args = [f"--config={path.parent / BASES[path.stem]}.yaml"] if path.stem in BASES else []
+        config = parse(*args, f"--config={path}")
+        model = build_model(config, load_weights=False)
+        assert isinstance(model, FasterRCNN)
+        assert isinstance(model.roi_heads, WeightedRoIHeads)
+        num_classes = model.roi_heads.box_predictor.cls_score.out_features
+        assert num_classes == len(config.data.classes) + 1
+        assert isinstance(build_mixer(config), DetectionMixUp)
+
+    def test_there_are_some(self):
+        assert {"quickstart", "voc2007_cpu", "voc0712_fasterrcnn_resnet50"} <= {
+            path.stem for path in CONFIGS
+        }
+
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    def test_head_says_command_time_and_score(self, path):
+        head = path.read_text(encoding="utf-8").partition("run_dir:")[0]
+        assert f"tools/{'quickstart' if path.stem == 'quickstart' else 'train'}.py" in head
+        assert "time" in head.lower()
+        assert "mAP" in head

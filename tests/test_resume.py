@@ -1,0 +1,258 @@
+"""A run that is stopped and resumed, or fed by other workers, is bit for bit the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+# Everything that has a state: an average, momentum, augmentation, mixing, a schedule.
+SETTINGS = (
+    "optim.ema_decay=0.9", "optim.clip_norm=1", "mixing.p=0.8", "epochs=3", "mixing.off_epochs=1",
+    "log_every=4", "schedule.name=multistep", "schedule.milestones=[1]", "schedule.warmup_steps=4",
+    "detector.options.box_score_thresh=0.01",
+)  # fmt: skip
+STEPS_PER_EPOCH, STEPS = 6, 18
+
+
+class Stopping(DetectorTrainer):
+    """Gets a real signal in the given step, or in the given evaluation, counted from 1."""
+
+    in_step = in_evaluation = None
+    signum = signal.SIGTERM
+    evaluations = 0
+
+    def compute_losses(self, batch):
+        if self.position.step + 1 == self.in_step:
+            os.kill(os.getpid(), self.signum)
+        return super().compute_losses(batch)
+
+    def evaluate(self):
+        self.evaluations += 1
+        if self.evaluations == self.in_evaluation:
+            os.kill(os.getpid(), self.signum)
+        return super().evaluate()
+
+
+def outcome(run_dir):
+    """Return what a run came to: its last checkpoint and its metrics but for the speed."""
+    state = torch.load(run_dir / "last.pt", weights_only=True)
+    del state["config"]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in ("images_per_s", "seconds"):
+            line.pop(name, None)
+    best = torch.load(run_dir / "best.pt", weights_only=True)
+    return state, best["model"], best["position"], lines
+
+
+def assert_same_run(run_dir, other):
+    for mine, theirs in zip(flat(outcome(run_dir)), flat(outcome(other)), strict=True):
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        else:
+            assert mine == theirs
+
+
+def flat(value):
+    if isinstance(value, dict):
+        value = [item for pair in value.items() for item in pair]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in flat(item)]
+    return [value]
+
+
+@pytest.fixture(scope="module")
+def whole(shapes_root, tmp_path_factory):
+    """Return the folders of uninterrupted runs, with SGD and with AdamW."""
+    from accelerate.state import AcceleratorState
+
+    folders = {}
+    for name in ("sgd", "adamw"):
+        folders[name] = tmp_path_factory.mktemp("whole") / name
+        AcceleratorState._reset_state(True)
+        DetectorTrainer(config_for(shapes_root, folders[name], name)).fit()
+    return folders
+
+
+def config_for(shapes_root, run_dir, name, *overrides):
+    lr = {"sgd": 0.02, "adamw": 0.002}[name]
+    return tiny_config(
+        shapes_root, run_dir, f"optim.name={name}", f"optim.lr={lr}", *SETTINGS, *overrides
+    )
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_run_does_not_depend_on_them(self, shapes_root, tmp_path, whole, workers):
+        config = config_for(shapes_root, tmp_path / "run", "adamw", f"data.workers={workers}")
+        DetectorTrainer(config).fit()
+        assert_same_run(tmp_path / "run", whole["adamw"])
+
+    @pytest.mark.parametrize("place", ["dataset", "device"])
+    def test_nor_with_mixing_elsewhere(self, shapes_root, tmp_path, place):
+        for workers in (0, 1):
+            config = config_for(
+                shapes_root, tmp_path / str(workers), "adamw", f"mixing.place={place}",
+                f"data.workers={workers}", "epochs=2",
+            )  # fmt: skip
+            DetectorTrainer(config).fit()
+        assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+class TestResume:
+    def stop(self, config, **when):
+        trainer = Stopping(config)
+        vars(trainer).update(when)
+        with pytest.raises(Interrupted) as stop:
+            trainer.fit()
+        return trainer, stop.value
+
+    def go_on(self, config):
+        trainer = Stopping(dataclasses.replace(config, resume="auto"))
+        trainer.fit()
+        return trainer
+
+    @pytest.mark.parametrize(
+        ("name", "step"),
+        # within an epoch and within what the log sums up, at the end of an epoch, in the last step
+        [("adamw", 3), ("sgd", 6), ("sgd", 18)],
+    )
+    def test_after_any_step(self, shapes_root, tmp_path, whole, name, step):
+        config = config_for(shapes_root, tmp_path / "run", name)
+        trainer, stop = self.stop(config, in_step=step)
+        assert stop.signum == signal.SIGTERM
+        assert f"after step {step} " in str(stop)
+        state = load_checkpoint(config.run_dir / "last.pt")
+        assert state["position"]["step"] == trainer.position.step == step
+        self.go_on(config)
+        assert_same_run(config.run_dir, whole[name])
+
+    def test_again_and_again(self, shapes_root, tmp_path, whole):
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        config = dataclasses.replace(config, resume="auto")  # of a folder that is not there yet
+        for step in (1, 8, 11):
+            self.stop(config, in_step=step, signum=signal.SIGINT)
+        self.go_on(config)
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_in_an_evaluation(self, shapes_root, tmp_path, whole, number):
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        self.stop(config, in_evaluation=number)
+        position = load_checkpoint(config.run_dir / "last.pt")["position"]
+        assert position["evaluation_due"]
+        assert position["step"] == number * STEPS_PER_EPOCH
+        again = self.go_on(config)
+        assert again.evaluations == 3 - (number - 1)
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    def test_after_being_killed(self, shapes_root, tmp_path, whole):
+        """What was done after the last checkpoint is done again, and logged once."""
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        self.stop(config, in_step=5)
+        kept = tmp_path / "kept.pt"
+        shutil.copy(config.run_dir / "last.pt", kept)
+        self.stop(dataclasses.replace(config, resume="auto"), in_step=8)
+        shutil.copy(kept, config.run_dir / "last.pt")
+        self.go_on(config)
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    def test_killed_between_an_evaluation_and_its_checkpoint(
+        self, shapes_root, tmp_path, whole, monkeypatch
+    ):
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        trainer = DetectorTrainer(config)
+        save = trainer._save_last
+
+        def die_after_evaluation():
+            if trainer.position.step == 12 and not trainer.position.evaluation_due:
+                raise SystemExit
+            save()
+
+        trainer._save_last = die_after_evaluation
+        with pytest.raises(SystemExit):
+            trainer.fit()
+        self.go_on(config)
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    def test_handlers_are_put_back(self, shapes_root, tmp_path):
+        before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        self.stop(config_for(shapes_root, tmp_path / "run", "adamw"), in_step=1)
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+    def test_tensorboard_goes_on(self, shapes_root, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        config = config_for(shapes_root, tmp_path / "run", "adamw", "log_every=3")
+        self.stop(config, in_evaluation=1)
+        self.go_on(config)
+        board = EventAccumulator(str(config.run_dir / "tensorboard"))
+        board.Reload()
+        assert [point.step for point in board.Scalars("train/loss")] == [3, 6, 9, 12, 15, 18]
+        assert [point.step for point in board.Scalars("eval/seconds")] == [6, 12, 18]
+
+
+class TestRefused:
+    """A checkpoint that does not fit is not resumed from, and nothing is changed."""
+
+    @pytest.fixture
+    def stopped(self, shapes_root, tmp_path):
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        trainer = Stopping(config)
+        trainer.in_step = 2
+        with pytest.raises(Interrupted):
+            trainer.fit()
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["detector.head_dim=16"], "does not fit the configuration: .*size mismatch"),
+            (["backbone.levels=[2,3]"], "does not fit the configuration: .*key"),
+            (["backbone.trainable_layers=2"], "does not fit the configuration: .*group"),
+            (["data.batch_size=8"], "training with 6 steps in an epoch, this one has 3"),
+            (["data.train_limit=8"], "training with 6 steps in an epoch, this one has 2"),
+            (
+                ["data.classes=[circle, cross, square, triangle, star]"],
+                "other classes: circle, cross, square, star, triangle",
+            ),
+        ],
+    )
+    def test_other_settings(self, shapes_root, stopped, overrides, message):
+        self.assert_refused(stopped, shapes_root, "adamw", overrides, message)
+
+    def test_another_optimizer(self, shapes_root, stopped):
+        self.assert_refused(stopped, shapes_root, "sgd", [], "optimizer is of another kind")
+
+    def test_another_file(self, shapes_root, stopped):
+        state = load_checkpoint(stopped / "last.pt")
+        del state["optimizer"]  # as in best.pt
+        save_checkpoint(stopped / "last.pt", state)
+        self.assert_refused(stopped, shapes_root, "adamw", [], "lacks 'optimizer': only")
+        (stopped / "last.pt").write_bytes(b"broken")
+        self.assert_refused(stopped, shapes_root, "adamw", [], "is broken")
+
+    def assert_refused(self, run_dir, shapes_root, name, overrides, message):
+        config = config_for(shapes_root, run_dir, name, "resume=auto", *overrides)
+        before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+        with pytest.raises(ValueError, match=f"(?s)last.pt.* {message}"):
+            DetectorTrainer(config)
+        assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+    def test_new_settings_of_the_optimizer_count(self, shapes_root, stopped):
+        config = config_for(
+            shapes_root, stopped, "adamw", "resume=auto", "optim.weight_decay=0.25", "epochs=4"
+        )
+        (group,) = DetectorTrainer(config).optimizer.param_groups
+        assert group["weight_decay"] == 0.25

@@ -1,0 +1,263 @@
+"""The commands as a person runs them: output, exit codes, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import tiny_args
+
+from detmix.training.console import run_tool
+
+TOOLS = Path(__file__).parents[1] / "tools"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# So low a threshold that the mAP of the tiny detector is not 0.
+TRAINED = (
+    "epochs=3", "optim.lr=0.003", "mixing.name=none", "augment.photometric=0", "augment.crop=0",
+    "detector.options.box_score_thresh=0.005", "detector.options.box_detections_per_img=60",
+    "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
+    "channels_last=true", "data.workers=1",
+)  # fmt: skip
+
+
+def start(tool, *args, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, str(TOOLS / f"{tool}.py"), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        **kwargs,
+    )
+
+
+def run_process(tool, *args):
+    process = start(tool, *args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def run(capsys, fresh_accelerator):
+    """Return a function that runs a command within this process: its import takes seconds."""
+
+    def run(tool, *args):
+        main = runpy.run_path(str(TOOLS / f"{tool}.py"))["main"]
+        code = run_tool(main, [str(arg) for arg in args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_refused(result, message):
+    """Assert that a command ended with one line that says what is wrong."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert err.strip().splitlines()[-1] == lines[0]
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in out + err
+
+
+def maps_of(out):
+    """Return what `evaluate.py` prints as all-point and 11-point mAP."""
+    return [
+        re.search(rf"mAP, {kind} .*?(\d\.\d{{4}})\n", out)[1] for kind in ("all-point", "11-point")
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_root, tmp_path_factory):
+    """Train once; return the run's folder and what the command printed."""
+    run_dir = tmp_path_factory.mktemp("tools") / "run"
+    code, out, err = run_process("train", *tiny_args(shapes_root, run_dir, *TRAINED))
+    assert code == 0, err
+    return run_dir, out
+
+
+class TestTrainAndEvaluate:
+    def test_train_prints_the_table(self, trained):
+        run_dir, out = trained
+        assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
+        assert re.search(r"^circle +\d\.\d{4} +\d+ +\d+$", out, re.MULTILINE)
+        assert out.strip().endswith(f"run folder: {run_dir}")
+
+    def test_evaluate_prints_the_same(self, trained):
+        run_dir, out = trained
+        code, evaluated, err = run_process("evaluate", run_dir / "last.pt", "--data.workers", "0")
+        assert code == 0, err
+        last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
+        assert float(last[0]) > 0
+        assert maps_of(evaluated) == list(last)
+        table = out[out.index("class ") : out.index("run folder")].strip()
+        assert evaluated.startswith(table)
+        assert "8 images; IoU > 0.5" in evaluated
+
+    def test_train_never_overwrites(self, run, trained, shapes_root):
+        run_dir, _ = trained
+        before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+        result = run("train", *tiny_args(shapes_root, run_dir))
+        assert_refused(result, f"{run_dir} exists and is never overwritten: .*--resume auto")
+        assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+    def test_predictions_are_drawn(self, run, trained, tmp_path):
+        run_dir, _ = trained
+        path = tmp_path / "predictions.png"
+        code, out, err = run(
+            "visualize", "predictions", run_dir / "last.pt", "--out", path, "--num_images", "4",
+            "--score_threshold", "0.1",
+        )  # fmt: skip
+        assert code == 0, err
+        assert out.strip() == f"wrote {path}"
+        assert min(Image.open(path).size) > 200
+
+    @pytest.mark.parametrize("place", ["batch", "device"])
+    def test_a_mixed_batch_is_drawn(self, run, shapes_root, tmp_path, place):
+        path = tmp_path / "batch.png"
+        overrides = tiny_args(shapes_root, tmp_path / "run", f"mixing.place={place}", "mixing.p=1")
+        code, out, err = run("visualize", "batch", *overrides, "--out", path)
+        assert code == 0, err
+        assert out.strip() == f"wrote {path}"
+        assert min(Image.open(path).size) > 200
+        assert not (tmp_path / "run").exists()
+
+    def test_files_that_are_no_checkpoint(self, run, trained, tmp_path):
+        broken = tmp_path / "broken.pt"
+        broken.write_bytes((trained[0] / "best.pt").read_bytes()[:100_000])
+        assert_refused(run("evaluate", broken), f"{broken} is broken")
+        missing = tmp_path / "missing.pt"
+        assert_refused(run("evaluate", missing), f"no checkpoint {missing}")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("data.root=nowhere", "nowhere"),
+            ("optim.lrr=1", "optim.lrr"),
+            ("optim.lr=fast", "optim.lr.*float.*fast"),
+        ],
+    )
+    def test_leaves_nothing_behind(self, run, shapes_root, tmp_path, override, message):
+        args = tiny_args(shapes_root, tmp_path / "run", override)
+        assert_refused(run("train", *args), message)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_broken_image_met_by_a_worker(self, shapes_root, tmp_path):
+        root = tmp_path / "data"
+        shutil.copytree(shapes_root, root)
+        image = root / "VOC2007" / "JPEGImages" / "000005.jpg"
+        image.write_bytes(image.read_bytes()[:300])
+        args = tiny_args(root, tmp_path / "run", "data.workers=1")
+        assert_refused(run_process("train", *args), f"{image}: broken JPEG file of 300 bytes")
+
+
+class TestSignals:
+    @pytest.mark.parametrize(
+        "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    )
+    def test_stops_with_a_checkpoint_and_goes_on(self, shapes_root, tmp_path, signum):
+        run_dir = tmp_path / "run"
+        args = tiny_args(shapes_root, run_dir, "epochs=40", "log_every=1", "data.workers=1")
+        process = start("train", *args, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signum)  # as Ctrl-C does: workers get it too
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signum, err
+        assert "Traceback" not in out + err
+        assert re.search(r"stopped by signal \d+ after step \d+ \(epoch \d+\); go on with", err)
+        assert (run_dir / "last.pt").exists()
+
+        code, out, err = run_process("train", *args, "--resume", "auto", "--epochs", "2")
+        assert code == 0, err
+        assert "run folder" in out
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        steps = [int(re.search(r'"step": (\d+)', line)[1]) for line in lines if "train" in line]
+        assert steps == list(range(1, max(12, steps[-1]) + 1))
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    run_dir = tmp_path / "run"
+    code, out, err = run_process(
+        "quickstart", f"--run_dir={run_dir}", f"--data.root={tmp_path / 'shapes'}", "--epochs=2",
+        "--mixing.off_epochs=1", "--data.train_limit=16", "--data.test_limit=8", "--threads=1",
+        "--device=cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert re.search(r"^mAP \d\.\d{4} on 8 unseen images$", out, re.MULTILINE)
+    for name in ("learning_curve", "precision_recall", "mixed_batch", "predictions"):
+        assert min(Image.open(run_dir / f"{name}.png").size) > 200
+        assert f"{name}.png" in out
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    """On the CPU, talking through gloo."""
+
+    def launch(self, *args, tmp_path, **kwargs):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        launcher += ["--master_addr=127.0.0.1", "--master_port=0", "--rdzv_backend=c10d"]
+        launcher += ["--rdzv_endpoint=127.0.0.1:0", str(TOOLS / "train.py")]
+        return subprocess.Popen(
+            [*launcher, *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+            **kwargs,
+        )
+
+    def test_train_as_one(self, shapes_root, tmp_path):
+        """The number of test images does not divide evenly into batches."""
+        run_dir = tmp_path / "run"
+        args = tiny_args(
+            shapes_root, run_dir, *TRAINED, "data.batch_size=2", "data.eval_batch_size=2",
+            "data.test_limit=5", "backbone.norm=frozen",
+        )  # fmt: skip
+        process = self.launch(*args, tmp_path=tmp_path)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
+        assert out.count("run folder") == 1
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        steps = [re.search(r'"event": "(\w+)", "step": (\d+)', line).groups() for line in lines]
+        assert len(set(steps)) == len(steps)
+        assert steps[-1] == ("eval", "18")
+        code, evaluated, err = run_process("evaluate", run_dir / "last.pt")
+        assert code == 0, err
+        assert "5 images" in evaluated
+        last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
+        assert maps_of(evaluated) == list(last)
+
+    def test_all_stop_when_one_is_asked_to(self, shapes_root, tmp_path):
+        run_dir = tmp_path / "run"
+        args = tiny_args(
+            shapes_root, run_dir, "epochs=200", "log_every=1", "data.batch_size=2", "eval_every=200"
+        )
+        process = self.launch(*args, tmp_path=tmp_path)
+        deadline = time.monotonic() + 120
+        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+        assert err.count("stopped by signal 15 after step") >= 1
+        stops = set(re.findall(r"stopped by signal 15 after step (\d+)", err))
+        assert len(stops) == 1
+        assert "Connection closed by peer" not in err
+        from detmix.training import load_checkpoint
+
+        assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == int(stops.pop())

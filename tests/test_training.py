@@ -1,0 +1,245 @@
+"""A training from its configuration to the files of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from tiny import read_metrics, tiny_config
+
+from detmix.training import (
+    DetectorTrainer,
+    TrainConfig,
+    load_checkpoint,
+    load_detector,
+    parse_args,
+)
+from detmix.training.evaluate import to_device
+from detmix.training.preview import mixed_batch
+from detmix.training.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+class Recorder(DetectorTrainer):
+    """Keeps what it trains on."""
+
+    def __init__(self, config):
+        self.batches = []
+        super().__init__(config)
+
+    def compute_losses(self, batch):
+        images, targets = to_device(*batch, self.accelerator.device)
+        if self._mix_on_device is not None:
+            images, targets = self._mix_on_device.mix_batch(images, targets)
+        self.batches.append((self.position.epoch, images, targets))
+        return super().compute_losses(batch)
+
+
+class TestRun:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, shapes_root, tmp_path_factory):
+        """Train without mixing or augmentation, for longer than the other tests do."""
+        from accelerate.state import AcceleratorState
+
+        run_dir = tmp_path_factory.mktemp("runs") / "plain"
+        config = tiny_config(
+            shapes_root, run_dir, "mixing.name=none", "augment.photometric=0", "augment.crop=0",
+            "epochs=6", "optim.lr=0.003", "log_every=6", "eval_every=4",
+            "detector.options.box_score_thresh=0.01",
+        )  # fmt: skip
+        AcceleratorState._reset_state(True)
+        trainer = DetectorTrainer(config)
+        return config, trainer, trainer.fit()
+
+    def test_loss_falls(self, run):
+        losses = [line["loss"] for line in read_metrics(run[0].run_dir) if line["event"] == "train"]
+        assert losses[-1] < 0.8 * losses[0]
+
+    def test_metrics(self, run):
+        config, trainer, result = run
+        metrics = read_metrics(config.run_dir)
+        assert [(m["event"], m["step"], m["epoch"]) for m in metrics] == [
+            ("train", 6, 1), ("train", 12, 2), ("train", 18, 3), ("train", 24, 4), ("eval", 24, 4),
+            ("train", 30, 5), ("train", 36, 6), ("eval", 36, 6),
+        ]  # fmt: skip
+        train, evaluation = metrics[-2], metrics[-1]
+        parts = [value for name, value in train.items() if name.startswith("loss_")]
+        assert len(parts) == 4
+        assert train["loss"] == pytest.approx(sum(parts), rel=1e-5)
+        assert train["images_per_s"] > 0
+        assert train["lr"] == pytest.approx(0.003 * 0.5 * (1 + math.cos(math.pi * 35 / 36)))
+        assert evaluation["mean_ap"] == result.mean_ap
+        assert trainer.position.step == 36
+
+    def test_run_folder(self, run):
+        config = run[0]
+        names = {path.name for path in config.run_dir.iterdir()}
+        assert names == {
+            "config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "last.pt", "best.pt"
+        }  # fmt: skip
+        file = config.run_dir / "config.yaml"
+        assert parse_args(TrainConfig, ["--config", str(file)]) == config
+        versions = json.loads((config.run_dir / "versions.json").read_text())
+        assert versions["torch"] == torch.__version__
+        assert "detmix" in versions
+
+    def test_tensorboard_has_the_same_numbers(self, run):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        board = EventAccumulator(str(run[0].run_dir / "tensorboard"))
+        board.Reload()
+        for event in ("train", "eval"):
+            lines = [m for m in read_metrics(run[0].run_dir) if m["event"] == event]
+            for name in lines[0].keys() - {"event", "step", "epoch"}:
+                points = [(p.step, p.value) for p in board.Scalars(f"{event}/{name}")]
+                assert [step for step, _ in points] == [line["step"] for line in lines]
+                values = [line[name] for line in lines]
+                assert [value for _, value in points] == pytest.approx(values, rel=1e-5)
+
+    def test_checkpoints(self, run):
+        config, trainer, result = run
+        state = torch.load(config.run_dir / "last.pt", weights_only=True)
+        for name, value in trainer.plain_model.state_dict().items():
+            assert torch.equal(state["model"][name], value)
+        assert state["config"] == config.as_dict()
+        assert state["classes"] == list(config.data.classes)
+        scores = [m["mean_ap"] for m in read_metrics(config.run_dir) if m["event"] == "eval"]
+        best = torch.load(config.run_dir / "best.pt", weights_only=True)
+        assert best["position"]["best"] == max(scores)
+        assert best["position"]["step"] == [24, 36][scores.index(max(scores))]
+        assert result.num_images == 8
+
+    @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+    def test_detector_loads(self, run, name):
+        model, config = load_detector(run[0].run_dir / name, ["--data.root", "elsewhere"])
+        assert str(config.data.root) == "elsewhere"
+        assert dataclasses.replace(config, data=run[0].data) == run[0]
+        assert not model.training
+        state = load_checkpoint(run[0].run_dir / name)["model"]
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+    def test_detector_of_other_classes(self, run):
+        with pytest.raises(ValueError, match=r"last\.pt is a detector of the classes circle, .*"):
+            load_detector(run[0].run_dir / "last.pt", ["--data.classes", "[circle, cross]"])
+
+    def test_detector_of_another_build(self, run):
+        path = run[0].run_dir / "last.pt"
+        with pytest.raises(
+            ValueError, match=r"(?s)last\.pt does not fit its configuration: .*size"
+        ):
+            load_detector(path, ["--detector.head_dim", "16"])
+        with pytest.raises(ValueError, match=r"in .*last\.pt, .*levels"):
+            load_detector(path, ["--backbone.levels", "[9]"])
+
+    def test_is_never_overwritten(self, run, capsys):
+        config = run[0]
+        before = {p: p.read_bytes() for p in config.run_dir.rglob("*") if p.is_file()}
+        with pytest.raises(FileExistsError, match=f"{config.run_dir} exists and is never"):
+            DetectorTrainer(config)
+        assert {p: p.read_bytes() for p in config.run_dir.rglob("*") if p.is_file()} == before
+
+    def test_resumed_after_its_end_does_nothing(self, run):
+        config = dataclasses.replace(run[0], resume="auto")
+        before = (config.run_dir / "metrics.jsonl").read_bytes()
+        assert DetectorTrainer(config).fit() is None
+        assert (config.run_dir / "metrics.jsonl").read_bytes() == before
+
+
+class TestFolder:
+    def test_a_file_in_its_place(self, shapes_root, tmp_path):
+        (tmp_path / "run").write_text("mine")
+        with pytest.raises(FileExistsError, match="exists"):
+            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run"))
+        assert (tmp_path / "run").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("override", "error"),
+        [
+            ("data.root=missing", FileNotFoundError),
+            ('data.train=[["2007", "val"]]', FileNotFoundError),
+            ("data.classes=[circle]", ValueError),
+            ("data.batch_size=25", ValueError),
+            ("detector.anchor_sizes=[8, 16]", ValueError),
+            ("precision=fp16", ValueError),
+            ("backbone.trainable_layers=9", ValueError),
+        ],
+    )
+    def test_wrong_settings_leave_nothing_behind(self, shapes_root, tmp_path, override, error):
+        with pytest.raises(error):
+            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run", override))
+        assert not (tmp_path / "run").exists()
+
+    def test_lines_of_what_is_done_again_are_dropped(self, tmp_path):
+        folder = RunFolder(tmp_path / "run", {})
+        for step in (2, 4):
+            folder.log("train", step, step / 4, {"loss": 1.0})
+            folder.log("eval", step, step / 4, {"mean_ap": None})
+        folder.close()
+        whole = folder.metrics.read_text()
+        with open(folder.metrics, "a") as file:
+            file.write('{"event": "train", "st')
+        again = RunFolder(tmp_path / "run", {}, resume=True)
+        again.forget_after(4)
+        assert again.metrics.read_text() == whole
+        again.forget_after(4, evaluation=True)
+        again.forget_after(3)
+        assert [(m["event"], m["step"]) for m in read_metrics(tmp_path / "run")] == [
+            ("train", 2),
+            ("eval", 2),
+        ]
+
+
+class TestMixingPlaces:
+    def recorded(self, shapes_root, run_dir, *overrides):
+        trainer = Recorder(tiny_config(shapes_root, run_dir, *overrides))
+        trainer.fit()
+        return trainer.batches
+
+    @pytest.mark.parametrize("fill", [0, 114])
+    def test_device_is_batch(self, shapes_root, tmp_path, fill):
+        settings = ("mixing.p=0.8", f"mixing.fill={fill}", "epochs=1")
+        batch, device = (
+            self.recorded(shapes_root, tmp_path / place, f"mixing.place={place}", *settings)
+            for place in ("batch", "device")
+        )
+        for (_, images, targets), (_, others, other_targets) in zip(batch, device, strict=True):
+            torch.testing.assert_close(targets, other_targets, rtol=0, atol=0)
+            for image, other in zip(images, others, strict=True):
+                assert image.dtype == other.dtype == torch.float32
+                torch.testing.assert_close(image, other, rtol=0, atol=0.5 / 255 + 1e-6)
+        weights = torch.cat([t["box_weights"] for _, _, targets in batch for t in targets])
+        assert 0 < weights.min() < 0.5
+
+    @pytest.mark.parametrize("place", ["batch", "dataset", "device"])
+    def test_last_epochs_are_plain_in_workers_too(self, shapes_root, tmp_path, place):
+        batches = self.recorded(
+            shapes_root, tmp_path / "run", f"mixing.place={place}", "mixing.p=1",
+            "mixing.off_epochs=1", "data.workers=1",
+        )  # fmt: skip
+        for epoch in range(2):
+            weights = [
+                t["box_weights"] for at, _, targets in batches for t in targets if at == epoch
+            ]
+            assert len(weights) == 24
+            assert all(bool((w == 1).all()) == (epoch == 1) for w in weights), f"epoch {epoch}"
+
+    def test_preview_shows_the_same_wherever_it_is(self, shapes_root, tmp_path):
+        settings = ("mixing.p=1", "mixing.fill=114")
+        shown = [
+            mixed_batch(tiny_config(shapes_root, tmp_path, f"mixing.place={place}", *settings))
+            for place in ("batch", "device")
+        ]
+        torch.testing.assert_close(*shown, rtol=0, atol=0)
+        assert all(image.dtype == torch.uint8 for image in shown[0][0])
+        assert all(t["box_weights"].max() < 1 for t in shown[0][1])
+
+    def test_no_mixing(self, shapes_root, tmp_path):
+        for _, _, targets in self.recorded(
+            shapes_root, tmp_path / "run", "mixing.name=none", "epochs=1"
+        ):
+            assert all("box_weights" not in target for target in targets)

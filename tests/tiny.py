@@ -1,0 +1,58 @@
+"""A detector so small that a training step takes some hundredths of a second."""
+
+from __future__ import annotations
+
+import json
+
+from detmix.data import SHAPE_CLASSES
+from detmix.training import TrainConfig, parse_args
+
+SETTINGS = {
+    "epochs": 2,
+    "log_every": 2,
+    "device": "cpu",
+    "threads": 1,
+    "data": {
+        "classes": list(SHAPE_CLASSES),
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "workers": 0,
+    },
+    "augment": {"photometric": 0.5, "crop": 0.5},
+    "mixing": {"p": 0.5, "fill": 114},
+    "backbone": {"name": "resnet18", "fpn_channels": 16, "levels": [1, 2]},
+    "detector": {
+        "min_size": 64,
+        "max_size": 64,
+        "anchor_sizes": [16, 32, 64],
+        "roi_sampling_ratio": 1,
+        "head_dim": 32,
+        "options": {
+            "rpn_pre_nms_top_n_train": 40,
+            "rpn_pre_nms_top_n_test": 20,
+            "rpn_post_nms_top_n_train": 20,
+            "rpn_post_nms_top_n_test": 10,
+            "rpn_batch_size_per_image": 32,
+            "box_batch_size_per_image": 16,
+            "box_detections_per_img": 5,
+        },
+    },
+    "optim": {"name": "adamw", "lr": 0.001},
+    "schedule": {"warmup_steps": 2},
+}
+
+
+def tiny_args(root, run_dir, *overrides):
+    """Return command-line arguments; overrides are given as ``"optim.lr=0.1"``."""
+    settings = ["--config", json.dumps(SETTINGS), f"--data.root={root}", f"--run_dir={run_dir}"]
+    return [*settings, *(f"--{override}" for override in overrides)]
+
+
+def tiny_config(root, run_dir, *overrides):
+    return parse_args(TrainConfig, tiny_args(root, run_dir, *overrides))
+
+
+def read_metrics(run_dir):
+    """Return the lines of a run's metrics."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
