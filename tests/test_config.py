@@ -107,6 +107,8 @@ class TestErrors:
             ("optim: {ema_decay: 1}", r"optim.ema_decay must be in \(0, 1\) or null, got 1"),
             ("schedule: {warmup_start: 2}", "schedule.warmup_start must be in .* got 2"),
             ("schedule: {warmup_steps: -1}", "schedule.warmup_steps must be at least 0, got -1"),
+            ("schedule: {name: multistep}", "schedule.milestones must name epochs"),
+            ("data: {batch_size: 1}", "finds no partner with data.batch_size=1"),
             ("a: [}", "pars"),
             ("just words", "just words"),
             ("[1, 2]", "1, 2"),
@@ -140,6 +142,10 @@ class TestErrors:
             parse("--epochs", "4", "--mixing.off_epochs", str(off))
         config = parse("--epochs=4", f"--mixing.off_epochs={off}", "--mixing.name=none")
         assert build_mixer(config) is None
+
+    def test_a_batch_of_one_mixes_on_the_data_set(self):
+        assert parse("--data.batch_size=1", "--mixing.place=dataset").data.batch_size == 1
+        assert parse("--data.batch_size=1", "--mixing.name=none").data.batch_size == 1
 
     def test_frozen(self):
         config = TrainConfig()

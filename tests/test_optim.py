@@ -21,7 +21,7 @@ from detmix.training.optim import (
     build_optimizer,
     learning_rate_factor,
     load_optimizer,
-    set_learning_rate,
+    scale_learning_rate,
 )
 
 STEPS_PER_EPOCH, EPOCHS = 7, 5
@@ -78,9 +78,11 @@ class TestLearningRate:
         assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
     def test_set_in_all_groups(self):
-        optimizer = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)], lr=1.0)
-        set_learning_rate(optimizer, 0.125)
-        assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+        groups = [{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": lr} for lr in (1.0, 0.5)]
+        optimizer = SGD(groups, lr=1.0)
+        for factor in (0.0, 0.25):
+            scale_learning_rate(optimizer, factor)
+            assert [group["lr"] for group in optimizer.param_groups] == [factor, factor / 2]
 
 
 class TestBuildOptimizer:
@@ -142,6 +144,15 @@ class TestLoadOptimizer:
         saved = self.trained(OptimConfig(other)).state_dict()
         with pytest.raises(ValueError, match="of another kind"):
             load_optimizer(self.trained(OptimConfig(mine)), saved)
+
+    def test_settings_of_another_version_of_torch(self):
+        """AdamW's groups have gained keys over time."""
+        saved = self.trained(OptimConfig("adamw")).state_dict()
+        saved["param_groups"][0].pop("foreach")
+        saved["param_groups"][0]["of_the_future"] = 1
+        optimizer = self.trained(OptimConfig("adamw", lr=0.125))
+        load_optimizer(optimizer, saved)
+        assert optimizer.param_groups[0]["initial_lr"] == 0.125
 
     def test_other_parameters(self):
         model = nn.Linear(3, 2, bias=False)

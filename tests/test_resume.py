@@ -191,6 +191,14 @@ class TestResume:
         self.stop(config_for(shapes_root, tmp_path / "run", "adamw"), in_step=1)
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
+    def test_the_same_trainer_goes_on(self, shapes_root, tmp_path, whole):
+        """As in a notebook, after Ctrl-C."""
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        trainer, _ = self.stop(config, in_step=8)
+        trainer.in_step = None
+        trainer.fit()
+        assert_same_run(config.run_dir, whole["adamw"])
+
     def test_tensorboard_goes_on(self, shapes_root, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -160,6 +160,9 @@ class TestBadInput:
         image.write_bytes(image.read_bytes()[:300])
         args = tiny_args(root, tmp_path / "run", "data.workers=1")
         assert_refused(run_process("train", *args), f"{image}: broken JPEG file of 300 bytes")
+        image.write_bytes((shapes_root / "VOC2007" / "JPEGImages" / "000005.jpg").read_bytes())
+        code, _, err = run_process("train", *args, "--resume", "auto")
+        assert code == 0, err
 
 
 class TestSignals:

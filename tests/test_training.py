@@ -17,7 +17,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
-from detmix.training.evaluate import to_device
+from detmix.training.inference import to_device
 from detmix.training.preview import mixed_batch
 from detmix.training.run_folder import RunFolder
 

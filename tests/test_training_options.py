@@ -159,6 +159,25 @@ class TestNonFiniteLoss:
         assert state["position"]["step"] == state["position"]["batch"] == 3
         assert state["ema_updates"] == 3
 
+    def test_weights_that_are_lost_do_not_replace_a_checkpoint(self, shapes_root, tmp_path):
+        class Overflowing(DetectorTrainer):
+            """The gradient of the eighth step is not finite, its loss is."""
+
+            def compute_losses(self, batch):
+                losses = super().compute_losses(batch)
+                if self.position.step == 7:
+                    weight = self.plain_model.roi_heads.box_predictor.cls_score.weight
+                    root = (weight.flatten()[:1] * 0).sqrt()  # 0, with an infinite slope
+                    losses["loss_classifier"] = losses["loss_classifier"] + root[0]
+                return losses
+
+        config = tiny_config(shapes_root, tmp_path / "run", "schedule.warmup_steps=0")
+        with pytest.raises(NonFiniteLossError, match=r"at step 8 .*checkpoint before is left"):
+            Overflowing(config).fit()
+        state = load_checkpoint(config.run_dir / "last.pt")
+        assert state["position"]["step"] == 6
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
+
     def test_divergence(self, shapes_root, tmp_path):
         config = tiny_config(
             shapes_root, tmp_path / "run", "optim.name=sgd", "optim.lr=1e20",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from detmix.data.loaders import eval_loader
+from detmix.evaluation import VOCEvaluator
 from detmix.training import evaluate, load_detector
 from detmix.training.build import build_test_set, open_voc
 from detmix.training.console import run_tool
@@ -35,7 +36,8 @@ def main(args: Sequence[str]) -> None:
         num_processes=accelerator.num_processes,
         pin_memory=accelerator.device.type == "cuda",
     )
-    evaluator = evaluate(model.to(accelerator.device), loader, config.data.classes, accelerator)
+    evaluator = VOCEvaluator(config.data.classes)
+    evaluate(model.to(accelerator.device), loader, evaluator, accelerator)
     if accelerator.is_main_process:
         result = evaluator.compute()
         eleven = evaluator.compute(interpolation="11point")

@@ -18,7 +18,7 @@ from detmix.evaluation import (
     plot_precision_recall,
     plot_predictions,
 )
-from detmix.training import DetectorTrainer, TrainConfig, evaluate, parse_args
+from detmix.training import DetectorTrainer, TrainConfig, parse_args
 from detmix.training.console import run_tool
 from detmix.training.preview import mixed_batch, some_predictions
 
@@ -37,9 +37,7 @@ def main(args: Sequence[str]) -> None:
     trainer = DetectorTrainer(config)
     result = trainer.fit()
     if result is None:  # resumed after its end
-        result = evaluate(
-            trainer.eval_model, trainer.test_loader, config.data.classes, trainer.accelerator
-        ).compute()
+        result = trainer.evaluate().result
     if trainer.accelerator.is_main_process:
         print(result)
         folder, classes = config.run_dir, config.data.classes

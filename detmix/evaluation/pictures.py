@@ -126,6 +126,8 @@ def plot_predictions(
         truth, predicted = panels[2 * index : 2 * index + 2]
         prediction = _above(predictions[index], score_threshold)
         present = sorted({*as_numpy(targets[index]["labels"]), *prediction["labels"]})
+        if len(classes) <= len(BOX_COLORS):  # then a class has one colour in all images
+            present = list(range(1, len(classes) + 1))
         palette = {label: BOX_COLORS[i % len(BOX_COLORS)] for i, label in enumerate(present)}
         _draw_truth(truth, picture, targets[index], classes, palette)
         title = f"predictions of score ≥ {score_threshold:g}: {len(prediction['labels'])}"

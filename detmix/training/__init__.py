@@ -10,7 +10,7 @@ from detmix.training.config import (
     TrainConfig,
 )
 from detmix.training.detector import DetectorTrainer
-from detmix.training.evaluate import evaluate, load_detector, predict
+from detmix.training.inference import evaluate, load_detector, predict
 from detmix.training.interrupt import Interrupted
 from detmix.training.loop import NonFiniteLossError
 from detmix.training.parsing import parse_args

@@ -164,6 +164,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _at_least(self, "schedule", warmup_steps=0)
         _in_range(self, "schedule", warmup_start=(0, 1), gamma=(0, math.inf))
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("schedule.milestones must name epochs for schedule.name=multistep")
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,12 @@ class TrainConfig(LoopConfig):
             raise ValueError(
                 f"mixing.off_epochs={self.mixing.off_epochs} of epochs={self.epochs} would "
                 "never mix at all: it must be smaller than epochs"
+            )
+        on_batch = self.mixing.name != "none" and self.mixing.place != "dataset"
+        if on_batch and self.mixing.p > 0 and self.data.batch_size == 1:
+            raise ValueError(
+                f"mixing.place={self.mixing.place} finds no partner with data.batch_size=1: "
+                "mixing.place=dataset does"
             )
 
 

@@ -10,7 +10,7 @@ from detmix.training.loop import NonFiniteLossError
 
 __all__ = ["run_tool"]
 
-_USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
+_USER_ERRORS = (ValueError, IndexError, OSError, NonFiniteLossError)
 
 
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:

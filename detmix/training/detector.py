@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
-from detmix.evaluation import VOCResult
+from detmix.evaluation import VOCEvaluator, VOCResult
 from detmix.mixing import MixedDataset, Target
 from detmix.training.build import (
     build_mixer,
@@ -19,7 +19,7 @@ from detmix.training.build import (
     open_voc,
 )
 from detmix.training.config import TrainConfig
-from detmix.training.evaluate import evaluate, to_device
+from detmix.training.inference import evaluate, to_device
 from detmix.training.loop import Trainer, make_accelerator
 from detmix.training.progress import Evaluation
 
@@ -98,10 +98,11 @@ class DetectorTrainer(Trainer[VOCResult]):
 
     def evaluate(self) -> Evaluation[VOCResult]:
         """Score the detector on the test images by the rule of the VOC devkit."""
-        evaluator = evaluate(
+        evaluator = VOCEvaluator(self.classes)
+        evaluate(
             self.eval_model,
             self.test_loader,
-            self.classes,
+            evaluator,
             self.accelerator,
             after_batch=self.stop_if_asked,
         )

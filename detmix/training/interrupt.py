@@ -40,6 +40,7 @@ class InterruptGuard:
         self._pid = os.getpid()
 
     def __enter__(self) -> InterruptGuard:
+        self.signum = None
         try:
             for signum in self._SIGNALS:
                 self._previous[signum] = signal.signal(signum, self._note)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Generic
@@ -30,7 +30,7 @@ from detmix.training.optim import (
     build_optimizer,
     learning_rate_factor,
     load_optimizer,
-    set_learning_rate,
+    scale_learning_rate,
 )
 from detmix.training.progress import Evaluation, Position, Result
 from detmix.training.run_folder import RunFolder, versions
@@ -46,7 +46,9 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """Return the engine for the configuration's device and precision, and set the threads."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    return Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    # Else accelerate would take an accelerator that is neither, such as Apple's.
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return Accelerator(mixed_precision=config.precision, cpu=cpu)
 
 
 class Trainer(abc.ABC, Generic[Result]):
@@ -172,7 +174,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self.model.train()
         self._meter.start(afresh=position.batch == 0)
         num_processes = self.accelerator.num_processes
-        for batch in self.loader:
+        for batch in self._batches():
             losses, rate = self._step(batch)
             position.batch += 1
             position.step += 1
@@ -188,19 +190,27 @@ class Trainer(abc.ABC, Generic[Result]):
         if position.evaluation_due or position.epoch % config.save_every == 0:
             self._save_last()
 
+    def _batches(self) -> Iterator[Any]:
+        """Yield the rest of the epoch; save what was trained before an image that is broken."""
+        try:
+            yield from self.loader
+        except Exception:
+            self._save_last()
+            raise
+
     def _step(self, batch: Any) -> tuple[dict[str, Tensor], float]:
         """Take one optimizer step; return the losses and the learning rate."""
         config, step = self.config, self.position.step
         # Randomness within the model is a function of the step, so that a run resumes exactly
         # with no random state to save.
         torch.manual_seed(sample_seed(config.seed, self.accelerator.process_index, step, "model"))
-        rate = config.optim.lr * learning_rate_factor(
+        factor = learning_rate_factor(
             step,
             config.schedule,
             steps_per_epoch=len(self.sampler),
             num_epochs=config.epochs,
         )
-        set_learning_rate(self.optimizer, rate)
+        scale_learning_rate(self.optimizer, factor)
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
@@ -214,6 +224,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
+        rate = config.optim.lr * factor
         return {name: loss.detach() for name, loss in (*losses.items(), ("loss", total))}, rate
 
     def _agree_that_finite(self, loss: Tensor) -> bool:
@@ -230,13 +241,16 @@ class Trainer(abc.ABC, Generic[Result]):
         return all(finite)
 
     def _fail(self, losses: dict[str, Tensor], batch: Any) -> None:
-        self._save_last()
+        saved = f"The weights before this step are saved in {self.config.run_dir / 'last.pt'}"
+        if all(bool(torch.isfinite(p).all()) for p in self.plain_model.parameters()):
+            self._save_last()
+        else:  # a gradient of a step before was not finite, though its loss was
+            saved = "The weights are not finite either: the checkpoint before is left as it is"
         values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
         raise NonFiniteLossError(
             f"a loss is not finite at step {self.position.step} (epoch {self.position.epoch}): "
-            f"{values}; images of the step: {self.describe(batch)}. The weights before this step "
-            f"are saved in {self.config.run_dir / 'last.pt'}. A lower optim.lr, a longer warm-up "
-            "or optim.clip_norm often helps"
+            f"{values}; images of the step: {self.describe(batch)}. {saved}. A lower optim.lr, "
+            "a longer warm-up or optim.clip_norm often helps"
         )
 
     def _log(self, rate: float, bar: Any) -> None:

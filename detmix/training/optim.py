@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from detmix.training.config import OptimConfig, ScheduleConfig
 
-__all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "set_learning_rate"]
+__all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "scale_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
@@ -26,17 +26,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters")
+    groups = [{"params": parameters, "initial_lr": config.lr}]
     # One kernel for all parameters instead of several for each.
     fused = all(p.device.type == "cuda" for p in parameters)
     if config.name == "sgd":
         return SGD(
-            parameters,
+            groups,
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=fused,
         )
-    return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -49,17 +50,20 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         ValueError: If it is of another kind or for other parameters.
     """
-    # The rate is none: it is a function of the step.
-    settings = [
-        {key: value for key, value in group.items() if key not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
-    kinds = [group.keys() for group in optimizer.param_groups]
-    if [group.keys() for group in state["param_groups"]] != kinds:
+    present, saved = optimizer.param_groups, state["param_groups"]
+    if [_kind(group) for group in saved] != [_kind(group) for group in present]:
         raise ValueError("the optimizer is of another kind")
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    # Before loading: torch places the state as the settings say, "fused" among them.
+    groups = [
+        {**theirs, **own, "params": theirs["params"], "lr": theirs["lr"]}
+        for theirs, own in zip(saved, present, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def _kind(group: dict[str, Any]) -> set[str]:
+    """Return what tells optimizers apart; other settings come and go with torch's versions."""
+    return {"momentum", "betas"} & group.keys()
 
 
 def learning_rate_factor(
@@ -93,7 +97,7 @@ def learning_rate_factor(
     return warmup
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+def scale_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` times its ``initial_lr``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["initial_lr"] * factor

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, islice
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from detmix.data.loaders import MixCollate, collate, eval_loader
+from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
 from detmix.mixing import Target, mixup
 from detmix.training.build import build_mixer, build_test_set, build_train_set, open_voc
 from detmix.training.config import TrainConfig
-from detmix.training.evaluate import Prediction, predict
+from detmix.training.inference import Prediction, predict
 
 __all__ = ["mixed_batch", "mixed_pair", "some_predictions"]
 
@@ -20,12 +20,12 @@ __all__ = ["mixed_batch", "mixed_pair", "some_predictions"]
 def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8
 ) -> tuple[list[Tensor], list[Target]]:
-    """Return images and targets as an epoch of a training would see them.
+    """Return the first images and targets of an epoch, as a training sees them.
 
     Args:
         config: The training's configuration.
         epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
-        num_images: How many; mixing on the batch finds its partners among them.
+        num_images: How many.
 
     Returns:
         uint8 images ``(3, H_i, W_i)`` and their targets with ``box_weights``.
@@ -38,12 +38,17 @@ def mixed_batch(
     dataset.set_epoch(epoch)
     if mix is not None:
         mix.set_epoch(epoch)
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(dataset), generator=generator)[:num_images].tolist()
-    samples = [dataset[index] for index in order]
-    if mix is None or on_dataset:
-        return collate(samples)
-    return MixCollate(mix, config.seed)(samples)
+    loader = train_loader(
+        dataset,
+        config.data.batch_size,
+        seed=config.seed,
+        workers=0,
+        mix=None if on_dataset else mix,
+    )
+    assert isinstance(loader.batch_sampler, EpochBatchSampler)
+    loader.batch_sampler.set_epoch(epoch)
+    samples = chain.from_iterable(zip(*batch, strict=True) for batch in loader)
+    return collate(list(islice(samples, num_images)))
 
 
 def mixed_pair(

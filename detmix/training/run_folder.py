@@ -35,7 +35,6 @@ _PACKAGES = (
     "numpy",
     "albumentations",
     "accelerate",
-    "pycocotools",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from detmix.evaluation import VOCEvaluator
 from detmix.mixing import Target
 from detmix.training.build import build_model
 from detmix.training.checkpoint import load_checkpoint
@@ -26,6 +25,13 @@ __all__ = ["evaluate", "load_detector", "predict", "to_device"]
 Prediction = dict[str, Tensor]
 
 _UINT8_MAX = 255.0
+
+
+class Evaluator(Protocol):
+    """Whatever takes predictions and targets batch by batch."""
+
+    def update(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+        """Add the images of a batch."""
 
 
 def to_device(
@@ -65,25 +71,21 @@ def predict(
 def evaluate(
     model: nn.Module,
     loader: DataLoader[Any],
-    classes: tuple[str, ...],
+    evaluator: Evaluator,
     accelerator: Accelerator,
     *,
     after_batch: Callable[[], None] | None = None,
-) -> VOCEvaluator:
-    """Score a detector by the rule of the Pascal VOC devkit.
+) -> None:
+    """Run a detector over a loader and hand what it finds to an evaluator.
 
     Args:
         model: A torchvision detector; its training mode is restored.
         loader: Yields lists of images and targets.
-        classes: Class names without background.
+        evaluator: Such as `VOCEvaluator`; is updated with the images of all processes.
         accelerator: Says the device and the precision, and gathers.
         after_batch: Called after each batch; may raise to end the evaluation.
-
-    Returns:
-        An evaluator that has seen everything; its ``compute`` gives the AP.
     """
     training = model.training
-    evaluator = VOCEvaluator(classes)
     found: list[tuple[Prediction, Target]] = []
     batches = tqdm(
         predict(model, loader, accelerator),
@@ -101,7 +103,6 @@ def evaluate(
     # Once, at the end: the processes need not have the same number of batches.
     found = gather_object(found) if accelerator.num_processes > 1 else found
     evaluator.update([prediction for prediction, _ in found], [target for _, target in found])
-    return evaluator
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
