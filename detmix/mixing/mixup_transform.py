@@ -74,7 +74,8 @@ class DetectionMixUp(DetectionMixer):
 
     It serves as it is as a ``collate_fn`` (on a list of samples), on a batch of images and
     targets, on the CPU as well as on the GPU, and within `MixedDataset`. Each sample is mixed
-    with chance ``p``, with a partner from the same batch and a ratio of its own.
+    with chance ``p``, with a partner from the same batch and a ratio of its own; the only sample of
+    a batch stays as it is.
 
     Args:
         alpha: Ratios are drawn from Beta(alpha, alpha); 1.5 as in Bag of Freebies, section 3.1.
