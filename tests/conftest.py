@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detmix.data import write_shapes
 
@@ -33,6 +35,25 @@ def shapes_root(tmp_path_factory) -> Path:
     """Return a devkit of 24 images of shapes to train on and 8 to test on, 64 pixels large."""
     root = tmp_path_factory.mktemp("shapes")
     return write_shapes(root, num_train=24, num_test=8, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def stripes_root(tmp_path_factory) -> Path:
+    """Return images in four folders, told apart by the direction of their stripes."""
+    root = tmp_path_factory.mktemp("stripes")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:16, 0:16]
+    waves = {"across": y, "along": x, "falling": x + y, "rising": x - y}
+    for split, num in (("train", 12), ("val", 5)):
+        for name, phase in waves.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(num):
+                wave = np.sin(1.5 * phase + rng.uniform(0, 6))[..., None] * rng.uniform(40, 90, 3)
+                pixels = 128 + wave + rng.normal(0, 10, (16, 16, 3))
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(folder / f"{index}.png")
+    return root
 
 
 @pytest.fixture

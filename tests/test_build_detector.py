@@ -130,6 +130,13 @@ class TestBackbone:
         sizes = [64 // stride for stride in (*strides, strides[-1] * 2)]
         assert [tuple(f.shape) for f in features.values()] == [(1, 8, s, s) for s in sizes]
 
+    def test_small_stem(self):
+        config = BackboneConfig("resnet18", fpn_channels=8, levels=(2, 4), stem="small")
+        with torch.inference_mode():
+            features = build_backbone(config).eval()(torch.rand(1, 3, 32, 64))
+        shapes = [(1, 8, 32 // stride, 64 // stride) for stride in (2, 8, 16)]
+        assert [tuple(feature.shape) for feature in features.values()] == shapes
+
     def test_without_loading_the_architecture_is_the_same(self, monkeypatch):
         import torchvision
 
@@ -164,6 +171,8 @@ class TestErrors:
             ({"name": "vgg16"}, "backbone.name must be one of"),
             ({"norm": "layer"}, "backbone.norm must be one of .*, got 'layer'"),
             ({"norm": "group", "weights": "DEFAULT"}, "backbone.norm=group does not fit"),
+            ({"stem": "tiny"}, "backbone.stem must be one of standard, small, got 'tiny'"),
+            ({"name": "timm:resnet18", "stem": "small"}, "for torchvision's ResNets only"),
             ({"trainable_layers": 6}, "backbone.trainable_layers must be in 0..5, got 6"),
             ({"trainable_layers": -1}, "backbone.trainable_layers must be in 0..5, got -1"),
             ({"levels": ()}, r"backbone.levels must be .*, got \(\)"),

@@ -10,13 +10,18 @@ import pytest
 import yaml
 from torchvision.models.detection import FasterRCNN
 
-from detmix.detectors import LossWeighting
+from detmix.detectors import LossWeighting, build_classifier
 from detmix.detectors.rcnn import WeightedRoIHeads
 from detmix.mixing import DetectionMixUp
-from detmix.training import MixingConfig, OptimConfig, TrainConfig, parse_args
+from detmix.training import MixingConfig, OptimConfig, PretrainConfig, TrainConfig, parse_args
 from detmix.training.build import build_mixer, build_model
+from detmix.training.classifier import build_image_transform
+from detmix.training.image_mixing import build_batch_mix
+from detmix.training.optim import learning_rate_factor
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+PRETRAIN_CONFIGS = sorted(FOLDER.glob("pretrain/*.yaml"))
 # These change a few settings of another file, which their heads name.
 BASES = {"overfit16_voc2007": "voc2007_cpu"}
 
@@ -189,16 +194,45 @@ class TestShippedConfigs:
         assert isinstance(model.roi_heads, WeightedRoIHeads)
         num_classes = model.roi_heads.box_predictor.cls_score.out_features
         assert num_classes == len(config.data.classes) + 1
-        assert isinstance(build_mixer(config), DetectionMixUp)
+        assert isinstance(build_mixer(config), DetectionMixUp) == (config.mixing.name == "mixup")
+
+    @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("mix", ["none", "mixup", "cutout", "cutmix", "mixup+cutmix"])
+    def test_pretraining_builds(self, path, mix):
+        config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])
+        assert config.mix == mix
+        build_image_transform(config, train=True)
+        assert (build_batch_mix(mix, config.mixing, 10) is None) == (mix in ("none", "cutout"))
+        assert build_classifier(config.model, 10).fc.out_features == 10
 
     def test_there_are_some(self):
-        assert {"quickstart", "voc2007_cpu", "voc0712_fasterrcnn_resnet50"} <= {
-            path.stem for path in CONFIGS
+        assert {
+            "quickstart", "voc2007_cpu", "voc0712_fasterrcnn_resnet50", "voc0712_fasterrcnn_coco",
+            "voc0712_fasterrcnn_resnet50_cutmix",
+        } <= {path.stem for path in CONFIGS}  # fmt: skip
+        assert {"tiny_imagenet_resnet18", "imagenet_resnet50_cutmix"} <= {
+            path.stem for path in PRETRAIN_CONFIGS
         }
 
-    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    def test_imagenet_is_trained_as_in_the_paper(self):
+        """300 epochs, batches of 256, 0.1 divided by 10 every 75; CutMix always, alpha 1."""
+        path = FOLDER / "pretrain" / "imagenet_resnet50_cutmix.yaml"
+        config = parse_args(PretrainConfig, [f"--config={path}"])
+        assert (config.epochs, config.data.batch_size, config.optim.lr) == (300, 256, 0.1)
+        assert (config.mix, config.mixing.p, config.mixing.cutmix_alpha) == ("cutmix", 1.0, 1.0)
+        rates = [
+            learning_rate_factor(
+                epoch * 5004, config.schedule, steps_per_epoch=5004, num_epochs=300
+            )
+            for epoch in (0, 74, 75, 149, 150, 224, 225, 299)
+        ]
+        assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+    @pytest.mark.parametrize("path", CONFIGS + PRETRAIN_CONFIGS, ids=lambda path: path.stem)
     def test_head_says_command_time_and_score(self, path):
         head = path.read_text(encoding="utf-8").partition("run_dir:")[0]
-        assert f"tools/{'quickstart' if path.stem == 'quickstart' else 'train'}.py" in head
+        is_detector = path.parent == FOLDER
+        tool = "train" if is_detector else "pretrain"
+        assert f"tools/{'quickstart' if path.stem == 'quickstart' else tool}.py" in head
         assert "time" in head.lower()
-        assert "mAP" in head
+        assert ("mAP" if is_detector else "top-1") in head

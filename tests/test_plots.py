@@ -118,6 +118,20 @@ def test_learning_curve(tmp_path, drawn):
     assert texts == ["best 0.625 at step 100"]
 
 
+def test_learning_curve_of_a_classifier(tmp_path, drawn):
+    metrics = write_lines(
+        tmp_path / "metrics.jsonl",
+        *[train(step) for step in range(1, 11)],
+        {"event": "eval", "epoch": 1, "step": 5, "top1": 0.25, "top5": 0.5},
+        {"event": "eval", "epoch": 2, "step": 10, "top1": 0.2, "top5": 0.5},
+    )
+    check_png(plot_learning_curve(metrics, tmp_path / "curve.png"))
+    labels = {axes.get_ylabel() for axes in drawn[0].axes}
+    assert labels == {"training loss", "learning rate", "top-1 accuracy"}
+    texts = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
+    assert texts == ["best 0.250 at step 5"]
+
+
 def test_learning_curve_before_the_first_evaluation(tmp_path, drawn):
     metrics = write_lines(tmp_path / "metrics.jsonl", train(1))
     check_png(plot_learning_curve(metrics, tmp_path / "curve.png"))

@@ -133,7 +133,7 @@ def test_two_processes_may_write_the_same(tmp_path, monkeypatch):
         write_shapes(tmp_path, num_train=1, num_test=1)
         os.rename(source, destination)
 
-    monkeypatch.setattr(shapes.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     assert write_shapes(tmp_path, num_train=1, num_test=1) == tmp_path
     assert json.loads((tmp_path / "VOC2007/shapes.json").read_text())["num_train"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["VOC2007"]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import tiny_args
+from tiny import tiny_args, tiny_pretrain_args, tiny_pretrain_config
 
+from detmix.training import ClassifierTrainer
 from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -165,7 +166,73 @@ class TestBadInput:
         assert code == 0, err
 
 
+class TestPretrain:
+    def test_chain(self, run, stripes_root, shapes_root, tmp_path):
+        """The README's three commands, one after the other."""
+        pretrained, run_dir = tmp_path / "pretrained", tmp_path / "run"
+        code, out, err = run("pretrain", *tiny_pretrain_args(stripes_root, pretrained))
+        assert code == 0, err
+        assert re.findall(r"^epoch (\d): top-1 \d\.\d{4}, top-5 1", out, re.M) == ["1", "2"]
+        weights = pretrained / "best.pt"
+        assert f"--backbone.weights {weights}" in out
+
+        overrides = (*TRAINED, "epochs=1", "data.workers=0")
+        args = tiny_args(shapes_root, run_dir, *overrides, f"backbone.weights={weights}")
+        code, out, err = run("train", *args)
+        assert code == 0, err
+        found = re.search(rf"{weights}.*: (\d+) of (\d+) tensors.*fc.weight, fc.bias", err)
+        assert found[1] == found[2]
+        score = re.search(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)
+
+        code, out, err = run("evaluate", run_dir / "last.pt")
+        assert code == 0, err
+        assert maps_of(out) == list(score.groups())
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("data.root=nowhere", "nowhere"),
+            ("data.val=test", "test"),
+            ("mix=cutmixup", "mix"),
+            ("data.batch_size=100", "48 samples do not make one batch of 100"),
+        ],
+    )
+    def test_errors(self, run, stripes_root, tmp_path, override, message):
+        result = run("pretrain", *tiny_pretrain_args(stripes_root, tmp_path / "run", override))
+        assert_refused(result, message)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_broken_image_is_named(self, run, stripes_root, tmp_path):
+        root = tmp_path / "data"
+        shutil.copytree(stripes_root, root)
+        broken = root / "train" / "along" / "3.png"
+        broken.write_bytes(broken.read_bytes()[:90])
+        for override in ("data.workers=1", "data.in_memory=true"):
+            args = tiny_pretrain_args(root, tmp_path / override, override)
+            assert_refused(run("pretrain", *args), r"train/along/3\.png")
+
+    def test_a_classifier_is_not_evaluated_as_a_detector(self, run, stripes_root, tmp_path):
+        assert run("pretrain", *tiny_pretrain_args(stripes_root, tmp_path / "run"))[0] == 0
+        result = run("evaluate", tmp_path / "run" / "last.pt")
+        assert_refused(result, "not a checkpoint of a detector")
+
+
 class TestSignals:
+    def test_pretraining_stops_with_a_checkpoint(self, stripes_root, tmp_path):
+        """Its workers import OpenCV, and with it threads, only after they were forked."""
+        run_dir = tmp_path / "run"
+        overrides = ("epochs=400", "log_every=1", "data.workers=1")
+        args = tiny_pretrain_args(stripes_root, run_dir, *overrides)
+        process = start("pretrain", *args, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert "Traceback" not in out + err
+        assert (run_dir / "last.pt").exists()
+
     @pytest.mark.parametrize(
         "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
     )
@@ -204,16 +271,18 @@ def test_quickstart(tmp_path):
     for name in ("learning_curve", "precision_recall", "mixed_batch", "predictions"):
         assert min(Image.open(run_dir / f"{name}.png").size) > 200
         assert f"{name}.png" in out
+    assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", err)
+    assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
 
 
 @pytest.mark.slow
 class TestTwoProcesses:
     """On the CPU, talking through gloo."""
 
-    def launch(self, *args, tmp_path, **kwargs):
+    def launch(self, *args, tool="train", **kwargs):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
         launcher += ["--master_addr=127.0.0.1", "--master_port=0", "--rdzv_backend=c10d"]
-        launcher += ["--rdzv_endpoint=127.0.0.1:0", str(TOOLS / "train.py")]
+        launcher += ["--rdzv_endpoint=127.0.0.1:0", str(TOOLS / f"{tool}.py")]
         return subprocess.Popen(
             [*launcher, *args],
             stdout=subprocess.PIPE,
@@ -228,9 +297,9 @@ class TestTwoProcesses:
         run_dir = tmp_path / "run"
         args = tiny_args(
             shapes_root, run_dir, *TRAINED, "data.batch_size=2", "data.eval_batch_size=2",
-            "data.test_limit=5", "backbone.norm=frozen",
+            "data.test_limit=5",
         )  # fmt: skip
-        process = self.launch(*args, tmp_path=tmp_path)
+        process = self.launch(*args)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
@@ -245,12 +314,33 @@ class TestTwoProcesses:
         last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
         assert maps_of(evaluated) == list(last)
 
+    def test_pretrain_as_one(self, stripes_root, tmp_path):
+        """Every validation image counts once: 20 in batches of 3 in each of the processes."""
+        run_dir = tmp_path / "run"
+        args = tiny_pretrain_args(
+            stripes_root, run_dir, "data.batch_size=4", "data.eval_batch_size=3", "epochs=1",
+            "mix=none",
+        )  # fmt: skip
+        process = self.launch(*args, tool="pretrain")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert out.count("run folder") == 1
+        alone = ClassifierTrainer(
+            tiny_pretrain_config(stripes_root, run_dir, "epochs=1", "mix=none", "resume=auto",
+                                 "data.batch_size=8")
+        )  # fmt: skip
+        result = alone.evaluate().result
+        found = re.search(r"top-1 (\S+), top-5 (\S+), loss (\S+) \(20 images, 4 classes\)", out)
+        assert [float(value) for value in found.groups()] == pytest.approx(
+            [result.top1, result.top5, result.loss], abs=1e-3
+        )
+
     def test_all_stop_when_one_is_asked_to(self, shapes_root, tmp_path):
         run_dir = tmp_path / "run"
         args = tiny_args(
             shapes_root, run_dir, "epochs=200", "log_every=1", "data.batch_size=2", "eval_every=200"
         )
-        process = self.launch(*args, tmp_path=tmp_path)
+        process = self.launch(*args)
         deadline = time.monotonic() + 120
         while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

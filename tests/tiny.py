@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from detmix.data import SHAPE_CLASSES
-from detmix.training import TrainConfig, parse_args
+from detmix.training import PretrainConfig, TrainConfig, parse_args
 
 SETTINGS = {
     "epochs": 2,
@@ -56,3 +56,27 @@ def read_metrics(run_dir):
     """Return the lines of a run's metrics."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+PRETRAIN_SETTINGS = {
+    "epochs": 2,
+    "log_every": 2,
+    "device": "cpu",
+    "threads": 1,
+    "data": {"batch_size": 8, "eval_batch_size": 5, "workers": 0},
+    "augment": {"size": 16, "crop": "padded", "padding": 2, "flip": 0},
+    "model": {"name": "resnet18"},
+    "optim": {"name": "sgd", "lr": 0.02, "nesterov": True},
+    "schedule": {"warmup_steps": 2},
+}
+
+
+def tiny_pretrain_args(root, run_dir, *overrides):
+    """Return command-line arguments for a classifier; overrides as for `tiny_args`."""
+    settings = json.dumps(PRETRAIN_SETTINGS)
+    args = ["--config", settings, f"--data.root={root}", f"--run_dir={run_dir}"]
+    return [*args, *(f"--{override}" for override in overrides)]
+
+
+def tiny_pretrain_config(root, run_dir, *overrides):
+    return parse_args(PretrainConfig, tiny_pretrain_args(root, run_dir, *overrides))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""See the whole of detmix work in a few minutes: data, weighted mixup, training, VOC mAP.
+"""See the whole of detmix work in a few minutes: CutMix pretraining, weighted mixup, VOC mAP.
 
 python tools/quickstart.py
 """
@@ -9,31 +9,44 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from detmix.data import write_shapes
+from detmix.data import write_object_crops, write_shapes
 from detmix.evaluation import (
     plot_batch,
     plot_learning_curve,
     plot_precision_recall,
     plot_predictions,
 )
-from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training import (
+    ClassifierTrainer,
+    DetectorTrainer,
+    PretrainConfig,
+    TrainConfig,
+    parse_args,
+)
 from detmix.training.console import run_tool
 from detmix.training.preview import mixed_batch, some_predictions
+from detmix.training.run_folder import check_run_dir
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(args: Sequence[str]) -> None:
-    """Make the shapes data, train on them, and put tables and pictures into the run folder."""
+    """Make the shapes data, pretrain, train, and put tables and pictures into the run folder."""
     start = time.perf_counter()
     config = parse_args(
         TrainConfig,
-        ["--config", str(CONFIG), *args],
-        description="Train a small Faster R-CNN with weighted mixup on synthetic shapes.",
+        ["--config", str(CONFIGS / "quickstart.yaml"), *args],
+        description="Pretrain a backbone with CutMix on synthetic shapes, and train a small "
+        "Faster R-CNN from it with weighted mixup.",
     )
+    check_run_dir(config.run_dir, resume=config.resume == "auto")
     print(f"shapes data: {write_shapes(config.data.root)}")
+    if config.backbone.weights is None:
+        weights = pretrain(config)
+        config = replace(config, backbone=replace(config.backbone, weights=str(weights)))
     trainer = DetectorTrainer(config)
     result = trainer.fit()
     if result is None:  # resumed after its end
@@ -54,6 +67,32 @@ def main(args: Sequence[str]) -> None:
         print(f"\nmAP {result.mean_ap:.4f} on {result.num_images} unseen images")
         print(f"run folder: {folder}, pictures: {', '.join(path.name for path in pictures)}")
         print(f"took {time.perf_counter() - start:.0f} s")
+
+
+def pretrain(config: TrainConfig) -> Path:
+    """Pretrain the detector's backbone on the objects of its images; return the best weights."""
+    crops = write_object_crops(
+        config.data.root,
+        config.data.root / "object_crops",
+        train_sets=config.data.train,
+        val_sets=config.data.test,
+        classes=config.data.classes,
+    )
+    base = parse_args(PretrainConfig, ["--config", str(CONFIGS / "pretrain" / "quickstart.yaml")])
+    run_dir = config.run_dir.with_name(f"{config.run_dir.name}_pretrain")
+    data = replace(base.data, root=crops, workers=config.data.workers)
+    model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem)
+    shared = {
+        name: getattr(config, name)
+        for name in ("resume", "seed", "precision", "channels_last", "device", "threads")
+    }
+    trainer = ClassifierTrainer(replace(base, run_dir=run_dir, data=data, model=model, **shared))
+    trainer.fit()
+    if trainer.accelerator.is_main_process:
+        plot_learning_curve(run_dir / "metrics.jsonl", run_dir / "learning_curve.png")
+        print(f"pretrained with {base.mix}: {run_dir}")
+    trainer.accelerator.wait_for_everyone()
+    return run_dir / "best.pt"
 
 
 if __name__ == "__main__":

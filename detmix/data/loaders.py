@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -122,6 +122,7 @@ def train_loader(
     seed: int,
     workers: int = 2,
     mix: DetectionMixer | None = None,
+    collate_fn: Callable[[list[Any]], Any] = collate,
     rank: int = 0,
     num_processes: int = 1,
     pin_memory: bool = False,
@@ -129,20 +130,28 @@ def train_loader(
     """Build the training loader; its ``batch_sampler`` is an `EpochBatchSampler`.
 
     Args:
-        dataset: The samples, with integer ``image_id``.
+        dataset: The samples; those to be mixed with integer ``image_id``.
         batch_size: B, in one process.
         seed: The run's seed.
         workers: Worker processes; they persist over the epochs.
-        mix: Mixes each batch in the worker, if given.
+        mix: Mixes each batch of detection samples in the worker, if given.
+        collate_fn: Makes a batch of B samples that are not mixed here, such as torch's
+            ``default_collate`` for classification.
         rank: Number of this process, from 0.
         num_processes: Number of processes.
         pin_memory: Whether batches are put into page-locked memory for a GPU.
+
+    Raises:
+        ValueError: There are not enough samples for a batch, or both ``mix``, which collates
+            by itself, and ``collate_fn`` are given.
     """
+    if mix is not None and collate_fn is not collate:
+        raise ValueError(f"mix collates by itself: collate_fn must not be given, got {collate_fn}")
     size = len(dataset)  # type: ignore[arg-type]
     return DataLoader(
         dataset,
         batch_sampler=EpochBatchSampler(size, batch_size, seed, rank, num_processes),
-        collate_fn=collate if mix is None else MixCollate(mix, seed),
+        collate_fn=collate_fn if mix is None else MixCollate(mix, seed),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
@@ -155,6 +164,7 @@ def eval_loader(
     batch_size: int,
     *,
     workers: int = 2,
+    collate_fn: Callable[[list[Any]], Any] = collate,
     rank: int = 0,
     num_processes: int = 1,
     pin_memory: bool = False,
@@ -165,6 +175,7 @@ def eval_loader(
         dataset: The samples.
         batch_size: B, in one process.
         workers: Worker processes, for each pass anew.
+        collate_fn: Makes a batch of B samples.
         rank: Number of this process, from 0.
         num_processes: Number of processes.
         pin_memory: Whether batches are put into page-locked memory for a GPU.
@@ -173,7 +184,7 @@ def eval_loader(
     return DataLoader(
         Subset(dataset, share),
         batch_size=batch_size,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
@@ -187,14 +198,16 @@ def init_worker(worker_id: int) -> None:
     signal to the whole process group, as Ctrl-C or a scheduler sends it, is left to the training
     loop, which may want to end its step first.
     """
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    # First of all: a thread that is started before, as by the import below, would not have the
+    # signal blocked, and the whole process would die of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 def _obey_parent(parent: int) -> None:

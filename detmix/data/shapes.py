@@ -7,10 +7,7 @@ and split files read by :class:`detmix.data.VOCDetection`. Every image is a func
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
+from detmix.data.write_once import write_once
 
 __all__ = ["SHAPE_CLASSES", "write_shapes"]
 
@@ -95,14 +93,7 @@ def write_shapes(
         "image_size": image_size,
         "seed": seed,
     }
-    if _is_there(folder, description):
-        return root
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".VOC{year}-", dir=root) as temporary:
-        # A subfolder: the temporary folder itself is readable by its owner alone.
-        draft = Path(temporary) / folder.name
-        _write_devkit(draft, description)
-        _publish(draft, folder, description)
+    write_once(folder, "shapes.json", description, lambda draft: _write_devkit(draft, description))
     return root
 
 
@@ -142,30 +133,6 @@ def _check_arguments(num_train: int, num_test: int, image_size: int, seed: int) 
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
-def _is_there(folder: Path, description: dict[str, Any]) -> bool:
-    if not folder.exists():
-        return False
-    try:
-        found = json.loads((folder / "shapes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != description:
-        raise FileExistsError(
-            f"{folder}: exists and is not the data set asked for; expected shapes.json to hold "
-            f"{description}, got {found}; move it away or choose another folder"
-        )
-    return True
-
-
-def _publish(draft: Path, folder: Path, description: dict[str, Any]) -> None:
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        # Another process may have finished the same data set in the meantime.
-        if not _is_there(folder, description):
-            raise
-
-
 def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
@@ -178,7 +145,6 @@ def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
             scene = render_scene(description["seed"], split, index, description["image_size"])
             _write_scene(folder, ids[-1], scene)
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(ids) + "\n")
-    (folder / "shapes.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _write_scene(folder: Path, image_id: str, scene: _Scene) -> None:

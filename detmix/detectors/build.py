@@ -1,4 +1,4 @@
-"""Building a Faster R-CNN from a config: any torchvision ResNet under a feature pyramid.
+"""Building a Faster R-CNN from a config: a new one, on a pretrained backbone, or a trained one.
 
 With the defaults it is torchvision's own ``fasterrcnn_resnet50_fpn``, key for key; narrower
 pyramids, fewer levels and smaller heads make detectors that train on a CPU.
@@ -7,76 +7,29 @@ pyramids, fewer levels and smaller heads make detectors that train on a CPU.
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
-from torchvision import models
-from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.resnet import ResNet
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
-__all__ = ["BackboneConfig", "DetectorConfig", "build_backbone", "build_detector"]
+from detmix.detectors.backbone import BackboneConfig, build_backbone_with_report
+from detmix.detectors.detector_weights import (
+    find_detector_weights,
+    load_detector_weights,
+    set_norm_epsilon,
+)
 
-Norm = Literal["auto", "frozen", "batch", "sync", "group"]
+__all__ = ["DetectorConfig", "build_detector"]
 
-# ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
-_LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
-_GROUPS = 32
 _POOL_SIZE = 7
 
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """A ResNet under a feature pyramid network.
-
-    Attributes:
-        name: A torchvision ResNet, ResNeXt or wide ResNet, such as ``"resnet18"``.
-        weights: Name of its torchvision weights, such as ``"IMAGENET1K_V2"``; None for a random
-            start.
-        norm: Normalization: ``"frozen"`` batch norm, live ``"batch"`` norm, ``"sync"`` batch
-            norm over all processes or ``"group"`` norm (without weights only); ``"auto"`` is
-            frozen with weights and live without, as in torchvision.
-        trainable_layers: How many of the five parts, from the last, are trained; None for 3
-            with weights and 5 without, as in torchvision.
-        fpn_channels: Channels of every pyramid level.
-        levels: Which of the ResNet's stages 1 to 4 (strides 4 to 32) the pyramid starts from;
-            one coarser level is added to them.
-    """
-
-    name: str = "resnet50"
-    weights: str | None = None
-    norm: Norm = "auto"
-    trainable_layers: int | None = None
-    fpn_channels: int = 256
-    levels: tuple[int, ...] = (1, 2, 3, 4)
-
-    def __post_init__(self) -> None:
-        names = list_models(module=models, include=("resne*", "wide_resnet*"))
-        if self.name not in names:
-            raise ValueError(f"backbone.name must be one of {', '.join(names)}, got {self.name!r}")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"backbone.norm must be one of {get_args(Norm)}, got {self.norm!r}")
-        if self.norm == "group" and self.weights:
-            raise ValueError(
-                f"backbone.norm=group does not fit the batch norm of weights={self.weights!r}"
-            )
-        if self.trainable_layers is not None and not 0 <= self.trainable_layers <= len(_LAYERS):
-            raise ValueError(
-                f"backbone.trainable_layers must be in 0..5, got {self.trainable_layers}"
-            )
-        if self.fpn_channels < 1:
-            raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
-        stages = set(self.levels)
-        if not stages or not stages <= {1, 2, 3, 4} or len(stages) < len(self.levels):
-            raise ValueError(
-                f"backbone.levels must be different stages out of 1..4, got {self.levels}"
-            )
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +46,12 @@ class DetectorConfig:
             proposal; a quarter of the work on a CPU with 1 instead of 2.
         head_dim: Width of the two fully connected layers of the box head.
         options: Further keyword arguments of torchvision's `FasterRCNN`, such as
-            ``rpn_post_nms_top_n_train`` or ``box_score_thresh``.
+            ``rpn_post_nms_top_n_train`` or ``box_score_thresh``. ``image_mean`` and ``image_std``
+            are those of the pretrained weights, or ImageNet's without any, unless given here.
+        weights: A whole detector to start from: ``"COCO_V1"``, torchvision's of a ResNet-50, or a
+            file: a checkpoint of ``tools/train.py`` or a state dict of torchvision's Faster
+            R-CNN. All of it is taken but the head, which is new for the classes of the data set.
+            None for a new detector, on a backbone that may be pretrained.
     """
 
     min_size: int = 800
@@ -103,6 +61,7 @@ class DetectorConfig:
     roi_sampling_ratio: int = 2
     head_dim: int = 1024
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("min_size", "max_size", "roi_sampling_ratio", "head_dim"):
@@ -133,28 +92,73 @@ def build_detector(
 ) -> FasterRCNN:
     """Build a Faster R-CNN with torchvision's plain losses.
 
+    Pretrained weights bring the mean and deviation that images are normalised with. What was
+    loaded is logged as one line.
+
     Args:
         detector: The detector above the backbone.
         backbone: The backbone.
         num_classes: K, the classes with background.
-        load_weights: Whether to load the backbone's pretrained weights; not when a checkpoint
-            of the whole detector follows.
+        load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
+            detector follows. Nothing is opened or downloaded then; what is no part of a state
+            dict is as with weights, but mean and deviation, which are ImageNet's unless
+            ``detector.options`` has them.
 
     Returns:
         The detector, in training mode.
 
     Raises:
-        ValueError: If there is not one anchor size for each pyramid level, or a weight name is
-            unknown.
+        FileNotFoundError: If the file of the weights is not there.
+        ValueError: If there is not one anchor size for each pyramid level, both the backbone and
+            the detector have weights, or the weights are unknown, broken or of another network.
         ConnectionError: If pretrained weights cannot be downloaded.
     """
+    _check_pair(detector, backbone)
+    pyramid, report = build_backbone_with_report(
+        backbone,
+        load_weights=load_weights,
+        pretrained=backbone.weights is not None or detector.weights is not None,
+    )
+    model = _build_faster_rcnn(detector, pyramid, num_classes)
+    if detector.weights is not None:
+        set_norm_epsilon(model, detector.weights)
+        if load_weights:
+            report = load_detector_weights(model, detector.weights, backbone.name)
+            _log.info("%s", report)
+    if report is not None:
+        model.transform.image_mean = detector.options.get("image_mean") or list(report.mean)
+        model.transform.image_std = detector.options.get("image_std") or list(report.std)
+    return model
+
+
+def _check_pair(detector: DetectorConfig, backbone: BackboneConfig) -> None:
+    """Check what only the two configurations together can have wrong."""
     if len(detector.anchor_sizes) != len(backbone.levels) + 1:
         raise ValueError(
             f"detector.anchor_sizes must have {len(backbone.levels) + 1} entries, one for each "
             f"of backbone.levels {backbone.levels} and one for the coarser level added to them, "
             f"got {detector.anchor_sizes}"
         )
-    pyramid = build_backbone(backbone, load_weights=load_weights)
+    if detector.weights is None:
+        return
+    if backbone.weights is not None:
+        raise ValueError(
+            "detector.weights brings a backbone of its own: give either detector.weights or "
+            f"backbone.weights, got {detector.weights!r} and {backbone.weights!r}"
+        )
+    is_standard = backbone.name == "resnet50" and backbone.stem == "standard"
+    if find_detector_weights(detector.weights) and (not is_standard or backbone.norm == "group"):
+        raise ValueError(
+            f"detector.weights={detector.weights} is for backbone.name=resnet50 with batch norm "
+            f"and the standard stem, got name={backbone.name}, norm={backbone.norm}, "
+            f"stem={backbone.stem}"
+        )
+
+
+def _build_faster_rcnn(
+    detector: DetectorConfig, pyramid: BackboneWithFPN, num_classes: int
+) -> FasterRCNN:
+    num_levels = len(detector.anchor_sizes) - 1  # RoI align does without the coarsest
     features = pyramid.out_channels * _POOL_SIZE**2
     model = FasterRCNN(
         pyramid,
@@ -165,7 +169,7 @@ def build_detector(
             (tuple(detector.aspect_ratios),) * len(detector.anchor_sizes),
         ),
         box_roi_pool=MultiScaleRoIAlign(
-            [str(i) for i in range(len(backbone.levels))], _POOL_SIZE, detector.roi_sampling_ratio
+            [str(i) for i in range(num_levels)], _POOL_SIZE, detector.roi_sampling_ratio
         ),
         box_head=TwoMLPHead(features, detector.head_dim),
         box_predictor=FastRCNNPredictor(detector.head_dim, num_classes),
@@ -183,64 +187,3 @@ def _to_float32(module: nn.Module, inputs: Any, outputs: tuple[Any, Any]) -> tup
         for output in outputs
     )
     return first, second
-
-
-def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> BackboneWithFPN:
-    """Build a ResNet with a feature pyramid on top.
-
-    Args:
-        config: The backbone.
-        load_weights: Whether to load its pretrained weights.
-
-    Returns:
-        A module from images to feature maps by level name, with ``out_channels``.
-
-    Raises:
-        ValueError: If the weight name is unknown.
-        ConnectionError: If the weights cannot be downloaded.
-    """
-    body = _build_resnet(config, load_weights)
-    trainable = config.trainable_layers
-    if trainable is None:
-        trainable = 3 if config.weights else len(_LAYERS)
-    if trainable < len(_LAYERS):
-        for name, parameter in body.named_parameters():
-            parameter.requires_grad_(name.startswith(_LAYERS[:trainable]))
-    stages = sorted(config.levels)
-    # Each stage of a ResNet doubles the channels; layer4 ends at fc's.
-    channels = [body.fc.in_features // 2 ** (4 - stage) for stage in stages]
-    names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
-    return BackboneWithFPN(body, names, channels, config.fpn_channels)
-
-
-def _build_resnet(config: BackboneConfig, load_weights: bool) -> ResNet:
-    norm = config.norm
-    if norm == "auto":
-        norm = "frozen" if config.weights else "batch"
-    layers = {
-        "frozen": FrozenBatchNorm2d,
-        "batch": nn.BatchNorm2d,
-        "sync": nn.SyncBatchNorm,
-        "group": partial(nn.GroupNorm, _GROUPS),
-    }
-    weights = None
-    if config.weights and load_weights:
-        enum = get_model_weights(config.name)
-        known = list(enum.__members__)
-        # Both IMAGENET1K_V1 and ResNet50_Weights.IMAGENET1K_V1 are in use.
-        name = config.weights.removeprefix(f"{enum.__name__}.")
-        if name not in known:
-            raise ValueError(
-                f"backbone.weights of {config.name} must be one of {', '.join(known)}, "
-                f"got {config.weights!r}"
-            )
-        weights = enum[name]
-    try:
-        model: ResNet = get_model(config.name, weights=weights, norm_layer=layers[norm])
-    except OSError as error:  # URLError and whatever else a broken connection gives
-        raise ConnectionError(
-            f"cannot load {weights} of {config.name} ({error}); put the file into "
-            "torch's hub folder (torch.hub.get_dir()/checkpoints) by hand, or set "
-            "backbone.weights=null to start from scratch"
-        ) from error
-    return model

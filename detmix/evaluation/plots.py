@@ -1,12 +1,13 @@
-"""Curves of a run: precision over recall of an evaluation, loss and mAP over the steps of training.
+"""Curves of a run: precision over recall of an evaluation, loss and score over the training's steps.
 
 Shape legend: K records of one kind in a run's metrics file.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
 
 
 def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
-    """Draw loss, learning rate and mAP over the optimizer steps of a run.
+    """Draw loss, learning rate and mAP or top-1 accuracy over the optimizer steps of a run.
 
     Args:
         metrics_path: a run's ``metrics.jsonl``, see `read_metrics`.
@@ -96,13 +97,14 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
         ValueError: if a line of it is broken; the message names file and line.
     """
     metrics = read_metrics(metrics_path)
-    panels = []
+    panels: list[tuple[Callable[["Axes", Series], None], Series, float]] = []
     if len(metrics.loss.steps):
         panels.append((_draw_loss, metrics.loss, 2.6))
     if len(metrics.lr.steps):
         panels.append((_draw_lr, metrics.lr, 1.3))
-    if len(metrics.mean_ap.steps):
-        panels.append((_draw_mean_ap, metrics.mean_ap, 2.2))
+    for series, name in ((metrics.mean_ap, "mAP"), (metrics.top1, "top-1 accuracy")):
+        if len(series.steps):
+            panels.append((partial(_draw_score, name=name), series, 2.2))
     if not panels:
         return save_figure(message_figure("no metrics recorded yet"), path)
     gap, bottom = 0.25, 0.65
@@ -137,21 +139,22 @@ class Metrics:
     loss: Series
     lr: Series
     mean_ap: Series
+    top1: Series
 
 
 def read_metrics(path: str | Path) -> Metrics:
     """Read a run's ``metrics.jsonl``, one JSON object a line.
 
     Lines with ``"event": "train"`` give ``step``, ``loss`` and ``lr``; those with ``"event":
-    "eval"`` give ``step`` and ``mean_ap`` (null where no class had objects). Other events and keys
-    are ignored, and so are empty lines. Where a resumed run has repeated a step, the later line
-    counts.
+    "eval"`` give ``step`` and a detector's ``mean_ap`` (null where no class had objects) or a
+    classifier's ``top1``. Other events and keys are ignored, and so are empty lines. Where a
+    resumed run has repeated a step, the later line counts.
 
     Args:
         path: the file.
 
     Returns:
-        Loss, learning rate and mAP over steps.
+        Loss, learning rate, mAP and top-1 accuracy over steps; empty what the run has not.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -160,17 +163,24 @@ def read_metrics(path: str | Path) -> Metrics:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
-    series: dict[str, dict[int, float]] = {"loss": {}, "lr": {}, "mean_ap": {}}
-    keys = {"train": ("loss", "lr"), "eval": ("mean_ap",)}
+    series: dict[str, dict[int, float]] = {"loss": {}, "lr": {}, "mean_ap": {}, "top1": {}}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         record = _json_object(line, where)
-        for key in keys.get(str(record.get("event")), ()):
+        for key in _series_keys(record):
             step = int(_number(record, "step", where))
             series[key][step] = _number(record, key, where, null_is_nan=key == "mean_ap")
     return Metrics(*(_series(values) for values in series.values()))
+
+
+def _series_keys(record: dict[str, Any]) -> tuple[str, ...]:
+    if record.get("event") == "train":
+        return ("loss", "lr")
+    if record.get("event") == "eval":
+        return ("top1",) if "top1" in record else ("mean_ap",)
+    return ()
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -240,12 +250,12 @@ def _draw_lr(axes: "Axes", series: Series) -> None:
     axes.yaxis.set_major_formatter("{x:.2g}")
 
 
-def _draw_mean_ap(axes: "Axes", series: Series) -> None:
+def _draw_score(axes: "Axes", series: Series, name: str) -> None:
     axes.plot(
         series.steps, series.values, color=VERMILLION, marker="o", markersize=4, linewidth=1.5
     )
     axes.set_ylim(0, 1)
-    axes.set_ylabel("mAP")
+    axes.set_ylabel(name)
     if np.isnan(series.values).all():
         return
     best = int(np.nanargmax(series.values))

@@ -1,6 +1,7 @@
-"""Training detectors: configurations, the loop, checkpoints, evaluation of what was trained."""
+"""Training detectors, and the classifiers they start from: configurations, loop, checkpoints."""
 
 from detmix.training.checkpoint import load_checkpoint, save_checkpoint
+from detmix.training.classifier import ClassificationResult, ClassifierTrainer
 from detmix.training.config import (
     AugmentConfig,
     DataConfig,
@@ -14,15 +15,27 @@ from detmix.training.inference import evaluate, load_detector, predict
 from detmix.training.interrupt import Interrupted
 from detmix.training.loop import NonFiniteLossError
 from detmix.training.parsing import parse_args
+from detmix.training.pretrain_config import (
+    ImageAugmentConfig,
+    ImageDataConfig,
+    ImageMixingConfig,
+    PretrainConfig,
+)
 
 __all__ = [
     "AugmentConfig",
+    "ClassificationResult",
+    "ClassifierTrainer",
     "DataConfig",
     "DetectorTrainer",
+    "ImageAugmentConfig",
+    "ImageDataConfig",
+    "ImageMixingConfig",
     "Interrupted",
     "MixingConfig",
     "NonFiniteLossError",
     "OptimConfig",
+    "PretrainConfig",
     "ScheduleConfig",
     "TrainConfig",
     "evaluate",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch.utils.data import Dataset, Subset
 from torchvision.models.detection import FasterRCNN
 
 from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.detectors import build_detector, weight_losses
 from detmix.mixing import DetectionMixUp, MixedDataset, Sample
+from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 
-__all__ = ["build_mixer", "build_model", "build_test_set", "build_train_set", "open_voc"]
+__all__ = [
+    "build_mixer",
+    "build_model",
+    "build_test_set",
+    "build_train_set",
+    "open_voc",
+    "start_model",
+]
+
+_STATISTICS = ("image_mean", "image_std")
 
 
 def open_voc(config: TrainConfig, *, train: bool) -> VOCDetection:
@@ -69,13 +82,42 @@ def build_mixer(config: TrainConfig) -> DetectionMixUp | None:
     )
 
 
+def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
+    """Build the detector that a training starts with, and complete the configuration by it.
+
+    The mean and deviation that images are normalised with belong to the pretrained weights. They
+    go into ``detector.options``, so that the run's checkpoints are whole without the file it
+    started from; a run that is resumed needs that file, or a network, no more.
+
+    Args:
+        config: The training's configuration.
+
+    Returns:
+        The detector, with its pretrained weights, and the completed configuration.
+    """
+    last = config.run_dir / "last.pt"
+    is_resumed = config.resume == "auto" and last.exists()
+    if is_resumed:
+        saved = load_checkpoint(last)["config"].get("detector", {}).get("options", {})
+        config = _with_options(config, {name: saved[name] for name in _STATISTICS if name in saved})
+    model = build_model(config, load_weights=not is_resumed)
+    used = {name: list(getattr(model.transform, name)) for name in _STATISTICS}
+    return model, _with_options(config, used)
+
+
+def _with_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """Add options of the detector that the configuration leaves open."""
+    detector = config.detector
+    return replace(config, detector=replace(detector, options={**options, **detector.options}))
+
+
 def build_model(config: TrainConfig, *, load_weights: bool = True) -> FasterRCNN:
     """Build the detector with the losses that ``config.loss`` asks for.
 
     Args:
         config: The training's configuration.
-        load_weights: Whether to load the backbone's pretrained weights; not when a checkpoint
-            of the whole detector follows.
+        load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
+            detector follows.
     """
     num_classes = len(config.data.classes) + 1  # with background
     model = build_detector(config.detector, config.backbone, num_classes, load_weights=load_weights)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from detmix.detectors.weight_file import read_torch_file
 
 __all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
@@ -60,20 +61,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         ValueError: If the file is broken, holds more than tensors and plain values (such a file
             could run code), or is no checkpoint of detmix or one of a newer format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's whole message would advise to run the file's code.
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
-        raise ValueError(
-            f"{path} is not a checkpoint that loads with weights_only=True: "
-            f"{reason or 'it is no file of torch'}"
-        ) from error
-    except Exception as error:  # flipped bytes have torch raise nearly anything
-        raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
+    state = read_torch_file(path)
     missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
     if missing:
         raise ValueError(

@@ -21,6 +21,8 @@ __all__ = [
     "OptimConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "check_at_least",
+    "check_in_range",
 ]
 
 ImageSets = tuple[tuple[str, str], ...]
@@ -55,10 +57,10 @@ class DataConfig:
     test_limit: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
+        check_at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
         for name in ("train_limit", "test_limit"):
             if getattr(self, name) is not None:
-                _at_least(self, "data", **{name: 1})
+                check_at_least(self, "data", **{name: 1})
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            _at_least(self, "augment", size=1)
-        _in_range(self, "augment", flip=(0, 1), photometric=(0, 1), crop=(0, 1))
+            check_at_least(self, "augment", size=1)
+        check_in_range(self, "augment", flip=(0, 1), photometric=(0, 1), crop=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ class MixingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"mixing.alpha must be positive and finite, got {self.alpha}")
-        _in_range(self, "mixing", p=(0, 1), fill=(0, 255))
-        _at_least(self, "mixing", off_epochs=0)
+        check_in_range(self, "mixing", p=(0, 1), fill=(0, 255))
+        check_at_least(self, "mixing", off_epochs=0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class OptimConfig:
         name: ``"sgd"`` or ``"adamw"``.
         lr: Learning rate after the warm-up, for the batches of all processes together.
         momentum: Momentum of SGD.
+        nesterov: Whether SGD's momentum is Nesterov's.
         weight_decay: Weight decay.
         clip_norm: The gradient is scaled down to this norm; None for never.
         ema_decay: Decay per step of a moving average of the weights, which is then evaluated
@@ -129,6 +132,7 @@ class OptimConfig:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
     clip_norm: float | None = None
     ema_decay: float | None = None
@@ -136,7 +140,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"optim.lr must be positive and finite, got {self.lr}")
-        _in_range(self, "optim", momentum=(0, 1), weight_decay=(0, math.inf))
+        check_in_range(self, "optim", momentum=(0, 1), weight_decay=(0, math.inf))
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov=true needs a positive optim.momentum")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.clip_norm must be positive or null, got {self.clip_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -162,8 +168,8 @@ class ScheduleConfig:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _at_least(self, "schedule", warmup_steps=0)
-        _in_range(self, "schedule", warmup_start=(0, 1), gamma=(0, math.inf))
+        check_at_least(self, "schedule", warmup_steps=0)
+        check_in_range(self, "schedule", warmup_start=(0, 1), gamma=(0, math.inf))
         if self.name == "multistep" and not self.milestones:
             raise ValueError("schedule.milestones must name epochs for schedule.name=multistep")
 
@@ -204,9 +210,9 @@ class LoopConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, "", epochs=1, eval_every=1, save_every=1, log_every=1, seed=0)
+        check_at_least(self, "", epochs=1, eval_every=1, save_every=1, log_every=1, seed=0)
         if self.threads is not None:
-            _at_least(self, "", threads=1)
+            check_at_least(self, "", threads=1)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON, YAML and a checkpoint can hold."""
@@ -256,7 +262,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _at_least(config: Any, section: str, **minimums: int) -> None:
+def check_at_least(config: Any, section: str, **minimums: int) -> None:
+    """Raise `ValueError` if a field named in ``minimums`` is smaller than its value there."""
     for name, minimum in minimums.items():
         value = getattr(config, name)
         if value < minimum:
@@ -264,8 +271,10 @@ def _at_least(config: Any, section: str, **minimums: int) -> None:
             raise ValueError(f"{full} must be at least {minimum}, got {value}")
 
 
-def _in_range(config: Any, section: str, **ranges: tuple[float, float]) -> None:
+def check_in_range(config: Any, section: str, **ranges: tuple[float, float]) -> None:
+    """Raise `ValueError` if a field named in ``ranges`` is not within its range there."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not low <= value <= high:  # false of NaN too
-            raise ValueError(f"{section}.{name} must be in [{low}, {high}], got {value}")
+            full = f"{section}.{name}" if section else name
+            raise ValueError(f"{full} must be in [{low}, {high}], got {value}")

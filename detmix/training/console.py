@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from detmix.training.interrupt import Interrupted
 from detmix.training.loop import NonFiniteLossError
@@ -25,7 +28,8 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         signal, as shells have it.
     """
     try:
-        main(sys.argv[1:] if args is None else args)
+        with _shown_log():
+            main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
         print(f"error: {_summary(error)}", file=sys.stderr)
         return 2
@@ -36,6 +40,23 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show what detmix logs, such as what was loaded from a checkpoint, once for all processes."""
+    log = logging.getLogger("detmix")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = log.level
+    if os.environ.get("RANK", "0") == "0":
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _summary(error: BaseException) -> str:

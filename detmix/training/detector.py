@@ -13,10 +13,10 @@ from detmix.evaluation import VOCEvaluator, VOCResult
 from detmix.mixing import MixedDataset, Target
 from detmix.training.build import (
     build_mixer,
-    build_model,
     build_test_set,
     build_train_set,
     open_voc,
+    start_model,
 )
 from detmix.training.config import TrainConfig
 from detmix.training.inference import evaluate, to_device
@@ -68,7 +68,8 @@ class DetectorTrainer(Trainer[VOCResult]):
         test_set = build_test_set(config, test_voc)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         torch.manual_seed(config.seed)
-        super().__init__(config, accelerator, build_model(config), loader, config.data.classes)
+        model, config = start_model(config)
+        super().__init__(config, accelerator, model, loader, config.data.classes)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set and the mixer the epoch, in running workers too."""

@@ -122,6 +122,8 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
     """
     state = load_checkpoint(path)
+    if "detector" not in state["config"]:
+        raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:
         config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
     except ValueError as error:

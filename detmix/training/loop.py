@@ -25,7 +25,12 @@ from detmix.training.checkpoint import load_checkpoint, save_checkpoint
 from detmix.training.config import LoopConfig
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
-from detmix.training.model_state import copy_statistics, moving_average, restore_statistics
+from detmix.training.model_state import (
+    copy_statistics,
+    moving_average,
+    restore_statistics,
+    share_statistics,
+)
 from detmix.training.optim import (
     build_optimizer,
     learning_rate_factor,
@@ -271,6 +276,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _evaluate(self, bar: Any) -> Result:
         start = time.perf_counter()
+        share_statistics(self.eval_model)
         evaluation = self.evaluate()
         seconds = time.perf_counter() - start
         self._record("eval", {**evaluation.metrics, "seconds": seconds})

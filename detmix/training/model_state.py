@@ -1,17 +1,18 @@
 """What of a model changes in training beside its parameters: batch norm's statistics, an average.
 
 The statistics are copied before a step, so that a forward pass that turns out to be bad can be
-undone.
+undone, and are shared between processes before an evaluation.
 """
 
 from __future__ import annotations
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["copy_statistics", "moving_average", "restore_statistics"]
+__all__ = ["copy_statistics", "moving_average", "restore_statistics", "share_statistics"]
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -37,6 +38,16 @@ def restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
     """Put back what `copy_statistics` returned."""
     for buffer, before in zip(_statistics(model), saved, strict=True):
         buffer.copy_(before)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give all processes the first one's statistics.
+
+    After a step each has its own, of the images that it saw; only the next step would take over
+    the first one's. What they evaluate together must be one model: the one that is saved.
+    """
+    for buffer in _statistics(model):
+        broadcast(buffer)
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:

@@ -34,6 +34,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             groups,
             lr=config.lr,
             momentum=config.momentum,
+            nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             fused=fused,
         )

@@ -7,7 +7,7 @@
             metrics.jsonl    one JSON object a line
             tensorboard/     the same for TensorBoard
             last.pt          the newest checkpoint
-            best.pt          the one with the highest mAP
+            best.pt          the one with the highest score: a detector's mAP, a classifier's top-1
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detmix.training.checkpoint import write_atomically
 
-__all__ = ["RunFolder", "versions"]
+__all__ = ["RunFolder", "check_run_dir", "versions"]
 
 _PACKAGES = (
     "detmix",
@@ -45,6 +45,15 @@ def versions() -> dict[str, str]:
     return found | {"torch": str(torch.__version__)}  # with the build, such as +cpu
 
 
+def check_run_dir(path: Path, *, resume: bool) -> None:
+    """Raise `FileExistsError` if a folder holds something and is not to be resumed."""
+    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
+            "with --resume auto"
+        )
+
+
 class RunFolder:
     """The files of a run.
 
@@ -58,11 +67,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
-        if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(
-                f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
-                "with --resume auto"
-            )
+        check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -79,7 +84,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest mAP."""
+        """The checkpoint with the highest score."""
         return self.path / "best.pt"
 
     @property

@@ -1,0 +1,119 @@
+"""The optional library timm: its classifiers, their weights and their batch norm."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = [
+    "TIMM_PREFIX",
+    "create_timm_model",
+    "freeze_batch_norm",
+    "head_names",
+    "read_timm_weights",
+    "sync_batch_norm",
+]
+
+# What marks a name as one of timm's.
+TIMM_PREFIX = "timm:"
+
+_SHOWN = 8
+
+
+def create_timm_model(name: str, setting: str, num_classes: int | None = None) -> nn.Module:
+    """Create a classifier of timm with random weights.
+
+    Args:
+        name: The architecture with its prefix, such as ``"timm:resnet50d"``.
+        setting: What the name is given by, for errors.
+        num_classes: Outputs of the head; None for the number the architecture is known with.
+
+    Raises:
+        ValueError: If timm has no such architecture or is not installed.
+    """
+    timm = _import_timm(setting)
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    architecture = _known_architecture(timm, name, setting)
+    model: nn.Module = timm.create_model(architecture, pretrained=False, **options)
+    return model
+
+
+def read_timm_weights(
+    name: str, setting: str
+) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+    """Return pretrained weights of timm, with the mean and deviation of their images.
+
+    They are downloaded, or taken from the folder of earlier downloads.
+
+    Args:
+        name: The weights with their prefix, such as ``"timm:resnet50.a1_in1k"``; an architecture
+            alone stands for the weights that timm prefers.
+        setting: What the name is given by, for errors.
+
+    Returns:
+        The state dict of timm's model, the mean and the deviation.
+
+    Raises:
+        ValueError: If timm has no such weights or is not installed.
+        ConnectionError: If they cannot be downloaded.
+    """
+    timm = _import_timm(setting)
+    architecture = _known_architecture(timm, name, setting)
+    if not timm.models.is_model_pretrained(architecture):
+        raise ValueError(f"{setting}: timm has no pretrained weights of {architecture}")
+    try:
+        model = timm.create_model(architecture, pretrained=True)
+    except Exception as error:  # the hub's client has many, and not all are OSError
+        raise ConnectionError(
+            f"cannot load {name} ({type(error).__name__}: {error}); give a file instead, or set "
+            f"{setting}=null to start from scratch"
+        ) from error
+    config = model.pretrained_cfg
+    return model.state_dict(), tuple(config["mean"]), tuple(config["std"])
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that make a classifier's head."""
+    # None of torchvision's ResNets has this attribute, all models of timm do.
+    names = getattr(model, "pretrained_cfg", {"classifier": "fc"}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Turn all batch norm of a model of timm into frozen batch norm, in place."""
+    importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
+
+
+def sync_batch_norm(model: nn.Module) -> None:
+    """Turn all batch norm of a model of timm into batch norm over all processes, in place."""
+    importlib.import_module("timm.layers").convert_sync_batchnorm(model)
+
+
+def _import_timm(setting: str) -> Any:
+    """Import timm, or say how to have it."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(
+            f"{setting}: names that start with {TIMM_PREFIX} need the library timm ({error}): "
+            "pip install 'detmix[timm]'"
+        ) from error
+
+
+def _known_architecture(timm: Any, name: str, setting: str) -> str:
+    """Return a name without the prefix if timm knows the architecture and the tag."""
+    architecture = name.removeprefix(TIMM_PREFIX)
+    base = architecture.partition(".")[0]
+    if not timm.is_model(base):
+        similar = timm.list_models(f"{base[:6]}*")[:_SHOWN]
+        there_are = f"; there are {', '.join(similar)} and more" if similar else ""
+        raise ValueError(f"{setting}: timm has no architecture {base!r}{there_are}")
+    tags = timm.list_pretrained(f"{base}.*")
+    if architecture != base and architecture not in tags:
+        raise ValueError(
+            f"{setting}: timm has no weights {architecture!r}; of {base} there are "
+            f"{', '.join(tags) or 'none'}"
+        )
+    return architecture

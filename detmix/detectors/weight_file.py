@@ -1,0 +1,137 @@
+"""Reading files of weights, whoever wrote them, without running code.
+
+Understood are plain state dicts, checkpoints that hold one under a usual name, such as the official
+CutMix repository's (github.com/clovaai/CutMix-PyTorch, train.py), and the checkpoints of detmix.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["WeightFile", "read_torch_file", "read_weight_file"]
+
+# Where checkpoints keep their state dict.
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+# What DataParallel, DistributedDataParallel and torch.compile put before every key.
+_PREFIXES = ("module.", "_orig_mod.")
+# How torch names what a pickle would import.
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_OWN_KEYS = {"format", "model", "config", "classes"}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file of weights holds.
+
+    Attributes:
+        state: Tensors by key, without the prefixes of wrappers.
+        config: The configuration of the training that wrote it; empty if not detmix's.
+    """
+
+    state: dict[str, Tensor]
+    config: Mapping[str, Any]
+
+
+def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
+    """Read a file of ``torch.save`` onto the CPU, in the present or the old format.
+
+    Args:
+        path: The file.
+        what: What the file is, for errors.
+
+    Returns:
+        What was saved: tensors and plain values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is broken or holds more than tensors and plain values: such a
+            file could run code, so it is not read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {what} {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's whole message would advise to run the file's code.
+        found = _GLOBAL.search(str(error))
+        reason = (
+            f"it refers to {found[1]}, which could run code; if you trust it, save its state dict "
+            "alone"
+            if found
+            else "it is no file of torch.save"
+        )
+        raise ValueError(
+            f"{path} is not a {what} that loads with weights_only=True: {reason}"
+        ) from error
+    except Exception as error:  # flipped bytes have torch raise nearly anything
+        raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
+
+
+def read_weight_file(path: Path | str) -> WeightFile:
+    """Read the weights out of a file, whatever they are packed in.
+
+    Of a checkpoint of detmix the averaged weights are taken where there are some.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: As `read_torch_file`, or if no state dict is found in it.
+    """
+    content = read_torch_file(path, "file of weights")
+    config: Mapping[str, Any] = {}
+    if isinstance(content, dict) and content.keys() >= _OWN_KEYS:
+        state = content.get("ema") or content["model"]
+        if isinstance(content["config"], dict):
+            config = content["config"]
+    else:
+        state = _find_state(content)
+    if not _is_state(state):
+        kind = f"a dict of {_some(content)}" if isinstance(content, dict) else type(content)
+        raise ValueError(
+            f"{path} holds no state dict: expected tensors by name, or such a dict under "
+            f"{', '.join(_CONTAINERS)}, found {kind}"
+        )
+    return WeightFile(_strip_prefixes(state), config)
+
+
+def _find_state(content: Any) -> Any:
+    if isinstance(content, dict):
+        for name in _CONTAINERS:
+            if isinstance(content.get(name), dict):
+                return content[name]
+    return content
+
+
+def _is_state(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(key, str) for key in state)
+        and all(isinstance(value, Tensor) for value in state.values())
+    )
+
+
+def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take away what wrappers put before all keys, in whatever order they were nested."""
+    stripped = dict(state)
+    while True:
+        common = [p for p in _PREFIXES if all(key.startswith(p) for key in stripped)]
+        if not common:
+            return stripped
+        stripped = {key.removeprefix(common[0]): value for key, value in stripped.items()}
+
+
+def _some(content: Mapping[Any, Any]) -> str:
+    keys = [str(key) for key in content]
+    return ", ".join(keys[:8]) + (" and more" if len(keys) > 8 else "") if keys else "nothing"

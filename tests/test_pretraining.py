@@ -1,0 +1,337 @@
+"""Pretraining a classifier: the loss that it minimises, its accuracy, its runs and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from runs import StoppingMixin, assert_same_run
+from tiny import read_metrics, tiny_config, tiny_pretrain_config
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from detmix.training import (
+    ClassificationResult,
+    ClassifierTrainer,
+    DetectorTrainer,
+    Interrupted,
+    NonFiniteLossError,
+    PretrainConfig,
+    load_checkpoint,
+    load_detector,
+    parse_args,
+)
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+MODES = ("none", "mixup", "cutout", "cutmix", "mixup+cutmix")
+SETTINGS = ("epochs=3", "optim.ema_decay=0.9", "mix=mixup+cutmix", "mixing.p=0.7")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+class Stopping(StoppingMixin, ClassifierTrainer):
+    """A classifier's training that gets a real signal."""
+
+
+class Recording(ClassifierTrainer):
+    """Keeps what goes into the network and into the loss."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.images, self.losses = [], []
+        self.plain_model.register_forward_pre_hook(lambda _, inputs: self.images.append(inputs[0]))
+
+    def compute_losses(self, batch):
+        losses = super().compute_losses(batch)
+        self.losses.append(float(losses["loss_classifier"].detach()))
+        return losses
+
+
+@pytest.fixture(scope="module")
+def whole(stripes_root, tmp_path_factory):
+    """Return the folder of an uninterrupted run."""
+    return run_in(tmp_path_factory.mktemp("whole"), stripes_root, *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pretrained(stripes_root, tmp_path_factory):
+    """Return the folder of a run with a mean and deviation of its own, and an average."""
+    return run_in(
+        tmp_path_factory.mktemp("pretrained"), stripes_root, "epochs=1", "optim.ema_decay=0.5",
+        f"data.mean={list(MEAN)}", f"data.std={list(STD)}",
+    )  # fmt: skip
+
+
+def run_in(folder, root, *overrides):
+    AcceleratorState._reset_state(True)
+    ClassifierTrainer(tiny_pretrain_config(root, folder / "run", *overrides)).fit()
+    return folder / "run"
+
+
+def first_batch(trainer):
+    trainer.begin_epoch(0)
+    trainer.sampler.set_epoch(0)
+    return next(iter(trainer.loader))
+
+
+@pytest.mark.parametrize("mix", MODES)
+def test_it_learns(stripes_root, tmp_path, mix):
+    """Four classes: by chance top-1 is 0.25."""
+    config = tiny_pretrain_config(
+        stripes_root, tmp_path / "run", f"mix={mix}", "epochs=10", "eval_every=10", "mixing.p=0.5"
+    )
+    result = ClassifierTrainer(config).fit()
+    assert result.top1 >= 0.8
+    assert result.num_images == 20
+    assert result.num_classes == 4
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+class TestLoss:
+    def test_pixels_reach_the_network_normalised(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(
+            stripes_root, tmp_path / "run", "mix=none", "augment.padding=0",
+            f"data.mean={list(MEAN)}", f"data.std={list(STD)}",
+        )  # fmt: skip
+        trainer = Recording(config)
+        batch = first_batch(trainer)
+        trainer.compute_losses(batch)
+        files = sorted((stripes_root / "train").rglob("*.png"), key=lambda p: p.parts[-2:])
+        by_name = {f"train/{path.parent.name}/{path.name}": path for path in files}
+        names = trainer.describe(batch).split(", ")
+        for image, name, label in zip(trainer.images[0], names, batch[1], strict=True):
+            pixels = np.array(Image.open(by_name[name]), dtype=np.float64) / 255
+            expected = torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1).float()
+            torch.testing.assert_close(image, expected)
+            assert trainer.classes[label] == name.split("/")[1]
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("mix", ["none", "cutmix"])
+    def test_cross_entropy_with_smoothed_targets(self, stripes_root, tmp_path, smoothing, mix):
+        config = tiny_pretrain_config(
+            stripes_root, tmp_path / "run", f"mix={mix}", f"label_smoothing={smoothing}"
+        )
+        trainer = Recording(config)
+        trainer.plain_model.eval()
+        batch = first_batch(trainer)
+        torch.manual_seed(1)
+        loss = float(trainer.compute_losses(batch)["loss_classifier"].detach())
+        images = v2.functional.normalize(batch[0] / 255.0, config.data.mean, config.data.std)
+        targets = F.one_hot(batch[1], 4).double()
+        if mix == "cutmix":
+            torch.manual_seed(1)
+            apply = v2.RandomApply([v2.CutMix(num_classes=4)], p=1)
+            images, targets = apply(images, batch[1])
+        targets = (1 - smoothing) * targets + smoothing / 4
+        with torch.no_grad():
+            log_softmax = trainer.plain_model(images).double().log_softmax(1)
+        assert loss == pytest.approx(float(-(targets * log_softmax).sum(1).mean()), rel=1e-5)
+
+    def test_cutout_covers_with_the_mean(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(
+            stripes_root, tmp_path / "run", "mix=cutout", "mixing.cutout_area=0.25",
+            "augment.padding=0", f"data.mean={list(MEAN)}", f"data.std={list(STD)}",
+        )  # fmt: skip
+        trainer = Recording(config)
+        trainer.compute_losses(first_batch(trainer))
+        # Within the rounding of a pixel to uint8 all channels are zero.
+        covered = (trainer.images[0].abs() <= 0.5 / 255 / min(STD) + 1e-6).all(1)
+        assert (covered.sum((1, 2)) >= 8 * 8).all()
+        corners = {tuple(torch.nonzero(mask)[0].tolist()) for mask in covered}
+        assert len(corners) > 1  # each image has its own square
+
+    def test_each_mode_is_another_training(self, stripes_root, tmp_path):
+        losses = []
+        for mix in MODES:
+            config = tiny_pretrain_config(
+                stripes_root, tmp_path / mix, f"mix={mix}", "epochs=1", "mixing.mixup_alpha=1"
+            )
+            trainer = Recording(config)
+            trainer.fit()
+            losses.append(tuple(trainer.losses))
+        assert len(set(losses)) == len(MODES)
+
+
+class TestEvaluation:
+    def test_against_a_loop_over_the_images(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", "mix=none", "epochs=1")
+        trainer = ClassifierTrainer(config)
+        result = trainer.fit()
+        model = trainer.plain_model.eval()
+        top1, losses = [], []
+        classes = sorted(folder.name for folder in (stripes_root / "val").iterdir())
+        for label, name in enumerate(classes):
+            for path in (stripes_root / "val" / name).iterdir():
+                pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+                image = v2.functional.normalize(pixels, config.data.mean, config.data.std)
+                with torch.inference_mode():
+                    scores = model(image[None])[0].double()
+                top1.append(int(scores.argmax()) == label)
+                losses.append(float(-scores.log_softmax(0)[label]))
+        assert result.top1 == pytest.approx(np.mean(top1))
+        assert result.loss == pytest.approx(np.mean(losses), rel=1e-4)
+        assert result.top5 == 1.0  # four classes only
+
+    def test_top5(self, stripes_root, tmp_path):
+        trainer = ClassifierTrainer(tiny_pretrain_config(stripes_root, tmp_path / "run"))
+        trainer.classes = tuple("abcdefgh")
+
+        class Scores(torch.nn.Module):
+            """Class 7 first, then 6, and so on; the labels are 0 to 3."""
+
+            def forward(self, images):
+                return torch.arange(8.0).expand(len(images), 8)
+
+        trainer.plain_model = Scores()
+        result = trainer.evaluate().result
+        assert result.top1 == 0
+        assert result.top5 == pytest.approx(1 / 4)  # of the labels 3 alone is among 7, 6, 5, 4, 3
+
+    def test_metrics_and_best(self, stripes_root, tmp_path):
+        run_dir = tmp_path / "run"
+        result = ClassifierTrainer(tiny_pretrain_config(stripes_root, run_dir, "epochs=3")).fit()
+        lines = [line for line in read_metrics(run_dir) if line["event"] == "eval"]
+        assert [line["epoch"] for line in lines] == [1, 2, 3]
+        assert lines[-1]["top1"] == result.top1
+        assert lines[-1]["top5"] == result.top5
+        assert lines[-1]["val_loss"] == result.loss
+        best = load_checkpoint(run_dir / "best.pt")
+        assert best["position"]["best"] == max(line["top1"] for line in lines)
+
+    def test_the_average_is_what_is_evaluated(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(
+            stripes_root, tmp_path / "run", "optim.ema_decay=0.5", "epochs=1"
+        )
+        trainer = ClassifierTrainer(config)
+        trainer.fit()
+        state = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert not torch.equal(state["ema"]["fc.weight"], state["model"]["fc.weight"])
+        best = load_checkpoint(tmp_path / "run" / "best.pt")
+        assert torch.equal(best["model"]["fc.weight"], state["ema"]["fc.weight"])
+
+    def test_result_as_text(self):
+        text = str(ClassificationResult(0.5, 0.75, 1.25, 40, 10))
+        assert text == "top-1 0.5000, top-5 0.7500, loss 1.250 (40 images, 10 classes)"
+
+
+class TestRuns:
+    @pytest.mark.parametrize("when", [{"in_step": 1}, {"in_step": 9}, {"in_evaluation": 2}])
+    def test_stopped_and_resumed_it_is_the_same(self, stripes_root, tmp_path, whole, when):
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", *SETTINGS, "resume=auto")
+        trainer = Stopping(config)
+        vars(trainer).update(when, signum=signal.SIGINT)
+        with pytest.raises(Interrupted, match="--resume auto"):
+            trainer.fit()
+        ClassifierTrainer(config).fit()
+        assert_same_run(tmp_path / "run", whole)
+
+    @pytest.mark.parametrize("override", ["data.workers=2", "data.in_memory=true"])
+    def test_neither_workers_nor_memory_change_it(self, stripes_root, tmp_path, whole, override):
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", *SETTINGS, override)
+        ClassifierTrainer(config).fit()
+        assert_same_run(tmp_path / "run", whole)
+
+    def test_a_loss_that_is_not_finite_names_the_images(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", "optim.lr=1e30")
+        with pytest.raises(NonFiniteLossError, match=r"train/\w+/\d+\.png, train/"):
+            ClassifierTrainer(config).fit()
+
+    def test_bf16_and_channels_last(self, stripes_root, tmp_path):
+        config = tiny_pretrain_config(
+            stripes_root, tmp_path / "run", "precision=bf16", "channels_last=true", "epochs=1"
+        )
+        assert math.isfinite(ClassifierTrainer(config).fit().loss)
+
+    def test_other_classes_than_the_checkpoint(self, stripes_root, tmp_path, whole):
+        config = tiny_pretrain_config(
+            stripes_root, whole, *SETTINGS, "resume=auto", "data.class_limit=3"
+        )
+        with pytest.raises(ValueError, match="was trained on other classes"):
+            ClassifierTrainer(config)
+
+
+class TestChain:
+    def detector_config(self, root, run_dir, pretrained, *overrides):
+        return tiny_config(
+            root, run_dir, f"backbone.weights={pretrained / 'last.pt'}", "backbone.norm=batch",
+            "epochs=1", "mixing.off_epochs=0", *overrides,
+        )  # fmt: skip
+
+    def test_a_detector_starts_from_the_average(self, shapes_root, tmp_path, pretrained):
+        trainer = DetectorTrainer(self.detector_config(shapes_root, tmp_path / "run", pretrained))
+        average = load_checkpoint(pretrained / "last.pt")["ema"]
+        body = trainer.plain_model.backbone.body.state_dict()
+        for name, value in body.items():
+            assert torch.equal(value, average[name]), name
+
+    def test_mean_and_deviation_stay_without_the_file(self, shapes_root, tmp_path, pretrained):
+        """Those of the weights are in the detector's own checkpoint, and in its config.yaml."""
+        weights = tmp_path / "weights.pt"
+        weights.write_bytes((pretrained / "last.pt").read_bytes())
+        run_dir = tmp_path / "run"
+        config = self.detector_config(shapes_root, run_dir, pretrained)
+        backbone = dataclasses.replace(config.backbone, weights=str(weights))
+        config = dataclasses.replace(config, backbone=backbone, resume="auto")
+        DetectorTrainer(config).fit()
+        weights.unlink()
+        model, loaded = load_detector(run_dir / "best.pt")
+        resumed = DetectorTrainer(config)
+        for detector in (model, resumed.plain_model):
+            assert detector.transform.image_mean == pytest.approx(MEAN)
+            assert detector.transform.image_std == pytest.approx(STD)
+        assert loaded.detector.options["image_mean"] == pytest.approx(MEAN)
+
+    def test_explicit_values_win(self, shapes_root, tmp_path, pretrained):
+        config = self.detector_config(
+            shapes_root, tmp_path / "run", pretrained, "detector.options.image_mean=[0.1,0.1,0.1]"
+        )
+        transform = DetectorTrainer(config).plain_model.transform
+        assert transform.image_mean == pytest.approx([0.1, 0.1, 0.1])
+        assert transform.image_std == pytest.approx(STD)
+
+    def test_a_classifier_is_no_detector(self, pretrained):
+        with pytest.raises(ValueError, match=r"last\.pt is not a checkpoint of a detector"):
+            load_detector(pretrained / "last.pt")
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("mix: cutmixup", "mix.*cutmixup"),
+            ("mixing: {p: 2}", r"mixing.p must be in \[0, 1\], got 2"),
+            ("mixing: {mixup_alpha: 0}", "mixing.mixup_alpha must be positive and finite, got 0"),
+            ("mixing: {cutmix_alpha: .inf}", "mixing.cutmix_alpha must be positive and finite"),
+            ("mixing: {cutout_area: 1}", r"mixing.cutout_area must be in \(0, 1\), got 1"),
+            ("label_smoothing: 1.5", r"label_smoothing must be in \[0, 1\], got 1.5"),
+            ("data: {class_limit: 1}", "data.class_limit must be at least 2, got 1"),
+            ("data: {batch_size: 0}", "data.batch_size must be at least 1, got 0"),
+            ("data: {batch_size: 1}", "mix=cutmix finds no partner with data.batch_size=1"),
+            ("data: {mean: [124, 117, 104]}", r"data.mean must be three numbers in \[0, 1\]"),
+            ("data: {std: [0, 1, 1]}", "data.std must be three positive numbers"),
+            ("augment: {scale: [0.5, 0.1]}", "augment.scale must be two ascending shares"),
+            ("augment: {size: 64, eval_resize: 32}", "augment.eval_resize must be at least 64"),
+            ("augment: {crop: centre}", "augment.crop.*centre"),
+            ("model: {name: vgg16}", "model.name.*vgg16"),
+            ("optim: {nesterov: true, momentum: 0}", "optim.nesterov=true needs"),
+        ],
+    )
+    def test_errors(self, tmp_path, text, message):
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"(?s){message}.*mine.yaml"):
+            parse_args(PretrainConfig, ["--config", str(file)])
+
+    def test_round_trip(self):
+        config = parse_args(PretrainConfig, ["--mix=cutout", "--data.mean=[0.1,0.2,0.3]"])
+        plain = config.as_dict()
+        assert parse_args(PretrainConfig, ["--config", json.dumps(plain)]) == config
+        assert config.mix == "cutout"
