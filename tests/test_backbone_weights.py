@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import pickle
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 from weight_files import (
@@ -334,6 +336,45 @@ class TestBadFiles:
             backbone(path)
         assert not marker.exists()
 
+    def test_arguments_of_a_training_script_are_harmless(self, resnet18, path):
+        content = {"model": resnet18.state_dict(), "args": argparse.Namespace(lr=0.1, epochs=90)}
+        torch.save(content, path)
+        found = backbone(path).body.state_dict()
+        assert_equal_tensors(found, resnet18.state_dict(), found)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_torchscript(self, path):
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+        with pytest.raises(ValueError, match=f"{path} is a TorchScript archive") as caught:
+            backbone(path)
+        assert "False" not in str(caught.value)
+
+    def test_safetensors(self, resnet18, path):
+        path = path.with_suffix(".safetensors")
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            backbone(path)
+        save_file(resnet18.state_dict(), path)
+        found = backbone(path).body.state_dict()
+        assert_equal_tensors(found, resnet18.state_dict(), found)
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(ValueError, match=rf"{path} is broken"):
+            backbone(path)
+
+    @pytest.mark.parametrize(
+        "config", [{"model": None}, {"data": None}, {"data": {"mean": "x"}}, {"data": {"mean": []}}]
+    )
+    def test_strange_configurations_count_as_none(self, resnet18, path, config):
+        content = {"format": 1, "model": resnet18.state_dict(), "config": config, "classes": []}
+        torch.save(content, path)
+        report = load_backbone_weights(torchvision.models.resnet18(), path)
+        assert report.mean == (0.485, 0.456, 0.406)
+
+    def test_a_body_saved_as_backbone_is_no_detector(self, resnet18, path):
+        torch.save({f"backbone.{k}": v for k, v in resnet18.state_dict().items()}, path)
+        with pytest.raises(ValueError, match=r"unexpected: backbone\.conv1\.weight"):
+            backbone(path)
+
     def test_whole_pickled_module(self, resnet18, path):
         torch.save(resnet18, path)
         with pytest.raises(ValueError, match=r"refers to torchvision\.models\.resnet\.ResNet, .*"):
@@ -477,8 +518,16 @@ class TestOwnLoop:
         found = body.state_dict()
         assert_equal_tensors(found, resnet18.state_dict(), found)
         assert report.loaded == tuple(k for k in resnet18.state_dict() if k in found)
-        left_out = {key.partition(".")[0] for key in report.left_out}
-        assert left_out == ({"fc"} if len(layers) == 4 else {"fc", "layer3", "layer4"})
+        assert report.left_out == ("fc.weight", "fc.bias")
+        assert report.absent == (() if len(layers) == 4 else ("layer3", "layer4"))
+        assert f"{len(found)} of {len(found)} tensors" in str(report)
+
+    def test_counters_may_be_missing_and_that_is_said(self, resnet18, path):
+        state = {k: v for k, v in resnet18.state_dict().items() if "num_batches" not in k}
+        torch.save(state, path)
+        report = load_backbone_weights(torchvision.models.resnet18(), path)
+        assert (len(report.loaded), report.total) == (100, 120)
+        assert "100 of 120 tensors of ResNet loaded (the rest are counters" in str(report)
 
     def test_refused_leaves_the_module_as_it_was(self, resnet18, path):
         state = resnet18.state_dict()
@@ -494,6 +543,9 @@ class TestOwnLoop:
         model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         with pytest.raises(TypeError, match=r"got FasterRCNN: .*model\.backbone\.body"):
             load_backbone_weights(model, "x.pth")
+        other = retinanet_resnet50_fpn(weights=None, weights_backbone=None)
+        with pytest.raises(TypeError, match=r"got RetinaNet: .*model\.backbone\.body"):
+            load_backbone_weights(other, "x.pth")
         with pytest.raises(TypeError, match=r"got BackboneWithFPN: "):
             load_backbone_weights(model.backbone, "x.pth")
 

@@ -236,3 +236,5 @@ class TestShippedConfigs:
         assert f"tools/{'quickstart' if path.stem == 'quickstart' else tool}.py" in head
         assert "time" in head.lower()
         assert ("mAP" if is_detector else "top-1") in head
+        is_measured = "resnet50" not in path.stem and "coco" not in path.stem
+        assert ("not measured" not in head.replace("on a GPU: not measured", "")) == is_measured

@@ -199,6 +199,26 @@ class TestFiles:
         assert ours.transform.image_mean == [0.5, 0.4, 0.3]
         assert ours.transform.image_std == [1.0, 1.0, 1.0]
 
+    def test_epsilon_of_a_training_that_started_from_coco(self, model, path):
+        """Such a run notes it; whoever starts from that run's checkpoint has it too."""
+        content = {
+            "format": 1,
+            "model": model.state_dict(),
+            "config": {"backbone": {"norm_eps": 0.0}, "detector": {}},
+            "classes": ["a"],
+        }
+        torch.save(content, path)
+        assert epsilons(self.start(path)) == {0.0}
+        kept = {**BACKBONE, "norm": "frozen", "norm_eps": 1e-3}
+        ours = build_detector(DetectorConfig(**SMALL, weights=str(path)), BackboneConfig(**kept), 3)
+        assert epsilons(ours) == {1e-3}
+
+    def test_statistics_that_differ_from_the_weights_are_said(self, model, path, caplog):
+        torch.save(model.state_dict(), path)
+        self.start(path, options={"image_mean": [0.5, 0.5, 0.5]})
+        assert "image_mean is [0.5, 0.5, 0.5], but the weights were trained with" in caplog.text
+        assert "image_std" not in caplog.text
+
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [

@@ -17,6 +17,7 @@ from tiny import read_metrics, tiny_config, tiny_pretrain_config
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from detmix.detectors.detector_weights import norm_epsilon
 from detmix.training import (
     ClassificationResult,
     ClassifierTrainer,
@@ -28,6 +29,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
+from detmix.training.build import build_model, start_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -211,7 +213,10 @@ class TestEvaluation:
             stripes_root, tmp_path / "run", "optim.ema_decay=0.5", "epochs=1"
         )
         trainer = ClassifierTrainer(config)
-        trainer.fit()
+        result = trainer.fit()
+        trainer.plain_model.load_state_dict(load_checkpoint(tmp_path / "run" / "last.pt")["ema"])
+        trainer.ema = None
+        assert trainer.evaluate().result == result
         state = load_checkpoint(tmp_path / "run" / "last.pt")
         assert not torch.equal(state["ema"]["fc.weight"], state["model"]["fc.weight"])
         best = load_checkpoint(tmp_path / "run" / "best.pt")
@@ -248,7 +253,21 @@ class TestRuns:
         config = tiny_pretrain_config(
             stripes_root, tmp_path / "run", "precision=bf16", "channels_last=true", "epochs=1"
         )
-        assert math.isfinite(ClassifierTrainer(config).fit().loss)
+        trainer = Recording(config)
+        dtypes = set()
+        trainer.plain_model.layer1.register_forward_hook(lambda *args: dtypes.add(args[2].dtype))
+        assert math.isfinite(trainer.fit().loss)
+        assert dtypes == {torch.bfloat16}
+        for image in trainer.images:
+            assert image.is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize("name", ["mean", "std"])
+    def test_other_statistics_than_the_checkpoint(self, stripes_root, whole, name):
+        config = tiny_pretrain_config(
+            stripes_root, whole, *SETTINGS, "resume=auto", f"data.{name}=[0.5, 0.5, 0.5]"
+        )
+        with pytest.raises(ValueError, match=rf"data\.{name} was .*, got \[0\.5, 0\.5, 0\.5\]"):
+            ClassifierTrainer(config)
 
     def test_other_classes_than_the_checkpoint(self, stripes_root, tmp_path, whole):
         config = tiny_pretrain_config(
@@ -297,6 +316,18 @@ class TestChain:
         assert transform.image_mean == pytest.approx([0.1, 0.1, 0.1])
         assert transform.image_std == pytest.approx(STD)
 
+    def test_the_epsilon_of_frozen_norm_is_noted(self, shapes_root, tmp_path):
+        """So that the next generation has it, with no file to ask."""
+        first = build_model(tiny_config(shapes_root, tmp_path / "run"))
+        content = {"format": 1, "model": first.state_dict(), "classes": []}
+        torch.save({**content, "config": {"backbone": {"norm_eps": 0.0}}}, tmp_path / "first.pt")
+        config = tiny_config(
+            shapes_root, tmp_path / "run", f"detector.weights={tmp_path / 'first.pt'}"
+        )
+        _, config = start_model(config)
+        assert config.backbone.norm_eps == 0.0
+        assert norm_epsilon(build_model(config, load_weights=False)) == 0.0
+
     def test_a_classifier_is_no_detector(self, pretrained):
         with pytest.raises(ValueError, match=r"last\.pt is not a checkpoint of a detector"):
             load_detector(pretrained / "last.pt")
@@ -315,6 +346,7 @@ class TestConfig:
             ("data: {class_limit: 1}", "data.class_limit must be at least 2, got 1"),
             ("data: {batch_size: 0}", "data.batch_size must be at least 1, got 0"),
             ("data: {batch_size: 1}", "mix=cutmix finds no partner with data.batch_size=1"),
+            ("mix: none\ndata: {batch_size: 1}", "data.batch_size=1 is too few for batch norm"),
             ("data: {mean: [124, 117, 104]}", r"data.mean must be three numbers in \[0, 1\]"),
             ("data: {std: [0, 1, 1]}", "data.std must be three positive numbers"),
             ("augment: {scale: [0.5, 0.1]}", "augment.scale must be two ascending shares"),

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from detmix.data.loaders import collate
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.training import TrainConfig, parse_args
+from detmix.training import PretrainConfig, TrainConfig, parse_args
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,10 +77,10 @@ def test_commands_exist(command):
     for arg in args:
         if arg.startswith("configs/"):
             assert (ROOT / arg).is_file()
-    if args[:1] == ["tools/train.py"]:
-        parse_args(
-            TrainConfig, [str(ROOT / a) if a.startswith("configs/") else a for a in args[1:]]
-        )
+    configs = {"tools/train.py": TrainConfig, "tools/pretrain.py": PretrainConfig}
+    if args[:1] and args[0] in configs:
+        paths = [str(ROOT / a) if a.startswith("configs/") else a for a in args[1:]]
+        parse_args(configs[args[0]], paths)
 
 
 def test_ci_runs_the_documented_test_command():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 
 import pytest
@@ -191,6 +192,21 @@ class TestPretrained:
         assert_equal_tensors(found, hub.state_dict(), found)
         assert model.transform.image_mean == [0.5, 0.5, 0.5]
         assert model.transform.image_std == [0.2, 0.2, 0.2]
+
+    def test_of_another_network_with_the_same_keys(self, monkeypatch):
+        """resnetaa50 has resnet50's keys and shapes, and pools otherwise."""
+        monkeypatch.setattr(timm.models, "is_model_pretrained", lambda _: True)
+        message = r"a1h_in1k is not of resnet50: set backbone\.name=timm:resnetaa50"
+        with pytest.raises(ValueError, match=message):
+            build_backbone(BackboneConfig("resnet50", "timm:resnetaa50.a1h_in1k"))
+
+    def test_a_file_that_would_run_code(self, monkeypatch):
+        def fail(*_, **__):
+            raise pickle.UnpicklingError("Unsupported global")
+
+        monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+        with pytest.raises(ValueError, match=r"timm:resnet18\.a1_in1k holds more than tensors"):
+            build_backbone(BackboneConfig("resnet18", "timm:resnet18.a1_in1k"))
 
     def test_offline(self, monkeypatch):
         class ClientError(Exception):

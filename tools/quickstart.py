@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> None:
     )
     check_run_dir(config.run_dir, resume=config.resume == "auto")
     print(f"shapes data: {write_shapes(config.data.root)}")
-    if config.backbone.weights is None:
+    if config.backbone.weights is None and config.detector.weights is None:
         weights = pretrain(config)
         config = replace(config, backbone=replace(config.backbone, weights=str(weights)))
     trainer = DetectorTrainer(config)
@@ -81,7 +81,8 @@ def pretrain(config: TrainConfig) -> Path:
     base = parse_args(PretrainConfig, ["--config", str(CONFIGS / "pretrain" / "quickstart.yaml")])
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}_pretrain")
     data = replace(base.data, root=crops, workers=config.data.workers)
-    model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem)
+    norm = config.backbone.norm if config.backbone.norm in ("sync", "group") else "batch"
+    model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem, norm=norm)
     shared = {
         name: getattr(config, name)
         for name in ("resume", "seed", "precision", "channels_last", "device", "threads")

@@ -29,14 +29,13 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
     images in it or in folders below. Where there is none, ``root/<split>.tar`` and
     ``root/<split>-*.tar`` are uncompressed tar archives with members ``.../<class>/<file>``;
     they are indexed once and images are read from where they lie, without unpacking. The same
-    tree as a folder and as archives gives the same samples. Hidden files and folders (``._a.jpg``
-    of macOS) and what is no image by its extension are left out.
+    tree as a folder and as archives of ``<split>/...`` gives the same samples. Hidden files and
+    folders (``._a.jpg`` of macOS) and what is no image by its extension are left out.
 
     Args:
         root: The folder of the splits.
         split: Names the folder or the archives.
         class_limit: Use only so many classes, the first ones in order.
-        limit: Use only so many images, spread evenly over all of them and so over the classes.
         in_memory: Decode all images at once and hold them, for data sets of small images. Forked
             workers share them.
         classes: The classes in the order of their labels, usually those of the training split;
@@ -62,13 +61,11 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
         split: str = "train",
         *,
         class_limit: int | None = None,
-        limit: int | None = None,
         in_memory: bool = False,
         classes: Sequence[str] | None = None,
     ) -> None:
-        for name, value in (("class_limit", class_limit), ("limit", limit)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        if class_limit is not None and class_limit < 1:
+            raise ValueError(f"class_limit must be at least 1 or None, got {class_limit}")
         images = list_images(root, split)
         where = f"split {split!r} in {root}"
         self.classes = _choose_classes({image.class_name for image in images}, classes, class_limit)
@@ -77,9 +74,9 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
         to_label = {name: label for label, name in enumerate(self.classes)}
         images = [image for image in images if image.class_name in to_label]
         if not images:
-            raise ValueError(f"{where}: no image is of the classes {', '.join(self.classes)}")
-        if limit is not None and limit < len(images):
-            images = [images[k * len(images) // limit] for k in range(limit)]
+            raise ValueError(
+                f"{where}: no image is of the classes {', '.join(self.classes[:3])}, ..."
+            )
         self._images = images
         self.labels = tuple(to_label[image.class_name] for image in images)
         self.names = tuple(image.name for image in images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -55,6 +56,8 @@ class BackboneConfig:
             pyramid starts from; one coarser level is added to them.
         stem: ``"standard"``, or ``"small"`` for a 3×3 convolution with stride 1 and no pooling
             (torchvision's names only); as in the pretraining.
+        norm_eps: Epsilon of frozen batch norm; None for torchvision's, which is 0 with its COCO
+            weights and 1e-5 without. A run that starts from weights notes here what it has.
     """
 
     name: str = "resnet50"
@@ -64,6 +67,7 @@ class BackboneConfig:
     fpn_channels: int = 256
     levels: tuple[int, ...] = (1, 2, 3, 4)
     stem: Stem = "standard"
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("backbone.norm", self.norm, get_args(Norm))
@@ -86,6 +90,10 @@ class BackboneConfig:
             raise ValueError(
                 f"backbone.trainable_layers must be in 0..5, got {self.trainable_layers}"
             )
+        if self.weights == "":
+            raise ValueError("backbone.weights must name weights or be null, got ''")
+        if self.norm_eps is not None and not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"backbone.norm_eps must not be negative, got {self.norm_eps}")
         if self.fpn_channels < 1:
             raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
         stages = set(self.levels)

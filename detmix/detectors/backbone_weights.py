@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from detmix.detectors.timm_models import head_names
 from detmix.detectors.weight_matching import LoadReport, SourceWeights, load_matching
@@ -47,7 +46,7 @@ def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
         ConnectionError: If they cannot be downloaded.
     """
     name = type(module).__name__
-    if isinstance(module, GeneralizedRCNN):
+    if hasattr(module, "backbone"):
         raise TypeError(
             f"expected a classifier or a detector's body, got {name}: give it model.backbone.body"
         )

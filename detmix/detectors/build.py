@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,10 @@ from detmix.detectors.backbone import BackboneConfig, build_backbone_with_report
 from detmix.detectors.detector_weights import (
     find_detector_weights,
     load_detector_weights,
+    named_epsilon,
     set_norm_epsilon,
 )
+from detmix.detectors.weight_matching import LoadReport
 
 __all__ = ["DetectorConfig", "build_detector"]
 
@@ -121,14 +124,26 @@ def build_detector(
     )
     model = _build_faster_rcnn(detector, pyramid, num_classes)
     if detector.weights is not None:
-        set_norm_epsilon(model, detector.weights)
+        set_norm_epsilon(model, named_epsilon(detector.weights))
         if load_weights:
             report = load_detector_weights(model, detector.weights, backbone.name)
             _log.info("%s", report)
+    set_norm_epsilon(model, backbone.norm_eps)
     if report is not None:
-        model.transform.image_mean = detector.options.get("image_mean") or list(report.mean)
-        model.transform.image_std = detector.options.get("image_std") or list(report.std)
+        _set_statistics(model, report, detector.options)
     return model
+
+
+def _set_statistics(model: FasterRCNN, report: LoadReport, options: Mapping[str, Any]) -> None:
+    """Normalise images as the weights want it, unless the options say otherwise."""
+    for name, value in (("image_mean", report.mean), ("image_std", report.std)):
+        if options.get(name) is None:
+            setattr(model.transform, name, list(value))
+        elif tuple(options[name]) != tuple(value):
+            _log.warning(
+                "detector.options.%s is %s, but the weights were trained with %s",
+                name, list(options[name]), list(value),
+            )  # fmt: skip
 
 
 def _check_pair(detector: DetectorConfig, backbone: BackboneConfig) -> None:

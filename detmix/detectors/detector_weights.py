@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -20,7 +19,13 @@ from detmix.detectors.weight_matching import (
 )
 from detmix.detectors.weight_source import download, find_named, open_path
 
-__all__ = ["find_detector_weights", "load_detector_weights", "set_norm_epsilon"]
+__all__ = [
+    "find_detector_weights",
+    "load_detector_weights",
+    "named_epsilon",
+    "norm_epsilon",
+    "set_norm_epsilon",
+]
 
 _SETTING = "detector.weights"
 _HEAD = "roi_heads.box_predictor"
@@ -56,7 +61,8 @@ def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadRepo
             model is unchanged then.
         ConnectionError: If they cannot be downloaded.
     """
-    weights = _read(source)
+    weights, eps = _read(source)
+    set_norm_epsilon(model, eps)
     num_classes = model.roi_heads.box_predictor.cls_score.out_features
     return load_matching(
         model,
@@ -68,37 +74,54 @@ def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadRepo
     )
 
 
-def set_norm_epsilon(model: FasterRCNN, source: str) -> None:
-    """Set the epsilon of frozen batch norm to what a detector's weights were trained with.
+def named_epsilon(source: str) -> float | None:
+    """Return the epsilon of frozen batch norm that weights want by their name, None for any.
 
     Torchvision's COCO weights of the ResNet-50 are from before its frozen batch norm had any
     (pytorch/vision#2933), and its own builder sets 0 for them too. It is no part of the state
     dict, hence a function of the configuration, whether weights are loaded or not.
 
     Args:
-        model: The detector, changed in place.
-        source: Its ``detector.weights``.
+        source: ``detector.weights``.
     """
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    if find_detector_weights(source) is coco or Path(source).name == Path(coco.url).name:
-        for module in model.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.eps = 0.0
+    is_coco = find_detector_weights(source) is coco or Path(source).name == Path(coco.url).name
+    return 0.0 if is_coco else None
 
 
-def _read(source: str) -> SourceWeights:
+def norm_epsilon(model: nn.Module) -> float | None:
+    """Return the epsilon of a model's frozen batch norm, None if it has none."""
+    found = (module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d))
+    return next(found, None)
+
+
+def set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
+    """Set the epsilon of a model's frozen batch norm, in place; None leaves it as it is."""
+    for module in model.modules():
+        if eps is not None and isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps
+
+
+def _read(source: str) -> tuple[SourceWeights, float | None]:
+    """Return weights, and the epsilon that the training which wrote them had noted."""
     what = f"{_SETTING}={source}"
     named = find_detector_weights(source)
     if named is not None:
         state = download(named, "Faster R-CNN", _SETTING)
-        return SourceWeights(what, _rename_old(state))
+        return SourceWeights(what, _rename_old(state)), None
     file = open_path(source, _SETTING, [member.name for member in _KNOWN])
     if not any(key.startswith("backbone.") for key in file.state):
         raise ValueError(
             f"{what} holds no detector: no key starts with 'backbone.', as in torchvision's; for a "
             "classifier set backbone.weights instead"
         )
-    return SourceWeights(what, _rename_old(file.state), *_statistics(file.config))
+    mean = file.statistic("detector", "options", "image_mean")
+    std = file.statistic("detector", "options", "image_std")
+    weights = SourceWeights(
+        what, _rename_old(file.state), mean or IMAGENET_MEAN, std or IMAGENET_STD
+    )
+    eps = file.setting("backbone", "norm_eps")
+    return weights, eps if isinstance(eps, float) else None
 
 
 def _rename_old(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,13 +129,6 @@ def _rename_old(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for pattern, new in _OLD_KEYS:
         renamed = {pattern.sub(new, key): value for key, value in renamed.items()}
     return renamed
-
-
-def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of a training's configuration, or ImageNet's without one."""
-    options = config.get("detector", {}).get("options", {})
-    mean = options.get("image_mean", IMAGENET_MEAN)
-    return tuple(mean), tuple(options.get("image_std", IMAGENET_STD))
 
 
 def _num_classes(state: Mapping[str, Tensor]) -> int | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ __all__ = [
     "create_timm_model",
     "freeze_batch_norm",
     "head_names",
+    "plain_name",
     "read_timm_weights",
     "sync_batch_norm",
 ]
@@ -41,7 +43,7 @@ def create_timm_model(name: str, setting: str, num_classes: int | None = None) -
 
 
 def read_timm_weights(
-    name: str, setting: str
+    name: str, setting: str, model_name: str | None = None
 ) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
     """Return pretrained weights of timm, with the mean and deviation of their images.
 
@@ -51,20 +53,28 @@ def read_timm_weights(
         name: The weights with their prefix, such as ``"timm:resnet50.a1_in1k"``; an architecture
             alone stands for the weights that timm prefers.
         setting: What the name is given by, for errors.
+        model_name: The network they are for, as `BackboneConfig` has it; None if that is not known.
 
     Returns:
         The state dict of timm's model, the mean and the deviation.
 
     Raises:
-        ValueError: If timm has no such weights or is not installed.
+        ValueError: If timm has no such weights or is not installed, or they are of another
+            network.
         ConnectionError: If they cannot be downloaded.
     """
     timm = _import_timm(setting)
     architecture = _known_architecture(timm, name, setting)
     if not timm.models.is_model_pretrained(architecture):
         raise ValueError(f"{setting}: timm has no pretrained weights of {architecture}")
+    if model_name is not None and plain_name(name) != plain_name(model_name):
+        # Some networks have equal keys and shapes, and compute something else.
+        wanted = f"{TIMM_PREFIX}{plain_name(name)}"
+        raise ValueError(f"{setting}={name} is not of {model_name}: set backbone.name={wanted}")
     try:
         model = timm.create_model(architecture, pretrained=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{setting}: the file of {name} holds more than tensors") from error
     except Exception as error:  # the hub's client has many, and not all are OSError
         raise ConnectionError(
             f"cannot load {name} ({type(error).__name__}: {error}); give a file instead, or set "
@@ -72,6 +82,11 @@ def read_timm_weights(
         ) from error
     config = model.pretrained_cfg
     return model.state_dict(), tuple(config["mean"]), tuple(config["std"])
+
+
+def plain_name(name: str) -> str:
+    """Return an architecture's name without the library's prefix and the weights' tag."""
+    return name.removeprefix(TIMM_PREFIX).partition(".")[0]
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -105,7 +120,7 @@ def _import_timm(setting: str) -> Any:
 def _known_architecture(timm: Any, name: str, setting: str) -> str:
     """Return a name without the prefix if timm knows the architecture and the tag."""
     architecture = name.removeprefix(TIMM_PREFIX)
-    base = architecture.partition(".")[0]
+    base = plain_name(name)
     if not timm.is_model(base):
         similar = timm.list_models(f"{base[:6]}*")[:_SHOWN]
         there_are = f"; there are {', '.join(similar)} and more" if similar else ""

@@ -1,11 +1,13 @@
 """Reading files of weights, whoever wrote them, without running code.
 
-Understood are plain state dicts, checkpoints that hold one under a usual name, such as the official
-CutMix repository's (github.com/clovaai/CutMix-PyTorch, train.py), and the checkpoints of detmix.
+Understood are plain state dicts, also as safetensors, checkpoints that hold one under a usual name,
+such as the official CutMix repository's (github.com/clovaai/CutMix-PyTorch, train.py), and the
+checkpoints of detmix.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["WeightFile", "read_torch_file", "read_weight_file"]
+__all__ = ["CHECKPOINT_KEYS", "WeightFile", "read_torch_file", "read_weight_file"]
 
 # Where checkpoints keep their state dict.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -24,7 +26,8 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 # How torch names what a pickle would import.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_OWN_KEYS = {"format", "model", "config", "classes"}
+CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
+"""What every checkpoint of detmix holds."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,19 @@ class WeightFile:
 
     state: dict[str, Tensor]
     config: Mapping[str, Any]
+
+    def setting(self, *keys: str) -> Any:
+        """Return a nested entry of the configuration; None where there is none."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def statistic(self, *keys: str) -> tuple[float, ...] | None:
+        """Return a mean or deviation, one number for each channel; None where there is none."""
+        value = self.setting(*keys)
+        is_one = isinstance(value, list) and len(value) == 3
+        return tuple(value) if is_one and all(isinstance(v, (int, float)) for v in value) else None
 
 
 def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
@@ -59,13 +75,15 @@ def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # A Namespace is plain values by name: torchvision's training scripts save their arguments.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's whole message would advise to run the file's code.
         found = _GLOBAL.search(str(error))
         reason = (
-            f"it refers to {found[1]}, which could run code; if you trust it, save its state dict "
-            "alone"
+            f"it refers to {found[1]}, which could run code; if you trust its author, save its "
+            "state dict alone"
             if found
             else "it is no file of torch.save"
         )
@@ -73,6 +91,8 @@ def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
             f"{path} is not a {what} that loads with weights_only=True: {reason}"
         ) from error
     except Exception as error:  # flipped bytes have torch raise nearly anything
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path} is a TorchScript archive, expected a {what}") from error
         raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
 
 
@@ -88,9 +108,9 @@ def read_weight_file(path: Path | str) -> WeightFile:
         FileNotFoundError: If there is no such file.
         ValueError: As `read_torch_file`, or if no state dict is found in it.
     """
-    content = read_torch_file(path, "file of weights")
+    content: Any = _read_safetensors(path) or read_torch_file(path, "file of weights")
     config: Mapping[str, Any] = {}
-    if isinstance(content, dict) and content.keys() >= _OWN_KEYS:
+    if isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS:
         state = content.get("ema") or content["model"]
         if isinstance(content["config"], dict):
             config = content["config"]
@@ -103,6 +123,20 @@ def read_weight_file(path: Path | str) -> WeightFile:
             f"{', '.join(_CONTAINERS)}, found {kind}"
         )
     return WeightFile(_strip_prefixes(state), config)
+
+
+def _read_safetensors(path: Path | str) -> dict[str, Tensor] | None:
+    """Return the tensors of a ``.safetensors`` file; None if it is called otherwise."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+    return tensors
 
 
 def _find_state(content: Any) -> Any:

@@ -40,8 +40,11 @@ class LoadReport:
     Attributes:
         source: Where the weights are from.
         model: What they were loaded into.
-        loaded: Keys of the module's tensors that were loaded: all but those in ``new``.
+        loaded: Keys of the module's tensors that were loaded.
+        total: How many tensors the module has, without a head of its own: what was not loaded of
+            them are counters of batches.
         left_out: Keys that were not used, of the head that is of no use here.
+        absent: Names of parts that were not used, as the module does not have them.
         new: Keys of the module's tensors that stay as they were: its own head.
         mean: What the weights expect to be subtracted from an image's channels in [0, 1].
         std: What they expect the channels to be divided by then.
@@ -51,17 +54,22 @@ class LoadReport:
     source: str
     model: str
     loaded: tuple[str, ...]
+    total: int
     left_out: tuple[str, ...]
+    absent: tuple[str, ...]
     new: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: str
 
     def __str__(self) -> str:
-        count = len(self.loaded)
-        text = f"{self.source}: {count} of {count} tensors of {self.model} loaded"
+        text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
+        if len(self.loaded) < self.total:
+            text += " (the rest are counters of batches)"
         if self.left_out:
             text += f"; left out: {', '.join(self.left_out)} ({self.head})"
+        if self.absent:
+            text += f"; not in this body: {', '.join(self.absent)}"
         return text
 
 
@@ -94,7 +102,8 @@ def load_matching(
         ValueError: Naming the keys that are missing, unexpected or of another shape.
     """
     own = {k: v for k, v in module.state_dict().items() if not _is_in(k, heads)}
-    left_out = [key for key in weights.state if _is_in(key, (*heads, *absent))]
+    left_out = [key for key in weights.state if _is_in(key, heads)]
+    not_here = [name for name in absent if any(_is_in(key, (name,)) for key in weights.state)]
     state = {k: v for k, v in weights.state.items() if not _is_in(k, (*heads, *absent))}
     missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
     unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
@@ -119,7 +128,9 @@ def load_matching(
         source=weights.source,
         model=model,
         loaded=tuple(loaded),
+        total=len(own),
         left_out=tuple(left_out),
+        absent=tuple(not_here),
         new=tuple(key for key in module.state_dict() if _is_in(key, heads)),
         mean=weights.mean,
         std=weights.std,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from detmix.detectors.resnet import resnet_names
-from detmix.detectors.timm_models import TIMM_PREFIX, read_timm_weights
+from detmix.detectors.timm_models import TIMM_PREFIX, plain_name, read_timm_weights
 from detmix.detectors.weight_file import WeightFile, read_weight_file
 from detmix.detectors.weight_matching import IMAGENET_MEAN, IMAGENET_STD, SourceWeights
 
 __all__ = ["download", "find_named", "open_path", "read_backbone_weights", "resnet_weights"]
 
-_FILE_SUFFIXES = {".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}
+# What a torchvision detector has beside its backbone.
+_DETECTOR_KEYS = ("rpn.", "roi_heads.", "head.classification_head.")
+_FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}
 
 
 def resnet_weights(name: str | None) -> list[WeightsEnum]:
@@ -64,8 +65,7 @@ def read_backbone_weights(
     what = f"{setting}={source}"
     text = os.fspath(source)
     if text.startswith(TIMM_PREFIX):
-        timm_state, mean, std = read_timm_weights(text, setting)
-        return SourceWeights(what, timm_state, mean, std)
+        return SourceWeights(what, *read_timm_weights(text, setting, model))
     known = resnet_weights(model)
     named = find_named(text, known, bare=model is not None) if isinstance(source, str) else None
     if named is not None:
@@ -76,7 +76,8 @@ def read_backbone_weights(
     of = f"{setting} of {model}" if model else setting
     file = open_path(source, of, [*dict.fromkeys(names), f"{TIMM_PREFIX}NAME"])
     _check_classifier(what, file, model, stem)
-    return SourceWeights(what, file.state, *_statistics(file.config))
+    mean, std = file.statistic("data", "mean"), file.statistic("data", "std")
+    return SourceWeights(what, file.state, mean or IMAGENET_MEAN, std or IMAGENET_STD)
 
 
 def download(weights: WeightsEnum, model: str, setting: str) -> dict[str, Tensor]:
@@ -129,30 +130,19 @@ def open_path(source: str | Path, setting: str, names: list[str]) -> WeightFile:
 
 def _check_classifier(what: str, file: WeightFile, model: str | None, stem: str | None) -> None:
     """Refuse weights of a detector, and of a network that its configuration says is another."""
-    if any(key.startswith("backbone.") for key in file.state):
+    if any(key.startswith(_DETECTOR_KEYS) for key in file.state):
         raise ValueError(
             f"{what} holds a whole detector, expected a classifier: set detector.weights instead"
         )
-    found = file.config.get("model", {})
     wanted = {"name": model, "stem": stem}
+    found = {name: file.setting("model", name) for name in wanted}
     differ = {
         name: found[name]
         for name, value in wanted.items()
-        if value is not None and name in found and _plain(found[name]) != _plain(value)
+        if value and found[name] and plain_name(str(found[name])) != plain_name(value)
     }
     if differ:
         has = " and ".join(f"model.{name}={value}" for name, value in differ.items())
         got = ", ".join(f"backbone.{name}={wanted[name]}" for name in differ)
         advice = " and ".join(f"backbone.{name}={value}" for name, value in differ.items())
         raise ValueError(f"{what} was trained with {has}, got {got}: set {advice}")
-
-
-def _plain(name: str) -> str:
-    """Return an architecture's name without library and tag: the keys decide whether it fits."""
-    return name.removeprefix(TIMM_PREFIX).partition(".")[0]
-
-
-def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of a pretraining's configuration, or ImageNet's without one."""
-    data = config.get("data", {})
-    return tuple(data.get("mean", IMAGENET_MEAN)), tuple(data.get("std", IMAGENET_STD))

@@ -1,4 +1,4 @@
-"""Curves of a run: precision over recall of an evaluation, loss and score over the training's steps.
+"""Curves of a run: precision over recall of an evaluation, loss and score over the steps.
 
 Shape legend: K records of one kind in a run's metrics file.
 """
@@ -97,7 +97,7 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
         ValueError: if a line of it is broken; the message names file and line.
     """
     metrics = read_metrics(metrics_path)
-    panels: list[tuple[Callable[["Axes", Series], None], Series, float]] = []
+    panels: list[tuple[Callable[[Axes, Series], None], Series, float]] = []
     if len(metrics.loss.steps):
         panels.append((_draw_loss, metrics.loss, 2.6))
     if len(metrics.lr.steps):
@@ -254,7 +254,7 @@ def _draw_score(axes: "Axes", series: Series, name: str) -> None:
     axes.plot(
         series.steps, series.values, color=VERMILLION, marker="o", markersize=4, linewidth=1.5
     )
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02)  # a marker at 1 is seen whole
     axes.set_ylabel(name)
     if np.isnan(series.values).all():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 
 from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.detectors import build_detector, weight_losses
+from detmix.detectors.detector_weights import norm_epsilon
 from detmix.mixing import DetectionMixUp, MixedDataset, Sample
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
@@ -85,9 +87,10 @@ def build_mixer(config: TrainConfig) -> DetectionMixUp | None:
 def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
     """Build the detector that a training starts with, and complete the configuration by it.
 
-    The mean and deviation that images are normalised with belong to the pretrained weights. They
-    go into ``detector.options``, so that the run's checkpoints are whole without the file it
-    started from; a run that is resumed needs that file, or a network, no more.
+    The mean and deviation that images are normalised with belong to the pretrained weights, and so
+    does the epsilon of frozen batch norm. They go into ``detector.options`` and
+    ``backbone.norm_eps``, so that the run's checkpoints are whole without the file it started
+    from; a run that is resumed needs that file, or a network, no more.
 
     Args:
         config: The training's configuration.
@@ -98,17 +101,21 @@ def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
     last = config.run_dir / "last.pt"
     is_resumed = config.resume == "auto" and last.exists()
     if is_resumed:
-        saved = load_checkpoint(last)["config"].get("detector", {}).get("options", {})
-        config = _with_options(config, {name: saved[name] for name in _STATISTICS if name in saved})
+        saved = load_checkpoint(last)["config"]
+        options = saved.get("detector", {}).get("options", {})
+        config = _complete(config, options, saved.get("backbone", {}).get("norm_eps"))
     model = build_model(config, load_weights=not is_resumed)
-    used = {name: list(getattr(model.transform, name)) for name in _STATISTICS}
-    return model, _with_options(config, used)
+    return model, _complete(config, vars(model.transform), norm_epsilon(model))
 
 
-def _with_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """Add options of the detector that the configuration leaves open."""
-    detector = config.detector
-    return replace(config, detector=replace(detector, options={**options, **detector.options}))
+def _complete(config: TrainConfig, found: Mapping[str, Any], eps: float | None) -> TrainConfig:
+    """Note what the configuration leaves open and no state dict holds."""
+    detector, backbone = config.detector, config.backbone
+    statistics = {name: list(found[name]) for name in _STATISTICS if name in found}
+    if backbone.norm_eps is None:
+        backbone = replace(backbone, norm_eps=eps)
+    detector = replace(detector, options={**statistics, **detector.options})
+    return replace(config, detector=detector, backbone=backbone)
 
 
 def build_model(config: TrainConfig, *, load_weights: bool = True) -> FasterRCNN:

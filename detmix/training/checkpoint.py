@@ -9,14 +9,12 @@ from typing import Any, BinaryIO
 
 import torch
 
-from detmix.detectors.weight_file import read_torch_file
+from detmix.detectors.weight_file import CHECKPOINT_KEYS, read_torch_file
 
 __all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 1
-
-_KEYS = {"format", "model", "config", "classes"}
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -62,7 +60,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             could run code), or is no checkpoint of detmix or one of a newer format.
     """
     state = read_torch_file(path)
-    missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
+    missing = CHECKPOINT_KEYS - state.keys() if isinstance(state, dict) else CHECKPOINT_KEYS
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"

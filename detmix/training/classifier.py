@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
-from torchvision.transforms import v2
-from tqdm import tqdm
 
 from detmix.data import (
     ImageClasses,
@@ -24,6 +22,7 @@ from detmix.data import (
 )
 from detmix.detectors import build_classifier
 from detmix.training.image_mixing import build_batch_mix
+from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer, make_accelerator
 from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.progress import Evaluation
@@ -97,9 +96,11 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
         self._label_smoothing = config.label_smoothing
         self._mix = build_batch_mix(config.mix, config.mixing, len(images.classes))
-        self._normalize = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
-        )
+        self._statistics = {"mean": data.mean, "std": data.std}
+        # On the device once and for all: a copy in every step would have to be waited for.
+        shape = {"dtype": torch.float32, "device": accelerator.device}
+        self._mean = 255 * torch.tensor(data.mean, **shape)[:, None, None]
+        self._std = 255 * torch.tensor(data.std, **shape)[:, None, None]
         torch.manual_seed(config.seed)
         model = build_classifier(config.model, len(images.classes))
         super().__init__(config, accelerator, model, loader, images.classes)
@@ -124,30 +125,19 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
     @torch.inference_mode()
     def evaluate(self) -> Evaluation[ClassificationResult]:
         """Score the classifier on the validation images, each of which counts once."""
-        model = self.eval_model
-        training = model.training
-        model.eval()
         # Images, those whose class is first and among the first five, and their losses.
         sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
         top = min(_TOP, len(self.classes))
-        batches = tqdm(
-            self.val_loader,
-            desc="evaluating",
-            leave=False,
-            disable=not self.accelerator.is_main_process or None,  # None: not into a file either
-        )
-        with batches:
+        with evaluating(self.eval_model, self.val_loader, self.accelerator) as batches:
             for batch in batches:
                 images, labels = self._to_device(batch)
                 with self.accelerator.autocast():
-                    scores = model(images)
-                scores = scores.float()
+                    scores = self.eval_model(images).float()
                 hits = scores.topk(top).indices == labels[:, None]
                 losses = F.cross_entropy(scores, labels, reduction="none")
                 ones = torch.ones_like(losses)
                 sums += torch.stack([ones, hits[:, 0], hits.any(1), losses]).double().sum(1)
                 self.stop_if_asked()
-        model.train(training)
         num_images, top1, top5, loss = self.accelerator.reduce(sums).tolist()
         result = ClassificationResult(
             top1 / num_images,
@@ -163,11 +153,19 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
             summary=str(result),
         )
 
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        # A detector that starts from the weights relies on what their checkpoint says.
+        for name, now in self._statistics.items():
+            before = state["config"]["data"][name]
+            if tuple(before) != now:
+                raise ValueError(f"data.{name} was {before}, got {list(now)}")
+        super()._restore_state(state)
+
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, uint8 still, and normalise it there."""
         images, labels, _ = batch
         device = self.accelerator.device
-        images = self._normalize(images.to(device, non_blocking=True))
+        images = (images.to(device, non_blocking=True) - self._mean) / self._std
         if self.config.channels_last:
             images = images.to(memory_format=torch.channels_last)
         return images, labels.to(device, non_blocking=True)

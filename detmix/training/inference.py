@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parsing import parse_args
 
-__all__ = ["evaluate", "load_detector", "predict", "to_device"]
+__all__ = ["evaluate", "evaluating", "load_detector", "predict", "to_device"]
 
 Prediction = dict[str, Tensor]
 
@@ -45,7 +46,7 @@ def to_device(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
+    model: nn.Module, loader: Iterable[Any], accelerator: Accelerator
 ) -> Iterator[tuple[list[Prediction], list[Target]]]:
     """Yield the predictions and targets of each batch of this process, all on the CPU.
 
@@ -68,6 +69,30 @@ def predict(
         yield predictions, targets
 
 
+@contextmanager
+def evaluating(
+    model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
+) -> Iterator[Iterable[Any]]:
+    """Put a model into evaluation mode for a pass over a loader, with a progress bar.
+
+    Args:
+        model: The model; its training mode is restored.
+        loader: The loader.
+        accelerator: Says which process shows the bar.
+
+    Yields:
+        The loader's batches.
+    """
+    training = model.training
+    model.eval()
+    hidden = not accelerator.is_main_process or None  # None: not into a file either
+    try:
+        with tqdm(loader, "evaluating", leave=False, disable=hidden) as batches:
+            yield batches
+    finally:
+        model.train(training)
+
+
 def evaluate(
     model: nn.Module,
     loader: DataLoader[Any],
@@ -85,21 +110,12 @@ def evaluate(
         accelerator: Says the device and the precision, and gathers.
         after_batch: Called after each batch; may raise to end the evaluation.
     """
-    training = model.training
     found: list[tuple[Prediction, Target]] = []
-    batches = tqdm(
-        predict(model, loader, accelerator),
-        total=len(loader),
-        desc="evaluating",
-        leave=False,
-        disable=not accelerator.is_main_process or None,  # None: not into a file either
-    )
-    with batches:
-        for predictions, targets in batches:
+    with evaluating(model, loader, accelerator) as batches:
+        for predictions, targets in predict(model, batches, accelerator):
             found += zip(predictions, targets, strict=True)
             if after_batch is not None:
                 after_batch()
-    model.train(training)
     # Once, at the end: the processes need not have the same number of batches.
     found = gather_object(found) if accelerator.num_processes > 1 else found
     evaluator.update([prediction for prediction, _ in found], [target for _, target in found])

@@ -26,6 +26,7 @@ from detmix.training.config import LoopConfig
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
 from detmix.training.model_state import (
+    check_norm,
     copy_statistics,
     moving_average,
     restore_statistics,
@@ -87,6 +88,7 @@ class Trainer(abc.ABC, Generic[Result]):
         if config.precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("precision=fp16 needs a GPU: bf16 works on a CPU as well")
         self.sampler = loader.batch_sampler
+        check_norm(model, accelerator)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model.to(accelerator.device)
@@ -235,8 +237,8 @@ class Trainer(abc.ABC, Generic[Result]):
     def _agree_that_finite(self, loss: Tensor) -> bool:
         """Tell whether the loss is finite in every process, and note a signal to any of them.
 
-        This waits for the device, which torchvision's detectors do throughout their forward
-        pass anyway; the backward pass is queued behind it as a whole.
+        This waits for the device once in every step. Torchvision's detectors do so throughout
+        their forward pass anyway, and the backward pass is queued behind it as a whole.
         """
         loss = loss.detach()
         signum = torch.full_like(loss, self._guard.signum or 0)
@@ -319,7 +321,11 @@ class Trainer(abc.ABC, Generic[Result]):
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         if list(state["classes"]) != list(self.classes):
-            raise ValueError(f"{path} was trained on other classes: {', '.join(state['classes'])}")
+            saved = state["classes"]
+            raise ValueError(
+                f"{path} was trained on other classes: {', '.join(saved[:20])}"
+                f"{', ...' * (len(saved) > 20)} ({len(saved)}, now {len(self.classes)})"
+            )
         if state.get("steps_per_epoch") != len(self.sampler):
             raise ValueError(
                 f"{path} is of a training with {state.get('steps_per_epoch')} steps in an epoch, "

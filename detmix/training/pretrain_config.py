@@ -97,8 +97,8 @@ class ImageMixingConfig:
     """How `PretrainConfig.mix` mixes or cuts.
 
     Attributes:
-        p: The chance that a batch is mixed, or an image cut out of: 1 for ImageNet, 0.5 for
-            CIFAR in the CutMix paper (arXiv 1905.04899, official code).
+        p: The chance that a batch is mixed, or an image cut out of. CutMix has 1 for ImageNet and
+            0.5 for CIFAR (arXiv 1905.04899, official code).
         mixup_alpha: Mixup's ratio of a batch is drawn from Beta(alpha, alpha); 0.2 for ImageNet
             in the mixup paper (arXiv 1710.09412), 1 in the comparisons of the CutMix paper.
         cutmix_alpha: CutMix's share of a batch is drawn from Beta(alpha, alpha).
@@ -149,3 +149,5 @@ class PretrainConfig(LoopConfig):
         in_batch = self.mix in ("mixup", "cutmix", "mixup+cutmix") and self.mixing.p > 0
         if in_batch and self.data.batch_size == 1:
             raise ValueError(f"mix={self.mix} finds no partner with data.batch_size=1")
+        if self.model.norm == "batch" and self.data.batch_size == 1:
+            raise ValueError("data.batch_size=1 is too few for batch norm: use model.norm=group")

@@ -16,7 +16,8 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, the platform and the packages at the heart of a run."""
     found = {"python": sys.version.split()[0], "platform": platform.platform()}
     found |= {name: version(name) for name in _PACKAGES}
+    with suppress(PackageNotFoundError):  # optional
+        found["timm"] = version("timm")
     return found | {"torch": str(torch.__version__)}  # with the build, such as +cpu
 
 
