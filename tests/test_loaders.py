@@ -11,7 +11,7 @@ from itertools import chain
 
 import pytest
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.data.loaders import EpochBatchSampler, MixCollate, collate, eval_loader, train_loader
@@ -147,6 +147,10 @@ class TestMixCollate:
         images, targets = collate([Plain(3)[1], Plain(3)[2]])
         assert [image.unique().tolist() for image in images] == [[1], [2]]
         assert [target["image_id"] for target in targets] == [1, 2]
+
+    def test_a_mixer_collates_by_itself(self):
+        with pytest.raises(ValueError, match="collate_fn must not be given"):
+            train_loader(Plain(4), 2, seed=0, mix=DetectionMixUp(), collate_fn=default_collate)
 
 
 class TestTrainLoader:

@@ -136,7 +136,7 @@ def _write_crops(
         crop = Image.fromarray(crop_square(pixels, box, description["context"]))
         crop = crop.resize(size, Image.Resampling.BILINEAR)
         path = folder / dataset.classes[label - 1] / f"{image_id}_{number}.png"
-        crop.save(path, compress_level=1)  # a third of the time, a tenth more bytes
+        crop.save(path, compress_level=1)  # a quarter faster, a tenth more bytes
 
 
 def _describe(dataset: VOCDetection) -> dict[str, Any]:
