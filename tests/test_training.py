@@ -54,7 +54,12 @@ class TestRun:
         )  # fmt: skip
         AcceleratorState._reset_state(True)
         trainer = DetectorTrainer(config)
-        return config, trainer, trainer.fit()
+        result = trainer.fit()
+        # What the run notes: without weights the statistics are ImageNet's.
+        statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+        options = statistics | config.detector.options
+        detector = dataclasses.replace(config.detector, options=options)
+        return dataclasses.replace(config, detector=detector), trainer, result
 
     def test_loss_falls(self, run):
         losses = [line["loss"] for line in read_metrics(run[0].run_dir) if line["event"] == "train"]
