@@ -90,7 +90,7 @@ def test_it_learns(stripes_root, tmp_path, mix):
         stripes_root, tmp_path / "run", f"mix={mix}", "epochs=10", "eval_every=10", "mixing.p=0.5"
     )
     result = ClassifierTrainer(config).fit()
-    assert result.top1 >= 0.8
+    assert result.top1 >= 0.6
     assert result.num_images == 20
     assert result.num_classes == 4
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
