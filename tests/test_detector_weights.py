@@ -10,7 +10,8 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, faster
 from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, random_resnet, shake
 
-from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
+from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
+from detmix.detectors.detector_weights import load_detector_weights
 
 HEAD = "roi_heads.box_predictor."
 COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
@@ -213,6 +214,22 @@ class TestFiles:
         ours = build_detector(DetectorConfig(**SMALL, weights=str(path)), BackboneConfig(**kept), 3)
         assert epsilons(ours) == {1e-3}
 
+    def test_refused_leaves_the_epsilon_alone(self, model, path):
+        state = {k: v for k, v in model.state_dict().items() if "cls_logits" not in k}
+        content = {"format": 1, "model": state, "classes": ["a"]}
+        torch.save({**content, "config": {"backbone": {"norm_eps": 0}}}, path)
+        ours = build_detector(DetectorConfig(**SMALL), BackboneConfig(**BACKBONE, norm="frozen"), 3)
+        with pytest.raises(ValueError, match="missing: rpn"):
+            load_detector_weights(ours, str(path), "resnet18")
+        assert epsilons(ours) == {1e-5}
+
+    def test_an_epsilon_that_differs_is_said(self, model, path, caplog):
+        content = {"format": 1, "model": model.state_dict(), "classes": ["a"]}
+        torch.save({**content, "config": {"backbone": {"norm_eps": 0}}}, path)
+        config = BackboneConfig(**BACKBONE, norm="frozen", norm_eps=1e-5)
+        build_detector(DetectorConfig(**SMALL, weights=str(path)), config, 3)
+        assert "norm_eps is 1e-05, but the weights were trained with 0" in caplog.text
+
     def test_statistics_that_differ_from_the_weights_are_said(self, model, path, caplog):
         torch.save(model.state_dict(), path)
         self.start(path, options={"image_mean": [0.5, 0.5, 0.5]})
@@ -267,3 +284,15 @@ class TestErrors:
     def test_missing_file(self):
         with pytest.raises(FileNotFoundError, match=r"detector\.weights: there is no file a/b\.pt"):
             build_detector(DetectorConfig(weights="a/b.pt"), BackboneConfig(), 3)
+
+
+def test_epsilon_of_a_backbone_alone():
+    backbone = build_backbone(BackboneConfig(**BACKBONE, norm="frozen", norm_eps=1e-3))
+    assert epsilons(backbone) == {1e-3}
+
+
+@pytest.mark.parametrize("value", [0.5, [0.5, 0.5], ["a", "b", "c"]])
+@pytest.mark.parametrize("name", ["image_mean", "image_std"])
+def test_statistics_are_three_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"detector\.options\.{name} must be three numbers"):
+        DetectorConfig(options={name: value})

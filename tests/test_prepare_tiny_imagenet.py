@@ -184,6 +184,14 @@ def test_a_download_cut_off_is_done_again(tool, website, tmp_path):
     assert written_files(root) == official_members()[1]
 
 
+def test_shards_are_not_shadowed_by_folders(tool, place, capsys):
+    root = place(official_members()[0])
+    (root / "train-00.tar").write_bytes(b"part of it")
+    assert tool.main(["--root", str(root)]) == 1
+    assert f"Move {root / 'train-00.tar'} away" in capsys.readouterr().err
+    assert not (root / "train").exists()
+
+
 def test_without_a_network_it_says_what_to_do(tmp_path):
     """The command as it is, with a proxy that does not answer."""
     dead = "http://127.0.0.1:9"

@@ -308,6 +308,23 @@ class TestChain:
             assert detector.transform.image_std == pytest.approx(STD)
         assert loaded.detector.options["image_mean"] == pytest.approx(MEAN)
 
+    def test_null_is_as_not_given(self, shapes_root, tmp_path, pretrained):
+        config = self.detector_config(
+            shapes_root, tmp_path / "run", pretrained, "detector.options.image_mean=null"
+        )
+        _, config = start_model(config)
+        assert config.detector.options["image_mean"] == pytest.approx(MEAN)
+
+    def test_resuming_with_others_is_refused(self, shapes_root, tmp_path, pretrained):
+        config = self.detector_config(shapes_root, tmp_path / "run", pretrained)
+        DetectorTrainer(config).fit()
+        other = self.detector_config(
+            shapes_root, tmp_path / "run", pretrained, "resume=auto",
+            "detector.options.image_mean=[0.1,0.1,0.1]",
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=r"image_mean was \[0\.5, 0\.4, 0\.3\], got \[0\.1"):
+            DetectorTrainer(other)
+
     def test_explicit_values_win(self, shapes_root, tmp_path, pretrained):
         config = self.detector_config(
             shapes_root, tmp_path / "run", pretrained, "detector.options.image_mean=[0.1,0.1,0.1]"
@@ -361,6 +378,11 @@ class TestConfig:
         file.write_text(text)
         with pytest.raises(ValueError, match=f"(?s){message}.*mine.yaml"):
             parse_args(PretrainConfig, ["--config", str(file)])
+
+    def test_a_batch_of_one_without_batch_norm(self):
+        for model in ("--model.norm=group", "--model.name=timm:convnext_atto"):
+            config = parse_args(PretrainConfig, [model, "--mix=none", "--data.batch_size=1"])
+            assert config.data.batch_size == 1
 
     def test_round_trip(self):
         config = parse_args(PretrainConfig, ["--mix=cutout", "--data.mean=[0.1,0.2,0.3]"])

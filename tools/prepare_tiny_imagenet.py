@@ -5,7 +5,7 @@
 
 The official archive is downloaded to ROOT, its checksum verified, and its images laid out as
 ROOT/train/<class>/*.JPEG and ROOT/val/<class>/*.JPEG; its test images have no labels and are left
-out. Exit codes: 0 all complete, 1 something is missing, 130 interrupted.
+out. It may be deleted then. Exit codes: 0 all complete, 1 something is missing, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from detmix.data import ImageClasses
 
+ROOT = Path("data/tiny-imagenet")
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -54,8 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    default = Path("data/tiny-imagenet")
-    parser.add_argument("--root", type=Path, default=default, help="where train/ and val/ go")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where train/ and val/ go")
     parser.add_argument("--check-only", action="store_true", help="download nothing")
     return parser.parse_args(arguments)
 
@@ -68,8 +68,9 @@ def prepare(root: Path) -> None:
     """Download the archive and unpack what is missing; a complete split is left as it is."""
     problems = {split: found for split in IMAGES if (found := find_problem(root, split))}
     for split, problem in problems.items():
-        if (root / split).exists():
-            raise PreparationError(f"{problem}\nMove {root / split} away and run again.")
+        for there in [root / split, *root.glob(f"{split}*.tar")]:
+            if there.exists():
+                raise PreparationError(f"{problem}\nMove {there} away and run again.")
     if problems:
         download(root)
     for split in problems:
@@ -91,7 +92,7 @@ def download(root: Path) -> None:
     """Download the archive, unless it lies in ``root`` already, and verify its checksum."""
     from torchvision.datasets.utils import download_url
 
-    print(f"fetching {ARCHIVE} (237 MiB) ...", flush=True)
+    print(f"{ARCHIVE} (237 MiB): fetching or verifying ...", flush=True)
     try:
         download_url(URL, str(root), ARCHIVE, MD5)
     except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError

@@ -21,7 +21,11 @@ def main(args: Sequence[str]) -> None:
     if trainer.accelerator.is_main_process:
         print(result if result is not None else "nothing left to do: all epochs are trained")
         print(f"run folder: {config.run_dir}")
-        print(f"a detector starts from it with --backbone.weights {config.run_dir / 'best.pt'}")
+        settings = {"name": config.model.name, "weights": config.run_dir / "best.pt"}
+        settings |= {"stem": config.model.stem} if config.model.stem != "standard" else {}
+        settings |= {"norm": "group"} if config.model.norm == "group" else {}
+        options = " ".join(f"--backbone.{name} {value}" for name, value in settings.items())
+        print(f"a detector starts from it with {options}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from detmix.detectors.backbone_weights import load_into_classifier
+from detmix.detectors.detector_weights import set_norm_epsilon
 from detmix.detectors.resnet import Stem, build_resnet, check_choice, resnet_names
 from detmix.detectors.timm_body import FeatureBackboneWithFPN, TimmBody, check_timm_body
 from detmix.detectors.timm_models import (
@@ -56,8 +57,8 @@ class BackboneConfig:
             pyramid starts from; one coarser level is added to them.
         stem: ``"standard"``, or ``"small"`` for a 3×3 convolution with stride 1 and no pooling
             (torchvision's names only); as in the pretraining.
-        norm_eps: Epsilon of frozen batch norm; None for torchvision's, which is 0 with its COCO
-            weights and 1e-5 without. A run that starts from weights notes here what it has.
+        norm_eps: Epsilon of frozen batch norm (torchvision's names only); None for torchvision's,
+            which is 0 with its COCO weights and 1e-5 otherwise. A run notes here what it has.
     """
 
     name: str = "resnet50"
@@ -161,6 +162,7 @@ def build_backbone_with_report(
         report = load_into_classifier(model, weights, config.name)
         _log.info("%s", report)
     pyramid = (_timm_pyramid if is_timm else _resnet_pyramid)(model, config, norm)
+    set_norm_epsilon(pyramid, config.norm_eps)
     _freeze(pyramid.body, config, pretrained)
     return pyramid, report
 

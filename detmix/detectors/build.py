@@ -24,6 +24,7 @@ from detmix.detectors.detector_weights import (
     find_detector_weights,
     load_detector_weights,
     named_epsilon,
+    norm_epsilon,
     set_norm_epsilon,
 )
 from detmix.detectors.weight_matching import LoadReport
@@ -74,6 +75,10 @@ class DetectorConfig:
             values = getattr(self, name)
             if not values or not all(value > 0 for value in values):
                 raise ValueError(f"detector.{name} must be positive numbers, got {values}")
+        for name in ("image_mean", "image_std"):
+            value = self.options.get(name)
+            if value is not None and not _are_three_numbers(value):
+                raise ValueError(f"detector.options.{name} must be three numbers, got {value!r}")
         known = inspect.signature(FasterRCNN.__init__).parameters
         # What the other fields set must not be set twice.
         taken = {"self", "backbone", "num_classes", "min_size", "max_size", "kwargs"}
@@ -84,6 +89,11 @@ class DetectorConfig:
                     f"detector.options.{name} is not an option of Faster R-CNN; there are "
                     f"{', '.join(sorted(known.keys() - taken))}"
                 )
+
+
+def _are_three_numbers(value: Any) -> bool:
+    is_three = isinstance(value, (list, tuple)) and len(value) == 3
+    return is_three and all(isinstance(number, (int, float)) for number in value)
 
 
 def build_detector(
@@ -104,8 +114,9 @@ def build_detector(
         num_classes: K, the classes with background.
         load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
             detector follows. Nothing is opened or downloaded then; what is no part of a state
-            dict is as with weights, but mean and deviation, which are ImageNet's unless
-            ``detector.options`` has them.
+            dict must be in the configuration: ``image_mean`` and ``image_std`` in
+            ``detector.options`` unless they are ImageNet's, ``backbone.norm_eps`` unless the
+            weights' name or torchvision decides.
 
     Returns:
         The detector, in training mode.
@@ -128,10 +139,18 @@ def build_detector(
         if load_weights:
             report = load_detector_weights(model, detector.weights, backbone.name)
             _log.info("%s", report)
-    set_norm_epsilon(model, backbone.norm_eps)
+    _set_epsilon(model, backbone.norm_eps, has_weights=report is not None)
     if report is not None:
         _set_statistics(model, report, detector.options)
     return model
+
+
+def _set_epsilon(model: FasterRCNN, eps: float | None, *, has_weights: bool) -> None:
+    """Have the configuration's epsilon of frozen batch norm, and say if the weights differ."""
+    found = norm_epsilon(model)
+    if has_weights and None not in (eps, found) and eps != found:
+        _log.warning("backbone.norm_eps is %g, but the weights were trained with %g", eps, found)
+    set_norm_epsilon(model, eps)
 
 
 def _set_statistics(model: FasterRCNN, report: LoadReport, options: Mapping[str, Any]) -> None:

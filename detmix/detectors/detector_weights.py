@@ -62,9 +62,8 @@ def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadRepo
         ConnectionError: If they cannot be downloaded.
     """
     weights, eps = _read(source)
-    set_norm_epsilon(model, eps)
     num_classes = model.roi_heads.box_predictor.cls_score.out_features
-    return load_matching(
+    report = load_matching(
         model,
         weights,
         model=f"Faster R-CNN on {name}",
@@ -72,14 +71,16 @@ def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadRepo
         head=f"the head of {_num_classes(weights.state)} classes, which is new for {num_classes}, "
         "background included",
     )
+    set_norm_epsilon(model, eps)
+    return report
 
 
 def named_epsilon(source: str) -> float | None:
-    """Return the epsilon of frozen batch norm that weights want by their name, None for any.
+    """Return the epsilon of frozen batch norm that goes with a name; None if none does.
 
     Torchvision's COCO weights of the ResNet-50 are from before its frozen batch norm had any
     (pytorch/vision#2933), and its own builder sets 0 for them too. It is no part of the state
-    dict, hence a function of the configuration, whether weights are loaded or not.
+    dict, hence set whether weights are loaded or not.
 
     Args:
         source: ``detector.weights``.
@@ -121,7 +122,7 @@ def _read(source: str) -> tuple[SourceWeights, float | None]:
         what, _rename_old(file.state), mean or IMAGENET_MEAN, std or IMAGENET_STD
     )
     eps = file.setting("backbone", "norm_eps")
-    return weights, eps if isinstance(eps, float) else None
+    return weights, float(eps) if isinstance(eps, (int, float)) else None
 
 
 def _rename_old(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -113,7 +113,7 @@ def _import_timm(setting: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"{setting}: names that start with {TIMM_PREFIX} need the library timm ({error}): "
-            "pip install 'detmix[timm]'"
+            "pip install 'timm>=1.0.26'"
         ) from error
 
 

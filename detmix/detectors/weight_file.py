@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 __all__ = ["CHECKPOINT_KEYS", "WeightFile", "read_torch_file", "read_weight_file"]
@@ -82,10 +84,10 @@ def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
         # torch's whole message would advise to run the file's code.
         found = _GLOBAL.search(str(error))
         reason = (
-            f"it refers to {found[1]}, which could run code; if you trust its author, save its "
-            "state dict alone"
+            f"it refers to {found[1]}, and what is no tensor or plain value could run code; if you "
+            "trust its author, save its state dict alone"
             if found
-            else "it is no file of torch.save"
+            else "it is no file of torch.save, or of another pickle protocol"
         )
         raise ValueError(
             f"{path} is not a {what} that loads with weights_only=True: {reason}"
@@ -108,7 +110,9 @@ def read_weight_file(path: Path | str) -> WeightFile:
         FileNotFoundError: If there is no such file.
         ValueError: As `read_torch_file`, or if no state dict is found in it.
     """
-    content: Any = _read_safetensors(path) or read_torch_file(path, "file of weights")
+    content: Any = _read_safetensors(path)
+    if content is None:
+        content = read_torch_file(path, "file of weights")
     config: Mapping[str, Any] = {}
     if isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS:
         state = content.get("ema") or content["model"]
@@ -129,9 +133,6 @@ def _read_safetensors(path: Path | str) -> dict[str, Tensor] | None:
     """Return the tensors of a ``.safetensors`` file; None if it is called otherwise."""
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:

@@ -103,18 +103,20 @@ def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
     if is_resumed:
         saved = load_checkpoint(last)["config"]
         options = saved.get("detector", {}).get("options", {})
-        config = _complete(config, options, saved.get("backbone", {}).get("norm_eps"))
+        config = _note(config, options, saved.get("backbone", {}).get("norm_eps"))
     model = build_model(config, load_weights=not is_resumed)
-    return model, _complete(config, vars(model.transform), norm_epsilon(model))
+    used = {name: list(getattr(model.transform, name)) for name in _STATISTICS}
+    return model, _note(config, used, norm_epsilon(model))
 
 
-def _complete(config: TrainConfig, found: Mapping[str, Any], eps: float | None) -> TrainConfig:
-    """Note what the configuration leaves open and no state dict holds."""
+def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None) -> TrainConfig:
+    """Note the image statistics and the epsilon where the configuration leaves them open."""
     detector, backbone = config.detector, config.backbone
-    statistics = {name: list(found[name]) for name in _STATISTICS if name in found}
     if backbone.norm_eps is None:
         backbone = replace(backbone, norm_eps=eps)
-    detector = replace(detector, options={**statistics, **detector.options})
+    given = {name: value for name, value in detector.options.items() if value is not None}
+    noted = {name: statistics[name] for name in _STATISTICS if name in statistics}
+    detector = replace(detector, options={**noted, **given})
     return replace(config, detector=detector, backbone=backbone)
 
 

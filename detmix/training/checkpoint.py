@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +12,7 @@ import torch
 
 from detmix.detectors.weight_file import CHECKPOINT_KEYS, read_torch_file
 
-__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = ["FORMAT", "check_classes", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 1
@@ -43,6 +44,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         state: Tensors and plain values: ``model``, ``config``, ``classes`` and more.
     """
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def check_classes(path: Path, saved: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise `ValueError` naming the first class in which a checkpoint differs from a data set."""
+    for number, (before, now) in enumerate(zip_longest(saved, classes)):
+        if before != now:
+            raise ValueError(
+                f"{path} was trained on other classes: class {number} was {before}, is now {now}"
+            )
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -97,6 +97,16 @@ class DetectorTrainer(Trainer[VOCResult]):
             names.append(name)
         return ", ".join(names)
 
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        before, now = (
+            {**config["detector"]["options"], "norm_eps": config["backbone"].get("norm_eps")}
+            for config in (state["config"], self.config.as_dict())
+        )
+        for name in ("image_mean", "image_std", "norm_eps"):
+            if before.get(name) is not None and before[name] != now[name]:
+                raise ValueError(f"{name} was {before[name]}, got {now[name]}")
+        super()._restore_state(state)
+
     def evaluate(self) -> Evaluation[VOCResult]:
         """Score the detector on the test images by the rule of the VOC devkit."""
         evaluator = VOCEvaluator(self.classes)

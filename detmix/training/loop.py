@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from detmix.data.loaders import EpochBatchSampler
 from detmix.mixing import sample_seed
-from detmix.training.checkpoint import load_checkpoint, save_checkpoint
+from detmix.training.checkpoint import check_classes, load_checkpoint, save_checkpoint
 from detmix.training.config import LoopConfig
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
@@ -320,12 +320,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
-        if list(state["classes"]) != list(self.classes):
-            saved = state["classes"]
-            raise ValueError(
-                f"{path} was trained on other classes: {', '.join(saved[:20])}"
-                f"{', ...' * (len(saved) > 20)} ({len(saved)}, now {len(self.classes)})"
-            )
+        check_classes(path, state["classes"], self.classes)
         if state.get("steps_per_epoch") != len(self.sampler):
             raise ValueError(
                 f"{path} is of a training with {state.get('steps_per_epoch')} steps in an epoch, "

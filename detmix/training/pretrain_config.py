@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from detmix.detectors import ClassifierConfig
+from detmix.detectors.timm_models import TIMM_PREFIX
 from detmix.detectors.weight_matching import IMAGENET_MEAN, IMAGENET_STD
 from detmix.training.config import LoopConfig, check_at_least, check_in_range
 
@@ -149,5 +150,6 @@ class PretrainConfig(LoopConfig):
         in_batch = self.mix in ("mixup", "cutmix", "mixup+cutmix") and self.mixing.p > 0
         if in_batch and self.data.batch_size == 1:
             raise ValueError(f"mix={self.mix} finds no partner with data.batch_size=1")
-        if self.model.norm == "batch" and self.data.batch_size == 1:
+        has_batch_norm = self.model.norm == "batch" and not self.model.name.startswith(TIMM_PREFIX)
+        if has_batch_norm and self.data.batch_size == 1:
             raise ValueError("data.batch_size=1 is too few for batch norm: use model.norm=group")
