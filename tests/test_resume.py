@@ -188,7 +188,7 @@ class TestRefused:
             (["data.train_limit=8"], "training with 6 steps in an epoch, this one has 2"),
             (
                 ["data.classes=[circle, cross, square, triangle, star]"],
-                "other classes: circle, cross, square, star, triangle",
+                "other classes: class 3 was star, is now triangle",
             ),
         ],
     )

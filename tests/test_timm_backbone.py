@@ -263,7 +263,7 @@ class TestErrors:
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
-        message = r"need the library timm .*pip install 'detmix\[timm\]'"
+        message = r"need the library timm .*pip install 'timm>=1\.0\.26'"
         with pytest.raises(ValueError, match=rf"^model\.name: .*{message}"):
             build_classifier(ClassifierConfig("timm:resnet18"), 3)
         with pytest.raises(ValueError, match=rf"^backbone\.name: .*{message}"):
