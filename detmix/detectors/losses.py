@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["weighted_binary_cross_entropy", "weighted_cross_entropy", "weighted_smooth_l1"]
+from detmix.detectors.weighting import Normalizer
+
+__all__ = [
+    "foreground_normalizer",
+    "weighted_binary_cross_entropy",
+    "weighted_cross_entropy",
+    "weighted_smooth_l1",
+    "weighted_sum",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -66,3 +74,40 @@ def weighted_smooth_l1(
     """
     losses = F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none")
     return (losses * weights[:, None]).sum() / num_samples
+
+
+def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    """Sum of losses, each times the weight of its sample.
+
+    Args:
+        losses: ``(S, ...)`` or with as many more leading dimensions as the weights have: one
+            loss for each sample, or several (classes, coordinates).
+        weights: ``(S,)``. Rounded to the losses' dtype, else the sum of half precision losses
+            would be of another precision than the plain sum.
+
+    Returns:
+        A scalar of the losses' dtype, 0 where there is no sample.
+    """
+    trailing = (1,) * (losses.ndim - weights.ndim)
+    return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
+
+
+def foreground_normalizer(
+    num_foreground: Tensor | int, weights: Tensor, normalizer: Normalizer
+) -> Tensor | int:
+    """What one-stage detectors divide their sums by.
+
+    Args:
+        num_foreground: P. A count that is a tensor in torchvision is one here as well: a GPU
+            rounds a division by a host number differently.
+        weights: ``(P,)`` weights of the foreground samples.
+        normalizer: ``"samples"`` for max(1, P), ``"weights"`` for max(1, sum of the weights).
+            Not less than 1, as the classification loss holds background samples too, which a
+            few foreground samples of little weight must not blow up.
+
+    Returns:
+        A positive number or scalar.
+    """
+    if normalizer == "weights":
+        return weights.sum().clamp(min=1)
+    return max(num_foreground, 1)

@@ -1,4 +1,4 @@
-"""Weighted losses of Faster R-CNN: torchvision's region proposal network and RoI heads.
+"""Weighted losses of Faster, Mask and Keypoint R-CNN: torchvision's RPN and RoI heads.
 
 Both subclasses have a training ``forward`` of their own and leave evaluation to torchvision's.
 They add no parameters, buffers or random numbers.
@@ -24,6 +24,14 @@ from detmix.detectors.losses import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
     weighted_smooth_l1,
+)
+from detmix.detectors.roi_losses import (
+    Foreground,
+    check_keypoints,
+    check_masks,
+    keypoint_loss,
+    mask_loss,
+    select_foreground,
 )
 from detmix.detectors.weighting import (
     LossWeighting,
@@ -167,7 +175,12 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
 class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
     """Torchvision's RoI heads with a weight for each sampled proposal.
 
-    Made from built `RoIHeads` without mask and keypoint branches by `detmix.weight_losses`.
+    The mask and the keypoint branch see foreground proposals only. With
+    ``normalizer="weights"`` each loss is divided by the weights of what torchvision counts for
+    it: all sampled proposals (classes and boxes), the pixels of all foreground proposals'
+    masks, the valid keypoints.
+
+    Made from built `RoIHeads` by `detmix.weight_losses`.
     """
 
     loss_weighting: LossWeighting
@@ -186,12 +199,14 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             proposals: Proposed boxes of each image.
             image_shapes: (H, W) of each image.
             targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` and, as a rule,
-                ``box_weights`` ``(N,)``.
+                ``box_weights`` ``(N,)``; ``masks`` ``(N, H, W)`` and ``keypoints``
+                ``(N, J, 3)`` float32 where the detector predicts them.
 
         Returns:
             Detections of each image (none in training), and ``loss_classifier`` and
-            ``loss_box_reg``, both divided by the number of sampled proposals (none in
-            evaluation).
+            ``loss_box_reg``, both divided by the number of sampled proposals, ``loss_mask`` by
+            that of the foreground's pixels and ``loss_keypoint`` by that of valid keypoints
+            (none in evaluation).
         """
         if not self.training:
             return super().forward(  # type: ignore[no-any-return]
@@ -211,13 +226,21 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             ]
         )
         check_labels(targets, class_logits.shape[1])
-        return [], self.weighted_losses(
+        losses = self.weighted_losses(
             class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
         )
+        if self.has_mask() or self.has_keypoint():
+            foreground = select_foreground(proposals, matched, labels, weights)
+            losses |= self.branch_losses(features, image_shapes, foreground, targets)
+        return [], losses
 
     def check_targets(self, targets: Targets | None) -> None:
-        """Check keys and dtypes as torchvision's own ``forward`` does."""
+        """Check keys and dtypes as torchvision's own ``forward`` does, and counts."""
+        if self.has_mask():
+            check_masks(targets or [])
         super().check_targets(targets)
+        if self.has_keypoint():
+            check_keypoints(targets or [])
         for index, target in enumerate(targets or []):
             for key, expected in _DTYPES.items():
                 if target[key].dtype not in expected:
@@ -259,6 +282,41 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             ),
         }
         return {name: self.loss_weighting.rescale(loss, weights) for name, loss in losses.items()}
+
+    def branch_losses(
+        self,
+        features: dict[str, Tensor],
+        image_shapes: list[tuple[int, int]],
+        foreground: Foreground,
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        """Run the mask and the keypoint branch that there are, over the foreground.
+
+        Args:
+            features: Feature maps by level name.
+            image_shapes: (H, W) of each image.
+            foreground: The proposals that match an object.
+            targets: Targets with ``masks`` and ``keypoints``.
+
+        Returns:
+            ``loss_mask`` and ``loss_keypoint``, or one of them.
+
+        Raises:
+            ValueError: For another number of keypoints than the detector predicts.
+        """
+        losses = {}
+        where = (features, foreground.proposals, image_shapes)
+        if self.has_mask():
+            logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(*where)))
+            masks = [target["masks"] for target in targets]
+            losses["loss_mask"] = mask_loss(logits, foreground, masks, self.loss_weighting)
+        if self.has_keypoint():
+            logits = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(*where)))
+            keypoints = [target["keypoints"] for target in targets]
+            losses["loss_keypoint"] = keypoint_loss(
+                logits, foreground, keypoints, self.loss_weighting
+            )
+        return losses
 
 
 _DTYPES: dict[str, tuple[Any, ...]] = {
