@@ -257,12 +257,18 @@ class OwnRoIHeads(detection.roi_heads.RoIHeads):
     pass
 
 
+class OwnClassificationHead(detection.retinanet.RetinaNetClassificationHead):
+    pass
+
+
 def test_unknown_models_are_refused_by_name_and_left_alone():
     with pytest.raises(TypeError, match="Linear"):
         weight_losses(nn.Linear(1, 1))
-    mask = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    with pytest.raises(TypeError, match="MaskRCNN"):
-        weight_losses(mask)
+    retinanet = detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None)
+    retinanet.head.classification_head.__class__ = OwnClassificationHead
+    with pytest.raises(TypeError, match="RetinaNet: its OwnClassificationHead is not"):
+        weight_losses(retinanet)
+    assert type(retinanet.head) is detection.retinanet.RetinaNetHead
     model = build()
     model.roi_heads.__class__ = OwnRoIHeads
     with pytest.raises(TypeError, match="OwnRoIHeads"):

@@ -15,9 +15,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou, generalized_box_iou
 
+from detmix import weight_losses
 from detmix.detectors.losses import foreground_normalizer, weighted_sum
-from detmix.detectors.retinanet import WeightedRetinaNetHead
-from detmix.detectors.weighting import LossWeighting
 
 SMALL = {"weights": None, "weights_backbone": None, "num_classes": 5} | dict.fromkeys(
     ("min_size", "max_size"), 64
@@ -54,13 +53,6 @@ BUILDERS = {
 def build(name: str = "RetinaNet", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return BUILDERS[name]().train()
-
-
-def weight(model: nn.Module, **settings) -> nn.Module:
-    assert type(model.head) in (RetinaNetHead, WeightedRetinaNetHead)
-    model.head.__class__ = WeightedRetinaNetHead
-    model.head.loss_weighting = LossWeighting(**settings)
-    return model
 
 
 def batch(weights: float | None = None) -> tuple[list[torch.Tensor], list[dict]]:
@@ -126,7 +118,7 @@ def assert_identical(ours, theirs):
 def test_all_weights_one_equals_torchvision_bit_for_bit(name, precision):
     model = build(name)
     plain = step(copy.deepcopy(model), *batch(), precision)
-    weight(model)
+    weight_losses(model)
     assert plain[0].keys() == LOSSES
     assert all(plain[0].values())
     assert_identical(step(model, *batch(1.0), precision), plain)
@@ -139,7 +131,7 @@ def test_larger_batches_equal_torchvision_bit_for_bit(repeats):
     images, targets = (part * repeats for part in batch())
     images = [image * (i + 1) / len(images) for i, image in enumerate(images)]
     plain = step(copy.deepcopy(model), images, targets)
-    assert_identical(step(weight(model), images, targets), plain)
+    assert_identical(step(weight_losses(model), images, targets), plain)
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalizer": "weights"}], ids=str)
@@ -147,13 +139,13 @@ def test_larger_batches_equal_torchvision_bit_for_bit(repeats):
 def test_batch_without_any_object_equals_torchvision_bit_for_bit(name, settings):
     model = build(name)
     plain = step(copy.deepcopy(model), *without_objects())
-    assert_identical(step(weight(model, **settings), *without_objects()), plain)
+    assert_identical(step(weight_losses(model, **settings), *without_objects()), plain)
 
 
 def test_weight_normalizer_with_all_weights_one_equals_torchvision_bit_for_bit():
     model = build()
     plain = step(copy.deepcopy(model), *batch())
-    assert_identical(step(weight(model, normalizer="weights"), *batch(1.0)), plain)
+    assert_identical(step(weight_losses(model, normalizer="weights"), *batch(1.0)), plain)
 
 
 def test_weight_normalizer_undoes_a_weight_common_to_everything():
@@ -161,7 +153,7 @@ def test_weight_normalizer_undoes_a_weight_common_to_everything():
     # images with objects: one without has no foreground weight to divide by
     plain, weighted = (([i[0], i[2]], [t[0], t[2]]) for i, t in (batch(), batch(0.7)))
     plain = step(copy.deepcopy(model), *plain)[0]
-    losses = step(weight(model, background_weight=0.7, normalizer="weights"), *weighted)[0]
+    losses = step(weight_losses(model, background_weight=0.7, normalizer="weights"), *weighted)[0]
     for key in LOSSES:
         torch.testing.assert_close(losses[key], plain[key], rtol=1e-5, atol=1e-7)
 
@@ -223,7 +215,7 @@ def centre(box) -> tuple[float, float, float, float]:
 @pytest.mark.parametrize("name", ["RetinaNet", "giou"])
 def test_weighted_losses_equal_a_loop_over_anchors(name, normalizer):
     settings = {"background_weight": 0.6, "normalizer": normalizer}
-    model = weight(build(name), **settings)
+    model = weight_losses(build(name), **settings)
     seen = {}
     compute_loss = model.head.compute_loss
 
@@ -249,7 +241,7 @@ def test_losses_and_gradients_are_linear_in_the_weights():
     for target in mixes["mean"][0][1]:
         target["box_weights"] = (target["box_weights"] + 1) / 2
     for name, (data, background_weight) in mixes.items():
-        results[name] = step(weight(model, background_weight=background_weight), *data)
+        results[name] = step(weight_losses(model, background_weight=background_weight), *data)
     for a, b, mean in zip(results["a"][:2], results["b"][:2], results["mean"][:2], strict=True):
         for key in a:
             torch.testing.assert_close(mean[key], (a[key] + b[key]) / 2, rtol=1e-4, atol=1e-6)
@@ -257,17 +249,17 @@ def test_losses_and_gradients_are_linear_in_the_weights():
 
 @pytest.mark.parametrize("normalizer", ["samples", "weights"])
 def test_no_weight_at_all_gives_zero_not_nan(normalizer):
-    model = weight(build(), background_weight=0.0, normalizer=normalizer)
+    model = weight_losses(build(), background_weight=0.0, normalizer=normalizer)
     losses, grads, _ = step(model, *batch(0.0))
     assert all(loss == 0 for loss in losses.values())
     assert all(torch.isfinite(grad).all() for grad in grads.values())
 
 
 def test_objects_of_no_weight_do_not_blow_up_the_background():
-    model = weight(build(), normalizer="weights")
+    model = weight_losses(build(), normalizer="weights")
     losses = step(model, *batch(0.0))[0]
     assert losses["bbox_regression"] == 0
-    background = step(weight(model), *without_objects())[0]["classification"]
+    background = step(weight_losses(model), *without_objects())[0]["classification"]
     assert 0 < losses["classification"] <= background
 
 
@@ -276,7 +268,7 @@ def test_everything_but_training_losses_is_unchanged(name):
     model = build(name)
     model.score_thresh = 0.0
     before = copy.deepcopy(model)
-    weight(model, background_weight=0.5)
+    weight_losses(model, background_weight=0.5)
     assert list(model.state_dict()) == list(before.state_dict())
     images, _ = batch()
     with torch.no_grad():
@@ -287,10 +279,10 @@ def test_everything_but_training_losses_is_unchanged(name):
 
 
 def test_copies_and_state_dicts_round_trip():
-    model = weight(build(), background_weight=0.4)
+    model = weight_losses(build(), background_weight=0.4)
     expected = step(model, *uneven())
     assert_identical(step(copy.deepcopy(model), *uneven()), expected)
-    fresh = weight(build(seed=9), background_weight=0.4)
+    fresh = weight_losses(build(seed=9), background_weight=0.4)
     fresh.load_state_dict(model.state_dict())
     assert_identical(step(fresh, *uneven()), expected)
 
@@ -307,7 +299,7 @@ def test_bad_weights_are_named(weights, message):
     images, targets = batch(1.0)
     targets[0]["box_weights"] = weights
     with pytest.raises(ValueError, match=message):
-        weight(build())(images, targets)
+        weight_losses(build())(images, targets)
 
 
 @pytest.mark.parametrize("label", [0, 5, -1])
@@ -315,11 +307,11 @@ def test_bad_labels_are_named(label):
     images, targets = batch()
     targets[2]["labels"] = torch.tensor([1, label, 2])
     with pytest.raises(ValueError, match=rf"target 2 must be in 1\.\.4.*got {label} for box 1"):
-        weight(build())(images, targets)
+        weight_losses(build())(images, targets)
 
 
 def test_unknown_loss_type_is_named():
-    model = weight(build())
+    model = weight_losses(build())
     model.head.regression_head._loss_type = "l3"
     with pytest.raises(ValueError, match=r"'l1', 'smooth_l1'.*got 'l3'"):
         model(*batch())

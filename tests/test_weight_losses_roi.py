@@ -21,9 +21,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 
-from detmix.detectors.rcnn import WeightedRegionProposalNetwork, WeightedRoIHeads
+from detmix import weight_losses
 from detmix.detectors.roi_losses import weighted_keypoint_loss, weighted_mask_loss
-from detmix.detectors.weighting import LossWeighting
 
 SIZE = 96
 CLASSES = 5
@@ -105,14 +104,6 @@ def build(name: str = "both", seed: int = 0) -> nn.Module:
     return BUILDERS[name]().train()
 
 
-def attach(model: nn.Module, **settings) -> nn.Module:
-    model.rpn.__class__ = WeightedRegionProposalNetwork
-    model.roi_heads.__class__ = WeightedRoIHeads
-    for part in (model.rpn, model.roi_heads):
-        part.loss_weighting = LossWeighting(**settings)
-    return model
-
-
 BOXES = [
     [[5.0, 5.0, 40.0, 50.0], [30.0, 40.0, 85.0, 92.0]],
     [],
@@ -180,7 +171,7 @@ def assert_identical(ours, theirs):
 def test_all_weights_one_equals_torchvision_bit_for_bit(name, explicit):
     model = build(name)
     plain = step(copy.deepcopy(model), *batch())
-    weighted = step(attach(model), *batch(1.0 if explicit else None))
+    weighted = step(weight_losses(model), *batch(1.0 if explicit else None))
     assert plain[0].keys() == BOX_LOSSES | LOSSES[name]
     assert all(loss > 0 for loss in plain[0].values())
     assert_identical(weighted, plain)
@@ -191,7 +182,7 @@ def test_torchvisions_own_models_stay_equal_bit_for_bit(name):
     model = build(name)
     boxes = [BOXES[2], []]
     plain = step(copy.deepcopy(model), *batch(boxes=boxes))
-    assert_identical(step(attach(model), *batch(1.0, boxes)), plain)
+    assert_identical(step(weight_losses(model), *batch(1.0, boxes)), plain)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -199,7 +190,7 @@ def test_bf16_autocast_equals_torchvision_bit_for_bit(name):
     model = build(name)
     with torch.autocast("cpu", torch.bfloat16):
         plain = step(copy.deepcopy(model), *batch())
-        weighted = step(attach(model), *batch(1.0))
+        weighted = step(weight_losses(model), *batch(1.0))
     assert_identical(weighted, plain)
 
 
@@ -209,7 +200,7 @@ def test_batch_without_any_object_equals_torchvision_bit_for_bit(name, normalize
     images, targets = batch(boxes=[[], []])
     model = build(name)
     plain = step(copy.deepcopy(model), images, targets)
-    weighted = step(attach(model, normalizer=normalizer), images, targets)
+    weighted = step(weight_losses(model, normalizer=normalizer), images, targets)
     assert all(weighted[0][key] == 0 for key in LOSSES[name])
     # every parameter of the branches has a gradient, as distributed training expects
     assert weighted[1].keys() == plain[1].keys() == dict(model.named_parameters()).keys()
@@ -227,7 +218,7 @@ def test_no_visible_keypoint_equals_torchvision_bit_for_bit():
     model = build("keypoint")
     plain = step(copy.deepcopy(model), images, targets)
     assert plain[0]["loss_keypoint"] == 0
-    assert_identical(step(attach(model), images, targets), plain)
+    assert_identical(step(weight_losses(model), images, targets), plain)
 
 
 def softplus(x):
@@ -279,7 +270,7 @@ def loop_keypoint_loss(logits, proposals, targets, weights, normalizer):
 @pytest.mark.parametrize("normalizer", ["samples", "weights"])
 @pytest.mark.parametrize("name", ["mask", "keypoint", "both"])
 def test_losses_equal_a_loop_over_proposals(name, normalizer):
-    model = attach(build(name), normalizer=normalizer, background_weight=0.3)
+    model = weight_losses(build(name), normalizer=normalizer, background_weight=0.3)
     loops = {"mask": loop_mask_loss, "keypoint": loop_keypoint_loss}
     caught = {}
     kinds = [kind for kind in loops if name in (kind, "both")]
@@ -308,9 +299,9 @@ def test_losses_and_gradients_are_linear_in_the_weights():
         [(a + b) / 2 for a, b in zip(first, second, strict=True)]
         for first, second in zip(WEIGHTS, other, strict=True)
     ]
-    first = step(attach(model, background_weight=0.2), *batch(WEIGHTS))
-    second = step(attach(model, background_weight=1.0), *batch(other))
-    between = step(attach(model, background_weight=0.6), *batch(mean))
+    first = step(weight_losses(model, background_weight=0.2), *batch(WEIGHTS))
+    second = step(weight_losses(model, background_weight=1.0), *batch(other))
+    between = step(weight_losses(model, background_weight=0.6), *batch(mean))
     for a, b, result in zip(first[:2], second[:2], between[:2], strict=True):
         for key in result:
             torch.testing.assert_close(result[key], (a[key] + b[key]) / 2, rtol=1e-4, atol=1e-6)
@@ -319,14 +310,14 @@ def test_losses_and_gradients_are_linear_in_the_weights():
 def test_equal_weights_cancel_with_the_weight_normalizer():
     model = build()
     plain, _, _ = step(copy.deepcopy(model), *batch())
-    attach(model, background_weight=0.3, normalizer="weights")
+    weight_losses(model, background_weight=0.3, normalizer="weights")
     losses, _, _ = step(model, *batch(0.3))
     for key in plain:
         torch.testing.assert_close(losses[key], plain[key], rtol=1e-5, atol=1e-7)
 
 
 def test_no_weight_at_all_gives_zero_not_nan():
-    model = attach(build(), background_weight=0.0, normalizer="weights")
+    model = weight_losses(build(), background_weight=0.0, normalizer="weights")
     losses, grads, _ = step(model, *batch(0.0))
     assert all(loss == 0 for loss in losses.values())
     assert all(torch.isfinite(grad).all() for grad in grads.values())
@@ -336,7 +327,7 @@ def test_no_weight_at_all_gives_zero_not_nan():
 def test_everything_but_training_losses_is_unchanged(name):
     model = build(name)
     before = copy.deepcopy(model)
-    attach(model, background_weight=0.5)
+    weight_losses(model, background_weight=0.5)
     assert list(model.state_dict()) == list(before.state_dict())
     assert [n for n, _ in model.named_modules()] == [n for n, _ in before.named_modules()]
     images, _ = batch()
@@ -348,11 +339,11 @@ def test_everything_but_training_losses_is_unchanged(name):
 
 
 def test_copies_and_round_trips():
-    model = attach(build(), background_weight=0.4)
+    model = weight_losses(build(), background_weight=0.4)
     expected = step(model, *batch(WEIGHTS))
     assert_identical(step(copy.deepcopy(model), *batch(WEIGHTS)), expected)
     assert_identical(step(pickle.loads(pickle.dumps(model)), *batch(WEIGHTS)), expected)
-    fresh = attach(build(seed=9), background_weight=0.4)
+    fresh = weight_losses(build(seed=9), background_weight=0.4)
     fresh.load_state_dict(model.state_dict())
     assert_identical(step(fresh, *batch(WEIGHTS)), expected)
 
@@ -380,12 +371,12 @@ def test_bad_targets_are_named(name, key, value, error, message):
     else:
         targets[2][key] = value
     with pytest.raises(error, match=message):
-        attach(build(name))(images, targets)
+        weight_losses(build(name))(images, targets)
 
 
 def test_an_image_without_objects_need_not_know_the_number_of_keypoints():
     images, targets = batch(WEIGHTS)
-    model = attach(build("keypoint"))
+    model = weight_losses(build("keypoint"))
     expected = step(model, images, targets)
     targets[1]["keypoints"] = torch.zeros(0, 0, 3)
     assert_identical(step(model, images, targets), expected)

@@ -16,8 +16,8 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from detmix.detectors.ssd import WeightedSSD, hard_negatives
-from detmix.detectors.weighting import LossWeighting
+from detmix import weight_losses
+from detmix.detectors.ssd import hard_negatives
 
 SIZE = 64
 CLASSES = 5
@@ -56,13 +56,6 @@ BUILDERS = {
 def build(name: str = "SSD", seed: int = 0) -> SSD:
     torch.manual_seed(seed)
     return BUILDERS[name]().train()
-
-
-def attach(model: SSD, **settings) -> SSD:
-    assert type(model) in (SSD, WeightedSSD)
-    model.__class__ = WeightedSSD
-    model.loss_weighting = LossWeighting(**settings)
-    return model
 
 
 def batch(weights=None) -> tuple[list[torch.Tensor], list[dict]]:
@@ -111,7 +104,7 @@ def assert_identical(ours, theirs):
 def test_all_weights_one_equals_torchvision_bit_for_bit(name, explicit):
     model = build(name)
     plain = step(copy.deepcopy(model), *batch())
-    weighted = step(attach(model), *batch(1.0 if explicit else None))
+    weighted = step(weight_losses(model), *batch(1.0 if explicit else None))
     assert plain[0].keys() == {"bbox_regression", "classification"}
     assert all(loss > 0 for loss in plain[0].values())
     assert any(grad.abs().sum() > 0 for grad in plain[1].values())
@@ -122,7 +115,7 @@ def test_ssd300_equals_torchvision_bit_for_bit():
     model = build("ssd300_vgg16")
     images, targets = batch(1.0)
     plain = step(copy.deepcopy(model), images[:1], targets[:1])
-    assert_identical(step(attach(model), images[:1], targets[:1]), plain)
+    assert_identical(step(weight_losses(model), images[:1], targets[:1]), plain)
 
 
 @pytest.mark.parametrize("name", ["SSD", "ssdlite320_mobilenet_v3_large"])
@@ -130,7 +123,7 @@ def test_bf16_autocast_equals_torchvision_bit_for_bit(name):
     model = build(name)
     with torch.autocast("cpu", torch.bfloat16):
         plain = step(copy.deepcopy(model), *batch())
-        weighted = step(attach(model), *batch(1.0))
+        weighted = step(weight_losses(model), *batch(1.0))
     assert_identical(weighted, plain)
 
 
@@ -141,7 +134,7 @@ def test_batch_without_any_object_equals_torchvision_bit_for_bit():
     for normalizer in ("samples", "weights"):
         model = build()
         plain = step(copy.deepcopy(model), images, targets)
-        assert_identical(step(attach(model, normalizer=normalizer), images, targets), plain)
+        assert_identical(step(weight_losses(model, normalizer=normalizer), images, targets), plain)
 
 
 WEIGHTS = [[0.25, 0.9], [], [0.6, 0.05, 1.0]]
@@ -208,7 +201,7 @@ def loop_losses(outputs, anchors, targets, weights, background_weight, normalize
 @pytest.mark.parametrize("normalizer", ["samples", "weights"])
 @pytest.mark.parametrize("background_weight", [0.0, 0.3, 1.0])
 def test_losses_equal_a_loop_over_anchors(background_weight, normalizer):
-    model = attach(build(), background_weight=background_weight, normalizer=normalizer)
+    model = weight_losses(build(), background_weight=background_weight, normalizer=normalizer)
     caught = {}
     model.head.register_forward_hook(lambda *args: caught.update(outputs=args[2]))
     model.anchor_generator.register_forward_hook(lambda *args: caught.update(anchors=args[2]))
@@ -229,9 +222,9 @@ def test_losses_and_gradients_are_linear_in_the_weights():
         [(a + b) / 2 for a, b in zip(first, second, strict=True)]
         for first, second in zip(WEIGHTS, other, strict=True)
     ]
-    first = step(attach(model, background_weight=0.2), *batch(WEIGHTS))
-    second = step(attach(model, background_weight=1.0), *batch(other))
-    between = step(attach(model, background_weight=0.6), *batch(mean))
+    first = step(weight_losses(model, background_weight=0.2), *batch(WEIGHTS))
+    second = step(weight_losses(model, background_weight=1.0), *batch(other))
+    between = step(weight_losses(model, background_weight=0.6), *batch(mean))
     for a, b, result in zip(first[:2], second[:2], between[:2], strict=True):
         for key in result:
             torch.testing.assert_close(result[key], (a[key] + b[key]) / 2, rtol=1e-4, atol=1e-6)
@@ -240,13 +233,15 @@ def test_losses_and_gradients_are_linear_in_the_weights():
 def test_equal_weights_cancel_with_the_weight_normalizer():
     model = build()
     plain, _, _ = step(copy.deepcopy(model), *batch())
-    losses, _, _ = step(attach(model, background_weight=0.5, normalizer="weights"), *batch(0.5))
+    losses, _, _ = step(
+        weight_losses(model, background_weight=0.5, normalizer="weights"), *batch(0.5)
+    )
     for key in plain:
         torch.testing.assert_close(losses[key], plain[key], rtol=1e-5, atol=1e-7)
 
 
 def test_no_weight_at_all_gives_zero_not_nan():
-    model = attach(build(), background_weight=0.0, normalizer="weights")
+    model = weight_losses(build(), background_weight=0.0, normalizer="weights")
     losses, grads, _ = step(model, *batch(0.0))
     assert all(loss == 0 for loss in losses.values())
     assert all(torch.isfinite(grad).all() for grad in grads.values())
@@ -274,7 +269,7 @@ def test_too_few_negatives_equal_torchvision_bit_for_bit():
     target = {"boxes": anchors[0][:2].clone(), "labels": torch.tensor([1, 3])}
     matched = [torch.tensor([0, 1, -1, 0, 1, -1, 0, -1])]
     plain = model.compute_loss([target], outputs, anchors, matched)
-    losses = attach(model).compute_loss([target], outputs, anchors, matched)
+    losses = weight_losses(model).compute_loss([target], outputs, anchors, matched)
     assert_identical([losses], [plain])
     cross_entropy = F.cross_entropy(
         outputs["cls_logits"][0], torch.tensor([1, 3, 0, 1, 3, 0, 1, 0]), reduction="sum"
@@ -286,7 +281,7 @@ def test_too_few_negatives_equal_torchvision_bit_for_bit():
 def test_everything_but_training_losses_is_unchanged(name):
     model = build(name)
     before = copy.deepcopy(model)
-    attach(model, background_weight=0.5)
+    weight_losses(model, background_weight=0.5)
     assert list(model.state_dict()) == list(before.state_dict())
     assert [n for n, _ in model.named_modules()] == [n for n, _ in before.named_modules()]
     images, _ = batch()
@@ -298,11 +293,11 @@ def test_everything_but_training_losses_is_unchanged(name):
 
 
 def test_copies_and_round_trips():
-    model = attach(build(), background_weight=0.4)
+    model = weight_losses(build(), background_weight=0.4)
     expected = step(model, *batch(WEIGHTS))
     assert_identical(step(copy.deepcopy(model), *batch(WEIGHTS)), expected)
     assert_identical(step(pickle.loads(pickle.dumps(model)), *batch(WEIGHTS)), expected)
-    fresh = attach(build(seed=9), background_weight=0.4)
+    fresh = weight_losses(build(seed=9), background_weight=0.4)
     fresh.load_state_dict(model.state_dict())
     assert_identical(step(fresh, *batch(WEIGHTS)), expected)
 
@@ -319,7 +314,7 @@ def test_bad_weights_are_named(weights, message):
     images, targets = batch()
     targets[0]["box_weights"] = weights
     with pytest.raises(ValueError, match=message):
-        attach(build())(images, targets)
+        weight_losses(build())(images, targets)
 
 
 @pytest.mark.parametrize("label", [0, CLASSES, -1])
@@ -327,4 +322,4 @@ def test_bad_labels_are_named(label):
     images, targets = batch()
     targets[2]["labels"] = torch.tensor([1, label, 2])
     with pytest.raises(ValueError, match=rf"target 2 must be in 1\.\.4.*got {label} for box 1"):
-        attach(build())(images, targets)
+        weight_losses(build())(images, targets)

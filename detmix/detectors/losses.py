@@ -1,4 +1,4 @@
-r"""The losses of two-stage detectors with a weight for each sample, as pure functions.
+r"""The losses of detectors with a weight for each sample, as pure functions.
 
 A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_i` with
 torchvision's own normalizer n, so it is linear in the weights. The forms are chosen so that
