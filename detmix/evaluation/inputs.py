@@ -72,17 +72,17 @@ def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_cla
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
             "one as of the other"
         )
-    reader = _Reader("targets", [None] * len(targets), num_classes)
+    reader = RecordReader("targets", [None] * len(targets), num_classes)
     image_ids = [reader.image_id(index, target) for index, target in enumerate(targets)]
     return Batch(
         image_ids,
-        _Reader("predictions", image_ids, num_classes).detections(predictions),
-        _Reader("targets", image_ids, num_classes).objects(targets),
+        RecordReader("predictions", image_ids, num_classes).detections(predictions),
+        RecordReader("targets", image_ids, num_classes).objects(targets),
     )
 
 
 @dataclass(frozen=True)
-class _Reader:
+class RecordReader:
     """Reads one of the two lists; knows enough to say where something is wrong."""
 
     name: str
@@ -98,7 +98,7 @@ class _Reader:
         if isinstance(value, np.integer):
             value = int(value)
         if value is not None and not isinstance(value, int | str):
-            raise self._error(index, f"image_id is {value!r}, expected one int or str")
+            raise self.error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
     def detections(self, predictions: Sequence[Record]) -> Columns:
@@ -108,8 +108,8 @@ class _Reader:
             self._check_keys(index, record, ("boxes", "labels", "scores"))
             boxes.append(self._boxes(index, record["boxes"]))
             num = len(boxes[-1])
-            labels.append(self._vector(index, "labels", record["labels"], num, "iu"))
-            scores.append(self._vector(index, "scores", record["scores"], num, "fiu"))
+            labels.append(self.vector(index, "labels", record["labels"], num, "iu"))
+            scores.append(self.vector(index, "scores", record["scores"], num, "fiu"))
         columns = self._join(boxes, labels, _concatenate(scores, np.float32))
         self._check_rows(columns, np.isfinite(columns.extra), "scores", columns.extra, "finite")
         return columns
@@ -121,9 +121,9 @@ class _Reader:
             self._check_keys(index, record, ("boxes", "labels"))
             boxes.append(self._boxes(index, record["boxes"]))
             num = len(boxes[-1])
-            labels.append(self._vector(index, "labels", record["labels"], num, "iu"))
+            labels.append(self.vector(index, "labels", record["labels"], num, "iu"))
             if "difficult" in record:
-                flags = self._vector(index, "difficult", record["difficult"], num, "biu")
+                flags = self.vector(index, "difficult", record["difficult"], num, "biu")
                 difficult.append(flags.astype(bool))
             else:
                 difficult.append(np.zeros(num, dtype=bool))
@@ -148,32 +148,32 @@ class _Reader:
 
     def _check_keys(self, index: int, record: Record, keys: tuple[str, ...]) -> None:
         if not isinstance(record, Mapping):
-            raise self._error(index, f"is a {type(record).__name__}, expected a dict")
+            raise self.error(index, f"is a {type(record).__name__}, expected a dict")
         for key in keys:
             if key not in record:
-                raise self._error(
+                raise self.error(
                     index,
                     f"has no {key!r}, only {sorted(map(str, record))}; expected {', '.join(keys)}",
                 )
 
     def _boxes(self, index: int, value: Any) -> NDArray[Any]:
-        boxes = _as_numpy(value)
+        boxes = as_array(value)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise self._error(index, f"boxes have shape {boxes.shape}, expected (N, 4)")
+            raise self.error(index, f"boxes have shape {boxes.shape}, expected (N, 4)")
         if boxes.dtype.kind not in "fiu":
-            raise self._error(index, f"boxes are {boxes.dtype}, expected numbers")
+            raise self.error(index, f"boxes are {boxes.dtype}, expected numbers")
         return boxes
 
-    def _vector(self, index: int, key: str, value: Any, length: int, kinds: str) -> NDArray[Any]:
+    def vector(self, index: int, key: str, value: Any, length: int, kinds: str) -> NDArray[Any]:
         """A field with one value for each box, of one of the NumPy dtype kinds ``kinds``."""
-        vector = _as_numpy(value)
+        vector = as_array(value)
         if vector.shape != (length,):
-            raise self._error(
+            raise self.error(
                 index, f"{key} have shape {vector.shape}, expected ({length},): one for each box"
             )
         if length and vector.dtype.kind not in kinds:
             expected = "numbers" if "f" in kinds else "integers"
-            raise self._error(index, f"{key} are {vector.dtype}, expected {expected}")
+            raise self.error(index, f"{key} are {vector.dtype}, expected {expected}")
         return vector
 
     def _check_rows(
@@ -185,15 +185,17 @@ class _Reader:
         index = int(np.searchsorted(np.cumsum(columns.counts), row, side="right"))
         within = row - int(columns.counts[:index].sum())
         got = values[row].tolist()
-        raise self._error(index, f"{key}[{within}] is {got}, expected {expected}")
+        raise self.error(index, f"{key}[{within}] is {got}, expected {expected}")
 
-    def _error(self, index: int, message: str) -> ValueError:
+    def error(self, index: int, message: str) -> ValueError:
+        """An error that says which record of which list, and which image, it is about."""
         image_id = self.image_ids[index]
         suffix = "" if image_id is None else f" (image_id {image_id!r})"
         return ValueError(f"{self.name}[{index}]{suffix}: {message}")
 
 
-def _as_numpy(value: Any) -> NDArray[Any]:
+def as_array(value: Any) -> NDArray[Any]:
+    """A tensor of any device or dtype, or anything NumPy takes, in its own precision."""
     if isinstance(value, torch.Tensor):
         value = value.float() if value.dtype == torch.bfloat16 else value
         value = value.numpy(force=True)  # detached and on the CPU

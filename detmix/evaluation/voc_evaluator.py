@@ -72,7 +72,7 @@ class VOCEvaluator:
         iou_threshold: float = 0.5,
         interpolation: Interpolation = "all-point",
     ) -> None:
-        self.classes = _checked_classes(classes)
+        self.classes = checked_classes(classes)
         if not 0 < iou_threshold < 1:
             raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in (0, 1)")
         check_interpolation(interpolation)
@@ -196,7 +196,8 @@ class VOCEvaluator:
         return images * len(self.classes) + (columns.labels - 1)
 
 
-def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names, if they are at least one and all different; else ValueError."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"classes is {classes!r}, expected a list of names")
     names = tuple(classes)

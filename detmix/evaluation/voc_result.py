@@ -60,8 +60,8 @@ class VOCResult:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the curves as plain values for JSON; None stands for NaN."""
         return {
-            "mean_ap": _none_if_nan(self.mean_ap),
-            "ap": {name: _none_if_nan(value) for name, value in self.ap.items()},
+            "mean_ap": none_if_nan(self.mean_ap),
+            "ap": {name: none_if_nan(value) for name, value in self.ap.items()},
             "classes": list(self.classes),
             "num_objects": dict(self.num_objects),
             "num_detections": dict(self.num_detections),
@@ -73,13 +73,13 @@ class VOCResult:
     def __str__(self) -> str:
         """The table: one line for each class, then the mean."""
         rows = [
-            (name, _ap_text(self.ap[name]), self.num_objects[name], self.num_detections[name])
+            (name, ap_text(self.ap[name]), self.num_objects[name], self.num_detections[name])
             for name in self.classes
         ]
         objects, detections = sum(row[2] for row in rows), sum(row[3] for row in rows)
-        mean = (self._mean_label(), _ap_text(self.mean_ap), objects, detections)
+        mean = (self._mean_label(), ap_text(self.mean_ap), objects, detections)
         header = ("class", "AP", "objects", "detections")
-        lines = _align([header, *rows, mean])
+        lines = align([header, *rows, mean])
         rule = "-" * len(lines[0])
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
@@ -87,7 +87,7 @@ class VOCResult:
         return f"mean ({self.interpolation}, IoU > {self.iou_threshold:g})"
 
 
-def _align(rows: list[tuple[Any, ...]]) -> list[str]:
+def align(rows: list[tuple[Any, ...]]) -> list[str]:
     """Lines of equal width: the first column to the left, the others to the right."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     return [
@@ -99,9 +99,11 @@ def _align(rows: list[tuple[Any, ...]]) -> list[str]:
     ]
 
 
-def _ap_text(value: float) -> str:
+def ap_text(value: float) -> str:
+    """An AP as a table shows it."""
     return "n/a" if math.isnan(value) else f"{value:.4f}"
 
 
-def _none_if_nan(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """None for NaN, which JSON has not."""
     return None if math.isnan(value) else value

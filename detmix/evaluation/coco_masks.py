@@ -1,0 +1,95 @@
+"""Masks as COCO's compressed run-length encoding (RLE), a hundredth of their size or less.
+
+Shape legend: N masks of one image of H x W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# {"size": [H, W], "counts": str}: plain values that JSON and every process take.
+Rle: TypeAlias = dict[str, Any]
+
+_THRESHOLD = 0.5  # of a mask's probability (Mask R-CNN, arXiv 1703.06870, section 3.1)
+
+
+def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> list[Rle]:
+    """Encode an image's masks as COCO's compressed RLE.
+
+    Mask R-CNN's 100 masks of a 480 x 640 image take 123 MB as float32. Encoding each batch as it
+    comes keeps a whole data set's predictions in memory, and lets processes exchange them;
+    `COCOEvaluator` takes what this returns in place of the dense masks.
+
+    Args:
+        masks: ``(N, H, W)`` or ``(N, 1, H, W)``, a tensor on any device or an array: floats are
+            probabilities, of which those above 0.5 belong to the object; of bools and integers
+            those that are not 0. A list of RLE dicts, compressed or not, is taken as well.
+
+    Returns:
+        A dict for each mask: ``size`` ``[H, W]`` and ``counts``, a str.
+
+    Raises:
+        ValueError: naming the shape or the index, the value got and what was expected.
+    """
+    if isinstance(masks, Sequence):
+        return [_compressed(index, mask) for index, mask in enumerate(masks)]
+    if masks.ndim == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    if masks.ndim != 3:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}, expected (N, H, W) or (N, 1, H, W)"
+        )
+    if len(masks) == 0:
+        return []
+    from pycocotools import mask as coco_mask
+
+    return [
+        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        for rle in coco_mask.encode(_column_major(masks))
+    ]
+
+
+def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
+    """The number of pixels ``(N,)`` of each mask."""
+    if not masks:
+        return np.zeros(0)
+    from pycocotools import mask as coco_mask
+
+    return np.asarray(coco_mask.area(list(masks)), dtype=np.float64)
+
+
+def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """``(H, W, N)`` of 0 and 1, in the memory order that RLE counts in."""
+    if isinstance(masks, Tensor):
+        # On its own device first: a byte for each pixel is less to move than a float.
+        inside = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
+        columns = inside.transpose(1, 2).contiguous().to(torch.uint8).numpy(force=True)
+    else:
+        chosen = masks > _THRESHOLD if masks.dtype.kind == "f" else masks != 0
+        columns = np.ascontiguousarray(chosen.transpose(0, 2, 1)).astype(np.uint8)
+    result: NDArray[np.uint8] = columns.transpose(2, 1, 0)
+    return result
+
+
+def _compressed(index: int, mask: Any) -> Rle:
+    """One RLE with its counts as str; ValueError for what is none."""
+    expected = "expected a dict of size [H, W] and counts"
+    if not isinstance(mask, Mapping) or not {"size", "counts"} <= mask.keys():
+        raise ValueError(f"masks[{index}] is {_short(mask)}, {expected}")
+    size, counts = [int(side) for side in mask["size"]], mask["counts"]
+    if len(size) != 2 or not isinstance(counts, str | bytes | list):
+        raise ValueError(f"masks[{index}] is {_short(mask)}, {expected}")
+    if isinstance(counts, list):
+        from pycocotools import mask as coco_mask
+
+        counts = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+    return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,183 @@
+"""Random COCO data, and pycocotools called by hand to compare with."""
+
+import contextlib
+import copy
+import io
+import math
+import warnings
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+SIZE = (60, 80)  # of the images with masks, height and width
+DETECTION_STATS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+KEYPOINT_STATS = (
+    *("ap", "ap50", "ap75", "ap_medium", "ap_large"),
+    *("ar", "ar50", "ar75", "ar_medium", "ar_large"),
+)
+
+
+def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
+    """The evaluation of pycocotools' own demo: its statistics, and AP and AP50 by category id."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(ground_truth)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = KEYPOINT_STATS if iou_type == "keypoints" else DETECTION_STATS
+    stats = dict(zip(names, map(nan_for_none, evaluation.stats), strict=True))
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    by_class = {
+        category: tuple(
+            nan_for_none(-1.0 if (part == -1).all() else float(part[part > -1].mean()))
+            for part in (precision[:, :, k], precision[:1, :, k])
+        )
+        for k, category in enumerate(evaluation.params.catIds)
+    }
+    return stats, by_class
+
+
+def decode(rle):
+    with warnings.catch_warnings():  # pycocotools against NumPy 2's rule for __array__
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return coco_mask.decode(rle)
+
+
+def nan_for_none(value):
+    return math.nan if value == -1 else float(value)
+
+
+def random_boxes(rng, num, limit, grid):
+    low = rng.uniform(0, limit * 0.75, (num, 2))
+    size = np.exp(rng.uniform(np.log(4), np.log(limit * 0.5), (num, 2)))
+    boxes = np.concatenate([low, low + size], axis=1)
+    return (np.round(boxes / grid) * grid if grid else boxes).astype(np.float32)
+
+
+def random_case(seed, num_images, num_classes=3, *, limit=300.0, grid=None, most=20, levels=None):
+    """Predictions and targets with crowds, difficult objects, areas of their own, equal scores.
+
+    The last class has no objects. ``most`` is the number of detections an image has at most.
+    """
+    rng = np.random.default_rng(seed)
+    predictions, targets = [], []
+    for image_id in rng.permutation(10 * num_images)[:num_images].tolist():
+        num_gt, num_near, num_far = rng.integers(0, 7), rng.integers(0, most), rng.integers(0, 4)
+        gt = random_boxes(rng, num_gt, limit, grid)
+        gt_labels = rng.integers(1, num_classes, num_gt)
+        copies = rng.integers(0, max(num_gt, 1), num_near if num_gt else 0)
+        doubt = rng.random(len(copies))  # how far off, and how far from sure
+        near = gt[copies] + (rng.normal(0, 0.05 * limit, len(copies)) * doubt)[:, None]
+        if grid:
+            near = np.round(near / grid) * grid
+        boxes = np.concatenate([near, random_boxes(rng, num_far, limit, grid)]).astype(np.float32)
+        far_labels = rng.integers(1, num_classes + 1, num_far)
+        scores = np.concatenate([1 - doubt * rng.random(len(copies)), 0.6 * rng.random(num_far)])
+        scores = scores.astype(np.float32)
+        if levels:
+            scores = np.round(scores * levels).astype(np.float32) / np.float32(levels)
+        predictions.append(
+            {
+                "boxes": boxes,
+                "labels": np.concatenate([gt_labels[copies], far_labels]),
+                "scores": scores,
+            }
+        )
+        target = {"image_id": image_id, "boxes": gt, "labels": gt_labels}
+        if rng.random() < 0.7:
+            target["iscrowd"] = (rng.random(num_gt) < 0.2).astype(np.int64)
+        if rng.random() < 0.5:
+            target["area"] = np.exp(rng.uniform(4, 11, num_gt)).astype(np.float32)
+        targets.append(target)
+    return predictions, targets
+
+
+def add_masks(predictions, targets, seed=0):
+    """Ellipses in the boxes: probabilities for predictions, uint8 for targets."""
+    rng = np.random.default_rng(seed)
+    for prediction, target in zip(predictions, targets, strict=True):
+        target["masks"] = ellipses(target["boxes"]).astype(np.uint8)
+        inside = ellipses(prediction["boxes"])[:, None]
+        noise = rng.uniform(0, 0.49, inside.shape)
+        prediction["masks"] = np.where(inside, 1 - noise, noise).astype(np.float32)
+
+
+def ellipses(boxes):
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    x1, y1, x2, y2 = boxes.astype(float).T[:, :, None, None]
+    across = (x - (x1 + x2) / 2) / np.maximum((x2 - x1) / 2, 0.5)
+    along = (y - (y1 + y2) / 2) / np.maximum((y2 - y1) / 2, 0.5)
+    return across**2 + along**2 <= 1
+
+
+def add_keypoints(predictions, targets, num=17, seed=0):
+    """The same places of every box, with noise; some objects have no labelled keypoint."""
+    rng = np.random.default_rng(seed)
+    places = rng.random((num, 2))
+    for record in (*predictions, *targets):
+        low, high = record["boxes"][:, None, :2], record["boxes"][:, None, 2:]
+        points = low + places * (high - low) + rng.normal(0, 3, (len(low), num, 2))
+        if "scores" in record:
+            visible = np.ones((len(low), num, 1))
+        else:
+            visible = rng.integers(0, 3, (len(low), num, 1)) * (rng.random((len(low), 1, 1)) < 0.8)
+        record["keypoints"] = np.concatenate([points, visible], axis=2).astype(np.float32)
+
+
+def as_entries(predictions, targets, category_ids, names):
+    """Ground truth and results in COCO's formats, written without detmix."""
+    annotations, results = [], []
+    for prediction, target in zip(predictions, targets, strict=True):
+        for row in range(len(target["boxes"])):
+            entry = one_entry(target, row, target["image_id"], category_ids)
+            entry["id"] = len(annotations) + 1
+            entry["iscrowd"] = int(target["iscrowd"][row]) if "iscrowd" in target else 0
+            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+            if "masks" in target:
+                entry["area"] = float(target["masks"][row].sum())
+            if "area" in target:
+                entry["area"] = float(target["area"][row])
+            if "keypoints" in target:
+                entry["num_keypoints"] = int((target["keypoints"][row, :, 2] > 0).sum())
+            annotations.append(entry)
+        for row in range(len(prediction["boxes"])):
+            entry = one_entry(prediction, row, target["image_id"], category_ids)
+            results.append(entry | {"score": float(prediction["scores"][row])})
+    ground_truth = {
+        "images": [{"id": t["image_id"], "height": SIZE[0], "width": SIZE[1]} for t in targets],
+        "categories": [{"id": i, "name": n} for i, n in zip(category_ids, names, strict=True)],
+        "annotations": annotations,
+    }
+    return ground_truth, results
+
+
+def one_entry(record, row, image_id, category_ids):
+    x1, y1, x2, y2 = map(float, record["boxes"][row])
+    entry = {
+        "image_id": image_id,
+        "category_id": category_ids[int(record["labels"][row]) - 1],
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+    }
+    if "masks" in record:
+        mask = record["masks"][row].reshape(SIZE) > 0.5
+        entry["segmentation"] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        entry["segmentation"]["counts"] = entry["segmentation"]["counts"].decode()
+    if "keypoints" in record:
+        entry["keypoints"] = [float(value) for value in record["keypoints"][row].ravel()]
+    return entry
+
+
+def only(results, key):
+    """Results as ``loadRes`` needs them for one IoU type: the area must not be the box's."""
+    keys = ("image_id", "category_id", "score", key)
+    return [{name: entry[name] for name in keys} for entry in results]

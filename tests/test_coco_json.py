@@ -1,0 +1,423 @@
+"""Saved predictions and ground truth, and scoring files that anybody may have written."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from coco_oracle import add_keypoints, add_masks, as_entries, by_hand, decode, only, random_case
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detmix.evaluation import COCOEvaluator, score_predictions
+
+CLASSES = ("cat", "dog", "cow")
+CATEGORY_IDS = (90, 7, 31)
+IOU_TYPES = ("bbox", "segm", "keypoints")
+
+
+def full_case(seed=0, num_images=25):
+    predictions, targets = random_case(seed, num_images, limit=60.0, levels=12)
+    add_masks(predictions, targets)
+    add_keypoints(predictions, targets)
+    return predictions, targets
+
+
+def full_evaluator(predictions, targets, **options):
+    evaluator = COCOEvaluator(CLASSES, category_ids=CATEGORY_IDS, iou_types=IOU_TYPES, **options)
+    evaluator.update(predictions, targets)
+    return evaluator
+
+
+def write(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+# ------------------------------------------------------------------------------------------ saving
+
+
+class TestSave:
+    @pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
+    def test_scored_again_the_numbers_are_the_same_to_the_last_bit(self, tmp_path, backend):
+        if backend == "faster-coco-eval":
+            pytest.importorskip("faster_coco_eval")
+        predictions, targets = full_case()
+        for target in targets[::2]:
+            target["difficult"] = np.arange(len(target["labels"])) % 3 == 0
+        evaluator = full_evaluator(predictions, targets, backend=backend)
+        paths = evaluator.save(tmp_path / "new" / "folder")
+        assert [path.name for path in paths] == ["predictions.json", "ground_truth.json"]
+        for iou_type in IOU_TYPES:
+            again = score_predictions(*paths, iou_type=iou_type, backend=backend)
+            assert again.as_dict() == evaluator.compute(iou_type).as_dict()
+            assert again.ap > 0.05
+
+    def test_any_program_reads_the_files(self, tmp_path):
+        predictions, targets = full_case()
+        for target in targets[::2]:
+            target["difficult"] = np.arange(len(target["labels"])) % 3 == 0
+        evaluator = full_evaluator(predictions, targets)
+        saved, truth_file = evaluator.save(tmp_path)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(truth_file))
+            evaluation = COCOeval(truth, truth.loadRes(str(saved)), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        result = evaluator.compute("bbox")
+        got = (result.ap, result.ap50, result.ap75, result.ap_small)
+        assert got == tuple(evaluation.stats[:4])
+
+    def test_what_is_written(self, tmp_path):
+        predictions, targets = full_case(num_images=4)
+        targets[0]["file_name"] = "one.jpg"
+        saved, truth_file = full_evaluator(predictions, targets).save(tmp_path)
+        ground_truth = json.loads(truth_file.read_text())
+        expected, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+        assert json.loads(saved.read_text()) == results
+        assert ground_truth["categories"] == expected["categories"]
+        assert ground_truth["annotations"] == expected["annotations"]
+        assert ground_truth["annotations"][0]["id"] == 1
+        expected["images"][0]["file_name"] = "one.jpg"
+        assert ground_truth["images"] == expected["images"]
+
+    def test_float32_survives(self, tmp_path):
+        rng = np.random.default_rng(0)
+        low = rng.uniform(0, 1000, (500, 2)).astype(np.float32)
+        high = low + np.exp(rng.uniform(-9, 7, (500, 2))).astype(np.float32)
+        scores = rng.random(500).astype(np.float32)
+        boxes = np.concatenate([low, high], axis=1)
+        prediction = {"boxes": boxes, "labels": np.ones(500, int), "scores": scores}
+        target = {"boxes": boxes[:0], "labels": np.ones(0, int), "image_id": 4}
+        evaluator = COCOEvaluator(["cat"])
+        evaluator.update([prediction], [target])
+        saved = json.loads(evaluator.save(tmp_path)[0].read_text())
+        x, y, width, height = np.array([entry["bbox"] for entry in saved]).T
+        read = np.stack([x, y, x + width, y + height], axis=1).astype(np.float32)
+        np.testing.assert_array_equal(read, boxes)
+        read_scores = np.array([entry["score"] for entry in saved], dtype=np.float32)
+        np.testing.assert_array_equal(read_scores, scores)
+
+    def test_size_is_the_masks_or_else_the_original(self, tmp_path):
+        box = np.array([[0, 0, 4, 4]], np.float32)
+        nothing = {"boxes": box[:0], "labels": np.ones(0, int), "scores": np.ones(0)}
+        target = {"boxes": box, "labels": np.ones(1, int), "orig_size": np.array([30, 40])}
+        masked = {**target, "masks": np.ones((1, 6, 8), np.uint8), "image_id": 1}
+        evaluator = COCOEvaluator(["cat"], iou_types=["segm"])
+        empty = {**target, "boxes": box[:0], "labels": np.ones(0, int), "image_id": 2}
+        unknown = {"boxes": box[:0], "labels": np.ones(0, int), "image_id": 3}
+        evaluator.update([nothing] * 3, [masked, empty, unknown])
+        images = json.loads(evaluator.save(tmp_path)[1].read_text())["images"]
+        assert images == [
+            {"id": 1, "height": 6, "width": 8},
+            {"id": 2, "height": 30, "width": 40},
+            {"id": 3},
+        ]
+
+    def test_a_failed_write_leaves_the_file_as_it_was(self, tmp_path, monkeypatch):
+        evaluator = full_evaluator(*full_case(num_images=2))
+        paths = evaluator.save(tmp_path)
+        before = [path.read_bytes() for path in paths]
+        evaluator.update(*full_case(seed=1, num_images=3))
+
+        def fail(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            evaluator.save(tmp_path)
+        assert [path.read_bytes() for path in paths] == before
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+# ---------------------------------------------------------------------------- files of other people
+
+
+def foreign_files(tmp_path, iou_type="bbox", change=None):
+    """Annotations as COCO has them: polygons, crowds as uncompressed runs, no detmix in sight."""
+    predictions, targets = full_case(seed=2)
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    for entry in ground_truth["annotations"]:
+        x, y, width, height = entry["bbox"]
+        if entry["iscrowd"]:
+            mask = decode(entry["segmentation"]).T.ravel()
+            ends = np.flatnonzero(np.diff(np.concatenate([[0], mask, [2]])))
+            runs = np.diff(np.concatenate([[0], ends])).tolist()
+            entry["segmentation"] = {"size": entry["segmentation"]["size"], "counts": runs}
+        else:
+            right, low = x + width, y + height
+            entry["segmentation"] = [[x, y, right, y, right, low, x, low]]
+    keys = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+    results = only(results, keys[iou_type])
+    if change is not None:
+        change(ground_truth, results)
+    return write(tmp_path / "p.json", results), write(tmp_path / "gt.json", ground_truth)
+
+
+class TestScore:
+    @pytest.mark.parametrize("iou_type", IOU_TYPES)
+    def test_same_numbers_as_pycocotools_by_hand(self, tmp_path, iou_type):
+        predictions, annotations = foreign_files(tmp_path, iou_type)
+        stats, by_class = by_hand(
+            json.loads(annotations.read_text()), json.loads(predictions.read_text()), iou_type
+        )
+        result = score_predictions(str(predictions), annotations, iou_type=iou_type)
+        got = {name: getattr(result, name) for name in stats}
+        np.testing.assert_array_equal(list(got.values()), list(stats.values()))
+        assert result.ap > 0.05
+        for name, category in zip(CLASSES, CATEGORY_IDS, strict=True):
+            pair = result.ap_by_class[name], result.ap50_by_class[name]
+            np.testing.assert_array_equal(pair, by_class[category])
+
+    @pytest.mark.parametrize("iou_type", IOU_TYPES)
+    def test_faster_backend_agrees(self, tmp_path, iou_type):
+        pytest.importorskip("faster_coco_eval")
+        files = foreign_files(tmp_path, iou_type)
+        slow, fast = (
+            score_predictions(*files, iou_type=iou_type, backend=backend)
+            for backend in ("pycocotools", "faster-coco-eval")
+        )
+        for name, value in slow.as_dict().items():
+            if isinstance(value, float):
+                assert getattr(fast, name) == pytest.approx(value, abs=1e-12), name
+        assert fast.ap_by_class == pytest.approx(slow.ap_by_class, abs=1e-12, nan_ok=True)
+
+    @pytest.mark.parametrize("iou_type", IOU_TYPES)
+    def test_no_prediction_at_all_scores_0(self, tmp_path, iou_type):
+        files = foreign_files(tmp_path, iou_type, change=lambda _, results: results.clear())
+        result = score_predictions(*files, iou_type=iou_type)
+        assert (result.ap, result.ar) == (0.0, 0.0)
+        assert sum(result.num_objects.values()) > 0
+
+    def test_annotation_with_id_0_is_matched_like_any_other(self, tmp_path):
+        expected = score_predictions(*foreign_files(tmp_path)).as_dict()
+
+        def from_zero(ground_truth, _):
+            for number, entry in enumerate(ground_truth["annotations"]):
+                entry["id"] = number
+
+        assert score_predictions(*foreign_files(tmp_path, change=from_zero)).as_dict() == expected
+
+    def test_masks_have_their_own_area_where_a_box_is_there_too(self, tmp_path):
+        predictions, targets = full_case(seed=3)
+        ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+        files = write(tmp_path / "p.json", results), write(tmp_path / "gt.json", ground_truth)
+        for iou_type, key in (("segm", "segmentation"), ("keypoints", "keypoints")):
+            result = score_predictions(*files, iou_type=iou_type)
+            stats, _ = by_hand(ground_truth, only(results, key), iou_type)
+            got = [getattr(result, name) for name in stats]
+            np.testing.assert_array_equal(got, list(stats.values()))
+
+    @pytest.mark.parametrize("iou_type", IOU_TYPES)
+    def test_optional_keys_may_be_absent(self, tmp_path, iou_type):
+        def complete(ground_truth, _):
+            for entry in ground_truth["annotations"]:
+                entry["iscrowd"] = 0
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+                if isinstance(entry["segmentation"], dict):
+                    entry["segmentation"] = box_polygon(entry["bbox"])
+                if iou_type == "segm":
+                    rle = coco_mask.frPyObjects(entry["segmentation"], 60, 80)
+                    entry["area"] = float(coco_mask.area(coco_mask.merge(rle)))
+
+        def bare(ground_truth, _):
+            complete(ground_truth, _)
+            for entry in ground_truth["annotations"]:
+                for key in ("iscrowd", "area", "id", "num_keypoints"):
+                    del entry[key]
+
+        expected, got = (
+            score_predictions(*foreign_files(tmp_path, iou_type, change), iou_type=iou_type)
+            for change in (complete, bare)
+        )
+        assert got.as_dict() == expected.as_dict()
+
+    def test_categories_of_one_name_are_told_apart(self, tmp_path):
+        def rename(ground_truth, _):
+            for category in ground_truth["categories"][:2]:
+                category["name"] = "pet"
+
+        result = score_predictions(*foreign_files(tmp_path, change=rename))
+        assert result.classes == ("pet (90)", "pet (7)", "cow")
+        assert set(result.ap_by_class) == set(result.classes)
+
+    def test_files_are_not_changed(self, tmp_path):
+        files = foreign_files(tmp_path)
+        before = [path.read_bytes() for path in files]
+        score_predictions(*files)
+        assert [path.read_bytes() for path in files] == before
+
+    def test_unknown_choices(self, tmp_path):
+        files = foreign_files(tmp_path)
+        with pytest.raises(ValueError, match="iou_type is 'box', expected one of bbox"):
+            score_predictions(*files, iou_type="box")
+        with pytest.raises(ValueError, match="backend is 'numpy', expected one of pycocotools"):
+            score_predictions(*files, backend="numpy")
+        with pytest.raises(ValueError, match="2 keypoint_sigmas for 17 keypoints"):
+            score_predictions(
+                *foreign_files(tmp_path, "keypoints"),
+                iou_type="keypoints",
+                keypoint_sigmas=[0.1, 0.1],
+            )
+
+
+def box_polygon(bbox):
+    x, y, width, height = bbox
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def replaced(entry, **values):
+    entry = copy.deepcopy(entry) | values
+    return {key: value for key, value in entry.items() if value is not ...}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[{", r"p\.json: not JSON: "),
+            ("\x80", r"p\.json: not JSON: "),
+            ('{"a": 1}', r"p\.json: is {'a': 1}, expected a list"),
+            ("[3]", r"p\.json, predictions\[0\]: is 3, expected an object"),
+        ],
+    )
+    def test_predictions_that_are_none(self, tmp_path, text, message):
+        predictions, annotations = foreign_files(tmp_path)
+        predictions.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=message):
+            score_predictions(predictions, annotations)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"image_id": ...}, r"has no 'image_id', only \['bbox', 'category_id', 'score'\]"),
+            ({"category_id": ...}, r"has no 'category_id', only"),
+            ({"bbox": ...}, r"has no 'bbox', only .*'bbox' needs it"),
+            ({"score": ...}, r"score is None, expected a number"),
+            ({"score": math.nan}, r"score is nan, expected a number"),
+            (
+                {"image_id": 100_000},
+                r"image_id is 100000, expected one of the annotation file's 25",
+            ),
+            ({"image_id": "3"}, r"image_id is '3', expected one of"),
+            ({"category_id": 1}, r"category_id is 1, expected one of .* such as \[7, 31, 90\]"),
+            ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\], expected \[x, y, width, height\]"),
+            ({"bbox": [1, 2, math.nan, 3]}, r"bbox is \[1, 2, nan, 3\], expected"),
+            ({"bbox": [1, 2, -3, 3]}, r"bbox is \[1, 2, -3, 3\], expected .* of 0 or more"),
+            ({"bbox": [1, 2, "3", 3]}, r"bbox is \[1, 2, '3', 3\], expected"),
+        ],
+    )
+    def test_a_prediction(self, tmp_path, values, message):
+        def change(_, results):
+            results[3] = replaced(results[3], **values)
+
+        with pytest.raises(ValueError, match=r"p\.json, predictions\[3\]: " + message):
+            score_predictions(*foreign_files(tmp_path, change=change))
+
+    def test_zero_sides_are_allowed(self, tmp_path):
+        def change(_, results):
+            results[3] = replaced(results[3], bbox=[1, 2, 0, 3])
+
+        assert score_predictions(*foreign_files(tmp_path, change=change)).ap > 0
+
+    @pytest.mark.parametrize(
+        ("iou_type", "values", "message"),
+        [
+            ("segm", {"segmentation": ...}, r"has no 'segmentation', only .*'segm' needs it"),
+            ("segm", {"segmentation": [[1, 1, 2, 2, 3, 1]]}, r"expected compressed run lengths"),
+            (
+                "segm",
+                {"segmentation": {"size": [60, 80], "counts": [4800]}},
+                r"expected compressed run lengths",
+            ),
+            (
+                "segm",
+                {"segmentation": {"size": [9, 9], "counts": "11"}},
+                r"segmentation has size \[9, 9\], expected that of the image, \[60, 80\]",
+            ),
+            ("keypoints", {"keypoints": ...}, r"has no 'keypoints', only"),
+            ("keypoints", {"keypoints": [1, 2]}, r"keypoints have 2 numbers, expected .*\(51\)"),
+            ("keypoints", {"keypoints": [math.inf] * 51}, r"keypoints are \[inf, .*finite"),
+        ],
+    )
+    def test_masks_and_keypoints(self, tmp_path, iou_type, values, message):
+        def change(_, results):
+            results[3] = replaced(results[3], **values)
+
+        files = foreign_files(tmp_path, iou_type, change)
+        with pytest.raises(ValueError, match=r"p\.json, predictions\[3\]: .*" + message):
+            score_predictions(*files, iou_type=iou_type)
+
+    def test_boxes_alone_cannot_be_scored_as_masks(self, tmp_path):
+        files = foreign_files(tmp_path)
+        with pytest.raises(ValueError, match=r"p\.json, predictions\[0\]: has no 'segmentation'"):
+            score_predictions(*files, iou_type="segm")
+
+    @pytest.mark.parametrize(
+        ("part", "values", "message"),
+        [
+            ("annotations", {"bbox": ...}, r"annotations\[1\]: has no 'bbox'"),
+            ("annotations", {"bbox": [0, 0, -1, 1]}, r"annotations\[1\]: bbox is \[0, 0, -1, 1\]"),
+            ("annotations", {"image_id": -5}, r"annotations\[1\]: image_id is -5"),
+            ("annotations", {"category_id": 3}, r"annotations\[1\]: category_id is 3"),
+            ("annotations", {"area": "big"}, r"annotations\[1\]: area is 'big', expected a number"),
+            ("annotations", {"iscrowd": 2}, r"annotations\[1\]: iscrowd is 2, expected 0 or 1"),
+            ("images", {"id": ...}, r"images\[1\]: id is None, expected an int"),
+            ("categories", {"id": 90}, r"categories\[1\]: id 90 occurs twice, expected once"),
+            ("categories", {"name": 5}, r"categories\[1\]: name is 5, expected a str"),
+        ],
+    )
+    def test_an_annotation_file(self, tmp_path, part, values, message):
+        def change(ground_truth, _):
+            ground_truth[part][1] = replaced(ground_truth[part][1], **values)
+
+        with pytest.raises(ValueError, match=r"gt\.json, " + message):
+            score_predictions(*foreign_files(tmp_path, change=change))
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"segmentation": []}, r"segmentation is \[\], expected polygons or run lengths"),
+            ({"segmentation": [[1, 2, 3, 4]]}, r"segmentation is .*expected polygons"),
+            ({"segmentation": {"size": [60, 80]}}, r"segmentation is .*expected polygons"),
+            ({"segmentation": {"size": [80, 60], "counts": [4800]}}, r"has size \[80, 60\], exp"),
+        ],
+    )
+    def test_an_annotated_mask(self, tmp_path, values, message):
+        def change(ground_truth, _):
+            ground_truth["annotations"][1] |= values
+
+        files = foreign_files(tmp_path, "segm", change)
+        with pytest.raises(ValueError, match=r"gt\.json, annotations\[1\]: .*" + message):
+            score_predictions(*files, iou_type="segm")
+
+    def test_masks_need_the_images_sizes(self, tmp_path):
+        def change(ground_truth, _):
+            for image in ground_truth["images"]:
+                del image["width"]
+
+        files = foreign_files(tmp_path, "segm", change)
+        with pytest.raises(ValueError, match=r"annotations\[0\]: .* are \[60, None\], for 'segm'"):
+            score_predictions(*files, iou_type="segm")
+
+    def test_annotations_that_are_none(self, tmp_path):
+        predictions, annotations = foreign_files(tmp_path)
+        with pytest.raises(ValueError, match=r"p\.json: is \[.*expected an object with images"):
+            score_predictions(predictions, predictions)
+        write(annotations, {"images": [], "annotations": []})
+        with pytest.raises(ValueError, match=r"gt\.json: categories is None, expected a list"):
+            score_predictions(predictions, annotations)
+
+    def test_no_such_file(self, tmp_path):
+        predictions, annotations = foreign_files(tmp_path)
+        for files in ((tmp_path / "none.json", annotations), (predictions, tmp_path / "none.json")):
+            with pytest.raises(FileNotFoundError, match=r"none\.json: there is no such file"):
+                score_predictions(*files)
