@@ -74,6 +74,16 @@ def test_sample_follows_the_contract(tmp_path):
         dataset[2]
 
 
+def test_image_ids_are_indices(tmp_path):
+    dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE, "c": SIZE}))
+    assert [dataset[i][1]["image_id"] for i in range(3)] == dataset.image_ids == [0, 1, 2]
+    assert [dataset.index_of(image_id) for image_id in dataset.image_ids] == [0, 1, 2]
+    assert dataset.category_ids == tuple(range(1, 21))
+    for image_id in (-1, 3):
+        with pytest.raises(ValueError, match=rf"image_id {image_id}: expected 0 to 2"):
+            dataset.index_of(image_id)
+
+
 def test_targets_are_copies(tmp_path):
     dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + DOG}))
     dataset[0][1]["boxes"].zero_()

@@ -1,7 +1,8 @@
 """Data sets, augmentation and loaders.
 
-VOC devkit, shapes ─► VOCDetection ─► AugmentedDataset  ─┬─► loaders
-image folders, tar ─► ImageClasses ─► TransformedImages ─┘
+VOC devkit, shapes ─► VOCDetection ──┬─► AugmentedDataset  ─┬─► loaders
+COCO JSON, shapes  ─► CocoDetection ─┘                      │
+image folders, tar ─► ImageClasses ────► TransformedImages ─┘
 """
 
 from detmix.data.augment import (
@@ -9,6 +10,8 @@ from detmix.data.augment import (
     AugmentedDataset,
     detection_transforms,
 )
+from detmix.data.coco import CocoDetection
+from detmix.data.coco_table import CocoReport
 from detmix.data.image_classes import ImageClasses
 from detmix.data.image_transforms import TransformedImages, classification_transforms
 from detmix.data.loaders import (
@@ -21,6 +24,7 @@ from detmix.data.loaders import (
 )
 from detmix.data.object_crops import write_object_crops
 from detmix.data.shapes import SHAPE_CLASSES, write_shapes
+from detmix.data.shapes_coco import write_shapes_coco
 from detmix.data.voc import VOC_CLASSES, VOCDetection, VOCReport
 from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation, write_annotation
 
@@ -29,6 +33,8 @@ __all__ = [
     "VOC_CLASSES",
     "AlbumentationsTransform",
     "AugmentedDataset",
+    "CocoDetection",
+    "CocoReport",
     "EpochBatchSampler",
     "ImageClasses",
     "MixCollate",
@@ -47,4 +53,5 @@ __all__ = [
     "write_annotation",
     "write_object_crops",
     "write_shapes",
+    "write_shapes_coco",
 ]

@@ -1,7 +1,7 @@
 """albumentations for detection targets: every per-object field follows its box.
 
 albumentations is imported when a pipeline is built, not before: its import takes a second.
-Legend: N objects come in, K of them are left.
+Legend: N objects come in, M of them are left.
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detmix.data.augment_fields import (
+    GEOMETRIC_KEYS,
+    check_fields,
+    check_permutation,
+    moved_fields,
+    packed_fields,
+    take_rows,
+    to_plain,
+)
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import Target, check_sample, is_per_object
+from detmix.mixing.ground_truth import Target, check_sample
 from detmix.mixing.seeding import sample_seed
+from detmix.mixing.tv import plain, typed_as
 
 __all__ = [
     "AlbumentationsTransform",
@@ -28,7 +38,6 @@ __all__ = [
     "detection_transforms",
 ]
 
-_NOT_CARRIED = ("masks", "keypoints")
 _SEEDS = 2**32
 
 
@@ -37,8 +46,21 @@ class AlbumentationsTransform:
 
     Only a row number travels with each box; afterwards every per-object entry of the target
     (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, and whatever else has one row for
-    each box) is taken from the rows that are left. ``area``, where present, is computed anew
-    from the boxes. Keys that belong to the image pass unchanged.
+    each box) is taken from the rows that are left. Keys that belong to the image pass unchanged.
+    These move with the image, where present:
+
+    - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
+      resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
+    - ``keypoints`` ``(N, K, 3)`` are x, y, visibility in COCO's convention, where whole numbers
+      are the centres of pixels: mirroring takes x to W - 1 - x, as in torchvision and
+      albumentations (and a box's x to W - x); resizing multiplies, as in torchvision. A keypoint
+      that leaves the image, or had visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a
+      visibility, as torchvision's `KeyPoints` are, stay where they come to lie.
+    - ``area`` is the new number of pixels of the mask; without masks it is multiplied by what
+      the area of its box was multiplied by, as COCO's area is that of the segmentation.
+
+    Torchvision's `Image`, `BoundingBoxes` (of any format that is not rotated), `Mask` and
+    `KeyPoints` come back as what they were, with the new canvas size; plain tensors as plain ones.
 
     Args:
         transforms: albumentations transforms, applied in this order.
@@ -48,9 +70,16 @@ class AlbumentationsTransform:
         check_each_transform: Clip boxes and leave them out after each transform, instead of
             once at the end, where ``min_visibility`` then refers to the whole box. Once is
             faster, and right where no transform but the last moves boxes out of the image.
+        drop_empty_masks: Leave out objects whose mask has no pixel (left): a mask loss has
+            nothing to learn from them.
+        keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
+            where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Any
+            transform that turns the image over counts, be it a flip, a transposition or a
+            negative scale; two of them cancel out. None keeps the order always.
 
     Raises:
-        ValueError: ``min_area`` or ``min_visibility`` is out of its range.
+        ValueError: ``min_area`` or ``min_visibility`` is out of its range, or ``keypoint_flip``
+            is not a permutation.
     """
 
     def __init__(
@@ -60,11 +89,15 @@ class AlbumentationsTransform:
         min_area: float = 1.0,
         min_visibility: float = 0.1,
         check_each_transform: bool = True,
+        drop_empty_masks: bool = True,
+        keypoint_flip: Sequence[int] | None = None,
     ) -> None:
         if not min_area >= 0:
             raise ValueError(f"min_area must not be negative, got {min_area}")
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
+        self.drop_empty_masks = drop_empty_masks
+        self.keypoint_flip = check_permutation(keypoint_flip)
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
@@ -75,8 +108,11 @@ class AlbumentationsTransform:
             clip=True,
             filter_invalid_bboxes=True,
         )
-        # albumentations warns of a pipeline that does nothing at all.
-        self.pipeline = alb.Compose(list(transforms) or [alb.NoOp()], bbox_params=boxes)
+        points = alb.KeypointParams(format="xy", remove_invisible=False, check_each_transform=False)
+        # Without the last one albumentations warns of a pipeline that moves nothing.
+        self.pipeline = alb.Compose(
+            [*transforms, alb.NoOp(p=0)], bbox_params=boxes, keypoint_params=points
+        )
 
     def __call__(
         self, image: Tensor, target: Target, seed: int | None = None
@@ -90,26 +126,42 @@ class AlbumentationsTransform:
                 global generator, so that ``torch.manual_seed`` governs and workers differ.
 
         Returns:
-            The new image, uint8 and contiguous ``(3, H', W')``, and the new target with K rows:
+            The new image, uint8 and contiguous ``(3, H', W')``, and the new target with M rows:
             ``boxes`` float32, inside the image and never without area.
 
         Raises:
-            ValueError: The sample breaks the contract above, or has masks or keypoints, which
-                are not carried along; names the image_id, the key and the value.
+            ValueError: The sample breaks the contract above, names the image_id, the key and the
+                value; or a transform copies objects that have masks or keypoints.
         """
-        _check_sample(image, target)
+        plain_target = _check_sample(image, target, self.keypoint_flip)
         if seed is None:
             seed = int(torch.randint(0, _SEEDS, (), dtype=torch.int64))
         self._seed(seed % _SEEDS)
-        boxes = target["boxes"].detach().as_subclass(Tensor).to(torch.float32)
+        new_image, new_target = self._apply(plain(image), plain_target)
+        size = (new_image.shape[1], new_image.shape[2])
+        for key in GEOMETRIC_KEYS & target.keys():
+            new_target[key] = typed_as(new_target[key], target[key], size)
+        return typed_as(new_image, image, size), new_target
+
+    def _apply(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        """Transform plain tensors."""
+        old_size = (image.shape[1], image.shape[2])
         result = self.pipeline(
             image=_to_channels_last(image),
-            bboxes=boxes.numpy().copy(),
-            rows=np.arange(len(boxes)),
+            bboxes=target["boxes"].numpy().copy(),
+            rows=np.arange(len(target["boxes"])),
+            **packed_fields(target, old_size),
         )
         new_image = _to_channels_first(result["image"])
-        boxes, rows = _clean(result["bboxes"], result["rows"], new_image.shape[-2:])
-        return new_image, _take_rows(target, boxes, rows)
+        size = (new_image.shape[1], new_image.shape[2])
+        boxes, rows = _clean(result["bboxes"], result["rows"], size)
+        moved = moved_fields(result, target, rows, old_size, size, self.keypoint_flip)
+        moved["boxes"] = boxes
+        if self.drop_empty_masks and "masks" in moved:
+            kept = moved["masks"].flatten(1).any(dim=1).bool()
+            if not bool(kept.all()):
+                moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
+        return new_image, take_rows(target, moved, rows)
 
     def _seed(self, seed: int) -> None:
         """Let all transforms draw from one stream.
@@ -127,12 +179,14 @@ def detection_transforms(
     flip: float = 0.5,
     photometric: float = 0.5,
     crop: float = 0.5,
+    keypoint_flip: Sequence[int] | None = None,
 ) -> AlbumentationsTransform:
     """Build the usual pipeline for detection: crop, shrink, flip, colours.
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
     scale. For evaluation only the shrinking is left, so that training and test images come at
-    the same scale, and no box is ever dropped.
+    the same scale, and no object is ever dropped; in training those are whose mask has no pixel
+    left.
 
     Args:
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
@@ -140,9 +194,12 @@ def detection_transforms(
         flip: The probability of a horizontal flip.
         photometric: The probability of changed brightness, contrast, saturation and hue.
         crop: The probability of a crop.
+        keypoint_flip: The order of the keypoints in a mirrored image, as in
+            :class:`AlbumentationsTransform`; :class:`CocoDetection` has it from the data.
 
     Raises:
-        ValueError: ``size`` is less than 1 or a probability is outside [0, 1].
+        ValueError: ``size`` is less than 1, a probability is outside [0, 1], or
+            ``keypoint_flip`` is not a permutation.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel or None, got {size}")
@@ -157,7 +214,12 @@ def detection_transforms(
         shrink = [LimitLongestSide(size)]
     if not train:
         return AlbumentationsTransform(
-            shrink, min_area=0.0, min_visibility=0.0, check_each_transform=False
+            shrink,
+            min_area=0.0,
+            min_visibility=0.0,
+            check_each_transform=False,
+            drop_empty_masks=False,
+            keypoint_flip=keypoint_flip,
         )
     return AlbumentationsTransform(
         [
@@ -173,6 +235,7 @@ def detection_transforms(
             ),
         ],
         check_each_transform=False,  # none of these moves a box out of the image
+        keypoint_flip=keypoint_flip,
     )
 
 
@@ -224,23 +287,24 @@ def _import_albumentations() -> ModuleType:
     return module
 
 
-def _check_sample(image: Tensor, target: Target) -> None:
+def _check_sample(image: Tensor, target: Target, keypoint_flip: list[int] | None) -> Target:
+    """Return the target with what moves in plain tensors; boxes float32 (x1, y1, x2, y2)."""
     name = f"image_id {target.get('image_id', 'unknown')}"
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(
             f"{name}: image must be uint8 of shape (3, H, W), "
             f"got {image.dtype} of shape {tuple(image.shape)}"
         )
-    check_sample(image, target, name)
-    for key in _NOT_CARRIED:
-        if target.get(key) is not None:
-            raise ValueError(f"{name}: {key!r} cannot be carried through albumentations here")
+    plain_target = to_plain(target, name)
+    check_sample(plain(image), plain_target, name)
+    check_fields(plain_target, name, keypoint_flip)
     labels = target.get("labels")
     if labels is not None and len(labels) and int(labels.min()) < 1:
         row = int((labels < 1).nonzero()[0])
         raise ValueError(
             f"{name}: 'labels'[{row}] must be at least 1 (0 is background), got {int(labels[row])}"
         )
+    return plain_target
 
 
 def _to_channels_last(image: Tensor) -> npt.NDArray[np.uint8]:
@@ -263,7 +327,7 @@ def _to_channels_first(image: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _clean(boxes: Any, rows: Any, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return ``(K, 4)`` boxes inside an image of ``size`` (H, W), and the rows they come from."""
+    """Return ``(M, 4)`` boxes inside an image of ``size`` (H, W), and the rows they come from."""
     height, width = size
     new_boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     # albumentations works in fractions of the image: back in pixels a rounding may stick out.
@@ -272,17 +336,3 @@ def _clean(boxes: Any, rows: Any, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     has_area = (new_boxes[:, 2:] > new_boxes[:, :2]).all(axis=1)
     new_rows = np.asarray(rows, dtype=np.int64).reshape(-1)
     return torch.from_numpy(new_boxes[has_area]), torch.from_numpy(new_rows[has_area])
-
-
-def _take_rows(target: Target, boxes: Tensor, rows: Tensor) -> Target:
-    """Return a new target with the given boxes and the given rows of all other fields."""
-    taken = dict(target)
-    for key, value in target.items():
-        if isinstance(value, Tensor) and is_per_object(target, key):
-            taken[key] = value[rows]
-        elif is_per_object(target, key):
-            taken[key] = [value[row] for row in rows.tolist()]
-    taken["boxes"] = boxes
-    if target.get("area") is not None:
-        taken["area"] = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).to(target["area"].dtype)
-    return taken

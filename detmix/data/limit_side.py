@@ -6,6 +6,7 @@ from typing import Any
 
 import albumentations
 import cv2
+import numpy.typing as npt
 
 __all__ = ["LimitLongestSide"]
 
@@ -14,17 +15,33 @@ class LimitLongestSide(albumentations.LongestMaxSize):  # type: ignore[misc]
     """Shrink an image so that its longest side is at most ``max_size``; never enlarge it.
 
     Enlarging is left to the detector's own resizing: here it would only make the transforms
-    that follow slower. Shrinking averages over areas, which does not alias.
+    that follow slower. Shrinking averages over areas, which does not alias; masks take the pixel
+    in the middle of each area. Keypoints move as boxes do, by the ratio of the sides, which differ
+    from ``max_size`` by a rounding.
 
     Args:
         max_size: The longest side allowed, in pixels.
     """
 
     def __init__(self, max_size: int) -> None:
-        super().__init__(max_size=max_size, interpolation=cv2.INTER_AREA, p=1.0)
+        super().__init__(
+            max_size=max_size,
+            interpolation=cv2.INTER_AREA,
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            p=1.0,
+        )
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the scale, as albumentations asks of its resizing transforms."""
         return {"scale": min(1.0, self.max_size / max(params["shape"][:2]))}
+
+    def apply_to_keypoints(
+        self, keypoints: npt.NDArray[Any], scale: float, **params: Any
+    ) -> npt.NDArray[Any]:
+        """Return keypoints ``(P, 2+)``, x and y first, in the shrunk image."""
+        moved: npt.NDArray[Any] = keypoints.copy()
+        for axis, side in enumerate(reversed(params["shape"][:2])):
+            moved[:, axis] *= max(1, round(side * scale)) / side
+        return moved

@@ -26,7 +26,7 @@ SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT = 1  # raise it whenever the same arguments give other images
+FORMAT = 1  # raise it whenever the same arguments give other images
 _OVERSAMPLING = 3
 _MAX_OBJECTS = 4
 _DIAMETERS = (22 / 128, 60 / 128)  # of the circumscribed circle, relative to the image's side
@@ -39,7 +39,7 @@ _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """One drawn image with its ground truth.
 
     Attributes:
@@ -82,12 +82,12 @@ def write_shapes(
         FileExistsError: There is something else at ``root/VOC<year>``.
         ValueError: A number is out of its range.
     """
-    _check_arguments(num_train, num_test, image_size, seed)
+    check_arguments(num_train, num_test, image_size, seed)
     root = Path(root)
     folder = root / f"VOC{year}"
     description = {
         "made_by": "detmix.data.write_shapes",
-        "format": _FORMAT,
+        "format": FORMAT,
         "num_train": num_train,
         "num_test": num_test,
         "image_size": image_size,
@@ -97,7 +97,7 @@ def write_shapes(
     return root
 
 
-def render_scene(seed: int, split: int, index: int, image_size: int) -> _Scene:
+def render_scene(seed: int, split: int, index: int, image_size: int) -> Scene:
     """Draw one image: a function of its arguments and of nothing else."""
     rng = np.random.default_rng([seed, split, index])
     height, width = _draw_canvas_size(rng, image_size)
@@ -119,10 +119,11 @@ def render_scene(seed: int, split: int, index: int, image_size: int) -> _Scene:
         VOCObject(name, _extent(owners == index), is_faint)
         for index, (name, is_faint) in enumerate(looks)
     )
-    return _Scene(image.astype(np.uint8), owners, objects)
+    return Scene(image.astype(np.uint8), owners, objects)
 
 
-def _check_arguments(num_train: int, num_test: int, image_size: int, seed: int) -> None:
+def check_arguments(num_train: int, num_test: int, image_size: int, seed: int) -> None:
+    """Raise a ValueError for what no data set of shapes can be made of."""
     for name, value, smallest in (
         ("num_train", num_train, 1),
         ("num_test", num_test, 1),
@@ -131,6 +132,11 @@ def _check_arguments(num_train: int, num_test: int, image_size: int, seed: int) 
     ):
         if value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def save_image(path: Path, scene: Scene) -> None:
+    """Write a scene's image as a JPEG file."""
+    Image.fromarray(scene.image).save(path, quality=_JPEG_QUALITY)
 
 
 def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
@@ -147,9 +153,9 @@ def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(ids) + "\n")
 
 
-def _write_scene(folder: Path, image_id: str, scene: _Scene) -> None:
+def _write_scene(folder: Path, image_id: str, scene: Scene) -> None:
     path = folder / "JPEGImages" / f"{image_id}.jpg"
-    Image.fromarray(scene.image).save(path, quality=_JPEG_QUALITY)
+    save_image(path, scene)
     height, width = scene.owners.shape
     annotation = VOCAnnotation(path.name, width, height, scene.objects)
     write_annotation(folder / "Annotations" / f"{image_id}.xml", annotation)

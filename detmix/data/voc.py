@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detmix.data.clean_boxes import clean_boxes
 from detmix.data.image_file import read_image_size, read_jpeg
 from detmix.data.voc_annotation import VOCAnnotation, read_annotation
 from detmix.data.voc_layout import ImageEntry, list_entries
@@ -94,7 +96,9 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     Attributes:
         classes: The class names.
+        category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
         names: The images' names by index, such as ``"VOC2007/000005"``.
+        image_ids: Every sample's ``image_id`` by index: the index itself.
         report: Counts, see :class:`VOCReport`.
 
     Raises:
@@ -118,10 +122,12 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.classes = _check_classes(classes)
         self.transforms = transforms
         self._entries = list_entries(root, image_sets)
+        self.category_ids = tuple(range(1, len(self.classes) + 1))
         self.names = [entry.name for entry in self._entries]
+        self.image_ids = list(range(len(self._entries)))
         objects = _Objects.read(self._entries, self.classes)
         objects, self.report = objects.clean(drop_difficult=difficult == "drop")
-        self._boxes = torch.from_numpy(objects.boxes.astype(np.float32))  # (M, 4)
+        self._boxes = torch.from_numpy(objects.boxes)  # (M, 4) float32, as cleaned
         self._labels = torch.from_numpy(objects.labels)  # (M,)
         self._difficult = torch.from_numpy(objects.difficult)  # (M,)
         self._sizes = objects.sizes.tolist()  # I times [height, width]
@@ -155,6 +161,16 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         height, width = self._sizes[self._check_index(index)]
         return height, width
 
+    def index_of(self, image_id: int) -> int:
+        """Return the index of the sample with this ``image_id``.
+
+        Raises:
+            ValueError: No sample has it.
+        """
+        if not 0 <= image_id < len(self):
+            raise ValueError(f"no image has the image_id {image_id}: expected 0 to {len(self) - 1}")
+        return image_id
+
     def _read_image(self, index: int) -> Tensor:
         entry = self._entries[index]
         try:
@@ -179,11 +195,11 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 class _Objects:
     """All objects of the data set in flat arrays, with the image each belongs to."""
 
-    boxes: np.ndarray[Any, np.dtype[np.float64]]  # (M, 4)
-    labels: np.ndarray[Any, np.dtype[np.int64]]  # (M,)
-    difficult: np.ndarray[Any, np.dtype[np.bool_]]  # (M,)
-    image_index: np.ndarray[Any, np.dtype[np.int64]]  # (M,)
-    sizes: np.ndarray[Any, np.dtype[np.int64]]  # (I, 2) height, width
+    boxes: npt.NDArray[Any]  # (M, 4) float64 as read, float32 as cleaned
+    labels: npt.NDArray[np.int64]  # (M,)
+    difficult: npt.NDArray[np.bool_]  # (M,)
+    image_index: npt.NDArray[np.int64]  # (M,)
+    sizes: npt.NDArray[np.int64]  # (I, 2) height, width
     entries: list[ImageEntry]
 
     @classmethod
@@ -215,15 +231,14 @@ class _Objects:
 
     def clean(self, *, drop_difficult: bool) -> tuple[_Objects, VOCReport]:
         """Clip boxes, drop those without area (and difficult ones), count and warn once."""
-        limits = np.tile(self.sizes[self.image_index][:, ::-1], 2)  # (M, 4): W, H, W, H
-        boxes = np.clip(self.boxes, 0, limits)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        is_clipped = (boxes != self.boxes).any(axis=1) & has_area
-        self._warn(is_clipped, ~has_area)
-        is_dropped = self.difficult & has_area & drop_difficult
-        keep = has_area & ~is_dropped
+        clean = clean_boxes(self.boxes, self.sizes[self.image_index])
+        message = clean.message(self._describe)
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
+        is_dropped = self.difficult & clean.has_area & drop_difficult
+        keep = clean.has_area & ~is_dropped
         cleaned = _Objects(
-            boxes=boxes[keep],
+            boxes=clean.boxes[keep],
             labels=self.labels[keep],
             difficult=self.difficult[keep],
             image_index=self.image_index[keep],
@@ -235,34 +250,25 @@ class _Objects:
             num_objects=int(keep.sum()),
             num_difficult=int(cleaned.difficult.sum()),
             num_empty_images=int((np.diff(cleaned.offsets()) == 0).sum()),
-            num_clipped=int(is_clipped.sum()),
-            num_without_area=int((~has_area).sum()),
+            num_clipped=int(clean.is_clipped.sum()),
+            num_without_area=int((~clean.has_area).sum()),
             num_difficult_dropped=int(is_dropped.sum()),
         )
         return cleaned, report
 
-    def offsets(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def offsets(self) -> npt.NDArray[np.int64]:
         """Return ``(I + 1,)``: image ``i`` owns the rows ``offsets[i]`` to ``offsets[i + 1]``."""
         counts = np.bincount(self.image_index, minlength=len(self.entries))
         return np.concatenate([[0], np.cumsum(counts)])
 
-    def _warn(self, clipped: np.ndarray[Any, Any], without_area: np.ndarray[Any, Any]) -> None:
-        parts = []
-        for mask, what in (
-            (clipped, "clipped: they reached beyond their image"),
-            (without_area, "dropped: they have no area inside their image"),
-        ):
-            if mask.any():
-                first = int(np.argmax(mask))
-                x1, y1, x2, y2 = (float(v) for v in self.boxes[first])
-                height, width = self.sizes[self.image_index[first]]
-                parts.append(
-                    f"{mask.sum()} of {len(mask)} boxes were {what} (first: "
-                    f"{self.entries[self.image_index[first]].annotation}, xmin, ymin, xmax, ymax = "
-                    f"{x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g} in {width} x {height} pixels)"
-                )
-        if parts:
-            warnings.warn("; ".join(parts), UserWarning, stacklevel=4)
+    def _describe(self, row: int) -> str:
+        """Say where a box stands and how it is written there, for a warning."""
+        x1, y1, x2, y2 = (float(value) for value in self.boxes[row])
+        height, width = self.sizes[self.image_index[row]]
+        return (
+            f"{self.entries[self.image_index[row]].annotation}, xmin, ymin, xmax, ymax = "
+            f"{x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g} in {width} x {height} pixels"
+        )
 
 
 def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:

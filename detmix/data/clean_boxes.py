@@ -1,0 +1,60 @@
+"""Clip boxes to their images and find those that lose their area, as every data set here does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CleanBoxes", "clean_boxes"]
+
+
+@dataclass(frozen=True)
+class CleanBoxes:
+    """Boxes within their images, M of them.
+
+    Attributes:
+        boxes: float32 ``(M, 4)``, clipped; those without area are still among them.
+        has_area: bool ``(M,)``: the box has an area inside its image.
+        is_clipped: bool ``(M,)``: the box has one, and reached beyond its image.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    has_area: npt.NDArray[np.bool_]
+    is_clipped: npt.NDArray[np.bool_]
+
+    def message(self, describe: Callable[[int], str]) -> str | None:
+        """Return what to warn of, or None where all boxes were good.
+
+        Args:
+            describe: Given a box's index, says in which file it stands and how.
+        """
+        parts = []
+        for mask, what in (
+            (self.is_clipped, "clipped: they reached beyond their image"),
+            (~self.has_area, "dropped: they have no area inside their image"),
+        ):
+            if mask.any():
+                first = describe(int(np.argmax(mask)))
+                parts.append(f"{mask.sum()} of {len(mask)} boxes were {what} (first: {first})")
+        return "; ".join(parts) or None
+
+
+def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
+    """Clip boxes to their images.
+
+    All is compared in float32, the precision that boxes are kept in: a box whose area is lost in
+    the rounding has none, and one that reaches beyond the image by less than that is inside.
+
+    Args:
+        boxes: ``(M, 4)`` x1, y1, x2, y2 in pixels, finite.
+        sizes: ``(M, 2)`` height and width of each box's image.
+    """
+    limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
+    clipped: npt.NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
+    has_area = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    with np.errstate(over="ignore"):  # what does not fit into float32 is beyond the image
+        moved = np.any(clipped != boxes.astype(np.float32), axis=1)
+    return CleanBoxes(clipped, has_area, moved & has_area)

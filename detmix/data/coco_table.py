@@ -1,0 +1,214 @@
+"""Choose what of a COCO file is in the data set: which objects, with which boxes, which images.
+
+Legend: I images, M objects of the whole data set, K keypoints.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from detmix.data.clean_boxes import CleanBoxes, clean_boxes
+from detmix.data.coco_annotation import CocoFile, CocoImages, CocoObjects
+from detmix.data.coco_keypoints import read_keypoints
+from detmix.data.coco_masks import rle_size
+from detmix.data.image_file import read_image_size
+
+__all__ = ["CocoReport", "CocoTable"]
+
+
+@dataclass(frozen=True)
+class CocoReport:
+    """What was found while the annotations were read.
+
+    Attributes:
+        num_images: Images.
+        num_objects: Objects that are in the data set.
+        num_crowd: How many of these are crowds.
+        num_empty_images: Images of the data set without an object.
+        num_clipped: Boxes that reached beyond the image and were clipped to it.
+        num_without_area: Boxes dropped because no area was left inside the image.
+        num_crowd_dropped: Objects left out by ``crowd="drop"``.
+        num_images_dropped: Images left out by ``empty="drop"``.
+    """
+
+    num_images: int
+    num_objects: int
+    num_crowd: int
+    num_empty_images: int
+    num_clipped: int
+    num_without_area: int
+    num_crowd_dropped: int
+    num_images_dropped: int
+
+
+@dataclass(frozen=True)
+class CocoTable:
+    """Images, and their objects sorted by image.
+
+    Attributes:
+        path: The annotation file, for errors.
+        images: The images.
+        objects: The objects.
+        boxes: ``(M, 4)`` x1, y1, x2, y2; float64 as read, float32 as cleaned.
+        labels: ``(M,)`` from 1.
+    """
+
+    path: Path
+    images: CocoImages
+    objects: CocoObjects
+    boxes: npt.NDArray[np.float64] | npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(
+        cls, file: CocoFile, category_ids: Sequence[int], folder: Path, path: Path
+    ) -> CocoTable:
+        """Take the objects of some categories, and the sizes of all images.
+
+        Args:
+            file: The file's content.
+            category_ids: Label ``k`` is ``category_ids[k - 1]``.
+            folder: The images' folder.
+            path: The annotation file, for errors.
+
+        Raises:
+            FileNotFoundError: An image whose size the file does not give is missing.
+            ValueError: The size cannot be read from it either.
+        """
+        label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
+        by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
+        labels = by_index[file.objects.category_index]
+        order = np.argsort(file.objects.image_index, kind="stable")
+        rows = order[labels[order] > 0]
+        images = replace(file.images, sizes=_fill_sizes(file.images, folder))
+        objects = file.objects.take(rows)
+        return cls(path, images, objects, objects.boxes, labels[rows])
+
+    def clean(self, *, drop_crowd: bool, drop_empty: bool) -> tuple[CocoTable, CocoReport]:
+        """Clip boxes, drop those without area and what else is to be dropped, warn once.
+
+        Raises:
+            ValueError: No image is left.
+        """
+        clean = clean_boxes(self.objects.boxes, self.images.sizes[self.objects.image_index])
+        message = clean.message(self._describe_box)
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
+        is_dropped = self.objects.iscrowd & clean.has_area & drop_crowd
+        keep = np.flatnonzero(clean.has_area & ~is_dropped)
+        kept = replace(
+            self,
+            objects=self.objects.take(keep),
+            boxes=clean.boxes[keep],
+            labels=self.labels[keep],
+        )
+        table = kept._without_empty_images() if drop_empty else kept
+        return table, table._report(clean, int(is_dropped.sum()), len(self.images.ids))
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Return ``(I + 1,)``: image ``i`` owns the rows ``offsets[i]`` to ``offsets[i + 1]``."""
+        counts = np.bincount(self.objects.image_index, minlength=len(self.images.ids))
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return ``boxes``, ``labels``, ``iscrowd`` and ``area`` of all objects as tensors."""
+        x1, y1, x2, y2 = self.boxes.T
+        area = np.where(np.isnan(self.objects.area), (x2 - x1) * (y2 - y1), self.objects.area)
+        return {
+            "boxes": torch.from_numpy(self.boxes.astype(np.float32)),
+            "labels": torch.from_numpy(self.labels),
+            "iscrowd": torch.from_numpy(self.objects.iscrowd.astype(np.int64)),
+            "area": torch.from_numpy(area.astype(np.float32)),
+        }
+
+    def keypoints(self, num_keypoints: int) -> Tensor:
+        """Return the keypoints of all objects, float32 ``(M, K, 3)``.
+
+        Raises:
+            ValueError: Those of an object cannot be used; names its annotation.
+        """
+        keypoints = np.zeros((len(self.labels), num_keypoints, 3), dtype=np.float32)
+        for row, value in enumerate(self.objects.keypoints):
+            try:
+                keypoints[row] = read_keypoints(value, num_keypoints)
+            except ValueError as error:
+                raise ValueError(f"{self._where(row)}: {error}") from None
+        return torch.from_numpy(keypoints)
+
+    def segmentations(self) -> list[bytes]:
+        """Return the packed segmentations of all objects.
+
+        Raises:
+            ValueError: One is missing, cannot be used or is not of its image's size; names the
+                annotation.
+        """
+        packed = []
+        sizes = self.images.sizes.tolist()
+        for row, value in enumerate(self.objects.segmentations):
+            if not isinstance(value, bytes):
+                reason = value or "segmentation is missing or empty, and masks=True needs it"
+                raise ValueError(f"{self._where(row)}: {reason}")
+            height, width = sizes[self.objects.image_index[row]]
+            if rle_size(value) not in (None, (height, width)):
+                raise ValueError(
+                    f"{self._where(row)}: the RLE's size (height, width) is {rle_size(value)}, but "
+                    f"the image is {height} x {width}"
+                )
+            packed.append(value)
+        return packed
+
+    def _without_empty_images(self) -> CocoTable:
+        has_objects = np.diff(self.offsets()) > 0
+        kept = np.flatnonzero(has_objects)
+        if not len(kept):
+            raise ValueError(f'{self.path}: no image has an object left, and empty="drop"')
+        images = CocoImages(
+            ids=[self.images.ids[index] for index in kept],
+            names=[self.images.names[index] for index in kept],
+            sizes=self.images.sizes[kept],
+        )
+        new_index = np.cumsum(has_objects) - 1
+        objects = replace(self.objects, image_index=new_index[self.objects.image_index])
+        return replace(self, images=images, objects=objects)
+
+    def _report(self, clean: CleanBoxes, num_crowd_dropped: int, num_read: int) -> CocoReport:
+        return CocoReport(
+            num_images=len(self.images.ids),
+            num_objects=len(self.labels),
+            num_crowd=int(self.objects.iscrowd.sum()),
+            num_empty_images=int((np.diff(self.offsets()) == 0).sum()),
+            num_clipped=int(clean.is_clipped.sum()),
+            num_without_area=int((~clean.has_area).sum()),
+            num_crowd_dropped=num_crowd_dropped,
+            num_images_dropped=num_read - len(self.images.ids),
+        )
+
+    def _where(self, row: int) -> str:
+        index = int(self.objects.image_index[row])
+        image = f"image {self.images.ids[index]} ({self.images.names[index]})"
+        return f"{self.path}, annotation {self.objects.ids[row]} of {image}"
+
+    def _describe_box(self, row: int) -> str:
+        x1, y1, x2, y2 = self.objects.boxes[row]
+        height, width = self.images.sizes[self.objects.image_index[row]]
+        bbox = f"{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
+        return f"{self._where(row)}, bbox = {bbox} in {width} x {height} pixels"
+
+
+def _fill_sizes(images: CocoImages, folder: Path) -> npt.NDArray[np.int64]:
+    """Return the images' sizes, from an image's header where the file lacks its size."""
+    sizes: npt.NDArray[np.int64] = images.sizes.copy()
+    for index in np.flatnonzero(np.any(sizes == 0, axis=1)):
+        path = folder / images.names[index]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file to read the image's size from")
+        sizes[index] = read_image_size(path)
+    return sizes
