@@ -35,7 +35,7 @@ from detmix.detectors import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SMALL_DETECTOR = DetectorConfig(64, 64, (16, 32), head_dim=8)
+SMALL_DETECTOR = DetectorConfig(min_size=64, max_size=64, anchor_sizes=(16, 32), head_dim=8)
 
 
 def backbone(path, name="resnet18", **settings):
@@ -95,7 +95,9 @@ class TestOfficialCutMix:
     @pytest.mark.parametrize("norm", ["auto", "batch", "sync"])
     def test_features_are_torchvisions(self, resnet50, saved, norm):
         detector = build_detector(
-            DetectorConfig(64, 96, head_dim=8), BackboneConfig(weights=str(saved), norm=norm), 21
+            DetectorConfig(min_size=64, max_size=96, head_dim=8),
+            BackboneConfig(weights=str(saved), norm=norm),
+            21,
         )
         layers = {f"layer{i + 1}": str(i) for i in range(4)}
         images = torch.rand(2, 3, 64, 96)
@@ -253,7 +255,9 @@ class TestPretraining:
         config = BackboneConfig("resnet18", str(path), levels=(4,), fpn_channels=8)
 
         def statistics(options=None, **load):
-            detector = DetectorConfig(64, 64, (16, 32), head_dim=8, options=options or {})
+            detector = DetectorConfig(
+                min_size=64, max_size=64, anchor_sizes=(16, 32), head_dim=8, options=options or {}
+            )
             transform = build_detector(detector, config, 3, **load).transform
             return transform.image_mean, transform.image_std
 

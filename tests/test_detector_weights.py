@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 
 import pytest
 import torch
+from torchvision.models import detection, get_model, get_model_weights, list_models
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
-from detmix.detectors.detector_weights import load_detector_weights
+from detmix.detectors.detector_weights import load_detector_weights, named_epsilon
 
+BUILDERS = list_models(module=detection)
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 HEAD = "roi_heads.box_predictor."
 COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -32,8 +36,11 @@ def old_keys(state):
     """Return a state dict as torchvision wrote it before 0.13."""
     renamed = {}
     for key, value in state.items():
-        if "fpn." in key:
+        if "fpn.inner" in key or "fpn.layer" in key:
             key = key.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        for index in range(4):
+            key = key.replace(f"_head.conv.{index}.0.", f"_head.conv.{2 * index}.")
+            key = key.replace(f"mask_head.{index}.0.", f"mask_head.mask_fcn{index + 1}.")
         renamed[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
     assert renamed.keys() != state.keys()
     return renamed
@@ -61,7 +68,7 @@ class TestCoco:
             return old_keys(state)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+            patch.setattr(DOWNLOAD, download)
             theirs = fasterrcnn_resnet50_fpn(weights=COCO)
             ours = build_detector(DetectorConfig(weights="COCO_V1"), BackboneConfig(), 4)
         assert asked[1] == (COCO.url, True)
@@ -101,7 +108,7 @@ class TestCoco:
         def fail(*_, **__):
             raise AssertionError("nothing should be downloaded")
 
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+        monkeypatch.setattr(DOWNLOAD, fail)
         ours = pair[1]
         config = DetectorConfig(weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
         empty = build_detector(config, BackboneConfig(), 4, load_weights=False)
@@ -133,9 +140,164 @@ class TestCoco:
         def fail(*_, **__):
             raise error
 
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+        monkeypatch.setattr(DOWNLOAD, fail)
         with pytest.raises(ConnectionError, match=r"COCO_V1 of .*no route.*detector\.weights=null"):
             build_detector(DetectorConfig(weights="COCO_V1"), BackboneConfig(), 3)
+
+
+class TestBuilders:
+    """Torchvision's builders: all is loaded but what depends on the classes."""
+
+    @pytest.mark.parametrize(
+        ("name", "builder"),
+        [
+            *((name, name) for name in BUILDERS),
+            *((name, f"{name}_resnet50_fpn") for name in ("maskrcnn", "keypointrcnn")),
+        ],
+    )
+    def test_what_is_new(self, name, builder, monkeypatch):
+        """No tensor has a value here: what depends on the classes is what differs in shape."""
+        settings = {"weights": None, "weights_backbone": None}
+        with torch.device("meta"):
+            state = get_model(builder, **settings).state_dict()
+            other = get_model(builder, **settings, num_classes=7).state_dict()
+            monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
+            ours = build_detector(
+                DetectorConfig(name, weights="DEFAULT"), BackboneConfig(), 7, load_weights=False
+            )
+            report = load_detector_weights(ours, "DEFAULT", name)
+        expected = {key for key in state if state[key].shape != other[key].shape}
+        assert set(report.new) == set(report.left_out) == expected
+        assert {*report.loaded, *report.new} == ours.state_dict().keys()
+        coco = 2 if "keypoint" in name else 91
+        assert report.head == (
+            f"the head of {coco} classes, which is new for 7, background included"
+        )
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
+            "ssdlite320_mobilenet_v3_large",
+        ],
+    )
+    def test_values_are_torchvisions(self, name, monkeypatch, caplog):
+        model = shake(get_model(name, weights=None, weights_backbone=None))
+        state = model.state_dict()
+        if "resnet50" in name:
+            state = old_keys(state)
+        monkeypatch.setattr(DOWNLOAD, lambda url, **_: dict(state))
+        theirs = get_model(name, weights="DEFAULT")
+        with caplog.at_level(logging.INFO, "detmix"):
+            ours = build_detector(DetectorConfig(name, weights="COCO_V1"), BackboneConfig(), 4)
+        found, expected = ours.state_dict(), theirs.state_dict()
+        same = [key for key in found if found[key].shape == expected[key].shape]
+        assert assert_equal_tensors(found, expected, same) > 0.9 * len(found)
+        assert epsilons(ours) == epsilons(theirs)
+        assert trained(ours) == trained(theirs)
+        assert ours.transform.image_mean == theirs.transform.image_mean
+        assert ours.transform.image_std == theirs.transform.image_std
+        assert caplog.messages[0].startswith(f"detector.weights=COCO_V1: {len(same)} of ")
+
+    @pytest.mark.parametrize(
+        ("name", "member"), [(name, each) for name in BUILDERS for each in get_model_weights(name)]
+    )
+    def test_epsilon_by_the_name_of_the_file(self, name, member):
+        path = f"weights/{member.url.rpartition('/')[2]}"
+        v1 = member.name == "COCO_V1" and name.endswith("resnet50_fpn")
+        assert named_epsilon(path, name) == (0.0 if v1 and "fcos" not in name else None)
+        assert named_epsilon(str(member), name) == named_epsilon(path, name)
+
+    def test_a_family_from_torchvisions_file(self, tmp_path):
+        """Mask R-CNN on the default backbone is torchvision's."""
+        theirs = get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None)
+        path = tmp_path / "mask.pth"
+        torch.save(shake(theirs).state_dict(), path)
+        config = DetectorConfig("maskrcnn", weights=str(path))
+        ours = build_detector(config, BackboneConfig(), 91).state_dict()
+        kept = [key for key in ours if "box_predictor" not in key and "fcn_logits" not in key]
+        assert assert_equal_tensors(ours, theirs.state_dict(), kept) == len(ours) - 6
+
+
+class TestKeypoints:
+    """A narrow Keypoint R-CNN."""
+
+    def build(self, num_keypoints, weights=None, num_classes=2):
+        config = DetectorConfig("keypointrcnn", **SMALL, weights=weights)
+        return build_detector(
+            config,
+            BackboneConfig(**BACKBONE, norm="batch"),
+            num_classes,
+            num_keypoints=num_keypoints,
+        )
+
+    @pytest.mark.parametrize("num_keypoints", [5, 17])
+    def test_predictor_is_new_for_another_number(self, tmp_path, caplog, num_keypoints):
+        path = tmp_path / "best.pt"
+        old = shake(self.build(17))
+        torch.save(old.state_dict(), path)
+        with caplog.at_level(logging.INFO, "detmix"):
+            new = self.build(num_keypoints, str(path)).state_dict()
+        own = [key for key in new if "keypoint_predictor" in key]
+        rest = [key for key in new if HEAD not in key and key not in own]
+        assert assert_equal_tensors(new, old.state_dict(), rest)
+        if num_keypoints == 17:
+            assert assert_equal_tensors(new, old.state_dict(), own) == 2
+            assert "keypoints" not in caplog.text
+        else:
+            assert new[own[0]].shape == (16, 5, 4, 4)
+            assert caplog.text.rstrip().endswith("; that of 17 keypoints, which is new for 5)")
+
+    def test_another_family(self, tmp_path):
+        path = tmp_path / "best.pt"
+        torch.save(self.build(17).state_dict(), path)
+        config = DetectorConfig(**SMALL, weights=str(path))
+        with pytest.raises(ValueError, match=r"Faster R-CNN on resnet18: unexpected: .*keypoint"):
+            build_detector(config, BackboneConfig(**BACKBONE, norm="batch"), 2)
+
+
+class TestOneStage:
+    """Narrow families, from what an own training saved."""
+
+    BACKBONE = MappingProxyType({"name": "resnet18", "levels": (4,), "fpn_channels": 32})
+
+    @pytest.mark.parametrize("name", ["retinanet", "fcos"])
+    def test_file(self, tmp_path, caplog, name):
+        path = tmp_path / "best.pt"
+        backbone = BackboneConfig(**self.BACKBONE)
+        old = shake(build_detector(DetectorConfig(name), backbone, 21))
+        options = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1]}
+        content = {"format": 1, "model": old.state_dict(), "classes": ["a"]}
+        torch.save({**content, "config": {"detector": {"options": options}}}, path)
+        with caplog.at_level(logging.INFO, "detmix"):
+            new = build_detector(DetectorConfig(name, weights=str(path)), backbone, 4)
+        head = "head.classification_head.cls_logits."
+        keys = [key for key in new.state_dict() if not key.startswith(head)]
+        assert assert_equal_tensors(new.state_dict(), old.state_dict(), keys) > 50
+        assert "the head of 21 classes, which is new for 4, background included" in caplog.text
+        assert epsilons(new) == {1e-5}
+        assert new.transform.image_mean == options["image_mean"]
+
+    @pytest.mark.parametrize("name", ["retinanet", "fcos"])
+    def test_names_are_for_the_builders(self, name):
+        config = DetectorConfig(name, weights="COCO_V1")
+        message = rf"of {name} must be a file, got 'COCO_V1': .*detector\.name={name}_resnet50_fpn"
+        with pytest.raises(ValueError, match=message):
+            build_detector(config, BackboneConfig(), 3)
+
+    def test_neither_name_nor_file(self):
+        config = DetectorConfig("fcos", weights="COCO_V9")
+        with pytest.raises(ValueError, match=r"weights must be a file, got 'COCO_V9', and there"):
+            build_detector(config, BackboneConfig(**self.BACKBONE), 3)
+
+    def test_other_anchors(self, tmp_path):
+        """The number of anchors is none of classes: such a file is refused."""
+        path = tmp_path / "best.pt"
+        backbone = BackboneConfig(**self.BACKBONE)
+        old = build_detector(DetectorConfig("retinanet", aspect_ratios=(1.0,)), backbone, 3)
+        torch.save(old.state_dict(), path)
+        with pytest.raises(ValueError, match=r"RetinaNet on resnet18: of another .*bbox_reg"):
+            build_detector(DetectorConfig("retinanet", weights=str(path)), backbone, 3)
 
 
 class TestFiles:
@@ -220,7 +382,7 @@ class TestFiles:
         torch.save({**content, "config": {"backbone": {"norm_eps": 0}}}, path)
         ours = build_detector(DetectorConfig(**SMALL), BackboneConfig(**BACKBONE, norm="frozen"), 3)
         with pytest.raises(ValueError, match="missing: rpn"):
-            load_detector_weights(ours, str(path), "resnet18")
+            load_detector_weights(ours, str(path), "fasterrcnn")
         assert epsilons(ours) == {1e-5}
 
     def test_an_epsilon_that_differs_is_said(self, model, path, caplog):

@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
 
 # One with a ResNet's names, one with fused normalization and activation, one with LayerNorm.
 ARCHITECTURES = ("resnet10t", "mobilenetv3_small_050", "convnext_atto")
-SMALL_DETECTOR = DetectorConfig(64, 64, (16, 32), head_dim=8)
+SMALL_DETECTOR = DetectorConfig(min_size=64, max_size=64, anchor_sizes=(16, 32), head_dim=8)
 
 
 def timm_config(architecture, weights=None, **settings):

@@ -30,6 +30,8 @@ Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 # A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
 _LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
 _PRETRAINED_LAYERS = 3
+# What torchvision counts in the MobileNet of a detector that brings its own backbone.
+_MOST_LAYERS = 6
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class BackboneConfig:
             architecture without batch norm keeps what it has.
         trainable_layers: How many of the five parts, from the last, are trained; None for 3
             with weights and 5 without, as in torchvision. An architecture without a ResNet's
-            parts has 5 (None) or 0.
+            parts has 5 (None) or 0. A detector that brings its own backbone has torchvision's
+            parts and default: 0 to 6 of a MobileNet.
         fpn_channels: Channels of every pyramid level.
         levels: Which of the stages 1 to 4 (strides 4 to 32; 1 to 8 with the small stem) the
             pyramid starts from; one coarser level is added to them.
@@ -87,9 +90,10 @@ class BackboneConfig:
                 f"backbone.{setting} does not fit weights={self.weights!r}: torchvision's have "
                 "batch norm and the standard stem"
             )
-        if self.trainable_layers is not None and not 0 <= self.trainable_layers <= len(_LAYERS):
+        if self.trainable_layers is not None and not 0 <= self.trainable_layers <= _MOST_LAYERS:
             raise ValueError(
-                f"backbone.trainable_layers must be in 0..5, got {self.trainable_layers}"
+                "backbone.trainable_layers must be in 0..5 (0..6 of a MobileNet that a detector "
+                f"brings), got {self.trainable_layers}"
             )
         if self.weights == "":
             raise ValueError("backbone.weights must name weights or be null, got ''")
@@ -140,6 +144,11 @@ def build_backbone_with_report(
     Returns:
         The backbone, and the report if weights were loaded.
     """
+    if config.trainable_layers is not None and config.trainable_layers > len(_LAYERS):
+        raise ValueError(
+            f"backbone.trainable_layers of {config.name} must be in 0..5, got "
+            f"{config.trainable_layers}"
+        )
     if pretrained is None:
         pretrained = config.weights is not None
     norm = config.norm

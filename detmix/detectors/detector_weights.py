@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+)
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d
 
-from detmix.detectors.weight_matching import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LoadReport,
-    SourceWeights,
-    load_matching,
-)
+from detmix.detectors.detector_names import takes_backbone
+from detmix.detectors.weight_matching import LoadReport, SourceWeights, load_matching
 from detmix.detectors.weight_source import download, find_named, open_path
 
 __all__ = [
+    "detector_weights",
     "find_detector_weights",
     "load_detector_weights",
     "named_epsilon",
@@ -28,32 +34,93 @@ __all__ = [
 ]
 
 _SETTING = "detector.weights"
-_HEAD = "roi_heads.box_predictor"
-_KNOWN = list(FasterRCNN_ResNet50_FPN_Weights)
-
-# Keys of torchvision's detectors before 0.13, whose own file of COCO weights still has them.
-_OLD_KEYS = (
-    (re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
-    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
+_KEYPOINTS = "roi_heads.keypoint_predictor"
+# Whose architecture a family has on a ResNet-50 with all defaults. RetinaNet's and FCOS's pyramids
+# have two convolutions on top that the configured backbone's has not.
+_BUILDERS = {
+    "fasterrcnn": "fasterrcnn_resnet50_fpn",
+    "maskrcnn": "maskrcnn_resnet50_fpn",
+    "keypointrcnn": "keypointrcnn_resnet50_fpn",
+}
+# From before frozen batch norm had any epsilon (pytorch/vision#2933); their builders set 0 too.
+_WITHOUT_EPSILON = (
+    FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+    RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+)
+# Keys of torchvision's detectors before 0.13, whose own files of COCO weights still have them.
+_OLD_KEYS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    (
+        re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"),
+        lambda match: f"{match[1]}.0.{match[2]}",
+    ),
+    (
+        re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"),
+        lambda match: f"{match[1]}.0.0.{match[2]}",
+    ),
+    (
+        re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$"),
+        lambda match: f"{match[1]}.{int(match[2]) - 1}.0.{match[3]}",
+    ),
+    (  # RetinaNet's, where convolutions and activations were numbered alike
+        re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$"),
+        lambda match: f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}",
+    ),
 )
 
 
-def find_detector_weights(source: str) -> FasterRCNN_ResNet50_FPN_Weights | None:
+@dataclass(frozen=True)
+class _Head:
+    """What depends on the classes.
+
+    Attributes:
+        names: Its modules.
+        bias: Key of a bias that has ``anchors`` entries for each class.
+        anchors: Anchors at each location that this bias is for.
+    """
+
+    names: tuple[str, ...]
+    bias: str
+    anchors: int
+
+    def num_classes(self, state: Mapping[str, Tensor]) -> int | str:
+        bias = state.get(self.bias)
+        return "no" if bias is None else len(bias) // self.anchors
+
+
+def detector_weights(name: str) -> list[WeightsEnum]:
+    """Return torchvision's weights of whole detectors that fit a detector.
+
+    Args:
+        name: As `DetectorConfig.name`; a family is thought of on a ResNet-50.
+    """
+    builder = _BUILDERS.get(name) if takes_backbone(name) else name
+    return [] if builder is None else list(get_model_weights(builder))
+
+
+def find_detector_weights(source: str, name: str) -> WeightsEnum | None:
     """Return the torchvision weights that ``detector.weights`` names, None if it names none."""
-    return find_named(source, _KNOWN)
+    return find_named(source, detector_weights(name))
 
 
-def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadReport:
-    """Load a trained detector into another, all but the classes' head.
+def load_detector_weights(
+    model: nn.Module, source: str, name: str, model_name: str | None = None
+) -> LoadReport:
+    """Load a trained detector into another, all but what depends on the classes.
+
+    The predictor of keypoints is left out too where their number differs.
 
     Args:
         model: The detector, changed in place.
         source: The name of torchvision's weights, or a file: a checkpoint of ``tools/train.py``
-            or a state dict of torchvision's Faster R-CNN.
-        name: What its backbone is, for messages.
+            or a state dict of torchvision's.
+        name: As `DetectorConfig.name`.
+        model_name: What the detector is, for messages; ``name`` if None.
 
     Returns:
-        What was loaded, with the mean and deviation that the weights expect.
+        What was loaded, with the mean and deviation that the weights expect: those the model has,
+        unless a file says others.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,33 +128,37 @@ def load_detector_weights(model: FasterRCNN, source: str, name: str) -> LoadRepo
             model is unchanged then.
         ConnectionError: If they cannot be downloaded.
     """
-    weights, eps = _read(source)
-    num_classes = model.roi_heads.box_predictor.cls_score.out_features
-    report = load_matching(
-        model,
-        weights,
-        model=f"Faster R-CNN on {name}",
-        heads=[_HEAD],
-        head=f"the head of {_num_classes(weights.state)} classes, which is new for {num_classes}, "
-        "background included",
+    weights, eps = _read(model, source, name)
+    own, state = model.state_dict(), weights.state
+    head = _class_head(model)
+    text = (
+        f"the head of {head.num_classes(state)} classes, which is new for {head.num_classes(own)}, "
+        "background included"
     )
+    names = list(head.names)
+    bias = f"{_KEYPOINTS}.kps_score_lowres.bias"
+    if bias in own and bias in state and len(own[bias]) != len(state[bias]):
+        names.append(_KEYPOINTS)
+        text += f"; that of {len(state[bias])} keypoints, which is new for {len(own[bias])}"
+    report = load_matching(model, weights, model=model_name or name, heads=names, head=text)
     set_norm_epsilon(model, eps)
     return report
 
 
-def named_epsilon(source: str) -> float | None:
+def named_epsilon(source: str, name: str) -> float | None:
     """Return the epsilon of frozen batch norm that goes with a name; None if none does.
 
-    Torchvision's COCO weights of the ResNet-50 are from before its frozen batch norm had any
-    (pytorch/vision#2933), and its own builder sets 0 for them too. It is no part of the state
-    dict, hence set whether weights are loaded or not.
+    Some of torchvision's COCO weights on a ResNet-50 are from before its frozen batch norm had
+    any, and its own builders set 0 for them. It is no part of the state dict, hence set whether
+    weights are loaded or not.
 
     Args:
-        source: ``detector.weights``.
+        source: ``detector.weights``, also a file with the name of torchvision's.
+        name: As `DetectorConfig.name`.
     """
-    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    is_coco = find_detector_weights(source) is coco or Path(source).name == Path(coco.url).name
-    return 0.0 if is_coco else None
+    files = {Path(member.url).name for member in _WITHOUT_EPSILON}
+    found = find_detector_weights(source, name)
+    return 0.0 if found in _WITHOUT_EPSILON or Path(source).name in files else None
 
 
 def norm_epsilon(model: nn.Module) -> float | None:
@@ -103,35 +174,52 @@ def set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
             module.eps = eps
 
 
-def _read(source: str) -> tuple[SourceWeights, float | None]:
+def _class_head(model: Any) -> _Head:
+    """Return what depends on the classes in one of torchvision's detectors."""
+    if isinstance(model, GeneralizedRCNN):
+        names = ["roi_heads.box_predictor"]
+        if model.roi_heads.has_mask():
+            names.append("roi_heads.mask_predictor.mask_fcn_logits")
+        return _Head(tuple(names), f"{names[0]}.cls_score.bias", 1)
+    part = "head.classification_head"
+    if not isinstance(model, SSD):
+        head = model.head.classification_head
+        return _Head((f"{part}.cls_logits",), f"{part}.cls_logits.bias", head.num_anchors)
+    blocks = model.head.classification_head.module_list
+    # SSDlite has a convolution of each channel by itself before that into the classes.
+    last = [f".{len(block) - 1}" if isinstance(block, nn.Sequential) else "" for block in blocks]
+    names = [f"{part}.module_list.{index}{suffix}" for index, suffix in enumerate(last)]
+    anchors = model.anchor_generator.num_anchors_per_location()[0]
+    return _Head(tuple(names), f"{names[0]}.bias", anchors)
+
+
+def _read(model: Any, source: str, name: str) -> tuple[SourceWeights, float | None]:
     """Return weights, and the epsilon that the training which wrote them had noted."""
     what = f"{_SETTING}={source}"
-    named = find_detector_weights(source)
+    own = model.state_dict().keys()
+    mean, std = tuple(model.transform.image_mean), tuple(model.transform.image_std)
+    named = find_detector_weights(source, name)
     if named is not None:
-        state = download(named, "Faster R-CNN", _SETTING)
-        return SourceWeights(what, _rename_old(state)), None
-    file = open_path(source, _SETTING, [member.name for member in _KNOWN])
+        state = download(named, name, _SETTING)
+        return SourceWeights(what, _rename_old(state, own), mean, std), None
+    file = open_path(source, _SETTING, [member.name for member in detector_weights(name)])
     if not any(key.startswith("backbone.") for key in file.state):
         raise ValueError(
             f"{what} holds no detector: no key starts with 'backbone.', as in torchvision's; for a "
             "classifier set backbone.weights instead"
         )
-    mean = file.statistic("detector", "options", "image_mean")
-    std = file.statistic("detector", "options", "image_std")
-    weights = SourceWeights(
-        what, _rename_old(file.state), mean or IMAGENET_MEAN, std or IMAGENET_STD
-    )
+    mean = file.statistic("detector", "options", "image_mean") or mean
+    std = file.statistic("detector", "options", "image_std") or std
+    weights = SourceWeights(what, _rename_old(file.state, own), mean, std)
     eps = file.setting("backbone", "norm_eps")
     return weights, float(eps) if isinstance(eps, (int, float)) else None
 
 
-def _rename_old(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = dict(state)
-    for pattern, new in _OLD_KEYS:
-        renamed = {pattern.sub(new, key): value for key, value in renamed.items()}
-    return renamed
+def _rename_old(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Give old keys their present names, where a model has these and not the old ones."""
+    return {key if key in own else _present_key(key, own): value for key, value in state.items()}
 
 
-def _num_classes(state: Mapping[str, Tensor]) -> int | str:
-    score = state.get(f"{_HEAD}.cls_score.weight")
-    return "no" if score is None else len(score)
+def _present_key(key: str, own: Collection[str]) -> str:
+    renamed = (pattern.sub(new, key) for pattern, new in _OLD_KEYS)
+    return next((new for new in renamed if new in own), key)

@@ -108,7 +108,7 @@ def open_path(source: str | Path, setting: str, names: list[str]) -> WeightFile:
     Args:
         source: The path; ``~`` is the home folder.
         setting: What it was given by, for messages.
-        names: The names that would have been understood.
+        names: The names that would have been understood; may be none.
 
     Raises:
         FileNotFoundError: If this looks like a path and there is no such file.
@@ -122,10 +122,8 @@ def open_path(source: str | Path, setting: str, names: list[str]) -> WeightFile:
     text = os.fspath(source)
     if isinstance(source, Path) or os.sep in text or path.suffix in _FILE_SUFFIXES:
         raise FileNotFoundError(f"{setting}: there is no file {path}")
-    raise ValueError(
-        f"{setting} must be one of {', '.join(names)} or a file, got {text!r}, and there is no "
-        "such file"
-    )
+    known = f"one of {', '.join(names)} or a file" if names else "a file"
+    raise ValueError(f"{setting} must be {known}, got {text!r}, and there is no such file")
 
 
 def _check_classifier(what: str, file: WeightFile, model: str | None, stem: str | None) -> None:

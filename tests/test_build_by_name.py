@@ -1,0 +1,373 @@
+"""Detectors by the names of torchvision's builders, against what these build themselves."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import detection, get_model, get_model_weights, list_models
+from torchvision.ops import FrozenBatchNorm2d
+from weight_files import assert_equal_tensors, pretraining_checkpoint, random_resnet, shake
+
+from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
+from detmix.detectors.detector_names import backbone_weights, option_names
+
+BUILDERS = list_models(module=detection)
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
+# Few proposals and detections: what is compared is the same, and quick.
+FEW = {
+    **dict.fromkeys(("score_thresh", "box_score_thresh"), 0.0),
+    **dict.fromkeys(("rpn_post_nms_top_n_test", "topk_candidates"), 30),
+    **dict.fromkeys(("box_detections_per_img", "detections_per_img"), 10),
+}
+FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+
+
+def sizes_of(name):
+    return {} if name in FIXED_SIZE else {"min_size": 96, "max_size": 128}
+
+
+def options_of(name):
+    return {key: value for key, value in FEW.items() if key in option_names(name)}
+
+
+def on_meta(build):
+    """Build without any memory: what has no values is not compared by value."""
+    with torch.device("meta"):
+        return build()
+
+
+def structure(model):
+    """Return what two models of one architecture have in common."""
+    return {
+        "parts": repr(model),
+        "shapes": [(key, value.shape) for key, value in model.state_dict().items()],
+        "trained": [name for name, value in model.named_parameters() if value.requires_grad],
+        "training": {module.training for module in model.modules()},
+        "settings": plain_settings(model),
+    }
+
+
+def plain_settings(model):
+    plain = (int, float, str, bool, tuple, dict, list)
+    of_modules = vars(nn.Module()).keys()
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if key not in of_modules and isinstance(value, plain)
+    }
+
+
+def anchor_generator(model):
+    return model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
+
+
+def fill(model):
+    """Give a model of convolutions values that keep the size of what passes through."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            scale = value[0].numel() ** -0.5
+            value.copy_(scale * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def image_for(name):
+    size = FIXED_SIZE.get(name)
+    torch.manual_seed(3)
+    # Not resized by any of them, so that boxes are what was decoded.
+    return torch.rand(3, size or 96, size or 128)
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def pair(request):
+    """Return a builder's name, torchvision's own detector and ours, of the same values."""
+    name = request.param
+    options = options_of(name)
+
+    def theirs():
+        torch.manual_seed(0)
+        return get_model(
+            name,
+            weights=None,
+            weights_backbone=None,
+            num_classes=5,
+            **sizes_of(name),
+            **options,
+        )
+
+    def ours():
+        torch.manual_seed(0)
+        return build_detector(
+            DetectorConfig(name, **sizes_of(name), options=options), BackboneConfig(), 5
+        )
+
+    if name == "ssd300_vgg16":  # whose unused classifier takes seconds to draw
+        return name, *(fill(on_meta(build).to_empty(device="cpu")) for build in (theirs, ours))
+    return name, theirs(), ours()
+
+
+class TestEveryBuilder:
+    def test_state_dict_is_torchvisions(self, pair):
+        _, theirs, ours = pair
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), theirs.state_dict())
+        assert structure(ours) == structure(theirs)
+
+    def test_predictions_are_torchvisions(self, pair):
+        name, theirs, ours = pair
+        images = [image_for(name)]
+        with torch.inference_mode():
+            expected, found = theirs.eval()(images), ours.eval()(images)
+        assert len(expected[0]["boxes"]) > 3
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+    def test_boxes_are_decoded_in_float32_under_autocast(self, pair):
+        name, _, ours = pair
+        anchors = []
+        handle = anchor_generator(ours).register_forward_hook(
+            lambda module, inputs, outputs: anchors.append(outputs)
+        )
+        with torch.inference_mode():
+            ours.eval()([image_for(name)])
+            with torch.autocast("cpu", torch.bfloat16):
+                found = ours([image_for(name)])[0]
+        handle.remove()
+        torch.testing.assert_close(*anchors, rtol=0, atol=0)
+        assert len(found["boxes"]) > 3
+        for key, values in found.items():
+            if values.is_floating_point():
+                assert values.dtype == torch.float32, key
+                assert not torch.equal(values.bfloat16().float(), values), key
+
+
+@pytest.mark.slow
+def test_ssd_from_a_seed():
+    detectors = []
+    for build in (
+        lambda: get_model("ssd300_vgg16", weights=None, weights_backbone=None, num_classes=5),
+        lambda: build_detector(DetectorConfig("ssd300_vgg16"), BackboneConfig(), 5),
+    ):
+        torch.manual_seed(0)
+        detectors.append(build().state_dict())
+    assert_equal_tensors(*detectors, detectors[0])
+
+
+class TestPretrained:
+    """The architecture is that of torchvision's builder when it starts from weights."""
+
+    def theirs(self, name, monkeypatch, state, **settings):
+        with monkeypatch.context() as patch:
+            patch.setattr(DOWNLOAD, lambda url, **_: state)
+            return get_model(name, **settings)
+
+    @pytest.mark.parametrize(
+        ("name", "member"), [(name, each) for name in BUILDERS for each in get_model_weights(name)]
+    )
+    def test_from_a_whole_detector(self, name, member, monkeypatch):
+        num_classes = len(member.meta["categories"])
+        with torch.device("meta"):
+            plain = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+            theirs = self.theirs(name, monkeypatch, plain.state_dict(), weights=member)
+            config = DetectorConfig(name, weights=str(member))
+            ours = build_detector(config, BackboneConfig(), num_classes, load_weights=False)
+        assert structure(ours) == structure(theirs)
+
+    @pytest.mark.parametrize(
+        ("name", "layers"),
+        [
+            *((name, None) for name in BUILDERS),
+            *(("retinanet_resnet50_fpn", layers) for layers in (0, 2, 5)),
+            *(("fasterrcnn_mobilenet_v3_large_fpn", layers) for layers in (0, 4, 6)),
+            *(("ssd300_vgg16", layers) for layers in (0, 3, 5)),
+            *(("ssdlite320_mobilenet_v3_large", layers) for layers in (0, 3, 6)),
+        ],
+    )
+    def test_from_a_backbone(self, name, layers, monkeypatch):
+        member = backbone_weights(name)[-1]
+        backbone = BackboneConfig(weights=member.name, trainable_layers=layers)
+        with torch.device("meta"):
+            network = type(member).__name__.removesuffix("_Weights").lower()
+            state = get_model(network, weights=None).state_dict()
+            settings = {"weights_backbone": member, "trainable_backbone_layers": layers}
+            theirs = self.theirs(name, monkeypatch, state, num_classes=4, **settings)
+            ours = build_detector(DetectorConfig(name), backbone, 4, load_weights=False)
+        assert structure(ours) == structure(theirs)
+
+    def test_named_backbone_of_a_mobilenet(self, monkeypatch, caplog):
+        name = "ssdlite320_mobilenet_v3_large"
+        state = shake(get_model("mobilenet_v3_large", weights=None)).state_dict()
+        theirs = self.theirs(name, monkeypatch, state, weights_backbone="IMAGENET1K_V2")
+        monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
+        with caplog.at_level(logging.INFO, "detmix"):
+            ours = build_detector(DetectorConfig(name), BackboneConfig(weights="DEFAULT"), 5)
+        keys = [key for key in ours.state_dict() if key.startswith("backbone.features.")]
+        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), keys) > 200
+        assert caplog.messages == [
+            "backbone.weights=MobileNet_V3_Large_Weights.IMAGENET1K_V2: all of mobilenet_v3_large "
+            "loaded"
+        ]
+        assert ours.transform.image_mean == [0.5, 0.5, 0.5]
+
+    def test_file_for_a_resnet(self, tmp_path):
+        resnet = random_resnet("resnet50")
+        path = tmp_path / "best.pt"
+        data = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
+        torch.save(pretraining_checkpoint(resnet, name="resnet50", data=data), path)
+        config = DetectorConfig("retinanet_resnet50_fpn")
+        ours = build_detector(config, BackboneConfig(weights=str(path)), 4)
+        body = ours.backbone.body.state_dict()
+        assert assert_equal_tensors(body, resnet.state_dict(), body) > 200
+        assert (ours.transform.image_mean, ours.transform.image_std) == tuple(data.values())
+        assert any(isinstance(module, FrozenBatchNorm2d) for module in ours.modules())
+
+    def test_epsilon_of_the_configuration(self):
+        backbone = BackboneConfig(weights="IMAGENET1K_V1", norm_eps=1e-3)
+        config = DetectorConfig("fcos_resnet50_fpn")
+        ours = on_meta(lambda: build_detector(config, backbone, 4, load_weights=False))
+        found = {m.eps for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)}
+        assert found == {1e-3}
+
+    def test_offline(self, monkeypatch):
+        def fail(*_, **__):
+            raise OSError("no route")
+
+        monkeypatch.setattr(DOWNLOAD, fail)
+        config = DetectorConfig("fasterrcnn_mobilenet_v3_large_fpn")
+        with pytest.raises(ConnectionError, match=r"V1 of mobilenet_v3_large .*backbone\.weights"):
+            build_detector(config, BackboneConfig(weights="IMAGENET1K_V1"), 4)
+
+
+class TestSettings:
+    def build(self, name, num_classes=4, **settings):
+        config = DetectorConfig(name, **settings)
+        return on_meta(lambda: build_detector(config, BackboneConfig(), num_classes))
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_every_option_reaches_the_class(self, name):
+        wrong = {
+            "image_mean": [0.1, 0.2, 0.3],
+            "image_std": [0.4, 0.5, 0.6],
+            "bbox_reg_weights": [1.0, 2.0, 3.0, 4.0],
+        }
+        options = {key: wrong.get(key, 0.37) for key in option_names(name)}
+        before, after = self.build(name), self.build(name, options=options)
+        assert after.transform.image_mean == [0.1, 0.2, 0.3]
+        assert after.transform.image_std == [0.4, 0.5, 0.6]
+        settings = plain_settings(before), plain_settings(after)
+        changed = {key for key in settings[0] if settings[0][key] != settings[1][key]}
+        parts = 8 if "rcnn" in name else 4
+        assert len(changed) >= parts
+        assert list(after.state_dict()) == list(before.state_dict())
+
+    @pytest.mark.parametrize(
+        "name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"]
+    )
+    def test_anchors_of_an_rcnn(self, name):
+        model = self.build(name, anchor_sizes=(8, 16, 32, 64, 128), aspect_ratios=(1.0, 3.0))
+        assert model.rpn.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
+        assert model.rpn.anchor_generator.aspect_ratios == ((1.0, 3.0),) * 5
+        assert model.rpn.head.cls_logits.out_channels == 2
+
+    def test_anchors_of_retinanet(self):
+        model = self.build("retinanet_resnet50_fpn", anchor_sizes=(16, 32, 64, 128, 256))
+        theirs = detection.retinanet._default_anchorgen()
+        # Torchvision's start at 32: ours lack the last of them, and have one finer.
+        assert model.anchor_generator.sizes[1:] == theirs.sizes[:-1]
+        assert model.anchor_generator.sizes[0] == (16, 20, 25)
+        ratios = self.build("retinanet_resnet50_fpn", aspect_ratios=(1.0,))
+        assert ratios.anchor_generator.sizes == theirs.sizes
+        assert ratios.head.classification_head.cls_logits.out_channels == 3 * 4
+
+    @pytest.mark.parametrize(
+        "name",
+        ["fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2"],
+    )
+    def test_anchors_where_the_head_is_the_builders(self, name):
+        before = self.build(name)
+        after = self.build(name, anchor_sizes=(8, 16, 32, 64, 128), aspect_ratios=(0.3, 1.0, 3.0))
+        assert [sizes[0] for sizes in anchor_generator(after).sizes] == [8, 16, 32, 64, 128]
+        assert anchor_generator(after).aspect_ratios == ((0.3, 1.0, 3.0),) * 5
+        per_location = anchor_generator(after).num_anchors_per_location()
+        assert per_location == anchor_generator(before).num_anchors_per_location()
+        assert list(after.state_dict()) == list(before.state_dict())
+
+    def test_locations_of_fcos(self):
+        model = self.build("fcos_resnet50_fpn", anchor_sizes=(4, 8, 16, 32, 64))
+        assert model.anchor_generator.sizes == ((4,), (8,), (16,), (32,), (64,))
+        assert model.anchor_generator.num_anchors_per_location() == [1] * 5
+
+    def test_keypoints(self):
+        config = DetectorConfig("keypointrcnn_resnet50_fpn")
+        ours = on_meta(lambda: build_detector(config, BackboneConfig(), 2, num_keypoints=5))
+        assert ours.roi_heads.keypoint_predictor.kps_score_lowres.out_channels == 5
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("name", "settings", "message"),
+        [
+            ("ssd300_vgg16", {"min_size": 300}, r"detector\.min_size does not apply .*fixed size"),
+            ("ssd300_vgg16", {"anchor_sizes": (8,)}, r"detector\.anchor_sizes does not apply"),
+            ("ssdlite320_mobilenet_v3_large", {"max_size": 9}, r"detector\.max_size does not"),
+            ("ssd300_vgg16", {"options": {"size": 9}}, r"size is not an option of ssd300_vgg16;"),
+            ("fcos_resnet50_fpn", {"aspect_ratios": (1.0,)}, r"detector\.aspect_ratios does not"),
+            ("fcos_resnet50_fpn", {"options": {"head": 1}}, "head is not .*score_thresh"),
+            (
+                "fasterrcnn_resnet50_fpn",
+                {"head_dim": 64},
+                r"head_dim does not .* of its own\), got",
+            ),
+            ("maskrcnn_resnet50_fpn", {"roi_sampling_ratio": 1}, r"roi_sampling_ratio does not"),
+            ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, "five sizes"),
+            ("retinanet_resnet50_fpn", {"options": {"box_nms_thresh": 1}}, "not an option"),
+        ],
+    )
+    def test_does_not_apply(self, name, settings, message):
+        with pytest.raises(ValueError, match=message):
+            DetectorConfig(name, **settings)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match=r"name must be one of fasterrcnn, .*ssd300.*'yolo'"):
+            DetectorConfig("yolo")
+
+    def test_classifiers_are_no_detectors(self):
+        with pytest.raises(ValueError, match=r"detector\.name must be one of"):
+            DetectorConfig("resnet50")
+
+    @pytest.mark.parametrize(
+        ("name", "detector", "backbone", "message"),
+        [
+            ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name does not .*resnet18"),
+            ("fcos_resnet50_fpn", {}, {"norm": "frozen"}, r"backbone\.norm does not apply"),
+            ("ssd300_vgg16", {}, {"fpn_channels": 64}, r"backbone\.fpn_channels does not apply"),
+            ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels does not .*\(2, 3\)"),
+            ("ssd300_vgg16", {}, {"stem": "small"}, r"backbone\.stem does not apply"),
+            ("ssd300_vgg16", {}, {"weights": "a.pth"}, "one of .*IMAGENET1K_FEATURES .*'a.pth'"),
+            ("ssd300_vgg16", {}, {"weights": "timm:vgg16"}, r"weights of detector\.name=ssd300"),
+            ("fcos_resnet50_fpn", {}, {"weights": "V9"}, r"weights of resnet50 must be .*'V9'"),
+            (
+                *("fcos_resnet50_fpn", {}, {"weights": "DEFAULT", "trainable_layers": 6}),
+                r"trainable_layers of fcos_resnet50_fpn must be in 0\.\.5, got 6",
+            ),
+            (
+                *("ssd300_vgg16", {}, {"trainable_layers": 3}),
+                r"trainable_layers=3 of ssd300_vgg16 needs weights: .*trains all 5",
+            ),
+            ("fcos_resnet50_fpn", {"anchor_sizes": (8, 16)}, {}, "anchor_sizes must have 5 .*fcos"),
+            (
+                *("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}),
+                r"aspect_ratios must have 3 entries.*retinanet_resnet50_fpn_v2.*got \(1\.0,\)",
+            ),
+        ],
+    )
+    def test_pair(self, name, detector, backbone, message):
+        with pytest.raises(ValueError, match=message):
+            on_meta(
+                lambda: build_detector(
+                    DetectorConfig(name, **detector), BackboneConfig(**backbone), 4
+                )
+            )
