@@ -3,8 +3,24 @@
 from importlib.metadata import version
 
 from detmix.detectors import weight_losses
-from detmix.mixing import DetectionMixUp, MixedDataset, mixup
+from detmix.mixing import (
+    DetectionCutMix,
+    DetectionMixUp,
+    MixedDataset,
+    RandomChoice,
+    cutmix,
+    mixup,
+)
 
-__all__ = ["DetectionMixUp", "MixedDataset", "__version__", "mixup", "weight_losses"]
+__all__ = [
+    "DetectionCutMix",
+    "DetectionMixUp",
+    "MixedDataset",
+    "RandomChoice",
+    "__version__",
+    "cutmix",
+    "mixup",
+    "weight_losses",
+]
 
 __version__ = version("detmix")

@@ -1,4 +1,4 @@
-"""Samples to mix, and the float64 formula their pixels are held against."""
+"""Samples to mix, and what their pixels and objects are held against, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.tv_tensors import BoundingBoxes, TVTensor
 
 DEVICES = [
     "cpu",
@@ -59,3 +60,50 @@ def assert_pixels(result, image_a, image_b, lam, fill=0):
     assert result.shape == expected.shape
     error = np.abs(result.double().cpu().numpy() - expected).max(initial=0)
     assert error <= TOLERANCE[result.dtype]
+
+
+def visible_pixels(box, rectangle, inside, mask=None):
+    """Count pixel by pixel what is seen of an object.
+
+    Args:
+        box: Four integers (x1, y1, x2, y2).
+        rectangle: Four integers, the pasted rectangle.
+        inside: Whether its inside is seen, or all but that.
+        mask: The pixels of the object, in place of all in its box.
+
+    Returns:
+        The share that is seen, the smallest box around what is seen of ``box`` (None if nothing
+        is), and the mask that is seen (None without one).
+    """
+    y, x = np.mgrid[-32:96, -32:96]
+    x1, y1, x2, y2 = rectangle
+    seen = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    seen = seen if inside else ~seen
+    in_box = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    rows, columns = np.nonzero(in_box & seen)
+    left = None
+    if len(rows):
+        left = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        left = [int(edge) - 32 for edge in left]
+    share = len(rows) / in_box.sum() if in_box.any() else 0.0
+    if mask is None:
+        return share, left, None
+    cut = mask & seen[32 : 32 + mask.shape[0], 32 : 32 + mask.shape[1]]
+    return (cut.sum() / mask.sum() if mask.any() else share), left, cut
+
+
+def assert_same_target(target, expected):
+    """The same keys with the same values, types and dtypes, to the last bit."""
+    assert target.keys() == expected.keys()
+    for key, value in expected.items():
+        found = target[key]
+        assert type(found) is type(value), key
+        if isinstance(value, torch.Tensor):
+            assert found.dtype == value.dtype, key
+            assert torch.equal(found.as_subclass(torch.Tensor), value.as_subclass(torch.Tensor))
+        else:
+            assert found == value, key
+        if isinstance(value, BoundingBoxes):
+            assert found.format == value.format
+        if isinstance(value, TVTensor) and hasattr(value, "canvas_size"):
+            assert found.canvas_size == value.canvas_size

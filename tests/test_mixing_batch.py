@@ -136,7 +136,7 @@ class TestBatch:
     def test_ratios_have_the_moments_of_the_beta_distribution(self, alpha):
         mix = DetectionMixUp(alpha=alpha, p=1.0)
         generator = torch.Generator().manual_seed(0)
-        ratios = [param.lam for _ in range(200) for param in mix.make_params(100, generator)]
+        ratios = [param.how for _ in range(200) for param in mix.make_params(100, generator)]
         variance = 1 / (4 * (2 * alpha + 1))
         # Kurtosis of Beta(α, α) less 3 is -6 / (2α + 3).
         variance_error = variance * math.sqrt((2 - 6 / (2 * alpha + 3)) / len(ratios))
@@ -188,11 +188,11 @@ class TestBatch:
             if params[index] is None:
                 assert shuffled[place] is None
             else:
-                assert shuffled[place].lam == params[index].lam
+                assert shuffled[place].how == params[index].how
                 assert order[shuffled[place].partner] == params[index].partner
         # in another batch: the same ratio, perhaps another partner
         part = mix.make_params(4, seeds=seeds[:4])
-        assert [p and p.lam for p in part] == [p and p.lam for p in params[:4]]
+        assert [p and p.how for p in part] == [p and p.how for p in params[:4]]
 
 
 class TestModule:

@@ -13,17 +13,30 @@ import pytest
 import detmix
 
 PUBLIC = {
-    "detmix": {"DetectionMixUp", "MixedDataset", "__version__", "mixup", "weight_losses"},
+    "detmix": {
+        "DetectionCutMix",
+        "DetectionMixUp",
+        "MixedDataset",
+        "RandomChoice",
+        "__version__",
+        "cutmix",
+        "mixup",
+        "weight_losses",
+    },
     "detmix.mixing": {
+        "Cut",
+        "DetectionCutMix",
         "DetectionMixUp",
         "DetectionMixer",
         "MixParams",
         "MixedDataset",
+        "RandomChoice",
         "Sample",
         "SharedEpoch",
         "Target",
         "blend",
         "box_weights",
+        "cutmix",
         "mixup",
         "sample_seed",
         "union",

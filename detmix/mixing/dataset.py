@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
+from detmix.mixing.ground_truth import Target, check_sample, completed
 from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
 from detmix.mixing.seeding import draw_seeds, sample_seed
 
@@ -24,9 +24,9 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
     Args:
         dataset: Yields (image, target) by index and has a length.
         mix: The mixer, such as `DetectionMixUp`.
-        seed: With a seed, whether a sample is mixed, its partner and its ratio are a function
-            of (seed, epoch, index) alone: call `set_epoch` at the start of each epoch. With
-            None they come from torch's global generator.
+        seed: With a seed, whether a sample is mixed, its partner and how they are mixed are
+            a function of (seed, epoch, index) alone: call `set_epoch` at the start of each
+            epoch. With None they come from torch's global generator.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
             self.dataset.set_epoch(epoch)
 
     def draw_params(self, index: int) -> MixParams | None:
-        """Draw partner and ratio of a sample; None if it stays as it is.
+        """Draw a sample's partner and how they are mixed; None if it stays as it is.
 
         Args:
             index: The sample's index, from 0.
 
         Returns:
-            The partner's index in the data set and the sample's own ratio; with a seed, always
-            the same within an epoch.
+            The partner's index in the data set and what the mixer drew; with a seed, always the
+            same within an epoch.
         """
         rng = self._random(index)
-        chosen, others = rng.random() < self.mix.p, len(self) - 1
-        if not (chosen and others and self.mix.active):
+        how, others = self.mix.draw(rng), len(self) - 1
+        if how is None or not others:
             return None
         partner = rng.randrange(others)
         partner += partner >= index  # every index but its own is equally likely
-        return MixParams(partner, self.mix.draw_ratio(rng))
+        return MixParams(partner, how)
 
     def __getitem__(self, index: int) -> Sample:
         size = len(self)
@@ -69,11 +69,12 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
             raise IndexError(f"index {index} is out of range for {size} samples")
         index %= size
         params = self.draw_params(index)
-        sample = self._load(index)
+        image, target = self._load(index)
         if params is None:
-            return sample[0], with_box_weights(sample[1])
+            return image, completed(target, image.device)
         names = (f"sample {index}", f"sample {params.partner}")
-        return self.mix.mix_named(sample, self._load(params.partner), params.lam, names)
+        partner = self._load(params.partner)
+        return self.mix.mix_named((image, target), partner, params.how, names)
 
     def _random(self, index: int) -> random.Random:
         if self.seed is None:

@@ -1,7 +1,7 @@
 """What every pair mixer shares: who is mixed with whom, when, and where.
 
 A mixer draws all its randomness in one method and applies it in another, so that a test can
-inject a ratio. B is the batch size.
+inject what would be drawn. B is the batch size.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import abc
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import Target, check_sample, with_box_weights
+from detmix.mixing.ground_truth import Target, check_sample, completed
 from detmix.mixing.seeding import draw_seeds
+from detmix.mixing.tv import typed_as
 
 __all__ = ["DetectionMixer", "Images", "MixParams", "Sample"]
 
@@ -29,8 +30,8 @@ class MixParams(NamedTuple):
 
     partner: int
     """Index of the other sample in the batch."""
-    lam: float
-    """Blend ratio λ of the sample itself, in [0, 1]."""
+    how: Any
+    """What the mixer drew for the pair: `DetectionMixer.draw_pair` of its class says what."""
 
 
 class DetectionMixer(nn.Module, abc.ABC):
@@ -86,12 +87,25 @@ class DetectionMixer(nn.Module, abc.ABC):
         self._epoch.value = epoch
 
     @abc.abstractmethod
-    def draw_ratio(self, rng: random.Random) -> float:
-        """Draw the ratio λ of one pair."""
+    def draw_pair(self, rng: random.Random) -> Any:
+        """Draw how one pair is mixed, such as its ratio λ; never None."""
 
     @abc.abstractmethod
-    def mix_pair(self, sample_a: Sample, sample_b: Sample, lam: float) -> Sample:
-        """Mix two checked samples; A has the ratio λ."""
+    def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
+        """Mix two checked samples as `draw_pair` drew it."""
+
+    def draw(self, rng: random.Random) -> Any | None:
+        """Draw whether and how one sample is mixed.
+
+        Args:
+            rng: The sample's own random numbers, of which as many are drawn whether the
+                sample is mixed or not.
+
+        Returns:
+            What `draw_pair` drew; None for a sample that stays as it is.
+        """
+        chosen, how = rng.random() < self.p, self.draw_pair(rng)
+        return how if chosen and self.active else None
 
     def make_params(
         self,
@@ -100,7 +114,7 @@ class DetectionMixer(nn.Module, abc.ABC):
         *,
         seeds: Sequence[int] | None = None,
     ) -> list[MixParams | None]:
-        """Draw partners and ratios for a batch.
+        """Draw partners for a batch, and how each pair is mixed.
 
         Partners are the neighbours on a random circle through the batch: each sample is the
         partner of exactly one other, and never its own.
@@ -108,9 +122,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         Args:
             batch_size: B.
             generator: A CPU generator; None for torch's global one.
-            seeds: B seeds in place of a generator. Whether a sample is mixed and its ratio are
-                then a function of its own seed, whatever else is in the batch; partners are one
-                of all the batch's seeds, whatever their order.
+            seeds: B seeds in place of a generator. Whether and how a sample is mixed
+                are then a function of its own seed, whatever else is in the batch; partners are
+                one of all the batch's seeds, whatever their order.
 
         Returns:
             B entries, None for a sample that stays as it is.
@@ -120,10 +134,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         circle = sorted(range(batch_size), key=seeds.__getitem__)
         params: list[MixParams | None] = [None] * batch_size
         for position, index in enumerate(circle):
-            rng = random.Random(seeds[index])
-            chosen, lam = rng.random() < self.p, self.draw_ratio(rng)
-            if chosen and batch_size > 1 and self.active:
-                params[index] = MixParams(circle[position - 1], lam)
+            how = self.draw(random.Random(seeds[index]))
+            if how is not None and batch_size > 1:
+                params[index] = MixParams(circle[position - 1], how)
         return params
 
     def transform(
@@ -136,7 +149,8 @@ class DetectionMixer(nn.Module, abc.ABC):
             params: What `make_params` returned.
 
         Returns:
-            B new samples, all with ``box_weights``; the inputs are not changed.
+            B new samples, all with ``boxes``, ``labels`` and ``box_weights``; the inputs are not
+            changed.
 
         Raises:
             ValueError: Naming the index of a sample that breaks the contract.
@@ -147,19 +161,19 @@ class DetectionMixer(nn.Module, abc.ABC):
         mixed = []
         for (image, target), name, param in zip(samples, names, params, strict=True):
             if param is None:
-                mixed.append((image, with_box_weights(target)))
+                mixed.append((image, completed(target, image.device)))
             else:
                 partner = samples[param.partner]
                 pair_names = (name, names[param.partner])
-                mixed.append(self.mix_named((image, target), partner, param.lam, pair_names))
+                mixed.append(self.mix_named((image, target), partner, param.how, pair_names))
         return mixed
 
     def mix_named(
-        self, sample_a: Sample, sample_b: Sample, lam: float, names: tuple[str, str]
+        self, sample_a: Sample, sample_b: Sample, how: Any, names: tuple[str, str]
     ) -> Sample:
         """Mix two checked samples; an error names them."""
         try:
-            return self.mix_pair(sample_a, sample_b, lam)
+            return self.mix_pair(sample_a, sample_b, how)
         except ValueError as error:
             raise ValueError(f"mixing {names[0]} with {names[1]}: {error}") from error
 
@@ -199,11 +213,20 @@ class DetectionMixer(nn.Module, abc.ABC):
         mixed_targets = [target for _, target in mixed]
         if not isinstance(images, Tensor):
             return mixed_images, mixed_targets
-        return torch.stack(mixed_images) if mixed else images, mixed_targets
+        if not mixed:
+            return images, mixed_targets
+        stacked = torch.stack(mixed_images)
+        return typed_as(stacked, images, (stacked.shape[-2], stacked.shape[-1])), mixed_targets
 
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError unless Beta(alpha, alpha) is a distribution."""
+    if not 0.0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
 
 
 def _name(index: int, target: Target) -> str:

@@ -10,8 +10,9 @@ import random
 
 from torch import Tensor
 
-from detmix.mixing.ground_truth import Target, check_sample, union
-from detmix.mixing.mixer import DetectionMixer, Sample
+from detmix.mixing.ground_truth import Target, check_sample, completed
+from detmix.mixing.joining import join
+from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
 from detmix.mixing.pixels import Fill, blend, canvas_size
 
 __all__ = ["DetectionMixUp", "mixup"]
@@ -43,7 +44,8 @@ def mixup(
     Returns:
         The image, ``(C, H, W)`` in the input's dtype (uint8 rounded to nearest), and the target
         with N_a + N_b objects, those of weight 0 left out; ``image_id`` and other keys of the
-        image are A's. The inputs are not changed.
+        image are A's. tv_tensors come out as such, of A's type and box format. The inputs are
+        not changed.
 
     Raises:
         ValueError: For λ outside [0, 1], images that do not match, or a target that breaks the
@@ -65,8 +67,9 @@ def mixup(
 
 def _mixup(sample_a: Sample, sample_b: Sample, lam: float, fill: Fill) -> Sample:
     (image_a, target_a), (image_b, target_b) = sample_a, sample_b
-    size = canvas_size(image_a, image_b)
-    return blend(image_a, image_b, lam, fill), union(target_a, target_b, lam, size)
+    image = blend(image_a, image_b, lam, fill)
+    targets = completed(target_a, image_a.device), completed(target_b, image_b.device)
+    return image, join(targets, (lam, 1.0 - lam), canvas_size(image_a, image_b))
 
 
 class DetectionMixUp(DetectionMixer):
@@ -104,18 +107,17 @@ class DetectionMixUp(DetectionMixer):
         off_epochs: int = 0,
     ) -> None:
         super().__init__(p, epochs=epochs, off_epochs=off_epochs)
-        if not 0.0 < alpha < float("inf"):
-            raise ValueError(f"alpha must be positive and finite, got {alpha}")
+        check_alpha(alpha)
         self.alpha = alpha
         self.fill = fill
 
-    def draw_ratio(self, rng: random.Random) -> float:
+    def draw_pair(self, rng: random.Random) -> float:
         """Draw λ from Beta(alpha, alpha)."""
         return rng.betavariate(self.alpha, self.alpha)
 
-    def mix_pair(self, sample_a: Sample, sample_b: Sample, lam: float) -> Sample:
-        """Mix two checked samples; A has the ratio λ."""
-        return _mixup(sample_a, sample_b, lam, self.fill)
+    def mix_pair(self, sample_a: Sample, sample_b: Sample, how: float) -> Sample:
+        """Mix two checked samples; ``how`` is the ratio λ of A."""
+        return _mixup(sample_a, sample_b, how, self.fill)
 
     def extra_repr(self) -> str:
         """Describe the settings."""

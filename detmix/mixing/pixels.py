@@ -1,4 +1,4 @@
-"""Blending the pixels of two images on a common canvas.
+"""Mixing the pixels of two images: blending them on a common canvas, pasting a part of one.
 
 Shapes: C channels; (H_a, W_a) and (H_b, W_b) the images; H = max(H_a, H_b), W = max(W_a, W_b)
 the canvas.
@@ -7,13 +7,17 @@ the canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-__all__ = ["Fill", "blend", "canvas_size", "pad_to"]
+from detmix.mixing.tv import plain, typed_as
+
+__all__ = ["Fill", "Rectangle", "blend", "canvas_size", "common_size", "pad_to", "paste"]
 
 Fill = float | Sequence[float]
+Rectangle = tuple[int, int, int, int]
 
 # Values of one image in a strip of `_blend_strips`: two strips of float32 are 1 MiB.
 _STRIP_VALUES = 2**17
@@ -30,6 +34,14 @@ def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
     return (
         max(image_a.shape[-2], image_b.shape[-2]),
         max(image_a.shape[-1], image_b.shape[-1]),
+    )
+
+
+def common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
+    """Return (H, W) of the region at the top left that both images cover."""
+    return (
+        min(image_a.shape[-2], image_b.shape[-2]),
+        min(image_a.shape[-1], image_b.shape[-1]),
     )
 
 
@@ -74,7 +86,8 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
             channel.
 
     Returns:
-        ``(C, H, W)`` in the input's dtype; uint8 is rounded to nearest.
+        ``(C, H, W)`` in the input's dtype; uint8 is rounded to nearest. It is a tv_tensor
+        where ``image_a`` is one.
 
     Raises:
         ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
@@ -82,6 +95,12 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
     """
     check_ratio(lam)
     _check_pair(image_a, image_b)
+    blended = _blend(plain(image_a), plain(image_b), lam, fill)
+    return typed_as(blended, image_a, canvas_size(image_a, image_b))
+
+
+def _blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
+    """Blend two images that match."""
     if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
         return _blend_strips(image_a, image_b, lam, fill)
     size = canvas_size(image_a, image_b)
@@ -89,6 +108,42 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
     if image_a.is_floating_point():
         return torch.lerp(image_b, image_a, lam)
     return torch.lerp(image_b.float(), image_a.float(), lam).round_().to(image_a.dtype)
+
+
+def paste(image_a: Tensor, image_b: Tensor, rectangle: Rectangle) -> Tensor:
+    """Paste a rectangle of one image into another, at the same place.
+
+    Args:
+        image_a: ``(C, H_a, W_a)``.
+        image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
+        rectangle: (x1, y1, x2, y2) in pixels, x2 and y2 exclusive; within both images.
+
+    Returns:
+        A new image of A's size; a tv_tensor where ``image_a`` is one.
+
+    Raises:
+        ValueError: If the images differ in dtype, device or number of channels, or the rectangle
+            is not within both.
+    """
+    _check_pair(image_a, image_b)
+    x1, y1, x2, y2 = _checked_rectangle(rectangle, image_a, image_b)
+    pasted = plain(image_a).clone()
+    pasted[:, y1:y2, x1:x2] = plain(image_b)[:, y1:y2, x1:x2]
+    return typed_as(pasted, image_a, (image_a.shape[-2], image_a.shape[-1]))
+
+
+def _checked_rectangle(rectangle: Rectangle, image_a: Tensor, image_b: Tensor) -> Rectangle:
+    """Return the rectangle; raise ValueError unless it is one within both images."""
+    height, width = common_size(image_a, image_b)
+    whole = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
+    if whole:
+        x1, y1, x2, y2 = rectangle
+    if not whole or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+        raise ValueError(
+            f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
+            f"pixels that both images cover, got {rectangle}"
+        )
+    return rectangle
 
 
 def _check_pair(image_a: Tensor, image_b: Tensor) -> None:
