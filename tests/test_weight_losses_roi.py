@@ -382,6 +382,18 @@ def test_an_image_without_objects_need_not_know_the_number_of_keypoints():
     assert_identical(step(model, images, targets), expected)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_image_without_objects_needs_neither_masks_nor_keypoints(name):
+    """As wrap_dataset_for_transforms_v2 leaves an image of COCO without annotations."""
+    images, targets = batch(WEIGHTS)
+    assert len(targets[1]["boxes"]) == 0
+    model = weight_losses(build(name))
+    expected = step(model, images, targets)
+    targets[1] = {key: targets[1][key] for key in ("boxes", "labels")}
+    assert_identical(step(model, images, targets), expected)
+    assert targets[1].keys() == {"boxes", "labels"}
+
+
 def test_gradcheck_of_the_pure_losses():
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(3, 4, 2, 2, dtype=torch.float64, generator=generator).requires_grad_()

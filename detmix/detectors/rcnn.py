@@ -32,6 +32,7 @@ from detmix.detectors.roi_losses import (
     keypoint_loss,
     mask_loss,
     select_foreground,
+    with_empty_branches,
 )
 from detmix.detectors.weighting import (
     LossWeighting,
@@ -200,7 +201,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             image_shapes: (H, W) of each image.
             targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` and, as a rule,
                 ``box_weights`` ``(N,)``; ``masks`` ``(N, H, W)`` and ``keypoints``
-                ``(N, J, 3)`` float32 where the detector predicts them.
+                ``(N, J, 3)`` float32 where the detector predicts them (not needed where N is 0).
 
         Returns:
             Detections of each image (none in training), and ``loss_classifier`` and
@@ -212,6 +213,8 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             return super().forward(  # type: ignore[no-any-return]
                 features, proposals, image_shapes, targets
             )
+        if targets is not None:
+            targets = with_empty_branches(targets, self.has_mask(), self.has_keypoint())
         self.check_targets(targets)
         assert targets is not None  # checked above
         proposals, matched, labels, regression_targets = self.select_training_samples(

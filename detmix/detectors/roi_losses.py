@@ -32,6 +32,7 @@ __all__ = [
     "select_foreground",
     "weighted_keypoint_loss",
     "weighted_mask_loss",
+    "with_empty_branches",
 ]
 
 
@@ -209,6 +210,28 @@ def keypoint_loss(
     heatmaps = logits.reshape(-1, size * size)[valid]
     loss = weighted_keypoint_loss(heatmaps, cells[valid], weights)
     return weighting.rescale(loss, weights)
+
+
+def with_empty_branches(
+    targets: Sequence[dict[str, Tensor]], has_mask: bool, has_keypoint: bool
+) -> list[dict[str, Tensor]]:
+    """Give targets without objects the masks and keypoints of none of them.
+
+    ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves all keys out for an image of
+    COCO without annotations, and torchvision's own heads then fail.
+
+    Args:
+        targets: Targets with ``boxes`` ``(N, 4)``; they are not changed.
+        has_mask: Whether ``masks`` are needed.
+        has_keypoint: Whether ``keypoints`` are.
+    """
+    needed = [("masks", (0, 1, 1))] * has_mask + [("keypoints", (0, 1, 3))] * has_keypoint
+    return [
+        {**{key: target["boxes"].new_zeros(shape) for key, shape in needed}, **target}
+        if len(target["boxes"]) == 0
+        else target
+        for target in targets
+    ]
 
 
 def check_masks(targets: Sequence[dict[str, Tensor]]) -> None:
