@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
 from detmix.detectors import LossWeighting, build_classifier
-from detmix.detectors.rcnn import WeightedRoIHeads
-from detmix.mixing import DetectionMixUp
+from detmix.detectors.ssd import WeightedSSD
+from detmix.mixing import DetectionCutMix, DetectionMixUp, RandomChoice
 from detmix.training import MixingConfig, OptimConfig, PretrainConfig, TrainConfig, parse_args
 from detmix.training.build import build_mixer, build_model
 from detmix.training.classifier import build_image_transform
@@ -24,6 +25,22 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 PRETRAIN_CONFIGS = sorted(FOLDER.glob("pretrain/*.yaml"))
 # These change a few settings of another file, which their heads name.
 BASES = {"overfit16_voc2007": "voc2007_cpu"}
+# Each family's class, and the part of it that has weighted losses.
+MODELS = {
+    "fasterrcnn": (FasterRCNN, "roi_heads"),
+    "maskrcnn": (MaskRCNN, "roi_heads"),
+    "keypointrcnn": (KeypointRCNN, "roi_heads"),
+    "retinanet": (RetinaNet, "head"),
+    "fcos": (FCOS, "head"),
+    "ssdlite320_mobilenet_v3_large": (WeightedSSD, ""),
+    "ssd300_vgg16": (WeightedSSD, ""),
+}
+MIXERS = {
+    "mixup": DetectionMixUp,
+    "cutmix": DetectionCutMix,
+    "mixup+cutmix": RandomChoice,
+    "none": type(None),
+}
 
 
 def parse(*args):
@@ -103,6 +120,13 @@ class TestErrors:
             ("augment: {flip: 1.5}", r"augment.flip must be in \[0, 1\], got 1.5"),
             ("mixing: {alpha: 0}", "mixing.alpha must be positive and finite, got 0"),
             ("mixing: {p: -0.1}", r"mixing.p must be in \[0, 1\], got -0.1"),
+            ("mixing: {name: cutout}", "mixing.name.*cutout"),
+            ("mixing: {cutmix_alpha: -1}", "mixing.cutmix_alpha must be positive .* got -1"),
+            ("mixing: {min_visibility: 2}", r"mixing.min_visibility must be in \[0, 1\], got 2"),
+            ("data: {format: yolo}", "data.format.*yolo"),
+            ("data: {num_keypoints: 0}", "data.num_keypoints must be at least 1, got 0"),
+            ("data: {coco: {backend: fast}}", "data.coco.backend.*fast"),
+            ("detector: {name: maskrcnn}", "detector.name=maskrcnn needs masks.*data.format=coco"),
             ("mixing: {fill: 256}", r"mixing.fill must be in \[0, 255\], got 256"),
             ("mixing: {off_epochs: -1}", "mixing.off_epochs must be at least 0, got -1"),
             ("optim: {lr: 0}", "optim.lr must be positive and finite, got 0"),
@@ -164,6 +188,7 @@ class TestPlainValues:
     CHANGED = (
         "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
         '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
+        "--data.coco.test_images=a/b", "--data.coco.empty=keep", "--data.num_keypoints=4", "--detector.name=fasterrcnn",
         "--detector.options.box_score_thresh=0.2", "--backbone.trainable_layers=2",
         "--schedule.milestones=[1, 3]", "--run_dir=a b/ü", "--threads=2", "--optim.lr=1e-05",
     )  # fmt: skip
@@ -189,12 +214,18 @@ class TestShippedConfigs:
     def test_builds(self, path):
         args = [f"--config={path.parent / BASES[path.stem]}.yaml"] if path.stem in BASES else []
         config = parse(*args, f"--config={path}")
+        if config.data.format == "coco":  # whose classes are those of its file
+            config = replace(config, data=replace(config.data, classes=("one", "two")))
         model = build_model(config, load_weights=False)
-        assert isinstance(model, FasterRCNN)
-        assert isinstance(model.roi_heads, WeightedRoIHeads)
-        num_classes = model.roi_heads.box_predictor.cls_score.out_features
-        assert num_classes == len(config.data.classes) + 1
-        assert isinstance(build_mixer(config), DetectionMixUp) == (config.mixing.name == "mixup")
+        detector, part = MODELS[config.detector.name]
+        assert type(model) is detector
+        assert "Weighted" in type(model.get_submodule(part)).__name__
+        classes = len(config.data.class_names) + 1
+        heads = ("cls_score", "cls_logits", "classification_head.module_list")
+        state = model.state_dict()
+        last = [name for name in state if any(head in name for head in heads)][-1]
+        assert len(state[last]) % classes == 0  # for each class, and for each anchor if any
+        assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
     @pytest.mark.parametrize("mix", ["none", "mixup", "cutout", "cutmix", "mixup+cutmix"])
@@ -208,8 +239,10 @@ class TestShippedConfigs:
     def test_there_are_some(self):
         assert {
             "quickstart", "voc2007_cpu", "voc0712_fasterrcnn_resnet50", "voc0712_fasterrcnn_coco",
-            "voc0712_fasterrcnn_resnet50_cutmix",
+            "voc0712_fasterrcnn_resnet50_cutmix", "coco_fasterrcnn_resnet50",
         } <= {path.stem for path in CONFIGS}  # fmt: skip
+        names = {parse(f"--config={path}").detector.name for path in CONFIGS}
+        assert names == MODELS.keys()  # one for each family
         assert {"tiny_imagenet_resnet18", "imagenet_resnet50_cutmix"} <= {
             path.stem for path in PRETRAIN_CONFIGS
         }
@@ -236,5 +269,5 @@ class TestShippedConfigs:
         assert f"tools/{'quickstart' if path.stem == 'quickstart' else tool}.py" in head
         assert "time" in head.lower()
         assert ("mAP" if is_detector else "top-1") in head
-        is_measured = "resnet50" not in path.stem and "coco" not in path.stem
+        is_measured = not any(large in path.stem for large in ("resnet50", "coco", "vgg16"))
         assert ("not measured" not in head.replace("on a GPU: not measured", "")) == is_measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from detmix.data.loaders import collate
+from detmix.data.shapes_coco import write_shapes_coco
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 from detmix.training import PretrainConfig, TrainConfig, parse_args
 
@@ -28,13 +30,16 @@ def commands() -> list[list[str]]:
     return [shlex.split(part) for line in lines if line for part in line.split("&&")]
 
 
-def small_detector(weights_backbone: str, num_classes: int) -> torch.nn.Module:
+def small_detector(
+    weights_backbone: str, num_classes: int, name: str = "fasterrcnn"
+) -> torch.nn.Module:
     assert weights_backbone == "DEFAULT"  # what the README asks for needs a network
     torch.manual_seed(0)
     return build_detector(
         DetectorConfig(
-            64,
-            64,
+            name,
+            min_size=64,
+            max_size=64,
             anchor_sizes=(16, 32),
             head_dim=16,
             options={"rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 16},
@@ -56,9 +61,29 @@ def samples(num: int) -> list:
     ]
 
 
-def test_python_blocks_run(monkeypatch, capsys):
+def small_mask_rcnn(weights_backbone: str, num_classes: int) -> torch.nn.Module:
+    return small_detector(weights_backbone, num_classes, "maskrcnn")
+
+
+class Guesses(torch.nn.Module):
+    """Finds an object of each class everywhere in an image of 64 pixels."""
+
+    def forward(self, images):
+        steps = torch.arange(0.0, 48, 6)
+        corners = torch.cartesian_prod(steps, steps)
+        boxes = torch.cat([corners, corners + 20], 1).repeat(5, 1)
+        labels = torch.arange(1, 6).repeat_interleave(len(corners))
+        scores = torch.linspace(0.9, 0.5, len(boxes))
+        return [{"boxes": boxes, "labels": labels, "scores": scores} for _ in images]
+
+
+def test_there_are_four_examples():
+    assert len(blocks("python")) == 4
+
+
+def test_the_loop_and_the_scoring_run(monkeypatch, capsys):
     monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", small_detector)
-    loop, scoring = blocks("python")
+    loop, _, scoring, _ = blocks("python")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
     names = {"dataset": samples(9), "test_loader": test_loader}
@@ -67,6 +92,44 @@ def test_python_blocks_run(monkeypatch, capsys):
     assert not names["mix"].active  # the last epochs are unmixed
     exec(scoring, names)
     assert "tvmonitor" in capsys.readouterr().out
+
+
+@pytest.fixture
+def coco_folder(tmp_path, monkeypatch) -> Path:
+    """Work in a folder with shapes in the place of COCO's images."""
+    write_shapes_coco(tmp_path / "data" / "coco", num_train=10, num_test=6, image_size=64)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_wrapped_data_set_of_torchvision(coco_folder, monkeypatch):
+    monkeypatch.setattr(torchvision.models.detection, "maskrcnn_resnet50_fpn", small_mask_rcnn)
+    # The shapes have an object in every image; COCO does not.
+    path = coco_folder / "data" / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] % 4]
+    path.write_text(json.dumps(content))
+    names: dict = {}
+    torch.manual_seed(0)
+    exec(blocks("python")[1], names)
+    assert torch.isfinite(names["loss"])
+    assert len(names["images"]) == 8
+    for image, target in zip(names["images"], names["targets"], strict=True):
+        assert {"image_id", "boxes", "labels", "box_weights"} <= target.keys()
+        if len(target["boxes"]):
+            assert target["boxes"].canvas_size == tuple(image.shape[-2:])
+            assert target["masks"].shape == (len(target["boxes"]), *image.shape[-2:])
+    assert any(bool((target["box_weights"] < 1).any()) for target in names["targets"])
+
+
+def test_coco_scores(coco_folder, capsys):
+    names = {"model": Guesses()}
+    exec(blocks("python")[3], names)
+    first, second = capsys.readouterr().out.split("mean (bbox")[1:]
+    assert first.split()[:5] == second.split()[:5]  # scored again, the same
+    assert names["evaluator"].compute().ap > 0
+    saved = json.loads(Path("runs/coco_val/predictions.json").read_text())
+    assert {entry["category_id"] for entry in saved} == set(names["val_set"].category_ids)
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)

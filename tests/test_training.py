@@ -112,7 +112,7 @@ class TestRun:
         for name, value in trainer.plain_model.state_dict().items():
             assert torch.equal(state["model"][name], value)
         assert state["config"] == config.as_dict()
-        assert state["classes"] == list(config.data.classes)
+        assert state["classes"] == list(config.data.class_names)
         scores = [m["mean_ap"] for m in read_metrics(config.run_dir) if m["event"] == "eval"]
         best = torch.load(config.run_dir / "best.pt", weights_only=True)
         assert best["position"]["best"] == max(scores)

@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> None:
         result = trainer.evaluate().result
     if trainer.accelerator.is_main_process:
         print(result)
-        folder, classes = config.run_dir, config.data.classes
+        folder, classes = config.run_dir, config.data.class_names
         pictures = [
             plot_learning_curve(folder / "metrics.jsonl", folder / "learning_curve.png"),
             plot_precision_recall(result, folder / "precision_recall.png"),
@@ -76,7 +76,7 @@ def pretrain(config: TrainConfig) -> Path:
         config.data.root / "object_crops",
         train_sets=config.data.train,
         val_sets=config.data.test,
-        classes=config.data.classes,
+        classes=config.data.class_names,
     )
     base = parse_args(PretrainConfig, ["--config", str(CONFIGS / "pretrain" / "quickstart.yaml")])
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}_pretrain")

@@ -16,6 +16,7 @@ from pathlib import Path
 from detmix.evaluation import plot_batch, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.console import run_tool
+from detmix.training.datasets import with_data_noted
 from detmix.training.loop import make_accelerator
 from detmix.training.preview import mixed_batch, mixed_pair, some_predictions
 
@@ -25,13 +26,13 @@ def main(args: Sequence[str]) -> None:
     parser = _parser()
     parsed, overrides = parser.parse_known_args(args)
     if parsed.command == "pair":
-        config = parse_args(TrainConfig, overrides)
+        config = with_data_noted(parse_args(TrainConfig, overrides))
         images, targets = mixed_pair(config, *parsed.indices, lam=parsed.lam)
-        path = plot_batch(images, targets, config.data.classes, parsed.out)
+        path = plot_batch(images, targets, config.data.class_names, parsed.out)
     elif parsed.command == "batch":
-        config = parse_args(TrainConfig, overrides)
+        config = with_data_noted(parse_args(TrainConfig, overrides))
         images, targets = mixed_batch(config, epoch=parsed.epoch, num_images=parsed.num_images)
-        path = plot_batch(images, targets, config.data.classes, parsed.out, parsed.num_images)
+        path = plot_batch(images, targets, config.data.class_names, parsed.out, parsed.num_images)
     else:
         model, config = load_detector(parsed.checkpoint, overrides)
         accelerator = make_accelerator(config)
@@ -42,7 +43,7 @@ def main(args: Sequence[str]) -> None:
             images,
             predictions,
             targets,
-            config.data.classes,
+            config.data.class_names,
             parsed.out,
             score_threshold=parsed.score_threshold,
             max_images=parsed.num_images,

@@ -4,12 +4,12 @@ from detmix.training.checkpoint import load_checkpoint, save_checkpoint
 from detmix.training.classifier import ClassificationResult, ClassifierTrainer
 from detmix.training.config import (
     AugmentConfig,
-    DataConfig,
     MixingConfig,
     OptimConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from detmix.training.data_config import CocoConfig, DataConfig
 from detmix.training.detector import DetectorTrainer
 from detmix.training.inference import evaluate, load_detector, predict
 from detmix.training.interrupt import Interrupted
@@ -26,6 +26,7 @@ __all__ = [
     "AugmentConfig",
     "ClassificationResult",
     "ClassifierTrainer",
+    "CocoConfig",
     "DataConfig",
     "DetectorTrainer",
     "ImageAugmentConfig",

@@ -1,4 +1,4 @@
-"""From a configuration to data sets, a mixer and a detector."""
+"""From a configuration to a mixer and a detector."""
 
 from __future__ import annotations
 
@@ -6,85 +6,39 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import Dataset, Subset
-from torchvision.models.detection import FasterRCNN
+from torch import nn
 
-from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.detectors import build_detector, weight_losses
 from detmix.detectors.detector_weights import norm_epsilon
-from detmix.mixing import DetectionMixUp, MixedDataset, Sample
+from detmix.mixing import DetectionCutMix, DetectionMixer, DetectionMixUp, RandomChoice
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 
-__all__ = [
-    "build_mixer",
-    "build_model",
-    "build_test_set",
-    "build_train_set",
-    "open_voc",
-    "start_model",
-]
+__all__ = ["build_mixer", "build_model", "start_model"]
 
 _STATISTICS = ("image_mean", "image_std")
 
 
-def open_voc(config: TrainConfig, *, train: bool) -> VOCDetection:
-    """Open the images and annotations to train or to evaluate on, as they are on disk.
-
-    Evaluation keeps difficult objects, whatever ``data.difficult`` says: the devkit's rule
-    needs them.
-    """
-    data = config.data
-    return VOCDetection(
-        data.root,
-        image_sets=data.train if train else data.test,
-        difficult=data.difficult if train else "keep",
-        classes=data.classes,
-    )
-
-
-def build_train_set(
-    config: TrainConfig, voc: VOCDetection, mix: DetectionMixUp | None = None
-) -> AugmentedDataset | MixedDataset:
-    """Augment a data set for training and, if a mixer is given, mix it.
-
-    Args:
-        config: The training's configuration.
-        voc: What `open_voc` returned.
-        mix: A mixer, for ``mixing.place="dataset"``.
-    """
-    augment = config.augment
-    transform = detection_transforms(
-        augment.size,
-        train=True,
-        flip=augment.flip,
-        photometric=augment.photometric,
-        crop=augment.crop,
-    )
-    limited = _first(voc, config.data.train_limit)
-    augmented = AugmentedDataset(limited, transform, seed=config.seed)
-    return augmented if mix is None else MixedDataset(augmented, mix, seed=config.seed)
-
-
-def build_test_set(config: TrainConfig, voc: VOCDetection) -> AugmentedDataset:
-    """Bring a data set to the scale of training, and change nothing else of it."""
-    transform = detection_transforms(config.augment.size, train=False)
-    return AugmentedDataset(_first(voc, config.data.test_limit), transform, seed=config.seed)
-
-
-def build_mixer(config: TrainConfig) -> DetectionMixUp | None:
+def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
     mixing = config.mixing
-    if mixing.name == "none":
-        return None
+    names = [] if mixing.name == "none" else mixing.name.split("+")
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    return DetectionMixUp(
-        mixing.alpha, mixing.p, fill, epochs=config.epochs, off_epochs=mixing.off_epochs
-    )
+    schedule = {"epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    mixers: list[DetectionMixer] = []
+    if "mixup" in names:
+        mixers.append(DetectionMixUp(mixing.alpha, mixing.p, fill, **schedule))
+    if "cutmix" in names:
+        mixers.append(
+            DetectionCutMix(mixing.cutmix_alpha, mixing.p, mixing.min_visibility, **schedule)
+        )
+    if len(mixers) > 1:
+        return RandomChoice(mixers)
+    return mixers[0] if mixers else None
 
 
-def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
+def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     """Build the detector that a training starts with, and complete the configuration by it.
 
     The mean and deviation that images are normalised with belong to the pretrained weights, and so
@@ -104,7 +58,7 @@ def start_model(config: TrainConfig) -> tuple[FasterRCNN, TrainConfig]:
         saved = load_checkpoint(last)["config"]
         options = saved.get("detector", {}).get("options", {})
         config = _note(config, options, saved.get("backbone", {}).get("norm_eps"))
-    model = build_model(config, load_weights=not is_resumed)
+    model: Any = build_model(config, load_weights=not is_resumed)
     used = {name: list(getattr(model.transform, name)) for name in _STATISTICS}
     return model, _note(config, used, norm_epsilon(model))
 
@@ -120,22 +74,22 @@ def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None)
     return replace(config, detector=detector, backbone=backbone)
 
 
-def build_model(config: TrainConfig, *, load_weights: bool = True) -> FasterRCNN:
+def build_model(config: TrainConfig, *, load_weights: bool = True) -> nn.Module:
     """Build the detector with the losses that ``config.loss`` asks for.
 
     Args:
-        config: The training's configuration.
+        config: The training's configuration; the classes of its data must be known.
         load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
             detector follows.
     """
-    num_classes = len(config.data.classes) + 1  # with background
-    model = build_detector(config.detector, config.backbone, num_classes, load_weights=load_weights)
+    keypoints = config.data.num_keypoints
+    model = build_detector(
+        config.detector,
+        config.backbone,
+        len(config.data.class_names) + 1,  # with background
+        load_weights=load_weights,
+        **({} if keypoints is None else {"num_keypoints": keypoints}),
+    )
     if config.loss is None:
         return model
     return weight_losses(model, config.loss.background_weight, config.loss.normalizer)
-
-
-def _first(dataset: VOCDetection, limit: int | None) -> Dataset[Sample]:
-    if limit is None or limit >= len(dataset):
-        return dataset
-    return Subset(dataset, range(limit))

@@ -10,58 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detmix.data import VOC_CLASSES
-from detmix.detectors import BackboneConfig, DetectorConfig, LossWeighting
+from detmix.detectors import BackboneConfig, DetectorConfig, LossWeighting, target_keys
+from detmix.training.checks import check_at_least, check_in_range
+from detmix.training.data_config import DataConfig
 
 __all__ = [
     "AugmentConfig",
-    "DataConfig",
     "LoopConfig",
     "MixingConfig",
     "OptimConfig",
     "ScheduleConfig",
     "TrainConfig",
-    "check_at_least",
-    "check_in_range",
 ]
-
-ImageSets = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Data sets in the Pascal VOC devkit layout, and their loading.
-
-    Attributes:
-        root: The folder that holds ``VOC2007`` and the like.
-        train: Pairs of year and split to train on.
-        test: Pairs of year and split to evaluate on.
-        classes: Class names without background; the twenty of Pascal VOC by default.
-        difficult: Whether training keeps or drops objects marked difficult.
-        batch_size: Images of a training batch, in each process.
-        eval_batch_size: Images of an evaluation batch, in each process.
-        workers: Loader processes.
-        train_limit: Train on this many images only, the first ones; None for all.
-        test_limit: Evaluate on this many images only, the first ones; None for all.
-    """
-
-    root: Path = Path("data/VOCdevkit")
-    train: ImageSets = (("2007", "trainval"),)
-    test: ImageSets = (("2007", "test"),)
-    classes: tuple[str, ...] = VOC_CLASSES
-    difficult: Literal["keep", "drop"] = "keep"
-    batch_size: int = 8
-    eval_batch_size: int = 8
-    workers: int = 2
-    train_limit: int | None = None
-    test_limit: int | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
-        for name in ("train_limit", "test_limit"):
-            if getattr(self, name) is not None:
-                check_at_least(self, "data", **{name: 1})
-
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -88,29 +48,37 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """Mixing of image pairs (Bag of Freebies, arXiv 1902.04103, section 3.1).
+    """Mixing of image pairs.
 
     Attributes:
-        name: ``"mixup"``, or ``"none"``.
-        alpha: Ratios are drawn from Beta(alpha, alpha).
+        name: ``"mixup"`` (Bag of Freebies, arXiv 1902.04103, section 3.1), ``"cutmix"`` (after
+            arXiv 1905.04899), ``"mixup+cutmix"`` for one or the other with equal chance, image by
+            image, or ``"none"``.
+        alpha: The ratios of mixup are drawn from Beta(alpha, alpha).
+        cutmix_alpha: The same of CutMix.
         p: The chance that an image is mixed.
-        fill: Value of pixels that an image does not cover, from 0 to 255.
+        fill: Value of pixels that mixup leaves uncovered, from 0 to 255.
+        min_visibility: An object of which CutMix leaves less than this share is dropped.
         off_epochs: Epochs at the end without mixing.
         place: Where: on the ``"batch"`` in the loader's workers, on the ``"dataset"`` with an
             independent partner and a second decode, or on the ``"device"`` after transfer.
     """
 
-    name: Literal["mixup", "none"] = "mixup"
+    name: Literal["mixup", "cutmix", "mixup+cutmix", "none"] = "mixup"
     alpha: float = 1.5
+    cutmix_alpha: float = 1.0
     p: float = 0.5
     fill: float = 0.0
+    min_visibility: float = 0.1
     off_epochs: int = 0
     place: Literal["batch", "dataset", "device"] = "batch"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"mixing.alpha must be positive and finite, got {self.alpha}")
-        check_in_range(self, "mixing", p=(0, 1), fill=(0, 255))
+        for name in ("alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"mixing.{name} must be positive and finite, got {value}")
+        check_in_range(self, "mixing", p=(0, 1), fill=(0, 255), min_visibility=(0, 1))
         check_at_least(self, "mixing", off_epochs=0)
 
 
@@ -246,6 +214,12 @@ class TrainConfig(LoopConfig):
                 f"mixing.off_epochs={self.mixing.off_epochs} of epochs={self.epochs} would "
                 "never mix at all: it must be smaller than epochs"
             )
+        needed = target_keys(self.detector.name)
+        if needed and self.data.format == "voc":
+            raise ValueError(
+                f"detector.name={self.detector.name} needs {' and '.join(needed)}, which "
+                "data.format=voc has not: data.format=coco"
+            )
         on_batch = self.mixing.name != "none" and self.mixing.place != "dataset"
         if on_batch and self.mixing.p > 0 and self.data.batch_size == 1:
             raise ValueError(
@@ -260,21 +234,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def check_at_least(config: Any, section: str, **minimums: int) -> None:
-    """Raise `ValueError` if a field named in ``minimums`` is smaller than its value there."""
-    for name, minimum in minimums.items():
-        value = getattr(config, name)
-        if value < minimum:
-            full = f"{section}.{name}" if section else name
-            raise ValueError(f"{full} must be at least {minimum}, got {value}")
-
-
-def check_in_range(config: Any, section: str, **ranges: tuple[float, float]) -> None:
-    """Raise `ValueError` if a field named in ``ranges`` is not within its range there."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not low <= value <= high:  # false of NaN too
-            full = f"{section}.{name}" if section else name
-            raise ValueError(f"{full} must be in [{low}, {high}], got {value}")

@@ -13,7 +13,8 @@ from detmix.training.loop import NonFiniteLossError
 
 __all__ = ["run_tool"]
 
-_USER_ERRORS = (ValueError, IndexError, OSError, NonFiniteLossError)
+# ImportError: an optional package is not installed.
+_USER_ERRORS = (ValueError, IndexError, OSError, ImportError, NonFiniteLossError)
 
 
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:

@@ -1,34 +1,28 @@
-"""Training a detector with weighted mixing on data in the Pascal VOC layout."""
+"""Training a detector with weighted mixing, on Pascal VOC or COCO data."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
-from detmix.evaluation import VOCEvaluator, VOCResult
 from detmix.mixing import MixedDataset, Target
-from detmix.training.build import (
-    build_mixer,
-    build_test_set,
-    build_train_set,
-    open_voc,
-    start_model,
-)
+from detmix.training.build import build_mixer, start_model
 from detmix.training.config import TrainConfig
+from detmix.training.datasets import build_test_set, build_train_set, note_data, open_dataset
 from detmix.training.inference import evaluate, to_device
 from detmix.training.loop import Trainer, make_accelerator
 from detmix.training.progress import Evaluation
+from detmix.training.scoring import Score, build_evaluator, summarize
 
 __all__ = ["DetectorTrainer"]
 
 Batch = tuple[list[Tensor], list[Target]]
 
 
-class DetectorTrainer(Trainer[VOCResult]):
+class DetectorTrainer(Trainer[Score]):
     """Trains a detector as a configuration says; `fit` runs to the end.
 
     Everything that can be wrong with the input is met here, before the run's folder is made.
@@ -50,14 +44,15 @@ class DetectorTrainer(Trainer[VOCResult]):
             "pin_memory": accelerator.device.type == "cuda",
         }
         place = config.mixing.place
-        voc, test_voc = open_voc(config, train=True), open_voc(config, train=False)
-        self._names = voc.names
+        self._data = open_dataset(config, train=True)
+        config = note_data(config, self._data)
+        self._test_data = open_dataset(config, train=False)
         self._mix = build_mixer(config)
         self._mix_on_device = (
             MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
         )
         on_dataset = self._mix if place == "dataset" else None
-        self.train_set = build_train_set(config, voc, on_dataset)
+        self.train_set = build_train_set(config, self._data, on_dataset)
         loader = train_loader(
             self.train_set,
             config.data.batch_size,
@@ -65,11 +60,12 @@ class DetectorTrainer(Trainer[VOCResult]):
             mix=self._mix if place == "batch" else None,
             **share,
         )
-        test_set = build_test_set(config, test_voc)
+        test_set = build_test_set(config, self._test_data)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         torch.manual_seed(config.seed)
         model, config = start_model(config)
-        super().__init__(config, accelerator, model, loader, config.data.classes)
+        super().__init__(config, accelerator, model, loader, config.data.class_names)
+        self.config: TrainConfig = config
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set and the mixer the epoch, in running workers too."""
@@ -89,11 +85,11 @@ class DetectorTrainer(Trainer[VOCResult]):
         """Name the images of a batch, with partners from outside it."""
         names = []
         for target in batch[1]:
-            index = int(target["image_id"])
-            name = self._names[index]
+            index = self._data.index_of(int(target["image_id"]))
+            name = self._data.names[index]
             if isinstance(self.train_set, MixedDataset):
                 params = self.train_set.draw_params(index)
-                name += f" mixed with {self._names[params.partner]}" if params else ""
+                name += f" mixed with {self._data.names[params.partner]}" if params else ""
             names.append(name)
         return ", ".join(names)
 
@@ -107,22 +103,15 @@ class DetectorTrainer(Trainer[VOCResult]):
                 raise ValueError(f"{name} was {before[name]}, got {now[name]}")
         super()._restore_state(state)
 
-    def evaluate(self) -> Evaluation[VOCResult]:
-        """Score the detector on the test images by the rule of the VOC devkit."""
-        evaluator = VOCEvaluator(self.classes)
+    def evaluate(self) -> Evaluation[Score]:
+        """Score the detector on the test images by the rule of the VOC devkit, or by COCO's."""
+        evaluator = build_evaluator(self.config, self._test_data)
         evaluate(
             self.eval_model,
             self.test_loader,
-            evaluator,
+            [evaluator],
             self.accelerator,
+            truth=self._test_data,
             after_batch=self.stop_if_asked,
         )
-        result = evaluator.compute()
-        eleven = evaluator.compute(interpolation="11point").mean_ap
-        score = None if math.isnan(result.mean_ap) else result.mean_ap
-        return Evaluation(
-            result=result,
-            score=score,
-            metrics={"mean_ap": score, "mean_ap_11point": None if score is None else eleven},
-            summary=f"mAP {result.mean_ap:.4f} (all-point), {eleven:.4f} (11-point)",
-        )
+        return summarize(evaluator)

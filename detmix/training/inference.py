@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.models.detection.transform import resize_boxes, resize_keypoints
 from tqdm import tqdm
 
+from detmix.evaluation import encode_masks
 from detmix.mixing import Target
 from detmix.training.build import build_model
 from detmix.training.checkpoint import load_checkpoint
@@ -26,13 +29,28 @@ __all__ = ["evaluate", "evaluating", "load_detector", "predict", "to_device"]
 Prediction = dict[str, Tensor]
 
 _UINT8_MAX = 255.0
+_MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
+_UPDATE_IMAGES = 64
 
 
 class Evaluator(Protocol):
     """Whatever takes predictions and targets batch by batch."""
 
-    def update(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+    def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[Target]) -> None:
         """Add the images of a batch."""
+
+
+class GroundTruth(Protocol):
+    """A data set as it is on disk, by index."""
+
+    def index_of(self, image_id: int) -> int:
+        """Return the index of an image."""
+
+    def target(self, index: int) -> Target:
+        """Return an image's objects."""
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (H, W) of an image in pixels."""
 
 
 def to_device(
@@ -46,7 +64,11 @@ def to_device(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, loader: Iterable[Any], accelerator: Accelerator
+    model: nn.Module,
+    loader: Iterable[Any],
+    accelerator: Accelerator,
+    *,
+    size_of: Callable[[Target], tuple[int, int]] | None = None,
 ) -> Iterator[tuple[list[Prediction], list[Target]]]:
     """Yield the predictions and targets of each batch of this process, all on the CPU.
 
@@ -54,19 +76,35 @@ def predict(
         model: A torchvision detector; it is left in evaluation mode.
         loader: Yields lists of images and targets.
         accelerator: Says the device and the precision.
+        size_of: Returns (H, W) of the image that a target's predictions are wanted in; None for
+            the image that the detector sees.
+
+    Yields:
+        Predictions as torchvision has them, but for ``masks``, which are bool ``(D, H, W)``, and
+        the loader's targets.
     """
     model.eval()
     for images, targets in loader:
         with accelerator.autocast():
             predictions = model(to_device(images, [], accelerator.device)[0])
-        predictions = [
-            {
-                k: v.float().cpu() if v.is_floating_point() else v.cpu()
-                for k, v in prediction.items()
-            }
-            for prediction in predictions
-        ]
-        yield predictions, targets
+        seen = [(image.shape[-2], image.shape[-1]) for image in images]
+        wanted = seen if size_of is None else [size_of(target) for target in targets]
+        yield [_finish(*each) for each in zip(predictions, seen, wanted, strict=True)], targets
+
+
+def _finish(prediction: Prediction, seen: tuple[int, int], size: tuple[int, int]) -> Prediction:
+    """Bring the predictions for an image of size ``seen`` to ``size``, both (H, W), on the CPU."""
+    finished = dict(prediction)
+    if seen != size:
+        finished["boxes"] = resize_boxes(prediction["boxes"], seen, size)
+        if "keypoints" in prediction:
+            finished["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
+    if "masks" in prediction:  # (D, 1, H, W) probabilities; thousands of times a box's size
+        masks = prediction["masks"]
+        if seen != size:
+            masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
+        finished["masks"] = masks[:, 0] > _MASK_THRESHOLD
+    return {k: (v.float() if v.is_floating_point() else v).cpu() for k, v in finished.items()}
 
 
 @contextmanager
@@ -96,29 +134,46 @@ def evaluating(
 def evaluate(
     model: nn.Module,
     loader: DataLoader[Any],
-    evaluator: Evaluator,
+    evaluators: Sequence[Evaluator],
     accelerator: Accelerator,
     *,
+    truth: GroundTruth,
     after_batch: Callable[[], None] | None = None,
 ) -> None:
-    """Run a detector over a loader and hand what it finds to an evaluator.
+    """Run a detector over a loader and hand what it finds to evaluators.
+
+    Predictions are scored in the coordinates of the images on disk, whatever size the loader
+    shrinks these to.
 
     Args:
         model: A torchvision detector; its training mode is restored.
-        loader: Yields lists of images and targets.
-        evaluator: Such as `VOCEvaluator`; is updated with the images of all processes.
+        loader: Yields lists of images and targets with ``image_id``.
+        evaluators: Such as `VOCEvaluator`; updated with the images of all processes.
         accelerator: Says the device and the precision, and gathers.
+        truth: The data set under the loader, as it is on disk.
         after_batch: Called after each batch; may raise to end the evaluation.
     """
-    found: list[tuple[Prediction, Target]] = []
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    def size_of(target: Target) -> tuple[int, int]:
+        return truth.image_size(truth.index_of(int(target["image_id"])))
+
     with evaluating(model, loader, accelerator) as batches:
-        for predictions, targets in predict(model, batches, accelerator):
-            found += zip(predictions, targets, strict=True)
+        for predictions, targets in predict(model, batches, accelerator, size_of=size_of):
+            for prediction, target in zip(predictions, targets, strict=True):
+                compact: dict[str, Any] = dict(prediction)
+                if "masks" in prediction:
+                    compact["masks"] = encode_masks(prediction["masks"])
+                found.append((truth.index_of(int(target["image_id"])), compact))
             if after_batch is not None:
                 after_batch()
     # Once, at the end: the processes need not have the same number of batches.
     found = gather_object(found) if accelerator.num_processes > 1 else found
-    evaluator.update([prediction for prediction, _ in found], [target for _, target in found])
+    for start in range(0, len(found), _UPDATE_IMAGES):
+        part = found[start : start + _UPDATE_IMAGES]
+        targets = [truth.target(index) for index, _ in part]  # masks are dense: a few at a time
+        for evaluator in evaluators:
+            evaluator.update([prediction for _, prediction in part], targets)
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
@@ -144,10 +199,10 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
     except ValueError as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
-    if list(config.data.classes) != list(state["classes"]):
+    if list(config.data.class_names) != list(state["classes"]):
         raise ValueError(
             f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
-            f"{', '.join(config.data.classes)}"
+            f"{', '.join(config.data.class_names)}"
         )
     model = build_model(config, load_weights=False)
     try:

@@ -10,7 +10,8 @@ from typing import Literal
 from detmix.detectors import ClassifierConfig
 from detmix.detectors.timm_models import TIMM_PREFIX
 from detmix.detectors.weight_matching import IMAGENET_MEAN, IMAGENET_STD
-from detmix.training.config import LoopConfig, check_at_least, check_in_range
+from detmix.training.checks import check_at_least, check_in_range
+from detmix.training.config import LoopConfig
 
 __all__ = ["ImageAugmentConfig", "ImageDataConfig", "ImageMixingConfig", "Mix", "PretrainConfig"]
 

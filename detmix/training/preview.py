@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import Target, mixup
-from detmix.training.build import build_mixer, build_test_set, build_train_set, open_voc
+from detmix.mixing import Cut, DetectionCutMix, Target, mixup
+from detmix.training.build import build_mixer
 from detmix.training.config import TrainConfig
+from detmix.training.datasets import build_test_set, build_train_set, open_dataset
 from detmix.training.inference import Prediction, predict
 
 __all__ = ["mixed_batch", "mixed_pair", "some_predictions"]
@@ -34,7 +35,8 @@ def mixed_batch(
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
     mix = build_mixer(config)
-    dataset = build_train_set(config, open_voc(config, train=True), mix if on_dataset else None)
+    data = open_dataset(config, train=True)
+    dataset = build_train_set(config, data, mix if on_dataset else None)
     dataset.set_epoch(epoch)
     if mix is not None:
         mix.set_epoch(epoch)
@@ -60,14 +62,21 @@ def mixed_pair(
         config: The training's configuration.
         index_a: The first image's index.
         index_b: The second image's index.
-        lam: Blend ratio of the first image, in [0, 1].
+        lam: Blend ratio of the first image, in [0, 1]; with ``mixing.name="cutmix"`` the rectangle
+            that is cut out of it lies in the middle.
 
     Returns:
         Three uint8 images ``(3, H_i, W_i)`` and their targets.
     """
-    voc = open_voc(config, train=True)
-    pair = [voc[index_a], voc[index_b]]
-    return collate([*pair, mixup(*pair[0], *pair[1], lam=lam, fill=config.mixing.fill)])
+    data = open_dataset(config, train=True)
+    pair = (data[index_a], data[index_b])
+    mixing = config.mixing
+    if mixing.name == "cutmix":
+        cut = DetectionCutMix(min_visibility=mixing.min_visibility)
+        mixed = cut.mix_pair(*pair, Cut(lam, 0.5, 0.5))
+    else:
+        mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill)
+    return collate([*pair, mixed])
 
 
 def some_predictions(
@@ -84,7 +93,7 @@ def some_predictions(
     Returns:
         uint8 images ``(3, H_i, W_i)``, predictions and targets.
     """
-    dataset = build_test_set(config, open_voc(config, train=False))
+    dataset = build_test_set(config, open_dataset(config, train=False))
     num_images = min(num_images, len(dataset))
     images = [dataset[index][0] for index in range(num_images)]
     loader = eval_loader(dataset, num_images, workers=0)

@@ -1,0 +1,124 @@
+"""From a configuration to data sets: as they are on disk, for training, for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.utils.data import Dataset, Subset
+
+from detmix.data import AugmentedDataset, CocoDetection, VOCDetection, detection_transforms
+from detmix.detectors import target_keys
+from detmix.mixing import DetectionMixer, MixedDataset, Sample
+from detmix.training.config import TrainConfig
+
+__all__ = [
+    "DetectionData",
+    "build_test_set",
+    "build_train_set",
+    "note_data",
+    "open_dataset",
+    "with_data_noted",
+]
+
+DetectionData = VOCDetection | CocoDetection
+
+
+def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
+    """Open the images and annotations to train or to evaluate on, as they are on disk.
+
+    Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects
+    and crowds, whatever training does, and images without objects: the rules of the devkit and of
+    COCO need them.
+    """
+    data = config.data
+    if data.format == "voc":
+        return VOCDetection(
+            data.root,
+            image_sets=data.train if train else data.test,
+            difficult=data.difficult if train else "keep",
+            classes=data.class_names,
+        )
+    files, needed = data.coco, target_keys(config.detector.name)
+    return CocoDetection(
+        data.root / (files.train_images if train else files.test_images),
+        data.root / (files.train_annotations if train else files.test_annotations),
+        crowd="drop" if train else "keep",
+        empty=files.empty if train else "keep",
+        masks="masks" in needed,
+        keypoints="keypoints" in needed,
+        classes=data.classes,
+    )
+
+
+def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
+    """Note what a data set says itself: its classes, and how many keypoints an object has.
+
+    Checkpoints are whole with it, without the annotations that were trained on.
+
+    Args:
+        config: The training's configuration.
+        dataset: What `open_dataset` returned.
+
+    Raises:
+        ValueError: If the detector finds keypoints and the data set has none, or not as many as
+            ``data.num_keypoints`` says.
+    """
+    data = replace(config.data, classes=tuple(dataset.classes))
+    if "keypoints" in target_keys(config.detector.name):
+        assert isinstance(dataset, CocoDetection)  # the configuration allows no other
+        found = len(dataset.keypoint_names)
+        if found == 0 or found != (data.num_keypoints or found):
+            path = data.root / data.coco.train_annotations
+            raise ValueError(
+                f"{path} names {found} keypoints for each object, but "
+                f"detector.name={config.detector.name} with "
+                f"data.num_keypoints={data.num_keypoints} needs {data.num_keypoints or 'some'}"
+            )
+        data = replace(data, num_keypoints=found)
+    return replace(config, data=data)
+
+
+def with_data_noted(config: TrainConfig) -> TrainConfig:
+    """Return a configuration whose classes are known, if need be by reading the annotations."""
+    if config.data.classes is not None or config.data.format == "voc":
+        return config
+    return note_data(config, open_dataset(config, train=True))
+
+
+def build_train_set(
+    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None = None
+) -> AugmentedDataset | MixedDataset:
+    """Augment a data set for training and, if a mixer is given, mix it.
+
+    Args:
+        config: The training's configuration.
+        dataset: What `open_dataset` returned.
+        mix: A mixer, for ``mixing.place="dataset"``.
+    """
+    augment = config.augment
+    has_keypoints = "keypoints" in target_keys(config.detector.name)
+    transform = detection_transforms(
+        augment.size,
+        train=True,
+        flip=augment.flip,
+        photometric=augment.photometric,
+        crop=augment.crop,
+        keypoint_flip=dataset.keypoint_flip
+        if has_keypoints and isinstance(dataset, CocoDetection)
+        else None,
+    )
+    limited = _first(dataset, config.data.train_limit)
+    augmented = AugmentedDataset(limited, transform, seed=config.seed)
+    return augmented if mix is None else MixedDataset(augmented, mix, seed=config.seed)
+
+
+def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedDataset:
+    """Bring a data set to the scale of training, and change nothing else of it."""
+    transform = detection_transforms(config.augment.size, train=False)
+    return AugmentedDataset(_first(dataset, config.data.test_limit), transform, seed=config.seed)
+
+
+def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return Subset(dataset, range(limit))
