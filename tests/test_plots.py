@@ -236,6 +236,20 @@ def test_grids_have_a_panel_for_each_image(tmp_path, drawn, num_images):
             assert not any(a.overlaps(b) for b in extents[i + 1 :])
 
 
+@pytest.mark.parametrize("count", [4, 5, 12])
+def test_titles_of_many_weights_stay_apart(tmp_path, drawn, count):
+    """CutMix gives every object a weight of its own."""
+    weights = torch.linspace(0.125, 1, count)
+    some = target(count, box_weights=weights)
+    plot_batch([picture()] * 4, [some] * 4, CLASSES, tmp_path / "a.png")
+    titles = [axes.title if axes.get_title() else axes._left_title for axes in drawn[0].axes]
+    assert "0.12" in titles[0].get_text()
+    assert "1.00" in titles[0].get_text()
+    drawn[0].canvas.draw()
+    extents = [title.get_window_extent() for title in titles]
+    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[i + 1 :])
+
+
 def test_predictions_beside_ground_truth(tmp_path, drawn):
     scores = torch.tensor([0.9, 0.2, 0.5, 0.7])
     difficult = torch.tensor([False, True, False])

@@ -30,6 +30,7 @@ Target = Mapping[str, Any]
 
 _PANEL_WIDTH = 3.9  # inches
 _MARGIN, _GAP, _TITLE = 0.15, 0.12, 0.3
+_MAX_LEVELS = 4  # different weights that fit into a title
 
 
 def plot_batch(
@@ -72,8 +73,7 @@ def plot_batch(
         _, first = np.unique(np.round(weights, 4), return_index=True)
         levels = weights[first][::-1]  # not rounded: title and labels must round alike
         source = np.argmin(np.abs(weights[:, None] - levels), axis=1) if len(levels) else []
-        shown = "  +  ".join(f"{level:.2f}" for level in levels) or "no objects"
-        axes.set_title(f"weights  {shown}" if len(levels) else shown, fontsize=9, loc="left")
+        axes.set_title(_weights_title(levels), fontsize=9, loc="left")
         draw_boxes(
             axes,
             picture,
@@ -84,6 +84,15 @@ def plot_batch(
             colors=[BOX_COLORS[index % len(BOX_COLORS)] for index in source],
         )
     return save_figure(figure, path)
+
+
+def _weights_title(levels: NDArray[Any]) -> str:
+    """Say the different weights of an image, the largest first, or their range if many."""
+    if not len(levels):
+        return "no objects"
+    if len(levels) > _MAX_LEVELS:  # CutMix gives each object a weight of its own
+        return f"weights  {levels[-1]:.2f} to {levels[0]:.2f}"
+    return "weights  " + "  +  ".join(f"{level:.2f}" for level in levels)
 
 
 def plot_predictions(
