@@ -1,0 +1,158 @@
+"""Torchvision's own detection builders at their smallest, a batch for them, and a training step.
+
+The networks are the real ones with random weights; only images, proposals and samples are few.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection, get_model, list_models
+
+NAMES: list[str] = list_models(module=detection)
+# A two-stage and a one-stage detector, for what would take too long with all of them.
+FASTEST = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
+CLASSES = 5  # with background
+KEYPOINTS = 3
+
+_ANY = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+_RESIZED = {"min_size": 48, "max_size": 64}
+_RCNN = _RESIZED | {
+    "rpn_pre_nms_top_n_train": 60,
+    "rpn_pre_nms_top_n_test": 20,
+    "rpn_post_nms_top_n_train": 30,
+    "rpn_post_nms_top_n_test": 5,
+    "box_batch_size_per_image": 8,
+    "box_detections_per_img": 3,
+    "box_score_thresh": 0.0,
+}
+_ONE_STAGE = {"score_thresh": 0.0, "topk_candidates": 20, "detections_per_img": 5}
+
+# Image height and width, and the objects of two images of different sizes.
+_IMAGES = (
+    ((60, 75), [[4.0, 4.0, 40.0, 50.0], [10.0, 20.0, 70.0, 58.0]]),
+    ((96, 64), [[1.0, 1.0, 30.0, 33.0], [20.0, 40.0, 60.0, 90.0], [5.0, 50.0, 34.0, 92.0]]),
+)
+# Which of the images keep their objects.
+BATCHES = {"objects": (True, True), "half": (False, True), "none": (False, False)}
+# Binary fractions would hide a rounding that torchvision does not do.
+WEIGHTS = ([0.3, 0.9], [0.15, 1.0, 0.6])
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Step = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Build the detector of this name for training, with the weights of this seed."""
+    options: dict[str, Any] = dict(_ANY)
+    options |= _RCNN if "rcnn" in name else _ONE_STAGE
+    if not name.startswith(("ssd", "fasterrcnn", "maskrcnn", "keypointrcnn")):
+        options |= _RESIZED
+    if "keypoint" in name:
+        # Its head takes most of the time, in proportion to the samples.
+        options |= {"num_keypoints": KEYPOINTS, "box_batch_size_per_image": 4}
+    torch.manual_seed(seed)
+    model: nn.Module = get_model(name, **options)
+    return model.train()
+
+
+def batch(kind: str = "objects", weights: Any = None) -> Batch:
+    """Make two images of different sizes with boxes, labels, masks and keypoints.
+
+    Args:
+        kind: One of `BATCHES`: all objects, those of the second image only, or none.
+        weights: ``box_weights`` of each image's objects, or one number for all, or None.
+    """
+    generator = torch.Generator().manual_seed(3)
+    images, targets = [], []
+    for index, ((height, width), boxes) in enumerate(_IMAGES):
+        images.append(torch.rand(3, height, width, generator=generator))
+        chosen = boxes if BATCHES[kind][index] else []
+        target = _target(torch.tensor(chosen).reshape(-1, 4), height, width)
+        if isinstance(weights, float):
+            target["box_weights"] = torch.full((len(chosen),), weights)
+        elif weights is not None:
+            target["box_weights"] = torch.tensor(weights[index][: len(chosen)])
+        targets.append(target)
+    return images, targets
+
+
+def _target(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
+    """Fill the left half of each box with its mask; every second object hides a keypoint."""
+    count = len(boxes)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    columns = torch.arange(width) + 0.5
+    rows = torch.arange(height) + 0.5
+    inside = (columns > boxes[:, :1]) & (columns < centre[:, :1])
+    across = inside[:, None, :]
+    down = ((rows > boxes[:, 1:2]) & (rows < boxes[:, 3:]))[:, :, None]
+    points = torch.stack([boxes[:, :2] + 2, centre, boxes[:, 2:] - 3], dim=1)
+    visible = torch.ones(count, KEYPOINTS, 1)
+    visible[::2, -1] = 0
+    return {
+        "boxes": boxes,
+        "labels": torch.arange(count) % (CLASSES - 1) + 1,
+        "masks": (across & down).to(torch.uint8),
+        "keypoints": torch.cat([points, visible], dim=2),
+    }
+
+
+def step(model: nn.Module, data: Batch, seed: int = 7) -> Step:
+    """Return the losses, the gradients and the random state after one training step."""
+    losses = losses_of(model, data, seed)
+    model.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {key: loss.detach() for key, loss in losses.items()}, grads, torch.get_rng_state()
+
+
+def losses_of(model: nn.Module, data: Batch, seed: int = 7) -> dict[str, Tensor]:
+    """Return the losses of one forward pass from this seed."""
+    torch.manual_seed(seed)
+    losses: dict[str, Tensor] = model(*data)
+    return losses
+
+
+def assert_identical(ours: Any, theirs: Any) -> None:
+    """Compare tensors bit for bit, in dicts and sequences of them as deep as need be."""
+    if isinstance(theirs, Tensor):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            assert_identical(ours[key], value)
+    else:
+        for mine, its in zip(ours, theirs, strict=True):
+            assert_identical(mine, its)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Copy everything of a model but its parameters, which both then have in common."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+class KnownFeatures(nn.Module):
+    """In a backbone's place, for tests of what comes after it: what it made of these images."""
+
+    def __init__(self, backbone: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+        with torch.no_grad():
+            self.features = backbone(images)
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the feature maps of the ``(B, 3, H, W)`` images, and of no others."""
+        assert torch.equal(images, self.images)
+        return self.features
+
+
+def with_known_features(model: nn.Module) -> nn.Module:
+    """Return a twin whose backbone knows the features of any `batch`."""
+    changed: Any = twin(model)
+    images, _ = changed.transform(batch()[0])
+    changed.backbone = KnownFeatures(changed.backbone, images.tensors)
+    return changed  # type: ignore[no-any-return]
