@@ -62,13 +62,14 @@ def assert_pixels(result, image_a, image_b, lam, fill=0):
     assert error <= TOLERANCE[result.dtype]
 
 
-def visible_pixels(box, rectangle, inside, mask=None):
+def visible_pixels(box, rectangle, inside, size, mask=None):
     """Count pixel by pixel what is seen of an object.
 
     Args:
         box: Four integers (x1, y1, x2, y2).
         rectangle: Four integers, the pasted rectangle.
         inside: Whether its inside is seen, or all but that.
+        size: (H, W) of the object's image; what is beyond is no part of the object.
         mask: The pixels of the object, in place of all in its box.
 
     Returns:
@@ -80,11 +81,15 @@ def visible_pixels(box, rectangle, inside, mask=None):
     seen = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
     seen = seen if inside else ~seen
     in_box = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    in_box &= (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
     rows, columns = np.nonzero(in_box & seen)
     left = None
     if len(rows):
         left = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         left = [int(edge) - 32 for edge in left]
+        limits = [0, 0, size[1], size[0]]
+        whole = [*np.maximum(box[:2], 0).tolist(), *np.minimum(box[2:], limits[2:]).tolist()]
+        left = list(box) if left == whole else left
     share = len(rows) / in_box.sum() if in_box.any() else 0.0
     if mask is None:
         return share, left, None

@@ -379,14 +379,16 @@ def test_area_grows_and_shrinks_as_the_box_does():
     assert crop["area"].dtype == torch.int64
 
 
-def test_area_of_a_mask_is_counted():
+def test_area_shrinks_as_the_mask_does():
     target = make_target()
-    target["area"] = target["area"] + 1000
-    result = AlbumentationsTransform([alb.Crop(8, 6, 60, 40)], min_visibility=0)(
+    target["area"] = target["area"] * 2
+    result = AlbumentationsTransform([alb.Crop(16, 12, 60, 40)], min_visibility=0)(
         make_image(), target
     )[1]
     rows = result["labels"] - 1
-    assert torch.equal(result["area"], target["masks"][rows, 6:, 8:].sum((1, 2)).float())
+    left = target["masks"][rows, 12:, 16:].sum((1, 2)).float()
+    assert not torch.equal(left, target["masks"][rows].sum((1, 2)).float())
+    torch.testing.assert_close(result["area"], 2 * left)
 
 
 @settings(max_examples=40, deadline=None)
@@ -487,3 +489,36 @@ def test_rotated_boxes_and_broken_permutations_are_named():
         boxes = BoundingBoxes([[9.0, 9, 4, 4, 30]], format="CXCYWHR", canvas_size=(40, 60))
         with pytest.raises(ValueError, match=r"image_id 7: 'boxes' must not be rotated.*CXCYWHR"):
             AlbumentationsTransform([])(make_image(), {"boxes": boxes, "image_id": 7})
+
+
+def test_an_image_without_objects_as_torchvision_wraps_it():
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    _, target = detection_transforms(10, train=True)(image, {"image_id": 3}, seed=0)
+    assert target["image_id"] == 3
+    assert (target["boxes"].shape, target["labels"].shape) == ((0, 4), (0,))
+
+
+def test_labels_may_be_a_list():
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    target = {"boxes": torch.tensor([[0.0, 0, 9, 9], [5, 5, 20, 15]]), "labels": [2, 1]}
+    transform = detection_transforms(None, train=True, flip=1.0, photometric=0, crop=0)
+    assert transform(image, target, seed=0)[1]["labels"] == [2, 1]
+    with pytest.raises(ValueError, match=r"'labels'\[1\] must be at least 1"):
+        transform(image, target | {"labels": [2, 0]}, seed=0)
+
+
+def test_area_of_an_image_that_stays_as_it_is():
+    """COCO's is that of a polygon, and not exactly the number of its mask's pixels."""
+    masks = torch.zeros(1, 20, 30, dtype=torch.uint8)
+    masks[0, 2:8, 3:9] = 1
+    target = {
+        "boxes": torch.tensor([[3.0, 2, 9, 8]]),
+        "labels": torch.tensor([1]),
+        "masks": masks,
+        "area": torch.tensor([33.25]),
+    }
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    assert detection_transforms(None, train=False)(image, target)[1]["area"].tolist() == [33.25]
+    _, shrunk = detection_transforms(15, train=False)(image, target)
+    pixels = int(shrunk["masks"].sum())
+    assert shrunk["area"].item() == pytest.approx(33.25 * pixels / 36)

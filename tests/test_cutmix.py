@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 from mixing_oracle import DEVICES, assert_same_target, make_image, make_target
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import resize
 
 from detmix import DetectionCutMix, cutmix
 from detmix.mixing import Cut
@@ -251,7 +253,8 @@ class TestOtherKeys:
         assert cut_only(floats, (0, 0, 14, 20), "a")["area"].dtype == torch.float64
 
     def test_hidden_keypoints_are_not_labelled_any_more(self):
-        points = torch.tensor([[[11.0, 6, 2], [14, 6, 1], [13.9, 14, 2], [0, 0, 0]]])
+        # Pixel 13 is the last in the rectangle, and reaches from 12.5 to 13.5.
+        points = torch.tensor([[[11.0, 6, 2], [13.6, 6, 1], [13.4, 14, 2], [0, 0, 0]]])
         gone = [0.0, 0.0, 0.0]
         target = target_of((10, 5, 20, 15), keypoints=points)
         rectangle = (0, 0, 14, 20)
@@ -259,6 +262,11 @@ class TestOtherKeys:
         assert seen.tolist() == [[points[0, 0].tolist(), gone, points[0, 2].tolist(), gone]]
         seen = cut_only(target, rectangle, "a")["keypoints"]
         assert seen.tolist() == [[gone, points[0, 1].tolist(), gone, gone]]
+
+    @pytest.mark.parametrize("points", [[[5.0, 5, 2]], torch.ones(1, 51), torch.ones(1, 17, 4)])
+    def test_keypoints_of_another_shape_are_refused(self, points):
+        with pytest.raises(ValueError, match=r"'keypoints' must be a tensor \(N, K, 3\)"):
+            cut_only(target_of((10, 5, 20, 15), keypoints=points), (0, 0, 14, 20), "a")
 
     def test_points_without_visibility_stay(self):
         target = target_of((10, 5, 20, 15), keypoints=torch.tensor([[[11.0, 6], [15, 6]]]))
@@ -359,3 +367,37 @@ class TestBadInput:
         ):
             with pytest.raises(ValueError, match=next(iter(arguments))):
                 DetectionCutMix(**arguments)
+
+
+class TestBoxesBeyondTheImage:
+    """What is beyond is no part of an object: not of what is covered, nor of what is left."""
+
+    @pytest.mark.parametrize("bottom", [20.0, 20.000002, 31.0])
+    def test_clipped_all_the_same(self, bottom):
+        target = target_of((5, 10, 25, bottom))
+        lower = cut_only(target, (0, 15, 30, 20), "a")
+        assert lower["boxes"].tolist() == [[5, 10, 25, 15]]
+        assert lower["box_weights"].tolist() == [0.5]
+        right = cut_only(target, (15, 0, 30, 20), "a")
+        assert right["boxes"].tolist() == [[5, 10, 15, 20]]
+        assert right["box_weights"].tolist() == [0.5]
+        inside = cut_only(target, (15, 0, 30, 20), "b")
+        assert inside["boxes"].tolist() == [[15, 10, 25, 20]]
+
+    def test_one_that_is_not_cut_stays_as_it_is(self):
+        target = target_of((-5, 10, 10, 23))
+        left = cut_only(target, (20, 0, 30, 20), "a")
+        assert left["boxes"].tolist() == [[-5, 10, 10, 23]]
+        assert left["box_weights"].tolist() == [1.0]
+
+    def test_after_torchvision_s_resize(self):
+        """Its rounding leaves an edge beyond the canvas: 375 to 800 pixels, 800.00006."""
+        boxes = tv_tensors.BoundingBoxes([[250, 187.5, 500, 375]], format="XYXY",
+                                         canvas_size=(375, 500), dtype=torch.float32)  # fmt: skip
+        boxes = resize(boxes, [800])
+        height, width = boxes.canvas_size
+        target = {"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64)}
+        image = torch.zeros(3, height, width)
+        _, mixed = cutmix(image, target, image, {}, (0, 600, width, height))
+        assert mixed["boxes"][0, 3] == 600
+        assert mixed["box_weights"].item() == pytest.approx(0.5, abs=1e-3)

@@ -179,6 +179,14 @@ class TestSeed:
         for i in range(10):
             assert len({samples[i] for samples in runs}) == 3
 
+    def test_one_within_another_of_the_same_seed_draws_its_own(self):
+        mix = DetectionMixUp(p=1.0)
+        inner = MixedDataset(Plain(50), mix, seed=1)
+        outer = MixedDataset(Subset(inner, range(50)), mix, seed=1)
+        pairs = [(inner.draw_params(i), outer.draw_params(i)) for i in range(50)]
+        assert sum(a.partner == b.partner for a, b in pairs) < 5
+        assert not any(a.how == b.how for a, b in pairs)
+
     def test_with_a_seed_torch_s_generator_is_left_alone(self):
         mixed = MixedDataset(Plain(), DetectionMixUp(p=1.0), seed=1)
         state = torch.get_rng_state()

@@ -163,12 +163,12 @@ def blended_rows(sides, lam, size):
     return [row for row in rows if row.weight]
 
 
-def cut_rows(sides, rectangle, size, min_visibility):
+def cut_rows(sides, rectangle, sizes, min_visibility):
     """What is seen of every object, pixel by pixel."""
-    rows = []
-    for side, inside in zip(sides, (False, True), strict=True):
+    rows, size = [], sizes[0]
+    for side, inside, own in zip(sides, (False, True), sizes, strict=True):
         for row in side:
-            share, box, mask = visible_pixels(row.box, rectangle, inside, row.mask)
+            share, box, mask = visible_pixels(row.box, rectangle, inside, own, row.mask)
             if not box or share <= 0 or share < min_visibility:
                 continue
             mask = None if mask is None else padded(mask, size)
@@ -210,7 +210,8 @@ def evaluate(tree, dtype, masks, min_visibility):
         rectangle = how.rectangle(tuple(region))
         assert torch.equal(image.as_subclass(torch.Tensor), pasted(plain_a, plain_b, rectangle))
         size = tuple(plain_a.shape[1:])
-        rows = cut_rows((rows_a, rows_b), rectangle, size, min_visibility)
+        sizes = size, tuple(plain_b.shape[1:])
+        rows = cut_rows((rows_a, rows_b), rectangle, sizes, min_visibility)
     else:
         assert_pixels(image.as_subclass(torch.Tensor), plain_a, plain_b, how)
         size = tuple(image.shape[1:])

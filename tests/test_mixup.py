@@ -274,7 +274,7 @@ class TestBadInput:
         ("changes", "message"),
         [
             ({"boxes": torch.zeros(2, 5)}, r"'boxes' must be .*\(2, 5\)"),
-            ({"boxes": None}, r"'boxes' must be .*None"),
+            ({"boxes": None}, "target has no 'boxes', only .*labels"),
             ({"box_weights": torch.ones(3)}, r"'box_weights' must be .* 2 entries.*\(3,\)"),
             ({"box_weights": torch.ones(2, 1)}, r"'box_weights' must have one axis.*\(2, 1\)"),
             ({"box_weights": torch.tensor([1, -0.5])}, r"'box_weights'\[1\].*-0.5"),

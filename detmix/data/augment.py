@@ -28,7 +28,7 @@ from detmix.data.augment_fields import (
     to_plain,
 )
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import Target, check_sample
+from detmix.mixing.ground_truth import Target, check_sample, with_objects
 from detmix.mixing.seeding import sample_seed
 from detmix.mixing.tv import plain, typed_as
 
@@ -56,8 +56,8 @@ class AlbumentationsTransform:
       albumentations (and a box's x to W - x); resizing multiplies, as in torchvision. A keypoint
       that leaves the image, or had visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a
       visibility, as torchvision's `KeyPoints` are, stay where they come to lie.
-    - ``area`` is the new number of pixels of the mask; without masks it is multiplied by what
-      the area of its box was multiplied by, as COCO's area is that of the segmentation.
+    - ``area`` is multiplied by what the number of pixels of the mask was multiplied by, or
+      without masks the area of the box: COCO's area is that of the segmentation.
 
     Torchvision's `Image`, `BoundingBoxes` (of any format that is not rotated), `Mask` and
     `KeyPoints` come back as what they were, with the new canvas size; plain tensors as plain ones.
@@ -185,7 +185,7 @@ def detection_transforms(
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
     scale. For evaluation only the shrinking is left, so that training and test images come at
-    the same scale, and no object is ever dropped; in training those are whose mask has no pixel
+    the same scale, and no object with an area inside its image is dropped; in training those are whose mask has no pixel
     left.
 
     Args:
@@ -297,8 +297,9 @@ def _check_sample(image: Tensor, target: Target, keypoint_flip: list[int] | None
         )
     plain_target = to_plain(target, name)
     check_sample(plain(image), plain_target, name)
+    plain_target = with_objects(plain_target)
     check_fields(plain_target, name, keypoint_flip)
-    labels = target.get("labels")
+    labels = None if target.get("labels") is None else torch.as_tensor(target["labels"])
     if labels is not None and len(labels) and int(labels.min()) < 1:
         row = int((labels < 1).nonzero()[0])
         raise ValueError(

@@ -193,19 +193,29 @@ def take_rows(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Targ
 
 
 def _scaled_area(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """Return ``(M,)`` areas: the masks' own, or grown and shrunk as the boxes are."""
+    """Return ``(M,)`` areas, grown and shrunk as the masks are, or the boxes without any."""
     old_area = torch.as_tensor(target["area"])[rows]
+    old, new = _box_area(target["boxes"][rows]), _box_area(moved["boxes"])
     if "masks" in moved:
-        import cv2
-
-        masks = moved["masks"].to(torch.uint8).numpy()  # 60 times as fast as torch's count
-        return torch.tensor([cv2.countNonZero(mask) for mask in masks], dtype=old_area.dtype)
-    area = old_area * (_box_area(moved["boxes"]) / _box_area(target["boxes"][rows]))
+        pixels = _num_pixels(target["masks"])[rows]
+        old, new = (
+            torch.where(pixels > 0, pixels, old),
+            torch.where(pixels > 0, _num_pixels(moved["masks"]), new),
+        )
+    area = old_area * (new / old)
     return (area if old_area.is_floating_point() else area.round()).to(old_area.dtype)
 
 
 def _box_area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:].double() - boxes[:, :2].double()).prod(dim=1)
+
+
+def _num_pixels(masks: Tensor) -> Tensor:
+    """Return how many pixels each mask has, ``(N,)`` float64."""
+    import cv2
+
+    arrays = masks.to(torch.uint8).numpy()  # 60 times as fast as torch's count
+    return torch.tensor([cv2.countNonZero(mask) for mask in arrays], dtype=torch.float64)
 
 
 def _is_labelled(keypoints: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def cutmix(
     in place of the box where the target has ``masks``. Boxes are clipped to what is visible where
     that is a rectangle: always with B, and with A where a whole side of the box is covered from
     edge to edge. Masks are cut exactly, ``area`` is scaled by the visible share, and keypoints
-    that are hidden become (0, 0, 0), COCO's "not labelled".
+    that are hidden become (0, 0, 0), COCO's "not labelled" (those without a visibility stay).
 
     Args:
         image_a: ``(C, H_a, W_a)``, uint8 or floating point.
@@ -127,6 +127,7 @@ def _cutmix(
     seen = [
         visible(
             completed(target, part.device),
+            (part.shape[-2], part.shape[-1]),
             rectangle,
             size,
             inside=inside,

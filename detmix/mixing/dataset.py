@@ -35,6 +35,13 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
         self.dataset = dataset
         self.mix = mix
         self.seed = seed
+        # Each of several one within the other, and a mixer on the batch, draw their own.
+        depth = 0
+        inner: Any = dataset
+        while inner is not None:
+            depth += isinstance(inner, MixedDataset)
+            inner = getattr(inner, "dataset", None)
+        self._stream = f"mixing/dataset/{depth}"
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -79,7 +86,7 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
     def _random(self, index: int) -> random.Random:
         if self.seed is None:
             return random.Random(*draw_seeds(1))
-        return random.Random(sample_seed(self.seed, self.mix.epoch, index, "mixing"))
+        return random.Random(sample_seed(self.seed, self.mix.epoch, index, self._stream))
 
     def _load(self, index: int) -> Sample:
         image, target = self.dataset[index]

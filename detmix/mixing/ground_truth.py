@@ -22,6 +22,7 @@ __all__ = [
     "check_sample",
     "completed",
     "is_per_object",
+    "with_objects",
 ]
 
 Target = dict[str, Any]
@@ -32,12 +33,13 @@ PER_OBJECT_KEYS = frozenset(
 )
 PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
 
-# Keys that tell of objects; a target with one of them does not stand for an image without any.
-_OBJECT_SIGNS = PER_OBJECT_KEYS | {"bbox", "category_id", "segmentation"}
-
 
 def is_per_object(target: Target, key: str) -> bool:
-    """Tell whether ``target[key]`` is a tensor or list with one entry for each box."""
+    """Tell whether ``target[key]`` is a tensor or list with one entry for each box.
+
+    A value of the whole image under a key of one's own must therefore not be a tensor or list whose
+    length could be that: a number, a string or a tuple never is.
+    """
     value = target.get(key)
     if key in PER_IMAGE_KEYS or not isinstance(value, (Tensor, list)):
         return False
@@ -55,18 +57,27 @@ def box_weights(target: Target) -> Tensor:
     return torch.as_tensor(weights, dtype=torch.float32, device=boxes.device)
 
 
-def completed(target: Target, device: torch.device | None = None) -> Target:
-    """Return a shallow copy of ``target`` that has ``boxes``, ``labels`` and ``box_weights``.
+def with_objects(target: Target, device: torch.device | None = None) -> Target:
+    """Return the target, or a copy with ``boxes`` and ``labels`` where it holds none.
 
     Args:
         target: A target as `check_sample` takes it.
-        device: Where to make the ``boxes`` ``(0, 4)`` and ``labels`` ``(0,)`` of an image without
-            objects whose target does not hold them; None for the CPU.
+        device: Where to make the ``boxes`` ``(0, 4)`` and ``labels`` ``(0,)``; None for the CPU.
     """
-    if target.get("boxes") is None:
-        boxes = torch.zeros((0, 4), device=device)
-        labels = torch.zeros(0, dtype=torch.int64, device=device)
-        target = {**target, "boxes": boxes, "labels": labels}
+    if target.get("boxes") is not None:
+        return target
+    boxes = torch.zeros((0, 4), device=device)
+    return {**target, "boxes": boxes, "labels": boxes.new_zeros(0, dtype=torch.int64)}
+
+
+def completed(target: Target, device: torch.device | None = None) -> Target:
+    """Return a copy of ``target`` that has ``boxes``, ``labels`` and ``box_weights``.
+
+    Args:
+        target: A target as `check_sample` takes it.
+        device: Where to make those of an image without objects; None for the CPU.
+    """
+    target = with_objects(target, device)
     return {**target, "box_weights": box_weights(target)}
 
 
@@ -77,8 +88,9 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
         image: ``(C, H, W)``.
         target: A target as torchvision detection has it; ``boxes`` are ``(N, 4)``, per-object
             keys have N rows, masks have the image's size. tv_tensors may hold them, boxes in
-            any format. A target with no key that tells of objects is that of an image without
-            any, as ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves them.
+            any format. A target with nothing but ``image_id`` (or a size) is that of an image
+            without objects, as ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves
+            it.
         name: What to call the sample in an error.
 
     Raises:
@@ -89,8 +101,11 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
     if not isinstance(target, dict):
         raise ValueError(f"{name}: target must be a dict, got {_describe(target)}")
     boxes = target.get("boxes")
-    if boxes is None and all(target.get(key) is None for key in _OBJECT_SIGNS):
+    held = {key for key, value in target.items() if value is not None}
+    if held <= PER_IMAGE_KEYS:
         return
+    if boxes is None:
+        raise ValueError(f"{name}: target has no 'boxes', only {', '.join(sorted(map(str, held)))}")
     width = num_coordinates(boxes) if isinstance(boxes, Tensor) else 4
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != width:
         raise ValueError(f"{name}: 'boxes' must be an (N, {width}) tensor, got {_describe(boxes)}")

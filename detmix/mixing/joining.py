@@ -27,7 +27,8 @@ _DEFAULTS = {"difficult": 0, "iscrowd": 0}
 def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
     r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
 
-    Per-object keys are concatenated, A's objects first; masks are padded to the canvas. Where
+    Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
+    concatenated, A's objects first; masks are padded to the canvas. Where
     only one target holds ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0
     and 0. Every other key is A's. An object whose weight comes to 0 is left out, so that a
     ratio of exactly 0 or 1 yields one image's objects alone.
@@ -106,6 +107,9 @@ def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
     filled = [value for value in rows if len(value)] or [plain(like)[:0]]
     if key == "masks":
         filled = [_pad_masks(value, size) for value in filled]
+    if len({value.shape[1:] for value in filled}) > 1:
+        shapes = " and ".join(str(tuple(value.shape)) for value in filled)
+        raise ValueError(f"the targets' {key!r} do not fit each other, having shapes {shapes}")
     joined = torch.cat(filled)
     return wrap_like(joined, like, size) if isinstance(like, TVTensor) else joined
 
@@ -132,7 +136,8 @@ def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     if isinstance(like, list):
         return value.tolist() if isinstance(value, Tensor) else value
     if isinstance(value, list):
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        rows = torch.as_tensor(value, device=like.device)
+        return rows.to(torch.promote_types(rows.dtype, like.dtype) if value else like.dtype)
     if key == "boxes" and len(value):
         return converted(value, box_format(target[key]), box_format(like))
     return value

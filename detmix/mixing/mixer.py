@@ -128,9 +128,14 @@ class DetectionMixer(nn.Module, abc.ABC):
 
         Returns:
             B entries, None for a sample that stays as it is.
+
+        Raises:
+            ValueError: If there is not one seed for each sample.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
+        if len(seeds) != batch_size:
+            raise ValueError(f"got {len(seeds)} seeds for {batch_size} samples, expected one each")
         circle = sorted(range(batch_size), key=seeds.__getitem__)
         params: list[MixParams | None] = [None] * batch_size
         for position, index in enumerate(circle):
@@ -153,8 +158,11 @@ class DetectionMixer(nn.Module, abc.ABC):
             changed.
 
         Raises:
-            ValueError: Naming the index of a sample that breaks the contract.
+            ValueError: Naming the index of a sample that breaks the contract, or if there is not
+                one entry of ``params`` for each sample.
         """
+        if len(params) != len(samples):
+            raise ValueError(f"got {len(params)} params for {len(samples)} samples")
         names = [_name(index, target) for index, (_, target) in enumerate(samples)]
         for (image, target), name in zip(samples, names, strict=True):
             check_sample(image, target, name)

@@ -47,6 +47,7 @@ class RandomChoice(DetectionMixer):
         super().__init__(min(chance, 1.0))
         self.mixers = nn.ModuleList(mixers)
         self.probabilities = shares
+        self._epoch.value = max(mixer.epoch for mixer in mixers)
 
     @property
     def active(self) -> bool:
@@ -107,7 +108,7 @@ def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...
     """Return the probabilities, one for each of ``num`` mixers, with a sum of 1."""
     given = [1.0] * num if probabilities is None else [float(value) for value in probabilities]
     valid = len(given) == num and all(0.0 <= value < math.inf for value in given)
-    if not valid or sum(given) <= 0:
+    if not valid or not 0 < sum(given) < math.inf:
         raise ValueError(
             f"probabilities must be {num} finite numbers, one for each mixer, not negative and "
             f"with a positive sum, got {probabilities}"

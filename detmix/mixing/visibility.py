@@ -21,6 +21,7 @@ __all__ = ["visible"]
 
 def visible(
     target: Target,
+    image_size: tuple[int, int],
     rectangle: Rectangle,
     size: tuple[int, int],
     *,
@@ -31,10 +32,12 @@ def visible(
 
     Boxes are clipped where what is seen of them is a rectangle, masks exactly; ``area`` is
     scaled by the visible share; hidden keypoints become (0, 0, 0), COCO's "not labelled"
-    (those without a visibility stay).
+    (those without a visibility stay). What of a box lies beyond its image is not seen of it to
+    begin with: resizing alone can move an edge there by a rounding.
 
     Args:
         target: A target with ``boxes`` ``(N, 4)``.
+        image_size: (H, W) of the target's own image.
         rectangle: (x1, y1, x2, y2) in whole pixels, x2 and y2 exclusive.
         size: (H, W) of the canvas that masks are cut to; it covers all that is seen.
         inside: Whether the inside of the rectangle is seen, or all but that.
@@ -46,9 +49,9 @@ def visible(
         which too little or no area is left.
 
     Raises:
-        ValueError: If the boxes are rotated.
+        ValueError: If the boxes are rotated, or keypoints are no tensor ``(N, K, 2 or 3)``.
     """
-    boxes = xyxy(target["boxes"])
+    boxes = _intersection(xyxy(target["boxes"]), (0, 0, image_size[1], image_size[0]))
     common = _intersection(boxes, rectangle)
     seen = common if inside else _remainder(boxes, common)
     whole, covered = _area(boxes), _area(common)
@@ -63,7 +66,7 @@ def visible(
     share = torch.where(keep, share, 0.0).clamp(0.0, 1.0)
     if target.get("area") is not None:
         cut["area"] = _scaled(target["area"], share)
-    if _has_visibility(target.get("keypoints")):
+    if target.get("keypoints") is not None:
         cut["keypoints"] = _hide(target["keypoints"], rectangle, inside)
     return cut, share.float()
 
@@ -144,14 +147,18 @@ def _scaled(values: Any, share: Tensor) -> Any:
     return scaled.to(values.dtype) if values.is_floating_point() else scaled
 
 
-def _has_visibility(keypoints: Any) -> bool:
-    """Tell whether these are keypoints ``(N, K, 3)``: x, y and visibility."""
-    return isinstance(keypoints, Tensor) and keypoints.ndim == 3 and keypoints.shape[-1] == 3
-
-
-def _hide(keypoints: Tensor, rectangle: Rectangle, inside: bool) -> Tensor:
-    """Set keypoints ``(N, K, 3)`` that are not seen to 0."""
-    x, y, _ = keypoints.unbind(-1)
+def _hide(keypoints: Any, rectangle: Rectangle, inside: bool) -> Tensor:
+    """Set keypoints ``(N, K, 3)`` that are not seen to 0; leave ``(N, K, 2)`` as they are."""
+    if not isinstance(keypoints, Tensor) or (
+        len(keypoints) and (keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3))
+    ):
+        found = (
+            tuple(keypoints.shape) if isinstance(keypoints, Tensor) else type(keypoints).__name__
+        )
+        raise ValueError(f"'keypoints' must be a tensor (N, K, 3) to be cut, got {found}")
+    if len(keypoints) == 0 or keypoints.shape[2] == 2:
+        return keypoints
+    x, y, _ = (keypoints + 0.5).unbind(-1)  # whole numbers are the centres of pixels
     x1, y1, x2, y2 = rectangle
     within = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
     return torch.where((within if inside else ~within)[..., None], keypoints, 0)
