@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,17 @@ import torch
 import yaml
 from accelerate import Accelerator
 from runs import assert_same_run
-from tiny import SETTINGS, read_metrics
+from tiny import SETTINGS, read_metrics, tiny_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from detmix.data import AugmentedDataset, CocoDetection, collate, detection_transforms
-from detmix.data.shapes_coco import write_shapes_coco
-from detmix.evaluation import COCOEvaluator, score_predictions
+from detmix.data import CocoDetection, collate
+from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
+from detmix.evaluation import VOCEvaluator, score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, evaluate, load_detector, parse_args
-from detmix.training.datasets import note_data, open_dataset
+from detmix.training.datasets import build_test_set, note_data, open_dataset
 from detmix.training.preview import mixed_batch, mixed_pair
+from detmix.training.scoring import build_evaluator
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -93,6 +95,54 @@ def test_a_run_of_each_family(coco_root, tmp_path, name):
         assert score_predictions(*files, iou_type=iou_type).ap == metrics[-1][key]
 
 
+def test_a_builder_of_torchvision_through_the_tools(coco_root, tmp_path):
+    """SSDlite has a backbone, an image size and a normalisation of its own."""
+    run = tmp_path / "run"
+    settings = {
+        "detector": {"name": "ssdlite320_mobilenet_v3_large", "options": {"score_thresh": 0.0}},
+        "data": {"format": "coco", "root": str(coco_root), "batch_size": 4, "workers": 0},
+        "mixing": {"name": "mixup+cutmix"},
+        "run_dir": str(run),
+        "schedule": {"name": "constant"},
+        "threads": 1,
+    }
+    for epochs in (1, 2):
+        DetectorTrainer(
+            parse_args(
+                TrainConfig,
+                ["--config", json.dumps(settings), f"--epochs={epochs}", "--resume=auto"],
+            )
+        ).fit()
+    lines = [line for line in read_metrics(run) if line["event"] == "eval"]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    command = [sys.executable, ROOT / "tools" / "evaluate.py", run / "last.pt", "--save", run]
+    printed = subprocess.run(command, capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    again = score_predictions(run / "predictions.json", run / "ground_truth.json")
+    assert again.ap == lines[-1]["mean_ap"]
+    model, _ = load_detector(run / "last.pt")
+    assert model.transform.image_mean == [0.5, 0.5, 0.5]
+
+
+def test_a_checkpoint_from_before_detectors_had_names(shapes_root, tmp_path):
+    """Neither detector.name nor data.format, data.coco and data.num_keypoints were in it."""
+    run = tmp_path / "run"
+    result = DetectorTrainer(tiny_config(shapes_root, run, "epochs=1")).fit()
+    state = torch.load(run / "last.pt", weights_only=True)
+    del state["config"]["detector"]["name"]
+    for key in ("format", "coco", "num_keypoints"):
+        del state["config"]["data"][key]
+    for key in ("cutmix_alpha", "min_visibility"):
+        del state["config"]["mixing"][key]
+    torch.save(state, tmp_path / "old.pt")
+    model, config = load_detector(tmp_path / "old.pt")
+    evaluator = VOCEvaluator(config.data.class_names)
+    data = open_dataset(config, train=False)
+    loader = DataLoader(build_test_set(config, data), batch_size=4, collate_fn=collate)
+    evaluate(model, loader, [evaluator], Accelerator(cpu=True), truth=data)
+    assert evaluator.compute().ap == pytest.approx(result.ap, nan_ok=True)
+
+
 def test_resumes_exactly(coco_root, tmp_path):
     for run_dir, epochs in ((tmp_path / "whole", 2), (tmp_path / "parts", 1)):
         DetectorTrainer(config_for(coco_root, run_dir, "maskrcnn", f"epochs={epochs}",
@@ -129,34 +179,70 @@ class KnowsTheTruth(nn.Module):
     def forward(self, images):
         found = []
         for target in (next(self.targets) for _ in images):
-            scores = torch.ones(len(target["boxes"]))
-            found.append(
-                {
-                    "boxes": target["boxes"],
-                    "labels": target["labels"],
-                    "scores": scores,
-                    "masks": target["masks"][:, None].float(),
-                    "keypoints": target["keypoints"],
-                }
-            )
+            prediction = {key: target[key] for key in ("boxes", "labels")}
+            prediction["scores"] = torch.ones(len(target["boxes"]))
+            if "masks" in target:
+                prediction["masks"] = target["masks"][:, None].float()
+            if "keypoints" in target:
+                prediction["keypoints"] = target["keypoints"]
+            found.append(prediction)
         return found
 
 
-def test_scored_in_the_coordinates_on_disk(coco_root):
-    """COCO's small, medium and large are of the images as they are, not as they are shrunk to."""
-    files = coco_root / "val2017", coco_root / "annotations/instances_val2017.json"
-    dataset = CocoDetection(*files, masks=True, keypoints=True)
-    shrunk = AugmentedDataset(dataset, detection_transforms(48, train=False))
-    evaluator = COCOEvaluator(
-        dataset.classes, category_ids=dataset.category_ids, iou_types=("bbox", "segm")
-    )
-    loader = DataLoader(shrunk, batch_size=4, collate_fn=collate)
-    evaluate(KnowsTheTruth(shrunk), loader, [evaluator], Accelerator(cpu=True), truth=dataset)
-    result = evaluator.compute("bbox")
-    assert result.ap > 0.9
-    assert evaluator.compute("segm").ap50 == pytest.approx(1.0)
+def evaluate_the_truth(config):
+    """Evaluate a detector that knows the test images, as `config` says."""
+    dataset = open_dataset(config, train=False)
+    test_set = build_test_set(config, dataset)
+    evaluator = build_evaluator(config, dataset)
+    loader = DataLoader(test_set, batch_size=4, collate_fn=collate)
+    evaluate(KnowsTheTruth(test_set), loader, [evaluator], Accelerator(cpu=True), truth=dataset)
+    return dataset, evaluator
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn", "maskrcnn", "keypointrcnn"])
+@pytest.mark.parametrize("size", [None, 48])
+def test_scored_as_the_file_has_it(coco_root, tmp_path, name, size):
+    """In the coordinates on disk, and with the file's own category ids."""
+    overrides = [] if size is None else [f"augment.size={size}"]
+    config = config_for(coco_root, tmp_path, name, *overrides)
+    config = note_data(config, open_dataset(config, train=True))
+    dataset, evaluator = evaluate_the_truth(config)
+    assert tuple(dataset.category_ids) == SHAPE_CATEGORY_IDS
+    predictions, _ = evaluator.save(tmp_path)
+    annotations = coco_root / "annotations" / "instances_val2017.json"
+    ids = {entry["category_id"] for entry in json.loads(predictions.read_text())}
+    assert ids <= set(SHAPE_CATEGORY_IDS)
+    assert len(ids) > 2
+    for iou_type in evaluator.iou_types:
+        result = evaluator.compute(iou_type)
+        assert result.ap50 > 0.9
+        assert result.ap > (0.99 if size is None else 0.3)
+        assert score_predictions(predictions, annotations, iou_type=iou_type).ap == result.ap
     counts = [len(dataset.target(index)["boxes"]) for index in range(len(dataset))]
-    assert sum(result.num_objects.values()) == sum(counts)
+    assert sum(evaluator.compute("bbox").num_objects.values()) == sum(counts)
+
+
+def test_some_classes_in_another_order(coco_root, tmp_path):
+    config = config_for(coco_root, tmp_path, "fasterrcnn", "data.classes=[star, circle]")
+    _, evaluator = evaluate_the_truth(config)
+    assert evaluator.compute().ap == pytest.approx(1.0)
+    predictions, _ = evaluator.save(tmp_path)
+    by_class = score_predictions(
+        predictions, coco_root / "annotations" / "instances_val2017.json"
+    ).ap_by_class
+    assert by_class["star"] == by_class["circle"] == pytest.approx(1.0)
+    assert by_class["square"] == 0
+
+
+def test_saved_ground_truth_leads_back_to_the_images(coco_root, tmp_path):
+    config = config_for(coco_root, tmp_path)
+    config = note_data(config, open_dataset(config, train=True))
+    dataset, evaluator = evaluate_the_truth(config)
+    _, ground_truth = evaluator.save(tmp_path)
+    again = CocoDetection(coco_root / "val2017", ground_truth)
+    assert again.names == dataset.names
+    for index in range(len(dataset)):
+        assert torch.equal(again.target(index)["boxes"], dataset.target(index)["boxes"])
 
 
 class TestErrors:
@@ -170,11 +256,35 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"names 4 keypoints .*num_keypoints=17 needs 17"):
             DetectorTrainer(config)
 
-    def test_predictions_without_annotations(self, tmp_path):
-        command = [sys.executable, ROOT / "tools" / "evaluate.py", tmp_path / "found.json"]
-        printed = subprocess.run(command, capture_output=True, text=True)
+    def test_keypoints_to_evaluate_that_are_not_those_to_train(self, coco_root, tmp_path):
+        path = coco_root / "annotations" / "instances_val2017.json"
+        content = json.loads(path.read_text())
+        for category in content["categories"]:
+            category["keypoints"].reverse()
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(content))
+        config = config_for(
+            coco_root, tmp_path, "keypointrcnn", f"data.coco.test_annotations={other}"
+        )
+        with pytest.raises(ValueError, match=r"right_side, .*top, are not those to train, top"):
+            DetectorTrainer(config)
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["found.json"], "found.json needs --annotations"),
+            (["best.pt", "--iou_type", "segm"], "are for --annotations"),
+            (["best.pt", "--backend", "faster-coco-eval"], "by --data.coco.backend"),
+            (["found.json", "--annotations", "x", "--save", "y"], "no use for --save"),
+            (["found.json", "--annotations", "x"], r"found\.json|x"),
+        ],
+    )
+    def test_arguments_of_evaluate(self, tmp_path, args, message):
+        command = [sys.executable, ROOT / "tools" / "evaluate.py", *args]
+        printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert printed.returncode == 2
-        assert "needs --annotations" in printed.stderr
+        assert re.search(message, printed.stderr)
+        assert "Traceback" not in printed.stderr
 
     def test_missing_annotations(self, coco_root, tmp_path):
         config = config_for(

@@ -124,9 +124,11 @@ class TestErrors:
             ("mixing: {cutmix_alpha: -1}", "mixing.cutmix_alpha must be positive .* got -1"),
             ("mixing: {min_visibility: 2}", r"mixing.min_visibility must be in \[0, 1\], got 2"),
             ("data: {format: yolo}", "data.format.*yolo"),
+            ("data: {format: coco, difficult: drop}", "data.difficult is not for .*format=coco"),
+            ("data: {coco: {empty: keep}}", "data.coco is not for data.format=voc"),
             ("data: {num_keypoints: 0}", "data.num_keypoints must be at least 1, got 0"),
             ("data: {coco: {backend: fast}}", "data.coco.backend.*fast"),
-            ("detector: {name: maskrcnn}", "detector.name=maskrcnn needs masks.*data.format=coco"),
+            ("detector: {name: maskrcnn}", "name=maskrcnn needs masks.*set data.format=coco"),
             ("mixing: {fill: 256}", r"mixing.fill must be in \[0, 255\], got 256"),
             ("mixing: {off_epochs: -1}", "mixing.off_epochs must be at least 0, got -1"),
             ("optim: {lr: 0}", "optim.lr must be positive and finite, got 0"),
@@ -188,12 +190,17 @@ class TestPlainValues:
     CHANGED = (
         "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
         '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
-        "--data.coco.test_images=a/b", "--data.coco.empty=keep", "--data.num_keypoints=4", "--detector.name=fasterrcnn",
+        "--data.num_keypoints=4", "--detector.name=fasterrcnn",
         "--detector.options.box_score_thresh=0.2", "--backbone.trainable_layers=2",
         "--schedule.milestones=[1, 3]", "--run_dir=a b/ü", "--threads=2", "--optim.lr=1e-05",
     )  # fmt: skip
 
-    @pytest.mark.parametrize("args", [(), CHANGED], ids=["defaults", "changed"])
+    COCO = (
+        "--data.format=coco", "--data.coco.test_images=a/b", "--data.coco.empty=keep",
+        "--data.coco.backend=faster-coco-eval", "--detector.name=keypointrcnn_resnet50_fpn",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("args", [(), CHANGED, COCO], ids=["defaults", "changed", "coco"])
     def test_round_trip(self, tmp_path, args):
         config = parse(*args)
         plain = config.as_dict()
@@ -224,7 +231,8 @@ class TestShippedConfigs:
         heads = ("cls_score", "cls_logits", "classification_head.module_list")
         state = model.state_dict()
         last = [name for name in state if any(head in name for head in heads)][-1]
-        assert len(state[last]) % classes == 0  # for each class, and for each anchor if any
+        anchors = {"retinanet": 9, "ssd300_vgg16": 4, "ssdlite320_mobilenet_v3_large": 6}
+        assert len(state[last]) == classes * anchors.get(config.detector.name, 1)
         assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)

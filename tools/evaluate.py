@@ -17,7 +17,7 @@ from detmix.data.loaders import eval_loader
 from detmix.evaluation import COCOEvaluator, VOCEvaluator, score_predictions
 from detmix.training import TrainConfig, evaluate, load_detector
 from detmix.training.console import run_tool
-from detmix.training.datasets import DetectionData, build_test_set, open_dataset
+from detmix.training.datasets import DetectionData, build_test_set, check_keypoints, open_dataset
 from detmix.training.loop import make_accelerator
 from detmix.training.scoring import build_coco_evaluator, build_evaluator
 
@@ -29,17 +29,17 @@ def main(args: Sequence[str]) -> None:
     if parsed.annotations is not None:
         if overrides or parsed.save is not None:
             parser.error(f"no use for {' '.join(overrides) or '--save'} with --annotations")
-        print(
-            score_predictions(
-                parsed.source,
-                parsed.annotations,
-                iou_type=parsed.iou_type,
-                backend=parsed.backend,
-            )
-        )
+        chosen = {"iou_type": parsed.iou_type, "backend": parsed.backend}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        print(score_predictions(parsed.source, parsed.annotations, **given))
         return
     if Path(parsed.source).suffix == ".json":
         parser.error(f"{parsed.source} needs --annotations, the ground truth to score it against")
+    if parsed.iou_type is not None or parsed.backend is not None:
+        parser.error(
+            "--iou_type and --backend are for --annotations; a checkpoint is scored for all that "
+            "its detector finds, by --data.coco.backend"
+        )
     _evaluate_checkpoint(parsed.source, overrides, parsed.save)
 
 
@@ -47,6 +47,7 @@ def _evaluate_checkpoint(path: str, overrides: Sequence[str], save: Path | None)
     model, config = load_detector(path, overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
+    check_keypoints(config, dataset, train=False)
     loader = eval_loader(
         build_test_set(config, dataset),
         config.data.eval_batch_size,
@@ -85,7 +86,7 @@ def _report(evaluator: VOCEvaluator | COCOEvaluator, save: Path | None) -> None:
         print(evaluator.compute(iou_type))
     if save is not None:
         predictions, annotations = evaluator.save(save)
-        print(f"\nwrote {predictions} and {annotations}")
+        print(f"\nwrote {predictions}, and what it was scored against: {annotations}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,14 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--iou_type",
         choices=("bbox", "segm", "keypoints"),
-        default="bbox",
-        help="what to score, with --annotations",
+        help="what to score, with --annotations; bbox by default",
     )
     parser.add_argument(
         "--backend",
         choices=("pycocotools", "faster-coco-eval"),
-        default="pycocotools",
-        help="what computes COCO's AP, with --annotations",
+        help="what computes COCO's AP, with --annotations; pycocotools by default",
     )
     return parser
 

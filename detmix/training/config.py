@@ -23,6 +23,7 @@ __all__ = [
     "TrainConfig",
 ]
 
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """Augmentation before mixing.
@@ -218,7 +219,7 @@ class TrainConfig(LoopConfig):
         if needed and self.data.format == "voc":
             raise ValueError(
                 f"detector.name={self.detector.name} needs {' and '.join(needed)}, which "
-                "data.format=voc has not: data.format=coco"
+                "data.format=voc has not: set data.format=coco"
             )
         on_batch = self.mixing.name != "none" and self.mixing.place != "dataset"
         if on_batch and self.mixing.p > 0 and self.data.batch_size == 1:

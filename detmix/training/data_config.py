@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -78,9 +78,21 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
+        self._check_format()
         for name in ("train_limit", "test_limit", "num_keypoints"):
             if getattr(self, name) is not None:
                 check_at_least(self, "data", **{name: 1})
+
+    def _check_format(self) -> None:
+        """Refuse settings that mean nothing to this format, rather than to ignore them."""
+        other = {"voc": ("coco",), "coco": ("train", "test", "difficult")}[self.format]
+        for item in fields(self):
+            default = item.default if item.default is not MISSING else CocoConfig()
+            if item.name in other and getattr(self, item.name) != default:
+                raise ValueError(
+                    f"data.{item.name} is not for data.format={self.format}, got "
+                    f"{getattr(self, item.name)}"
+                )
 
     @property
     def class_names(self) -> tuple[str, ...]:

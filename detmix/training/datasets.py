@@ -15,6 +15,8 @@ __all__ = [
     "DetectionData",
     "build_test_set",
     "build_train_set",
+    "check_keypoints",
+    "check_same_keypoints",
     "note_data",
     "open_dataset",
     "with_data_noted",
@@ -66,16 +68,38 @@ def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
     data = replace(config.data, classes=tuple(dataset.classes))
     if "keypoints" in target_keys(config.detector.name):
         assert isinstance(dataset, CocoDetection)  # the configuration allows no other
-        found = len(dataset.keypoint_names)
-        if found == 0 or found != (data.num_keypoints or found):
-            path = data.root / data.coco.train_annotations
-            raise ValueError(
-                f"{path} names {found} keypoints for each object, but "
-                f"detector.name={config.detector.name} with "
-                f"data.num_keypoints={data.num_keypoints} needs {data.num_keypoints or 'some'}"
-            )
-        data = replace(data, num_keypoints=found)
+        check_keypoints(config, dataset, train=True)
+        data = replace(data, num_keypoints=len(dataset.keypoint_names))
     return replace(config, data=data)
+
+
+def check_keypoints(config: TrainConfig, dataset: DetectionData, *, train: bool) -> None:
+    """Raise ValueError if a detector of keypoints cannot find those of a data set."""
+    if "keypoints" not in target_keys(config.detector.name):
+        return
+    assert isinstance(dataset, CocoDetection)  # the configuration allows no other
+    found, files, expected = (
+        len(dataset.keypoint_names),
+        config.data.coco,
+        config.data.num_keypoints,
+    )
+    if found == 0 or found != (expected or found):
+        path = files.train_annotations if train else files.test_annotations
+        raise ValueError(
+            f"{config.data.root / path} names {found} keypoints for each object, but "
+            f"detector.name={config.detector.name} with data.num_keypoints={expected} needs "
+            f"{expected or 'some'}"
+        )
+
+
+def check_same_keypoints(train_data: DetectionData, test_data: DetectionData) -> None:
+    """Raise ValueError if the keypoints of two data sets, where both have any, differ."""
+    names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
+    if names and test_names and names != test_names:
+        raise ValueError(
+            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
+            f"{', '.join(names)}"
+        )
 
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,14 @@ from detmix.data.loaders import MixCollate, eval_loader, train_loader
 from detmix.mixing import MixedDataset, Target
 from detmix.training.build import build_mixer, start_model
 from detmix.training.config import TrainConfig
-from detmix.training.datasets import build_test_set, build_train_set, note_data, open_dataset
+from detmix.training.datasets import (
+    build_test_set,
+    build_train_set,
+    check_keypoints,
+    check_same_keypoints,
+    note_data,
+    open_dataset,
+)
 from detmix.training.inference import evaluate, to_device
 from detmix.training.loop import Trainer, make_accelerator
 from detmix.training.progress import Evaluation
@@ -47,6 +54,8 @@ class DetectorTrainer(Trainer[Score]):
         self._data = open_dataset(config, train=True)
         config = note_data(config, self._data)
         self._test_data = open_dataset(config, train=False)
+        check_keypoints(config, self._test_data, train=False)
+        check_same_keypoints(self._data, self._test_data)
         self._mix = build_mixer(config)
         self._mix_on_device = (
             MixCollate(self._mix, config.seed) if self._mix and place == "device" else None

@@ -26,11 +26,12 @@ from detmix.training.parsing import parse_args
 
 __all__ = ["evaluate", "evaluating", "load_detector", "predict", "to_device"]
 
-Prediction = dict[str, Tensor]
+Prediction = dict[str, Any]
 
 _UINT8_MAX = 255.0
 _MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
-_UPDATE_IMAGES = 64
+_MASKS_AT_ONCE = 8
+_UPDATE_IMAGES = 8
 
 
 class Evaluator(Protocol):
@@ -41,7 +42,13 @@ class Evaluator(Protocol):
 
 
 class GroundTruth(Protocol):
-    """A data set as it is on disk, by index."""
+    """A data set as it is on disk, by index.
+
+    Attributes:
+        names: The images' names.
+    """
+
+    names: list[str]
 
     def index_of(self, image_id: int) -> int:
         """Return the index of an image."""
@@ -80,8 +87,8 @@ def predict(
             the image that the detector sees.
 
     Yields:
-        Predictions as torchvision has them, but for ``masks``, which are bool ``(D, H, W)``, and
-        the loader's targets.
+        Predictions as torchvision has them, but for ``masks``, which are D run lengths as
+        `encode_masks` returns them, and the loader's targets.
     """
     model.eval()
     for images, targets in loader:
@@ -92,19 +99,31 @@ def predict(
         yield [_finish(*each) for each in zip(predictions, seen, wanted, strict=True)], targets
 
 
-def _finish(prediction: Prediction, seen: tuple[int, int], size: tuple[int, int]) -> Prediction:
+def _finish(
+    prediction: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]
+) -> Prediction:
     """Bring the predictions for an image of size ``seen`` to ``size``, both (H, W), on the CPU."""
-    finished = dict(prediction)
+    moved = {key: value for key, value in prediction.items() if key != "masks"}
     if seen != size:
-        finished["boxes"] = resize_boxes(prediction["boxes"], seen, size)
+        moved["boxes"] = resize_boxes(prediction["boxes"], seen, size)
         if "keypoints" in prediction:
-            finished["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
-    if "masks" in prediction:  # (D, 1, H, W) probabilities; thousands of times a box's size
-        masks = prediction["masks"]
-        if seen != size:
-            masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
-        finished["masks"] = masks[:, 0] > _MASK_THRESHOLD
-    return {k: (v.float() if v.is_floating_point() else v).cpu() for k, v in finished.items()}
+            moved["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
+    finished: Prediction = {
+        key: (value.float() if value.is_floating_point() else value).cpu()
+        for key, value in moved.items()
+    }
+    if "masks" in prediction:
+        # A few at a time: each is as large as its image.
+        parts = torch.split(prediction["masks"], _MASKS_AT_ONCE)
+        finished["masks"] = [rle for part in parts for rle in _encode(part, size)]
+    return finished
+
+
+def _encode(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the run lengths of ``(D, 1, H', W')`` probabilities, at ``size`` (H, W)."""
+    if masks.shape[-2:] != size:
+        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return encode_masks((masks[:, 0] > _MASK_THRESHOLD).cpu())
 
 
 @contextmanager
@@ -153,27 +172,30 @@ def evaluate(
         truth: The data set under the loader, as it is on disk.
         after_batch: Called after each batch; may raise to end the evaluation.
     """
-    found: list[tuple[int, dict[str, Any]]] = []
+    found: list[tuple[int, Prediction]] = []
 
     def size_of(target: Target) -> tuple[int, int]:
         return truth.image_size(truth.index_of(int(target["image_id"])))
 
     with evaluating(model, loader, accelerator) as batches:
         for predictions, targets in predict(model, batches, accelerator, size_of=size_of):
-            for prediction, target in zip(predictions, targets, strict=True):
-                compact: dict[str, Any] = dict(prediction)
-                if "masks" in prediction:
-                    compact["masks"] = encode_masks(prediction["masks"])
-                found.append((truth.index_of(int(target["image_id"])), compact))
+            indices = [truth.index_of(int(target["image_id"])) for target in targets]
+            found += zip(indices, predictions, strict=True)
             if after_batch is not None:
                 after_batch()
     # Once, at the end: the processes need not have the same number of batches.
     found = gather_object(found) if accelerator.num_processes > 1 else found
     for start in range(0, len(found), _UPDATE_IMAGES):
         part = found[start : start + _UPDATE_IMAGES]
-        targets = [truth.target(index) for index, _ in part]  # masks are dense: a few at a time
+        targets = [_true_target(truth, index) for index, _ in part]
         for evaluator in evaluators:
             evaluator.update([prediction for _, prediction in part], targets)
+
+
+def _true_target(truth: GroundTruth, index: int) -> Target:
+    """Return an image's objects with what is saved of the image itself."""
+    about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
+    return {**truth.target(index), **about}
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
