@@ -120,13 +120,13 @@ def ellipses(boxes):
     return across**2 + along**2 <= 1
 
 
-def add_keypoints(predictions, targets, num=17, seed=0):
+def add_keypoints(predictions, targets, num=17, seed=0, noise=3):
     """The same places of every box, with noise; some objects have no labelled keypoint."""
     rng = np.random.default_rng(seed)
     places = rng.random((num, 2))
     for record in (*predictions, *targets):
         low, high = record["boxes"][:, None, :2], record["boxes"][:, None, 2:]
-        points = low + places * (high - low) + rng.normal(0, 3, (len(low), num, 2))
+        points = low + places * (high - low) + rng.normal(0, noise, (len(low), num, 2))
         if "scores" in record:
             visible = np.ones((len(low), num, 1))
         else:

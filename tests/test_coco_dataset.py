@@ -310,6 +310,50 @@ def test_classes_choose_and_order_the_labels(tmp_path):
             CocoDetection(*arguments, classes=classes)
 
 
+def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
+    # As Roboflow exports: a super-category with id 0, named like one of the classes.
+    categories = [{"id": 0, "name": "dog"}, *CATEGORIES, {"id": 91, "name": "car"}]
+    annotations = [box_object(k, category_id=c) for k, c in enumerate((18, 91, 18), 1)]
+    arguments = write_coco(tmp_path, annotations, categories=categories)
+    dataset = CocoDetection(*arguments)
+    assert (dataset.classes, dataset.category_ids) == (
+        ("person", "dog", "toothbrush", "car"),
+        (1, 18, 90, 91),
+    )
+    assert dataset.target(0)["labels"].tolist() == [2, 4, 2]
+    chosen = CocoDetection(*arguments, classes=["car", "dog"])
+    assert chosen.category_ids == (91, 18)
+    assert chosen.target(0)["labels"].tolist() == [2, 1, 2]
+    # Without an object of any, as in a small split, the class stays where it is elsewhere.
+    empty = CocoDetection(*write_coco(tmp_path, [], categories=categories))
+    assert (empty.classes, empty.category_ids) == (dataset.classes, dataset.category_ids)
+    both = [*annotations, box_object(9, category_id=0)]
+    arguments = write_coco(tmp_path, both, categories=categories)
+    with pytest.raises(ValueError, match=r"s\.json: the categories 0 and 18 are all named 'dog'"):
+        CocoDetection(*arguments)
+    assert CocoDetection(*arguments, classes=["car"]).target(0)["labels"].tolist() == [1]
+
+
+def test_unclipped_boxes_are_the_files(tmp_path):
+    boxes = [[-5, -5, 20, 20], [10, 10, 0, 5], [70, 10, 5, 5], [10, 10, 5, 5], [10, 10, 5, -5]]
+    annotations = [box_object(number, bbox=box) for number, box in enumerate(boxes)]
+    del annotations[4]["area"]
+    arguments = write_coco(tmp_path, annotations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = CocoDetection(*arguments, clip=False, masks=True)
+    target = dataset[0][1]
+    expected = [[-5, -5, 15, 15], [10, 10, 10, 15], [70, 10, 75, 15], [10, 10, 15, 15]]
+    assert target["boxes"].tolist() == [*expected, [10, 10, 15, 10]]
+    assert target["area"].tolist() == [100.5] * 4 + [0]
+    assert {len(column) for key, column in target.items() if key != "image_id"} == {5}
+    report = dataset.report
+    assert (report.num_objects, report.num_clipped, report.num_without_area) == (5, 0, 0)
+    arguments = write_coco(tmp_path, [box_object(), box_object(7, bbox=[0, 0, 1e300, 40])])
+    with pytest.raises(ValueError, match=r"annotation 7 of .*1e\+300.* too large for float32"):
+        CocoDetection(*arguments, clip=False)
+
+
 def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
     boxes = {
         21: [-5, -5, 20, 20],  # clipped
@@ -364,7 +408,11 @@ def test_wrong_images_are_named_on_access(tmp_path):
     folder, path = write_coco(tmp_path, [box_object()])
     dataset = CocoDetection(folder, path)
     Image.new("RGB", (40, 60)).save(folder / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg: the image is 40 x 60 .*s\.json says 60 x 40"):
+    swapped = r"a\.jpg: the image is 40 x 60 .*s\.json says 60 x 40; .* EXIF orientation, .* not"
+    with pytest.raises(ValueError, match=swapped):
+        dataset[0]
+    Image.new("RGB", (40, 61)).save(folder / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg: the image is 40 x 61 .*s\.json says 60 x 40$"):
         dataset[0]
     (folder / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"sample 0: .*a\.jpg: not an image: the file is empty"):
@@ -389,6 +437,8 @@ def test_missing_files_are_named(tmp_path):
         CocoDetection(tmp_path / "nowhere", path)
     with pytest.raises(FileNotFoundError, match=r"no\.json: there is no such annotation file"):
         CocoDetection(folder, tmp_path / "no.json")
+    with pytest.raises(ValueError, match=r"images: is a folder, expected the JSON file of annot"):
+        CocoDetection(folder, folder)
 
 
 FILES = {
@@ -477,6 +527,9 @@ SEGMENTATIONS = {
     ),
     "no counts": ({"size": [40, 60]}, "counts must be a list or a string, got None"),
     "characters": ({"size": [40, 60], "counts": "\x7f"}, "not a compressed RLE"),
+    "text counts": ({"size": [40, 60], "counts": ["a", 3]}, "must be whole numbers.* got 'a'"),
+    "surrogate": ({"size": [40, 60], "counts": "\ud800"}, "not a compressed RLE"),
+    "huge size": ({"size": [2**20, 2**20], "counts": [2**40]}, "RLE's size must be"),
     "unfinished": ({"size": [40, 60], "counts": "PP"}, "not a compressed RLE, got 'PP'"),
     "long": ({"size": [40, 60], "counts": "o" * 30 + "0"}, "not a compressed RLE"),
 }
@@ -548,8 +601,11 @@ OTHER_FIELDS = {
     "annotations": ({"annotations": [box_object()] * 2}, "annotation 1: the id is there twice"),
     "annotation id": ({"annotations": [box_object(None)]}, "annotation number 0 .* got None"),
     "same name": (
-        {"categories": [*CATEGORIES, {"id": 91, "name": "dog"}]},
-        "category 91: is named 'dog', as is category 18",
+        {
+            "categories": [*CATEGORIES, {"id": 91, "name": "dog"}],
+            "annotations": [box_object(1, category_id=91), box_object(2, category_id=18)],
+        },
+        "the categories 18 and 91 are all named 'dog' and have annotations; expected one",
     ),
     "category ids": ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "category 18: the id is there"),
     "category name": ({"categories": [{"id": 1}]}, "category 1: expected a name, got None"),

@@ -314,7 +314,13 @@ class TestMasks:
         with pytest.raises(ValueError, match=r"shape \(5, 5\), expected \(N, H, W\)"):
             encode_masks(torch.zeros(5, 5))
         with pytest.raises(ValueError, match=r"masks\[1\] is {'size': \[1, 1\]}, expected a dict"):
-            encode_masks([{"size": [1, 1], "counts": "11"}, {"size": [1, 1]}])
+            encode_masks([{"size": [1, 1], "counts": "01"}, {"size": [1, 1]}])
+        good = {"size": [60, 80], "counts": [4800]}
+        for counts in ("R1oooo", "0PPPP", "", "11", "hello world", "é", b"\xff", ["a", 3], [1]):
+            with pytest.raises(ValueError, match=r"masks\[1\] is {'size'.*the RLE's counts"):
+                encode_masks([good, {"size": [60, 80], "counts": counts}])
+        with pytest.raises(ValueError, match=r"masks\[0\] is .* the RLE's size must be height"):
+            encode_masks([{**good, "size": ["60", 80]}])
 
     def test_encoded_early_gives_the_same_result(self):
         predictions, targets = made_case("segm", num_images=10)
@@ -542,6 +548,54 @@ class TestUpdate:
         assert evaluator.compute().num_images == 2
 
 
+class TestCategoryIdLabels:
+    @pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+    def test_same_numbers_as_with_contiguous_labels(self, iou_type):
+        predictions, targets = made_case(iou_type)
+        options = {"iou_types": [iou_type]}
+        expected = evaluator_of(predictions, targets, **options).compute().as_dict()
+        strangers, _ = made_case(iou_type, seed=7)
+        named = []
+        for prediction, stranger in zip(predictions, strangers, strict=True):
+            ids = np.array([0, *CATEGORY_IDS])[prediction["labels"]]
+            unknown = np.resize([1, 91, 0], len(stranger["labels"]))  # nobody asked for these
+            # They stand between the others, whose order stays.
+            places = np.random.default_rng(0).permutation(len(ids) + len(unknown))
+            places[: len(ids)].sort()
+            order = np.argsort(places)
+            both = {key: np.concatenate([prediction[key], stranger[key]]) for key in prediction}
+            both["labels"] = np.concatenate([ids, unknown])
+            named.append({key: torch.tensor(value[order]) for key, value in both.items()})
+        options["prediction_labels"] = "category_id"
+        assert evaluator_of(named, targets, **options).compute().as_dict() == expected
+        for prediction in named:
+            prediction["labels"] = prediction["labels"].numpy()
+            if iou_type == "segm":
+                prediction["masks"] = encode_masks(prediction["masks"])
+        assert evaluator_of(named, targets, **options).compute().as_dict() == expected
+        labels = [label for prediction in named for label in prediction["labels"].tolist()]
+        assert {0, 1, 91} < set(labels)  # left as they were
+
+    def test_what_cannot_be_read_is_said(self):
+        options = {"category_ids": [90], "prediction_labels": "category_id"}
+        box = [[0, 0, 9, 9]]
+        for wrong, message in (
+            ({"labels": torch.tensor([[90]])}, r"labels have shape \(1, 1\)"),
+            ({"labels": torch.tensor([90.0])}, "labels are float32, expected integers"),
+            ({"labels": torch.tensor([90, 1])}, r"labels have shape \(2,\), expected \(1,\)"),
+            ({"scores": torch.tensor(0.5)}, r"scores have shape \(\)"),
+        ):
+            found = detection(box, [0.5], labels=[90]) | wrong
+            with pytest.raises(ValueError, match=rf"predictions\[0\] \(image_id 1\): {message}"):
+                plain_evaluator([found], [truth(box)], **options)
+        with pytest.raises(ValueError, match=r"predictions\[0\] .*has no 'labels', only"):
+            plain_evaluator([{"boxes": box}], [truth(box)], **options)
+        with pytest.raises(ValueError, match="predictions is a dict, expected a list"):
+            plain_evaluator({}, [truth(box)], **options)
+        evaluator = plain_evaluator([detection([], [])], [truth(box)], **options)
+        assert evaluator.compute().ap == 0.0
+
+
 def test_orig_size_of_two_numbers():
     target = truth([[0, 0, 9, 9]], orig_size=torch.tensor([1, 2, 3]))
     with pytest.raises(
@@ -561,6 +615,11 @@ class TestConstructor:
             ({"iou_types": []}, r"iou_types is \[\], expected a list"),
             ({"iou_types": "bbox"}, "iou_types is 'bbox', expected a list"),
             ({"iou_types": ["box"]}, "iou_type is 'box', expected one of bbox, segm, keypoints"),
+            (
+                {"prediction_labels": "ids"},
+                "prediction_labels is 'ids', expected one of contiguous",
+            ),
+            ({"prediction_labels": "category_id"}, "'category_id', expected category_ids as well"),
             ({"backend": "coco"}, "backend is 'coco', expected one of pycocotools, faster"),
         ],
     )

@@ -5,14 +5,17 @@ import copy
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from coco_oracle import add_keypoints, add_masks, as_entries, by_hand, decode, only, random_case
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detmix.data import CocoDetection
 from detmix.evaluation import COCOEvaluator, score_predictions
 
 CLASSES = ("cat", "dog", "cow")
@@ -72,6 +75,16 @@ class TestSave:
         result = evaluator.compute("bbox")
         got = (result.ap, result.ap50, result.ap75, result.ap_small)
         assert got == tuple(evaluation.stats[:4])
+
+    def test_a_difficult_object_has_no_labelled_keypoints(self, tmp_path):
+        predictions, targets = full_case(num_images=6)
+        for target in targets:
+            target["difficult"] = np.arange(len(target["labels"])) % 2 == 0
+        _, truth_file = full_evaluator(predictions, targets).save(tmp_path)
+        annotations = json.loads(truth_file.read_text())["annotations"]
+        difficult = [entry for entry in annotations if entry.get("difficult")]
+        assert {entry["num_keypoints"] for entry in difficult} == {0}
+        assert any(v > 0 for entry in difficult for v in entry["keypoints"][2::3])  # kept
 
     def test_what_is_written(self, tmp_path):
         predictions, targets = full_case(num_images=4)
@@ -271,6 +284,181 @@ def box_polygon(bbox):
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
+# ------------------------------------------------- files that data sets and evaluation share
+
+POINT_NAMES = [f"point {k}" for k in range(17)]
+
+
+def data_files(tmp_path, iou_type, change=None):
+    """Images with objects as the file of `foreign_files` has them, some beyond their image."""
+    predictions, targets = random_case(4, 20, limit=60.0, grid=0.25, levels=12)
+    for records in (predictions, targets):  # float32 holds quarters, sums and products exactly
+        for record in records[1::4]:
+            record["boxes"][:, ::2] += 90  # outside an image 80 pixels wide
+        for record in records[2::4]:
+            record["boxes"] -= 20
+    add_masks(predictions, targets)
+    add_keypoints(predictions, targets, noise=0.5)
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    for category in ground_truth["categories"]:
+        category["keypoints"] = POINT_NAMES
+    for image in ground_truth["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        Image.new("L", (80, 60)).save(tmp_path / image["file_name"])
+    if change is not None:
+        change(ground_truth)
+    keys = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+    write(tmp_path / "p.json", only(results, keys[iou_type]))
+    write(tmp_path / "gt.json", ground_truth)
+    return predictions, targets
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
+def test_unclipped_targets_are_scored_as_the_file(tmp_path, iou_type, backend):
+    if backend == "faster-coco-eval":
+        pytest.importorskip("faster_coco_eval")
+    predictions, targets = data_files(tmp_path, iou_type)
+    annotations = tmp_path / "gt.json"
+    dataset = CocoDetection(tmp_path, annotations, clip=False, masks=True, keypoints=True)
+    found = {t["image_id"]: p for p, t in zip(predictions, targets, strict=True)}
+    evaluator = COCOEvaluator(
+        dataset.classes, category_ids=dataset.category_ids, iou_types=[iou_type], backend=backend
+    )
+    label_of = {name: label for label, name in enumerate(dataset.classes, start=1)}
+    for index, image_id in enumerate(dataset.image_ids):
+        names = [CLASSES[label - 1] for label in found[image_id]["labels"]]
+        labels = np.array([label_of[name] for name in names], dtype=np.int64)
+        evaluator.update([found[image_id] | {"labels": labels}], [dataset.target(index)])
+    result = evaluator.compute()
+    saved, _ = evaluator.save(tmp_path / "saved")
+    again = score_predictions(saved, annotations, iou_type=iou_type, backend=backend).as_dict()
+    of_evaluator = result.as_dict()
+    for key in ("classes", "ap_by_class", "ap50_by_class", "num_objects", "num_detections"):
+        sort = sorted if key == "classes" else dict
+        assert sort(again.pop(key)) == sort(of_evaluator.pop(key))
+    if backend == "pycocotools":
+        assert again == of_evaluator
+        results = json.loads((tmp_path / "p.json").read_text())
+        stats, by_class = by_hand(json.loads(annotations.read_text()), results, iou_type)
+        np.testing.assert_array_equal([getattr(result, k) for k in stats], list(stats.values()))
+        for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
+            pair = result.ap_by_class[name], result.ap50_by_class[name]
+            np.testing.assert_array_equal(pair, by_class[category])
+    else:
+        assert again == pytest.approx(of_evaluator, abs=1e-12)
+    assert 0.05 < result.ap < 0.95
+
+
+def test_clipped_targets_are_not(tmp_path):
+    data_files(tmp_path, "bbox")
+    with pytest.warns(UserWarning, match=r"boxes were clipped.* boxes were dropped"):
+        clipped = CocoDetection(tmp_path, tmp_path / "gt.json")
+    assert clipped.report.num_clipped > 5 < clipped.report.num_without_area
+
+
+def each(**values):
+    """Set values of all annotations that are no crowds; ``...`` takes a key out."""
+
+    def change(ground_truth):
+        for number, entry in enumerate(ground_truth["annotations"]):
+            if not entry["iscrowd"]:
+                made = {k: v(entry, number) if callable(v) else v for k, v in values.items()}
+                entry |= made
+                for key in [key for key, value in made.items() if value is ...]:
+                    del entry[key]
+
+    return change
+
+
+def square(entry, _):
+    return box_polygon(entry["bbox"])
+
+
+def sides(kind):
+    def change(ground_truth):
+        for image in ground_truth["images"]:
+            image |= {"height": kind(60), "width": kind(80)}
+
+    return change
+
+
+def without_keypoints(value, filled):
+    def change(ground_truth):
+        ground_truth["categories"][0]["keypoints"] = []
+        for entry in ground_truth["annotations"]:
+            if entry["category_id"] == CATEGORY_IDS[0]:
+                entry |= {"keypoints": [0] * 51, "num_keypoints": 0}
+                if not filled:
+                    del entry["num_keypoints"], entry["keypoints"]
+                    entry |= value
+
+    return change
+
+
+def own_area(iou_type):
+    def area(entry, _):
+        rle = entry["segmentation"]
+        return (
+            float(coco_mask.area(rle))
+            if iou_type == "segm"
+            else entry["bbox"][2] * entry["bbox"][3]
+        )
+
+    return each(area=area)
+
+
+def negative_side(entry, number):
+    x, y, width, height = entry["bbox"]
+    return [x, y, -width if number % 3 else width, height]
+
+
+def super_category(ground_truth):
+    ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
+
+
+# What is odd, and the same as pycocotools takes it, for each type.
+ODDITIES = {
+    "area null": (each(area=None), own_area),
+    "no area": (each(area=...), own_area),
+    "iscrowd null": (each(iscrowd=None), lambda _: each(iscrowd=0)),
+    "iscrowd true": (each(iscrowd=False), lambda _: each(iscrowd=0)),
+    "float sides": (sides(float), lambda _: sides(int)),
+    "short polygons": (
+        each(segmentation=lambda e, n: [[1, 1, 9, 9], [], *square(e, n), [2, 2]]),
+        lambda _: each(segmentation=square),
+    ),
+    "negative sides": (each(bbox=negative_side), lambda _: each(bbox=negative_side)),
+    "without keypoints": (without_keypoints({}, False), lambda _: without_keypoints({}, True)),
+    "keypoints null": (
+        without_keypoints({"keypoints": None, "num_keypoints": None}, False),
+        lambda _: without_keypoints({}, True),
+    ),
+    "num_keypoints null": (each(num_keypoints=None), lambda _: each()),
+    "super-category": (super_category, lambda _: super_category),
+    "annotation ids": (each(id=lambda _, n: -n), lambda _: each()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* boxes were")
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("name", ODDITIES)
+def test_what_trains_can_be_scored(tmp_path, name, iou_type):
+    """By the numbers that pycocotools has for the same, spelled out."""
+    odd, plain = ODDITIES[name]
+    data_files(tmp_path, iou_type, plain(iou_type))
+    ground_truth, results = (json.loads((tmp_path / f).read_text()) for f in ("gt.json", "p.json"))
+    stats, _ = by_hand(ground_truth, results, iou_type)
+    data_files(tmp_path, iou_type, odd)
+    result = score_predictions(tmp_path / "p.json", tmp_path / "gt.json", iou_type=iou_type)
+    np.testing.assert_array_equal([getattr(result, k) for k in stats], list(stats.values()))
+    assert result.ap > 0.02
+    dataset = CocoDetection(tmp_path, tmp_path / "gt.json", masks=True, keypoints=True)
+    seen = dataset.report.num_objects + dataset.report.num_without_area
+    assert seen == len(ground_truth["annotations"])
+    assert all(len(t["boxes"]) == len(t["masks"]) for _, t in dataset)
+
+
 # ------------------------------------------------------------------------------------------ errors
 
 
@@ -279,13 +467,24 @@ def replaced(entry, **values):
     return {key: value for key, value in entry.items() if value is not ...}
 
 
+BROKEN_COUNTS = (
+    *("R1oooo", "0PPPP", "", "11", "hello world", "é", "\ud800"),
+    *(["a", 3], [4801, -1], [4799], [4800.0], None, 7),
+)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("[{", r"p\.json: not JSON: "),
             ("\x80", r"p\.json: not JSON: "),
-            ('{"a": 1}', r"p\.json: is {'a': 1}, expected a list"),
+            (
+                '{"a": 1}',
+                r"p\.json: is {'a': 1}, expected predictions in COCO's results format: a l",
+            ),
+            ("PK\x03\x04 a checkpoint", r"p\.json: not JSON: .*expected predictions in COCO's res"),
+            ("[" * 200_000, r"p\.json: not JSON: .*expected predictions"),
             ("[3]", r"p\.json, predictions\[0\]: is 3, expected an object"),
         ],
     )
@@ -365,7 +564,12 @@ class TestErrors:
         ("part", "values", "message"),
         [
             ("annotations", {"bbox": ...}, r"annotations\[1\]: has no 'bbox'"),
-            ("annotations", {"bbox": [0, 0, -1, 1]}, r"annotations\[1\]: bbox is \[0, 0, -1, 1\]"),
+            (
+                "annotations",
+                {"bbox": [0, 0, "1", 1]},
+                r"annotations\[1\]: bbox is \[0, 0, '1', 1\]",
+            ),
+            ("annotations", {"bbox": [0, 0, 10**400, 1]}, r"annotations\[1\]: bbox is \[0, 0, 10"),
             ("annotations", {"image_id": -5}, r"annotations\[1\]: image_id is -5"),
             ("annotations", {"category_id": 3}, r"annotations\[1\]: category_id is 3"),
             ("annotations", {"area": "big"}, r"annotations\[1\]: area is 'big', expected a number"),
@@ -389,6 +593,7 @@ class TestErrors:
             ({"segmentation": [[1, 2, 3, 4]]}, r"segmentation is .*expected polygons"),
             ({"segmentation": {"size": [60, 80]}}, r"segmentation is .*expected polygons"),
             ({"segmentation": {"size": [80, 60], "counts": [4800]}}, r"has size \[80, 60\], exp"),
+            ({"segmentation": [[1, 1, 2e9, 1, 2, 2]]}, r"has the coordinate 2000000000\.0"),
         ],
     )
     def test_an_annotated_mask(self, tmp_path, values, message):
@@ -397,6 +602,22 @@ class TestErrors:
 
         files = foreign_files(tmp_path, "segm", change)
         with pytest.raises(ValueError, match=r"gt\.json, annotations\[1\]: .*" + message):
+            score_predictions(*files, iou_type="segm")
+
+    @pytest.mark.parametrize("part", ["annotations", "predictions"])
+    @pytest.mark.parametrize("counts", BROKEN_COUNTS)
+    def test_broken_run_lengths(self, tmp_path, part, counts):
+        """Given to pycocotools they are a score of 0, or an evaluation that never ends."""
+        rle = {"size": [60, 80], "counts": counts}
+
+        def change(ground_truth, results):
+            entries = results if part == "predictions" else ground_truth["annotations"]
+            entries[1]["segmentation"] = rle
+
+        files = foreign_files(tmp_path, "segm", change)
+        name = "p" if part == "predictions" else "gt"
+        message = rf"{name}\.json, {part}\[1\]: segmentation is {re.escape(repr(rle))}[:,] "
+        with pytest.raises(ValueError, match=message):
             score_predictions(*files, iou_type="segm")
 
     def test_masks_need_the_images_sizes(self, tmp_path):
@@ -415,6 +636,22 @@ class TestErrors:
         write(annotations, {"images": [], "annotations": []})
         with pytest.raises(ValueError, match=r"gt\.json: categories is None, expected a list"):
             score_predictions(predictions, annotations)
+
+    def test_keypoints_that_nobody_has(self, tmp_path):
+        def change(ground_truth, _):
+            for entry in ground_truth["annotations"]:
+                del entry["keypoints"]
+
+        files = foreign_files(tmp_path, "keypoints", change)
+        with pytest.raises(ValueError, match=r"gt\.json, annotations\[0\]: has no 'keypoints', on"):
+            score_predictions(*files, iou_type="keypoints")
+
+    def test_folders(self, tmp_path):
+        predictions, annotations = foreign_files(tmp_path)
+        with pytest.raises(ValueError, match="is a folder, expected predictions in COCO's results"):
+            score_predictions(tmp_path, annotations)
+        with pytest.raises(ValueError, match="is a folder, expected annotations in COCO's format"):
+            score_predictions(predictions, tmp_path)
 
     def test_no_such_file(self, tmp_path):
         predictions, annotations = foreign_files(tmp_path)

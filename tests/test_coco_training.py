@@ -222,6 +222,23 @@ def test_scored_as_the_file_has_it(coco_root, tmp_path, name, size):
     assert sum(evaluator.compute("bbox").num_objects.values()) == sum(counts)
 
 
+def test_boxes_beyond_the_image_are_scored_as_the_file_has_them(coco_root, tmp_path):
+    annotations = coco_root / "annotations" / "instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    for number, entry in enumerate(content["annotations"]):
+        if number % 2:
+            entry["bbox"][2] += 60  # reaches over the right edge of an image of 64 pixels
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    config = config_for(coco_root, tmp_path, "fasterrcnn", f"data.coco.test_annotations={other}")
+    config = note_data(config, open_dataset(config, train=True))
+    _, evaluator = evaluate_the_truth(config)
+    predictions, _ = evaluator.save(tmp_path)
+    result = evaluator.compute()
+    assert 0 < result.ap < 0.9
+    assert score_predictions(predictions, other).ap == result.ap
+
+
 def test_some_classes_in_another_order(coco_root, tmp_path):
     config = config_for(coco_root, tmp_path, "fasterrcnn", "data.classes=[star, circle]")
     _, evaluator = evaluate_the_truth(config)

@@ -185,8 +185,8 @@ def detection_transforms(
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
     scale. For evaluation only the shrinking is left, so that training and test images come at
-    the same scale, and no object with an area inside its image is dropped; in training those are whose mask has no pixel
-    left.
+    the same scale, and no object with an area inside its image is dropped; in training those are
+    whose mask has no pixel left.
 
     Args:
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.

@@ -1,4 +1,4 @@
-"""Clip boxes to their images and find those that lose their area, as every data set here does."""
+"""Clip boxes to their images and find those that lose their area; or leave all as they are."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CleanBoxes", "clean_boxes"]
+__all__ = ["CleanBoxes", "clean_boxes", "keep_boxes"]
 
 
 @dataclass(frozen=True)
 class CleanBoxes:
-    """Boxes within their images, M of them.
+    """Boxes within their images, M of them; of :func:`keep_boxes` as they were.
 
     Attributes:
         boxes: float32 ``(M, 4)``, clipped; those without area are still among them.
-        has_area: bool ``(M,)``: the box has an area inside its image.
+        has_area: bool ``(M,)``: the box has an area inside its image, or is kept without one.
         is_clipped: bool ``(M,)``: the box has one, and reached beyond its image.
     """
 
@@ -58,3 +58,16 @@ def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) ->
     with np.errstate(over="ignore"):  # what does not fit into float32 is beyond the image
         moved = np.any(clipped != boxes.astype(np.float32), axis=1)
     return CleanBoxes(clipped, has_area, moved & has_area)
+
+
+def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
+    """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more.
+
+    Args:
+        boxes: ``(M, 4)`` x1, y1, x2, y2 in pixels. What does not fit into float32 is infinite.
+    """
+    with np.errstate(over="ignore"):
+        kept = boxes.astype(np.float32)
+    kept[:, 2:] = np.maximum(kept[:, 2:], kept[:, :2])
+    everyone = np.ones(len(boxes), dtype=np.bool_)
+    return CleanBoxes(kept, everyone, ~everyone)

@@ -17,13 +17,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.data.coco_annotation import CocoCategory, read_coco
+from detmix.data.coco_annotation import CocoCategory, CocoFile, read_coco
 from detmix.data.coco_keypoints import common_keypoints, mirrored_order
 from detmix.data.coco_masks import SegmentationBlock
 from detmix.data.coco_table import CocoReport, CocoTable
 from detmix.data.image_file import decode_image_bytes
 
 __all__ = ["CocoDetection", "CocoReport"]
+
+_TURNED = (
+    "; the annotations seem to be for the image turned by its EXIF orientation, which is not "
+    "applied here: store the pixels turned, as PIL.ImageOps.exif_transpose does"
+)
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -37,8 +42,13 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility as
     in the file. Images are sorted by their ids, the objects of one stand as in the file.
 
-    Boxes are clipped to the image; those without area are dropped. Both are counted in
-    ``report`` and told in one warning.
+    Boxes are clipped to the image; those without area are dropped, as detectors need it. Both are
+    counted in ``report`` and told in one warning. COCO's own evaluation does neither: evaluate
+    on a data set with ``clip=False``.
+
+    Exports may have several categories of one name, such as a super-category with id 0 that no
+    object is of. Of these the one that has annotations is in the data set and the others are left
+    out; where none has any, it is the one with the highest id.
 
     Args:
         images: The folder that ``file_name`` is relative to.
@@ -47,10 +57,13 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         crowd: ``"keep"``, or ``"drop"`` to leave crowds out (as is usual for training; the
             evaluation needs them).
         empty: ``"keep"``, or ``"drop"`` to leave out images that have no object left.
+        clip: False keeps all boxes as in the file, those beyond or outside the image and without
+            area too; only a side of negative length becomes 0. The AP over such targets is what
+            pycocotools computes from the file itself, but for the rounding to float32.
         masks: Whether targets have masks.
         keypoints: Whether targets have keypoints. A category without any gives zeros.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
-            default all categories of the file, sorted by their ids.
+            default all names of the file, sorted by their categories' ids.
 
     Attributes:
         classes: The class names.
@@ -64,7 +77,8 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument or the annotation file cannot be used; the message names the
+        ValueError: An argument or the annotation file cannot be used (as where two categories of
+            one name, if it is among ``classes``, both have annotations); the message names the
             file, the annotation or image by its id, and the value. Also on access, for an image
             that cannot be decoded or is not of the size its annotation says.
         IndexError: On access, the index is out of range.
@@ -78,6 +92,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         *,
         crowd: Literal["keep", "drop"] = "keep",
         empty: Literal["keep", "drop"] = "keep",
+        clip: bool = True,
         masks: bool = False,
         keypoints: bool = False,
         classes: Sequence[str] | None = None,
@@ -90,13 +105,15 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
         file = read_coco(annotations, masks=masks)
-        chosen = _choose_categories(file.categories, classes, self._path)
+        chosen = _choose_categories(file, classes, self._path)
         self.classes = tuple(category.name for category in chosen)
         self.category_ids = tuple(category.id for category in chosen)
         self.keypoint_names = _keypoint_names(chosen, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
         table = CocoTable.read(file, [c.id for c in chosen], self._folder, self._path)
-        table, self.report = table.clean(drop_crowd=crowd == "drop", drop_empty=empty == "drop")
+        table, self.report = table.clean(
+            clip=clip, drop_crowd=crowd == "drop", drop_empty=empty == "drop"
+        )
         _check_files(self._folder, table.images.names)
         self.names, self.image_ids = table.images.names, table.images.ids
         self._sizes = torch.from_numpy(table.images.sizes)  # (I, 2) height, width
@@ -156,9 +173,10 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         size = (image.shape[-2], image.shape[-1])
         if size != self.image_size(index):
             height, width = self.image_size(index)
+            hint = _TURNED if size == (width, height) else ""
             raise ValueError(
                 f"sample {index}: {path}: the image is {size[1]} x {size[0]} pixels, but "
-                f"{self._path} says {width} x {height}"
+                f"{self._path} says {width} x {height}{hint}"
             )
         return image
 
@@ -169,20 +187,41 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
 
 def _choose_categories(
-    categories: Sequence[CocoCategory], classes: Sequence[str] | None, path: Path
+    file: CocoFile, classes: Sequence[str] | None, path: Path
 ) -> list[CocoCategory]:
-    if classes is None:
-        return list(categories)
-    names = () if isinstance(classes, str) else tuple(classes)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
-    by_name = {category.name: category for category in categories}
+    """Return the category of each class, for each name one."""
+    by_name: dict[str, list[CocoCategory]] = {}
+    for category in file.categories:
+        by_name.setdefault(category.name, []).append(category)
+    names = tuple(by_name) if classes is None else _checked_names(classes)
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise ValueError(
             f"{path}: there is no category {unknown[0]!r}; known are {', '.join(by_name)}"
         )
-    return [by_name[name] for name in names]
+    used = {file.categories[index].id for index in set(file.objects.category_index.tolist())}
+    chosen = [_choose_one(by_name[name], used, path) for name in names]
+    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
+
+
+def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
+    names = () if isinstance(classes, str) else tuple(classes)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
+    return names
+
+
+def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> CocoCategory:
+    """Return the one that has annotations, of categories that share a name."""
+    with_objects = [category for category in categories if category.id in used]
+    if len(with_objects) > 1:
+        ids = " and ".join(str(category.id) for category in with_objects)
+        raise ValueError(
+            f"{path}: the categories {ids} are all named {categories[0].name!r} and have "
+            "annotations; expected one, or classes without this name"
+        )
+    # Super-categories come first: with none annotated, as in a small split, the last is the class.
+    return (with_objects or categories)[-1]
 
 
 def _keypoint_names(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class CocoFile:
     """What an annotation file says.
 
     Attributes:
-        categories: Sorted by their ids.
+        categories: Sorted by their ids; several may have one name.
         images: The images.
         objects: The objects.
     """
@@ -111,8 +111,8 @@ def read_coco(path: str | Path, *, masks: bool = False) -> CocoFile:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not JSON or not of this format, or a value cannot be used; the message
-            names the file, the image, annotation or category by its id, and the value.
+        ValueError: It is a folder, not JSON or not of this format, or a value cannot be used; the
+            message names the file, the image, annotation or category by its id, and the value.
     """
     content = _load(Path(path), masks)
     categories = _read_categories(content["categories"], f"{path}, category")
@@ -126,6 +126,8 @@ def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
 
     As Python objects they would take several gigabytes for COCO's training images.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text, object_hook=_pack_segmentation if masks else _drop_segmentation)
@@ -173,17 +175,11 @@ def _drop_segmentation(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCategory, ...]:
-    ids: dict[str, int] = {}
     categories = []
     for category_id, item in _by_id(items, where):
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
-        if name in ids:
-            raise ValueError(
-                f"{where} {category_id}: is named {name!r}, as is category {ids[name]}"
-            )
-        ids[name] = category_id
         keypoints = item.get("keypoints") or []
         if not isinstance(keypoints, list) or not all(isinstance(n, str) for n in keypoints):
             raise ValueError(

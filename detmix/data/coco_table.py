@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detmix.data.clean_boxes import CleanBoxes, clean_boxes
+from detmix.data.clean_boxes import CleanBoxes, clean_boxes, keep_boxes
 from detmix.data.coco_annotation import CocoFile, CocoImages, CocoObjects
 from detmix.data.coco_keypoints import read_keypoints
 from detmix.data.coco_masks import rle_size
@@ -33,8 +33,10 @@ class CocoReport:
         num_objects: Objects that are in the data set.
         num_crowd: How many of these are crowds.
         num_empty_images: Images of the data set without an object.
-        num_clipped: Boxes that reached beyond the image and were clipped to it.
-        num_without_area: Boxes dropped because no area was left inside the image.
+        num_clipped: Boxes that reached beyond the image and were clipped to it; 0 with
+            ``clip=False``.
+        num_without_area: Boxes dropped because no area was left inside the image; 0 with
+            ``clip=False``.
         num_crowd_dropped: Objects left out by ``crowd="drop"``.
         num_images_dropped: Images left out by ``empty="drop"``.
     """
@@ -92,13 +94,20 @@ class CocoTable:
         objects = file.objects.take(rows)
         return cls(path, images, objects, objects.boxes, labels[rows])
 
-    def clean(self, *, drop_crowd: bool, drop_empty: bool) -> tuple[CocoTable, CocoReport]:
+    def clean(
+        self, *, clip: bool, drop_crowd: bool, drop_empty: bool
+    ) -> tuple[CocoTable, CocoReport]:
         """Clip boxes, drop those without area and what else is to be dropped, warn once.
 
+        Args:
+            clip: False keeps all boxes as they are.
+            drop_crowd: Whether to drop crowds.
+            drop_empty: Whether to drop images without objects.
+
         Raises:
-            ValueError: No image is left.
+            ValueError: No image is left, or ``clip=False`` and a box does not fit into float32.
         """
-        clean = clean_boxes(self.objects.boxes, self.images.sizes[self.objects.image_index])
+        clean = self._clean_boxes() if clip else self._keep_boxes()
         message = clean.message(self._describe_box)
         if message:
             warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
@@ -164,6 +173,17 @@ class CocoTable:
                 )
             packed.append(value)
         return packed
+
+    def _clean_boxes(self) -> CleanBoxes:
+        return clean_boxes(self.objects.boxes, self.images.sizes[self.objects.image_index])
+
+    def _keep_boxes(self) -> CleanBoxes:
+        kept = keep_boxes(self.objects.boxes)
+        fits = np.isfinite(kept.boxes).all(axis=1)
+        if not fits.all():
+            where = self._describe_box(int(np.argmin(fits)))
+            raise ValueError(f"{where}: too large for float32; expected less, or clip=True")
+        return kept
 
     def _without_empty_images(self) -> CocoTable:
         has_objects = np.diff(self.offsets()) > 0

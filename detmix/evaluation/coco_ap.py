@@ -45,7 +45,7 @@ def check_choices(iou_type: str, backend: str) -> None:
     if backend == "faster-coco-eval" and importlib.util.find_spec("faster_coco_eval") is None:
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
-            "choose 'pycocotools', whose numbers are the same"
+            "choose 'pycocotools', whose numbers are the same to rounding"
         )
 
 
@@ -168,7 +168,8 @@ def _annotation(truth: Any, number: int, entry: Entry, iou_type: IouType) -> dic
 
 def _area(truth: Any, annotation: Entry, iou_type: IouType) -> float:
     if iou_type != "segm":
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
+        width, height = annotation["bbox"][2:]
+        return float(max(width, 0) * max(height, 0))
     from pycocotools import mask as coco_mask
 
     return float(coco_mask.area(truth.annToRLE(annotation)))

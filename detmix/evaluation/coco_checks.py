@@ -11,16 +11,19 @@ from typing import Any
 
 from detmix.evaluation.coco_ap import SHAPE_KEYS
 from detmix.evaluation.coco_result import IouType
-
-_MIN_POLYGON = 6  # numbers: three corners
+from detmix.segmentations import read_polygons, read_rle
 
 
 def check_ground_truth(path: Path, data: Any, iou_type: IouType) -> dict[str, Any]:
-    """Return the content of an instances JSON, or raise ValueError.
+    """Return the content of an instances JSON as the backends need it, or raise ValueError.
+
+    What data sets of this format are written with, and trained on, becomes what it stands for: null
+    an absent key, a side of 60.0 pixels one of 60, and what holds no keypoints those of COCO that
+    are not labelled; polygons without three corners are left out.
 
     Args:
         path: the file, for the message.
-        data: its content.
+        data: its content, which is not changed.
         iou_type: what the annotations must have.
 
     Raises:
@@ -32,17 +35,20 @@ def check_ground_truth(path: Path, data: Any, iou_type: IouType) -> dict[str, An
     for key in keys:
         if not isinstance(data.get(key), list):
             raise ValueError(f"{path}: {key} is {_short(data.get(key))}, expected a list")
-    images = _by_id(path, "images", data["images"])
     categories = _by_id(path, "categories", data["categories"])
+    images = _by_id(path, "images", data["images"])
+    images = {number: _with_whole_sides(image) for number, image in images.items()}
     for index, category in enumerate(data["categories"]):
         if not isinstance(category.get("name"), str):
             name = _short(category.get("name"))
             raise ValueError(f"{path}, categories[{index}]: name is {name}, expected a str")
     checker = _Checker(path, "annotations", iou_type, images, categories)
-    for index, entry in enumerate(data["annotations"]):
-        checker.check(index, entry)
-        checker.check_annotation(index, entry)
-    return data
+    annotations = [
+        checker.check_annotation(index, entry) for index, entry in enumerate(data["annotations"])
+    ]
+    if iou_type == "keypoints":
+        annotations = checker.fill_keypoints(annotations)
+    return data | {"images": list(images.values()), "annotations": annotations}
 
 
 def check_predictions(
@@ -60,14 +66,16 @@ def check_predictions(
         ValueError: naming the file, the entry, counted from 0, the value and what was expected.
     """
     if not isinstance(data, list):
-        raise ValueError(f"{path}: is {_short(data)}, expected a list with an object for each box")
+        raise ValueError(
+            f"{path}: is {_short(data)}, expected predictions in COCO's results format: a list "
+            "with an object for each box"
+        )
     images = {image["id"]: image for image in ground_truth["images"]}
     categories = {category["id"]: category for category in ground_truth["categories"]}
     checker = _Checker(path, "predictions", iou_type, images, categories)
     if iou_type == "keypoints" and ground_truth["annotations"]:
         checker.num_coordinates = len(ground_truth["annotations"][0]["keypoints"])
     for index, entry in enumerate(data):
-        checker.check(index, entry)
         checker.check_prediction(index, entry)
     return data
 
@@ -87,12 +95,65 @@ class _Checker:
         self.images, self.categories = images, categories
         self.num_coordinates: int | None = None  # of an entry's keypoints, all alike
 
-    def check(self, index: int, entry: Any) -> None:
-        """What holds for annotations and predictions."""
+    def check_annotation(self, index: int, value: Any) -> dict[str, Any]:
+        """Return an annotation as the backends need it."""
+        self._check_object(index, value)
+        entry = {key: item for key, item in value.items() if item is not None}
+        # COCO measures keypoints from the box where none is labelled.
+        shape = "bbox" if self.iou_type == "keypoints" else SHAPE_KEYS[self.iou_type]
+        self._check_keys(index, entry, shape)
+        if shape == "bbox":  # pycocotools counts one with negative sides; nothing overlaps it
+            self._check_box(index, entry["bbox"], least=-math.inf)
+        if self.iou_type == "keypoints" and "keypoints" in entry:
+            self._check_keypoints(index, entry["keypoints"])
+        if self.iou_type == "segm":
+            entry["segmentation"] = self._read_segmentation(index, entry)
+        if "area" in entry and not _is_number(entry["area"]):
+            raise self._error(index, f"area is {_short(entry['area'])}, expected a number")
+        for flag in ("iscrowd", "difficult"):
+            if entry.get(flag, 0) not in (0, 1):
+                raise self._error(index, f"{flag} is {_short(entry[flag])}, expected 0 or 1")
+        return entry
+
+    def fill_keypoints(self, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return annotations that all have keypoints: those without get unlabelled ones."""
+        if self.num_coordinates is None:
+            names = (category.get("keypoints") for category in self.categories.values())
+            self.num_coordinates = 3 * max(
+                (len(n) for n in names if isinstance(n, list)), default=0
+            )
+        if annotations and not self.num_coordinates:
+            self._check_keys(0, annotations[0], "keypoints")
+        none = {"keypoints": [0] * self.num_coordinates, "num_keypoints": 0}
+        return [entry if "keypoints" in entry else entry | none for entry in annotations]
+
+    def check_prediction(self, index: int, entry: Any) -> None:
+        """Check what the backends take as it is."""
+        self._check_object(index, entry)
+        self._check_keys(index, entry, SHAPE_KEYS[self.iou_type])
+        if self.iou_type == "bbox":
+            self._check_box(index, entry["bbox"], least=0)
+        elif self.iou_type == "keypoints":
+            self._check_keypoints(index, entry["keypoints"])
+        if not _is_number(entry.get("score")):
+            raise self._error(index, f"score is {_short(entry.get('score'))}, expected a number")
+        if self.iou_type == "segm":
+            mask = entry["segmentation"]
+            if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+                raise self._error(
+                    index,
+                    f"segmentation is {_short(mask)}, expected compressed run lengths: size "
+                    "[height, width] and counts, a str",
+                )
+            self._check_run_lengths(index, mask, self._size(index, entry))
+
+    def _check_object(self, index: int, entry: Any) -> None:
         if not isinstance(entry, dict):
             raise self._error(index, f"is {_short(entry)}, expected an object")
-        key = SHAPE_KEYS[self.iou_type]
-        for needed in ("image_id", "category_id", key):
+
+    def _check_keys(self, index: int, entry: Mapping[str, Any], shape: str) -> None:
+        """What every entry has: an image and a category of the file, and its shape."""
+        for needed in ("image_id", "category_id", shape):
             if needed not in entry:
                 raise self._error(
                     index, f"has no {needed!r}, only {sorted(entry)}; {self.iou_type!r} needs it"
@@ -104,43 +165,12 @@ class _Checker:
                     f"{needed} is {_short(entry[needed])}, expected one of the annotation file's "
                     f"{len(known)}, such as {_short(sorted(known)[:3])}",
                 )
-        if self.iou_type == "bbox":
-            self._check_box(index, entry["bbox"])
-        elif self.iou_type == "keypoints":
-            self._check_keypoints(index, entry["keypoints"])
 
-    def check_annotation(self, index: int, entry: Mapping[str, Any]) -> None:
-        """What holds for annotations alone."""
-        if self.iou_type == "keypoints":  # where none is labelled, COCO measures from the box
-            if "bbox" not in entry:
-                raise self._error(index, f"has no 'bbox', only {sorted(entry)}")
-            self._check_box(index, entry["bbox"])
-        elif self.iou_type == "segm":
-            self._check_segmentation(index, entry)
-        if "area" in entry and not _is_number(entry["area"]):
-            raise self._error(index, f"area is {_short(entry['area'])}, expected a number")
-        for flag in ("iscrowd", "difficult"):
-            if entry.get(flag, 0) not in (0, 1):
-                raise self._error(index, f"{flag} is {_short(entry[flag])}, expected 0 or 1")
-
-    def check_prediction(self, index: int, entry: Mapping[str, Any]) -> None:
-        """What holds for predictions alone."""
-        if not _is_number(entry.get("score")):
-            raise self._error(index, f"score is {_short(entry.get('score'))}, expected a number")
-        if self.iou_type == "segm":
-            mask = entry["segmentation"]
-            if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-                raise self._error(
-                    index,
-                    f"segmentation is {_short(mask)}, expected compressed run lengths: size "
-                    "[height, width] and counts, a str",
-                )
-            self._check_size(index, mask, self._size(index, entry))
-
-    def _check_box(self, index: int, box: Any) -> None:
-        expected = "expected [x, y, width, height], finite, with sides of 0 or more"
+    def _check_box(self, index: int, box: Any, least: float) -> None:
+        expected = "expected [x, y, width, height], finite"
+        expected += ", with sides of 0 or more" if least == 0 else ""
         good = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
-        if not good or box[2] < 0 or box[3] < 0:
+        if not good or min(box[2:]) < least:
             raise self._error(index, f"bbox is {_short(box)}, {expected}")
 
     def _check_keypoints(self, index: int, values: Any) -> None:
@@ -154,17 +184,21 @@ class _Checker:
                 f"many as there are elsewhere ({self.num_coordinates})",
             )
 
-    def _check_segmentation(self, index: int, entry: Mapping[str, Any]) -> None:
-        """Polygons, or run lengths, compressed or not."""
+    def _read_segmentation(self, index: int, entry: Mapping[str, Any]) -> Any:
+        """Polygons, of which those without area are left out, or run lengths of both kinds."""
         mask, size = entry["segmentation"], self._size(index, entry)
-        if isinstance(mask, dict) and isinstance(mask.get("counts"), str | list):
-            self._check_size(index, mask, size)
-        elif not (isinstance(mask, list) and mask and all(map(_is_polygon, mask))):
-            raise self._error(
-                index, f"segmentation is {_short(mask)}, expected polygons or run lengths"
-            )
+        wrong = f"segmentation is {_short(mask)}, expected polygons or run lengths"
+        if isinstance(mask, list) and mask:
+            try:
+                return [polygon.tolist() for polygon in read_polygons(mask)]
+            except ValueError as error:
+                raise self._error(index, f"{wrong}: {error}") from None
+        if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | list):
+            raise self._error(index, wrong)
+        self._check_run_lengths(index, mask, size)
+        return mask
 
-    def _check_size(self, index: int, mask: Mapping[str, Any], size: list[int]) -> None:
+    def _check_run_lengths(self, index: int, mask: Mapping[str, Any], size: list[int]) -> None:
         """A mask of another size overlaps nothing, and the backends do not say so."""
         if mask.get("size") != size:
             raise self._error(
@@ -172,6 +206,10 @@ class _Checker:
                 f"segmentation has size {_short(mask.get('size'))}, expected that of the image, "
                 f"{size}",
             )
+        try:
+            read_rle(mask)
+        except ValueError as error:
+            raise self._error(index, f"segmentation is {_short(mask)}: {error}") from None
 
     def _size(self, index: int, entry: Mapping[str, Any]) -> list[int]:
         """Height and width of the entry's image, which masks need."""
@@ -202,14 +240,18 @@ def _by_id(path: Path, name: str, entries: list[Any]) -> dict[int, dict[str, Any
     return found
 
 
+def _with_whole_sides(image: dict[str, Any]) -> dict[str, Any]:
+    """The image with sides such as 60.0 as int, as the backends need them."""
+    sides = {key: image.get(key) for key in ("height", "width")}
+    whole = {k: int(v) for k, v in sides.items() if isinstance(v, float) and v.is_integer()}
+    return image | whole
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_polygon(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) < _MIN_POLYGON or len(value) % 2:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
         return False
-    return all(map(_is_number, value))
 
 
 def _short(value: Any) -> str:

@@ -6,9 +6,15 @@ background, K keypoints of an object.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from detmix.evaluation.coco_ap import Backend, check_choices, paused_collection, score_entries
-from detmix.evaluation.coco_inputs import CocoImage, CocoReader, num_keypoints
+from detmix.evaluation.coco_inputs import (
+    CocoImage,
+    CocoReader,
+    contiguous_labels,
+    num_keypoints,
+)
 from detmix.evaluation.coco_json import (
     ground_truth_entries,
     prediction_entries,
@@ -18,6 +24,8 @@ from detmix.evaluation.coco_json import (
 from detmix.evaluation.coco_result import COCOResult, IouType
 from detmix.evaluation.inputs import Record
 from detmix.evaluation.voc_evaluator import checked_classes
+
+PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
 
 
 class COCOEvaluator:
@@ -32,7 +40,10 @@ class COCOEvaluator:
     that matches it is left out. Further ones are false positives, where VOC's own rule leaves all
     of them out.
 
-    Masks are kept as compressed run lengths, never dense.
+    Masks are kept as compressed run lengths, never dense. A torchvision detector as it was trained
+    on COCO is scored on a `CocoDetection` by
+    ``COCOEvaluator(dataset.classes, category_ids=dataset.category_ids,
+    prediction_labels="category_id")``.
 
     Example:
         >>> import torch
@@ -52,13 +63,17 @@ class COCOEvaluator:
             where absent.
         iou_types: what to evaluate, out of ``"bbox"``, ``"segm"`` (masks) and ``"keypoints"``.
         backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
-            the same.
+            the same to rounding (1e-15).
+        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids, as
+            those of torchvision's detectors trained on COCO are (91 outputs for 80 classes): they
+            become labels 1..C by ``category_ids``, and detections of other categories are left
+            out, as COCO leaves them out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
 
     Raises:
         ValueError: no classes, repeated ones, category ids that are not C different ints, an
-            unknown IoU type or backend.
+            unknown IoU type or backend, labels that are category ids without ``category_ids``.
         ImportError: a backend that is not installed.
     """
 
@@ -70,11 +85,14 @@ class COCOEvaluator:
         iou_types: Sequence[IouType] = ("bbox",),
         backend: Backend = "pycocotools",
         keypoint_sigmas: Sequence[float] | None = None,
+        prediction_labels: PredictionLabels = "contiguous",
     ) -> None:
         self.classes = checked_classes(classes)
         self.category_ids = _checked_category_ids(category_ids, len(self.classes))
         self.iou_types = _checked_iou_types(iou_types)
         check_choices(self.iou_types[0], backend)
+        _check_prediction_labels(prediction_labels, category_ids)
+        self.prediction_labels = prediction_labels
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
         self._reader = CocoReader(len(self.classes), self.iou_types)
@@ -95,9 +113,10 @@ class COCOEvaluator:
 
         Args:
             predictions: for each image a dict with ``boxes (D, 4)`` float, ``labels (D,)`` int in
-                1..C and ``scores (D,)`` float; for ``"segm"`` ``masks``, ``(D, 1, H, W)``
-                probabilities, which are cut at 0.5, or ``(D, H, W)`` bool or uint8, or what
-                `encode_masks` has made of them; for ``"keypoints"`` ``keypoints (D, K, 3)``.
+                1..C, or category ids if ``prediction_labels`` says so, and ``scores (D,)`` float;
+                for ``"segm"`` ``masks``, ``(D, 1, H, W)`` probabilities, which are cut at 0.5, or
+                ``(D, H, W)`` bool or uint8, or what `encode_masks` has made of them; for
+                ``"keypoints"`` ``keypoints (D, K, 3)``.
             targets: for each image a dict with ``image_id`` (int, or a tensor of one), ``boxes
                 (G, 4)`` and ``labels (G,)``; for ``"segm"`` and ``"keypoints"`` ``masks`` and
                 ``keypoints (G, K, 3)`` alike. Optionally ``iscrowd (G,)``, ``difficult (G,)``,
@@ -110,6 +129,8 @@ class COCOEvaluator:
                 several sizes in an image. The message names the index in the batch, the image id,
                 the value and what was expected.
         """
+        if self.prediction_labels == "category_id":
+            predictions = contiguous_labels(predictions, self.category_ids, self.iou_types)
         images = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
             self._images.setdefault(image.image_id, image)
@@ -154,7 +175,7 @@ class COCOEvaluator:
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write the predictions, and the ground truth they were scored against.
 
-        `score_predictions` scores the two files to exactly the same numbers.
+        `score_predictions` scores the two files to exactly the same numbers with the same backend.
 
         Args:
             folder: where to; it is made, and files of the same names are replaced.
@@ -179,6 +200,14 @@ def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple
     if len(ids) != num or len(set(ids)) != num or not all(type(number) is int for number in ids):
         raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
     return ids
+
+
+def _check_prediction_labels(labels: str, category_ids: Sequence[int] | None) -> None:
+    if labels not in get_args(PredictionLabels):
+        known = ", ".join(get_args(PredictionLabels))
+        raise ValueError(f"prediction_labels is {labels!r}, expected one of {known}")
+    if labels == "category_id" and category_ids is None:
+        raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
 
 
 def _checked_iou_types(iou_types: Sequence[IouType]) -> tuple[IouType, ...]:

@@ -3,11 +3,12 @@
 Shape legend: N objects or detections of one image, K keypoints each.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detmix.evaluation.coco_masks import Rle, encode_masks, mask_areas
@@ -185,6 +186,45 @@ class _Item:
         if key not in self.record:
             keys = sorted(map(str, self.record))
             raise self.error(f"has no {key!r}, only {keys}; {iou_type!r} needs them")
+
+
+def contiguous_labels(
+    predictions: Any, category_ids: Sequence[int], iou_types: Sequence[str]
+) -> Any:
+    """Predictions with labels 1..C in place of category ids, without those of other categories.
+
+    What is no such prediction stays as it is: `CocoReader` says so then.
+
+    Args:
+        predictions: for each image ``boxes``, ``labels``, ``scores`` and what is evaluated.
+        category_ids: C ids; label k stands for ``category_ids[k - 1]``.
+        iou_types: what is evaluated.
+    """
+    if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
+        return predictions
+    label_of = {number: label for label, number in enumerate(category_ids, start=1)}
+    extras = {"segm": "masks", "keypoints": "keypoints"}
+    keys = ("boxes", "scores", *(extras[name] for name in iou_types if name in extras))
+    return [_relabelled(prediction, label_of, keys) for prediction in predictions]
+
+
+def _relabelled(prediction: Any, label_of: Mapping[int, int], keys: tuple[str, ...]) -> Any:
+    if not isinstance(prediction, Mapping) or "labels" not in prediction:
+        return prediction
+    ids = as_array(prediction["labels"])
+    columns = {key: prediction[key] for key in keys if key in prediction}
+    of_one_length = all(tuple(np.shape(column)[:1]) == ids.shape for column in columns.values())
+    if ids.dtype.kind not in "iu" or not of_one_length:
+        return prediction
+    labels = np.array([label_of.get(number, 0) for number in ids.tolist()], dtype=np.int64)
+    rows = np.flatnonzero(labels)
+    return {key: _rows(column, rows) for key, column in columns.items()} | {"labels": labels[rows]}
+
+
+def _rows(column: Any, rows: NDArray[np.int64]) -> Any:
+    if isinstance(column, torch.Tensor):
+        return column[torch.from_numpy(rows).to(column.device)]
+    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
 
 
 def num_keypoints(instances: Iterable[Instances]) -> int | None:

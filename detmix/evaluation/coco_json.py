@@ -32,6 +32,9 @@ __all__ = [
     "score_predictions",
 ]
 
+_ANNOTATIONS = "expected annotations in COCO's format, as JSON"
+_PREDICTIONS = "expected predictions in COCO's results format, as JSON"
+
 
 def score_predictions(
     predictions: str | Path,
@@ -52,7 +55,10 @@ def score_predictions(
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
             "score"}`` with ``"bbox"`` ``[x, y, width, height]``, compressed ``"segmentation"``
             or ``"keypoints"``, as ``iou_type`` needs them. Images without any have no entry.
-        annotations: an instances JSON.
+        annotations: an instances JSON, of the oddities that `CocoDetection` reads too: null is as
+            good as an absent key, sides of images may be whole floats, polygons of two points count
+            for nothing, boxes may have negative sides (nothing overlaps them), and objects without
+            keypoints are as those without a labelled one.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         backend: ``"pycocotools"``, or the faster ``"faster-coco-eval"``.
         keypoint_sigmas: as `COCOEvaluator` has it.
@@ -63,15 +69,17 @@ def score_predictions(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: naming the file, the entry, the value and what was expected: something that is
-            not JSON or not a list, a missing key, an unknown image or category, a box
-            with NaN or a negative side; an unknown IoU type or backend.
+            not JSON or not a list, a missing key, an unknown image or category, a box with NaN, a
+            prediction's with a negative side, run lengths that are broken or do not fill the
+            image; an unknown IoU type or backend.
         ImportError: a backend that is not installed.
     """
     check_choices(iou_type, backend)
     predictions, annotations = Path(predictions), Path(annotations)
     with paused_collection():
-        ground_truth = check_ground_truth(annotations, _load(annotations), iou_type)
-        results = check_predictions(predictions, _load(predictions), ground_truth, iou_type)
+        ground_truth = check_ground_truth(annotations, _load(annotations, _ANNOTATIONS), iou_type)
+        found = _load(predictions, _PREDICTIONS)
+        results = check_predictions(predictions, found, ground_truth, iou_type)
         return score_entries(
             ground_truth,
             results,
@@ -137,8 +145,11 @@ def ground_truth_entries(
 ) -> dict[str, Any]:
     """All images' ground truth as a COCO instances JSON holds it, with ids from 1.
 
-    A difficult object has ``"difficult": 1`` and an area beyond all of COCO's area ranges, so that
-    it counts neither way in any program.
+    A difficult object has ``"difficult": 1``, an area beyond all of COCO's area ranges and no
+    labelled keypoints in ``num_keypoints``: as a box or a mask it counts neither way in any
+    program. By keypoints it is no object either, but the area is part of their overlap there, so
+    that other programs leave out one detection for it that may be far off; `score_predictions`
+    measures that overlap from the box.
     """
     annotations: list[dict[str, Any]] = []
     for image in images:
@@ -156,7 +167,8 @@ def ground_truth_entries(
             if difficult:
                 entry["difficult"] = 1
             if "keypoints" in entry:
-                entry["num_keypoints"] = sum(v > 0 for v in entry["keypoints"][2::3])
+                visible = sum(v > 0 for v in entry["keypoints"][2::3])
+                entry["num_keypoints"] = 0 if difficult else visible
             annotations.append(entry)
     categories = [
         {"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)
@@ -209,10 +221,12 @@ def _save(path: Path, value: Any) -> Path:
     return path
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, expected: str) -> Any:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, {expected}")
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
-    except ValueError as error:  # also bytes that are no text
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are no text
+        raise ValueError(f"{path}: not JSON: {error}; {expected}") from error

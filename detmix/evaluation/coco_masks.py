@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detmix.segmentations import read_rle
+
 # {"size": [H, W], "counts": str}: plain values that JSON and every process take.
 Rle: TypeAlias = dict[str, Any]
 
@@ -77,17 +79,17 @@ def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
 
 def _compressed(index: int, mask: Any) -> Rle:
     """One RLE with its counts as str; ValueError for what is none."""
-    expected = "expected a dict of size [H, W] and counts"
     if not isinstance(mask, Mapping) or not {"size", "counts"} <= mask.keys():
-        raise ValueError(f"masks[{index}] is {_short(mask)}, {expected}")
-    size, counts = [int(side) for side in mask["size"]], mask["counts"]
-    if len(size) != 2 or not isinstance(counts, str | bytes | list):
-        raise ValueError(f"masks[{index}] is {_short(mask)}, {expected}")
-    if isinstance(counts, list):
-        from pycocotools import mask as coco_mask
-
-        counts = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
-    return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+        raise ValueError(
+            f"masks[{index}] is {_short(mask)}, expected a dict of size [H, W] and counts"
+        )
+    sides = mask["size"]
+    sides = sides.tolist() if isinstance(sides, Tensor | np.ndarray) else sides
+    try:
+        size, counts = read_rle({"size": sides, "counts": mask["counts"]})
+    except ValueError as error:
+        raise ValueError(f"masks[{index}] is {_short(mask)}: {error}") from None
+    return {"size": list(size), "counts": counts.decode("ascii")}
 
 
 def _short(value: Any) -> str:

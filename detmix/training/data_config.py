@@ -27,7 +27,7 @@ class CocoConfig:
         test_annotations: Their JSON.
         empty: Whether training keeps or drops images without objects.
         backend: What computes the AP: ``"pycocotools"``, or ``"faster-coco-eval"`` with the same
-            numbers in a fraction of the time (an optional package).
+            numbers, to rounding, in a fraction of the time (an optional package).
     """
 
     train_images: Path = Path("train2017")

@@ -28,9 +28,9 @@ DetectionData = VOCDetection | CocoDetection
 def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
     """Open the images and annotations to train or to evaluate on, as they are on disk.
 
-    Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects
-    and crowds, whatever training does, and images without objects: the rules of the devkit and of
-    COCO need them.
+    Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects,
+    crowds and images without objects, and boxes of COCO that reach beyond their image: the rules
+    of the devkit and of COCO need them.
     """
     data = config.data
     if data.format == "voc":
@@ -49,6 +49,7 @@ def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
         masks="masks" in needed,
         keypoints="keypoints" in needed,
         classes=data.classes,
+        clip=train,
     )
 
 
