@@ -12,7 +12,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, pretraining_checkpoint, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.detectors.detector_names import backbone_weights, option_names
+from detmix.detectors.detector_names import backbone_weights, option_defaults, option_names
+from detmix.detectors.torchvision_builder import check_builder, has_reduced_tail
+from detmix.training.config import TrainConfig
+from detmix.training.parsing import parse_args
 
 BUILDERS = list_models(module=detection)
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
@@ -22,6 +25,7 @@ FEW = {
     **dict.fromkeys(("rpn_post_nms_top_n_test", "topk_candidates"), 30),
     **dict.fromkeys(("box_detections_per_img", "detections_per_img"), 10),
 }
+SSDLITE = "ssdlite320_mobilenet_v3_large"
 FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
 
 
@@ -198,7 +202,7 @@ class TestPretrained:
         assert structure(ours) == structure(theirs)
 
     def test_named_backbone_of_a_mobilenet(self, monkeypatch, caplog):
-        name = "ssdlite320_mobilenet_v3_large"
+        name = SSDLITE
         state = shake(get_model("mobilenet_v3_large", weights=None)).state_dict()
         theirs = self.theirs(name, monkeypatch, state, weights_backbone="IMAGENET1K_V2")
         monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
@@ -253,7 +257,10 @@ class TestSettings:
             "image_std": [0.4, 0.5, 0.6],
             "bbox_reg_weights": [1.0, 2.0, 3.0, 4.0],
         }
-        options = {key: wrong.get(key, 0.37) for key in option_names(name)}
+        options = {
+            key: wrong.get(key, 37 if isinstance(default, int) else 0.37)
+            for key, default in option_defaults(name).items()
+        }
         before, after = self.build(name), self.build(name, options=options)
         assert after.transform.image_mean == [0.1, 0.2, 0.3]
         assert after.transform.image_std == [0.4, 0.5, 0.6]
@@ -300,6 +307,15 @@ class TestSettings:
         assert model.anchor_generator.sizes == ((4,), (8,), (16,), (32,), (64,))
         assert model.anchor_generator.num_anchors_per_location() == [1] * 5
 
+    @pytest.mark.parametrize("reduced", [None, True, False])
+    def test_tail_of_ssdlite(self, reduced):
+        config, backbone = DetectorConfig(SSDLITE), BackboneConfig(reduced_tail=reduced)
+        ours = on_meta(lambda: build_detector(config, backbone, 4))
+        assert has_reduced_tail(ours) is (reduced is not False)
+        assert len(list(ours.backbone.features.parameters())[-1]) == (
+            960 if reduced is False else 480
+        )
+
     def test_keypoints(self):
         config = DetectorConfig("keypointrcnn_resnet50_fpn")
         ours = on_meta(lambda: build_detector(config, BackboneConfig(), 2, num_keypoints=5))
@@ -341,11 +357,32 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("name", "detector", "backbone", "message"),
         [
-            ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name does not .*resnet18"),
-            ("fcos_resnet50_fpn", {}, {"norm": "frozen"}, r"backbone\.norm does not apply"),
-            ("ssd300_vgg16", {}, {"fpn_channels": 64}, r"backbone\.fpn_channels does not apply"),
-            ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels does not .*\(2, 3\)"),
-            ("ssd300_vgg16", {}, {"stem": "small"}, r"backbone\.stem does not apply"),
+            ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name='resnet18' does not"),
+            (
+                "fcos_resnet50_fpn",
+                {},
+                {"norm": "frozen"},
+                r"backbone\.norm='frozen' does not apply",
+            ),
+            ("ssd300_vgg16", {}, {"fpn_channels": 64}, r"backbone\.fpn_channels=64 does not apply"),
+            ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\) does not apply"),
+            ("ssd300_vgg16", {}, {"stem": "small"}, r"backbone\.stem='small' does not apply"),
+            (
+                *("ssd300_vgg16", {}, {"reduced_tail": False}),
+                r"backbone\.reduced_tail=False does not apply .*--backbone\.reduced_tail null",
+            ),
+            (
+                *("fcos_resnet50_fpn", {}, {"reduced_tail": True}),
+                r"backbone\.reduced_tail=True does not apply",
+            ),
+            (
+                *(SSDLITE, {}, {"weights": "DEFAULT", "reduced_tail": True}),
+                r"reduced_tail=true does not go with backbone\.weights='DEFAULT'",
+            ),
+            (
+                *("fcos_resnet50_fpn", {"anchor_sizes": (8, 32, 64, 128, 512)}, {}),
+                r"anchor_sizes of fcos_resnet50_fpn must at most double .*got \(8, 32, 64,",
+            ),
             ("ssd300_vgg16", {}, {"weights": "a.pth"}, "one of .*IMAGENET1K_FEATURES .*'a.pth'"),
             ("ssd300_vgg16", {}, {"weights": "timm:vgg16"}, r"weights of detector\.name=ssd300"),
             ("fcos_resnet50_fpn", {}, {"weights": "V9"}, r"weights of resnet50 must be .*'V9'"),
@@ -371,3 +408,55 @@ class TestErrors:
                     DetectorConfig(name, **detector), BackboneConfig(**backbone), 4
                 )
             )
+
+    def test_all_fields_of_a_backbone_at_once(self):
+        """What the message says to set is enough."""
+        wrong = "{name: resnet18, norm: batch, trainable_layers: 4, levels: [2, 3]}"
+        args = ["--config", f"{{backbone: {wrong}, detector: {{name: {SSDLITE}}}}}"]
+        config = parse_args(TrainConfig, args)
+        with pytest.raises(ValueError, match="not apply") as caught:
+            check_builder(config.detector, config.backbone)
+        text, reset = str(caught.value).split("; to reset: ")
+        assert text.startswith(
+            "backbone.name='resnet18', backbone.norm='batch', backbone.levels=(2, 3) do not apply "
+            f"to detector.name={SSDLITE}, which"
+        )
+        assert "; backbone.trainable_layers=4 of ssdlite" in text
+        assert reset == (
+            "--backbone.name resnet50 --backbone.norm auto --backbone.levels [1,2,3,4] "
+            "--backbone.trainable_layers null"
+        )
+        config = parse_args(TrainConfig, [*args, *reset.split()])
+        check_builder(config.detector, config.backbone)
+
+
+class TestOptionTypes:
+    @pytest.mark.parametrize(
+        ("name", "option", "default"),
+        [
+            (name, option, default)
+            for name in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", *BUILDERS)
+            for option, default in option_defaults(name).items()
+        ],
+    )
+    def test_every_option(self, name, option, default):
+        """Its default and its like are taken, and nothing else."""
+        if default is None:
+            length = 4 if option == "bbox_reg_weights" else 3
+            right = [[0.5] * length, (1,) * length]
+            wrong = [0.5, [0.5] * (length + 1), ["0.5"] * length, [True] * length, "0.5"]
+            wanted = f"{'four' if length == 4 else 'three'} numbers or null"
+        elif isinstance(default, int):
+            right, wrong = [1, 50], [0, -1, 50.0, 0.5, True, "50", None, [50]]
+            wanted = "a positive whole number"
+        else:
+            right, wrong = [0, 1, 0.25], [True, "abc", "0.25", None, [0.25], float("nan")]
+            wanted = "a number"
+        for value in (default, *right):
+            assert DetectorConfig(name, options={option: value}).options == {option: value}
+        for value in wrong:
+            with pytest.raises(
+                ValueError, match=rf"^detector\.options\.{option} must be "
+            ) as caught:
+                DetectorConfig(name, options={option: value})
+            assert str(caught.value).endswith(f"must be {wanted}, got {value!r}")

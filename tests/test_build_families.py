@@ -16,6 +16,8 @@ from detmix.detectors import (
     target_keys,
 )
 from detmix.detectors.detector_names import option_names
+from detmix.training.config import TrainConfig
+from detmix.training.parsing import parse_args
 
 FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
 SIZE = 96
@@ -245,6 +247,33 @@ class TestErrors:
     def test_does_not_apply(self, name, settings, message):
         with pytest.raises(ValueError, match=message):
             DetectorConfig(name, **settings)
+
+    def test_all_at_once(self):
+        """What the message says to set is enough."""
+        options = "{rpn_nms_thresh: 0.5, score_thresh: 0.1, box_batch_size_per_image: 64}"
+        settings = f"{{roi_sampling_ratio: 1, head_dim: 64, min_size: {SIZE}, options: {options}}}"
+        args = ["--config", f"detector: {settings}", "--detector.name", "retinanet"]
+        with pytest.raises(ValueError, match="does not apply") as caught:
+            parse_args(TrainConfig, args)
+        text, reset = str(caught.value).split("; to reset: ")
+        assert "detector.roi_sampling_ratio does not apply to retinanet" in text
+        assert "; detector.head_dim does not apply to retinanet" in text
+        assert (
+            "; detector.options.rpn_nms_thresh, box_batch_size_per_image are not options of "
+            "retinanet; there are bg_iou_thresh, "
+        ) in text
+        assert "min_size" not in text
+        assert reset == (
+            "--detector.roi_sampling_ratio null --detector.head_dim null --detector.options {}"
+        )
+        config = parse_args(TrainConfig, [*args, *reset.split()])
+        assert config.detector == DetectorConfig("retinanet", min_size=SIZE)
+
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_no_tail_to_reduce(self, name):
+        backbone = BackboneConfig("resnet18", reduced_tail=True, fpn_channels=32)
+        with pytest.raises(ValueError, match=r"reduced_tail is for .*SSDlite only, .*resnet18"):
+            build_detector(DetectorConfig(name), backbone, 3)
 
     @pytest.mark.parametrize("name", FAMILIES)
     def test_one_anchor_size_for_each_level(self, name):

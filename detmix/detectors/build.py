@@ -57,7 +57,8 @@ def build_detector(
             detector follows. Nothing is opened or downloaded then; what is no part of a state
             dict must be in the configuration: ``image_mean`` and ``image_std`` in
             ``detector.options`` unless they are torchvision's, ``backbone.norm_eps`` unless the
-            weights' name or torchvision decides.
+            weights' name or torchvision decides, and ``backbone.reduced_tail`` of an SSDlite that
+            started from a file with the whole tail.
 
     Returns:
         One of torchvision's detectors, in training mode.
@@ -65,7 +66,8 @@ def build_detector(
     Raises:
         FileNotFoundError: If the file of the weights is not there.
         ValueError: If the two configurations do not fit each other (such as a number of anchor
-            sizes that is not that of the pyramid's levels), both have weights, or the weights are
+            sizes that is not that of the pyramid's levels, or a field that must be at its default
+            for a detector with a backbone of its own), both have weights, or the weights are
             unknown, broken or of another network.
         ConnectionError: If pretrained weights cannot be downloaded.
     """

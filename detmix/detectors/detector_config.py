@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from detmix.detectors.detector_names import check_name, inapplicable_fields, option_names
+from detmix.detectors.detector_names import (
+    check_name,
+    inapplicable_fields,
+    option_defaults,
+    option_names,
+)
 
-__all__ = ["STATISTICS", "DetectorConfig", "class_arguments"]
+__all__ = ["STATISTICS", "DetectorConfig", "class_arguments", "reset_flags"]
 
 STATISTICS = ("image_mean", "image_std")
 """The options that say how images are normalised."""
+
+# Options that are None by default and sequences of numbers otherwise, each with how many.
+_LENGTHS = {**dict.fromkeys(STATISTICS, 3), "bbox_reg_weights": 4}
+_NUMBER_WORDS = {3: "three", 4: "four"}
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,21 @@ class DetectorConfig:
             families only. The heads of masks and keypoints are as wide as the pyramid and twice
             as wide.
         options: Further keyword arguments of torchvision's class, such as
-            ``rpn_post_nms_top_n_train`` or ``score_thresh``. ``image_mean`` and ``image_std``
-            are those of the pretrained weights, or torchvision's without any, unless given here.
+            ``rpn_post_nms_top_n_train`` or ``score_thresh``: a positive whole number where
+            torchvision's default is one, a number where it is any, and four numbers or None for
+            ``bbox_reg_weights``. ``image_mean`` and ``image_std``, three numbers each, are those
+            of the pretrained weights, or torchvision's without any, unless given here.
         weights: A whole detector to start from: a name of torchvision's weights, such as
             ``"COCO_V1"``, for one of its builders, or for an R-CNN family on a ResNet-50; or a
             file: a checkpoint of ``tools/train.py`` or a state dict of torchvision's. All of it
             is taken but what depends on the classes, which is new for those of the data set (and
-            the keypoints' predictor where their number differs). None for a new detector, on a
-            backbone that may be pretrained.
+            the keypoints' predictor where their number differs). An SSDlite has the tail that
+            its file has, reduced or whole. None for a new detector, on a backbone that may be
+            pretrained.
+
+    Raises:
+        ValueError: If a value is out of range or an option of another type, or some do not apply
+            to this detector: all those at once, with how to reset them.
     """
 
     name: str = "fasterrcnn"
@@ -65,12 +83,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for name, reason in inapplicable_fields(self.name).items():
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"detector.{name} does not apply to {self.name} ({reason}), got "
-                    f"{getattr(self, name)}"
-                )
+        self._check_applicable()
         for name in ("min_size", "max_size", "roi_sampling_ratio", "head_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,18 +94,35 @@ class DetectorConfig:
                 raise ValueError(f"detector.{name} must be positive numbers, got {values}")
         self._check_options()
 
-    def _check_options(self) -> None:
-        for name in STATISTICS:
-            value = self.options.get(name)
-            if value is not None and not _are_three_numbers(value):
-                raise ValueError(f"detector.options.{name} must be three numbers, got {value!r}")
-        known = option_names(self.name)
-        for name in self.options:
-            if name not in known:
-                raise ValueError(
-                    f"detector.options.{name} is not an option of {self.name}; there are "
-                    f"{', '.join(known)}"
+    def _check_applicable(self) -> None:
+        """Refuse at once all that means nothing to this detector."""
+        reset: dict[str, Any] = {}
+        problems = []
+        for name, reason in inapplicable_fields(self.name).items():
+            value = getattr(self, name)
+            if value is not None:
+                reset[name] = None
+                problems.append(
+                    f"detector.{name} does not apply to {self.name} ({reason}), got {value}"
                 )
+        known = option_names(self.name)
+        unknown = [name for name in self.options if name not in known]
+        if unknown:
+            reset["options"] = {}
+            are = "are not options" if len(unknown) > 1 else "is not an option"
+            problems.append(
+                f"detector.options.{', '.join(unknown)} {are} of {self.name}; there are "
+                f"{', '.join(known)}"
+            )
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}; to reset: {reset_flags('detector', reset)}")
+
+    def _check_options(self) -> None:
+        defaults = option_defaults(self.name)
+        for name, value in self.options.items():
+            wanted = _wrong_type(name, value, defaults[name])
+            if wanted is not None:
+                raise ValueError(f"detector.options.{name} must be {wanted}, got {value!r}")
 
 
 def class_arguments(detector: DetectorConfig) -> dict[str, Any]:
@@ -109,6 +139,35 @@ def _without_statistics(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in STATISTICS}
 
 
-def _are_three_numbers(value: Any) -> bool:
-    is_three = isinstance(value, (list, tuple)) and len(value) == 3
-    return is_three and all(isinstance(number, (int, float)) for number in value)
+def reset_flags(section: str, values: Mapping[str, Any]) -> str:
+    """Return the arguments of ``tools/train.py`` that set fields of a section to such values."""
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for name, value in values.items()
+    }
+    return " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
+
+
+def _wrong_type(name: str, value: Any, default: Any) -> str | None:
+    """Return what an option must be, or None for a value that is such."""
+    if name in _LENGTHS:
+        fits = value is None or _are_numbers(value, _LENGTHS[name])
+        wanted = f"{_NUMBER_WORDS[_LENGTHS[name]]} numbers or null"
+    elif isinstance(default, bool) or not isinstance(default, (int, float)):
+        return None  # torchvision has no such option so far
+    elif isinstance(default, int):  # a number of boxes or proposals
+        fits = isinstance(value, int) and _is_number(value) and value > 0
+        wanted = "a positive whole number"
+    else:
+        fits, wanted = _is_number(value), "a number"
+    return None if fits else wanted
+
+
+def _are_numbers(value: Any, length: int) -> bool:
+    is_sequence = isinstance(value, (list, tuple)) and len(value) == length
+    return is_sequence and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and not math.isnan(value)

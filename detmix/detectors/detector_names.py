@@ -18,6 +18,7 @@ __all__ = [
     "check_name",
     "detector_class",
     "inapplicable_fields",
+    "option_defaults",
     "option_names",
     "takes_backbone",
     "target_keys",
@@ -107,8 +108,16 @@ def detector_class(name: str) -> type[nn.Module]:
 
 def option_names(name: str) -> list[str]:
     """Return which keyword arguments of a detector's class ``detector.options`` may give."""
+    return sorted(option_defaults(name))
+
+
+def option_defaults(name: str) -> dict[str, Any]:
+    """Return what ``detector.options`` may give, each with the default of the detector's class.
+
+    A builder may have another value for it, of the same type.
+    """
     known = inspect.signature(detector_class(name).__init__).parameters
-    return sorted(known.keys() - _NO_OPTIONS)
+    return {key: known[key].default for key in known if key not in _NO_OPTIONS}
 
 
 def inapplicable_fields(name: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ __all__ = [
     "anchor_sizes",
     "build_family",
     "check_family",
+    "check_fcos_sizes",
     "retinanet_anchors",
     "single_anchors",
 ]
@@ -67,17 +68,31 @@ def check_family(detector: DetectorConfig, backbone: BackboneConfig) -> None:
         )
     if detector.name != "fcos":
         return
-    # The locations of a level learn of objects that reach 4 to 8 times its size.
-    if any(coarse > 2 * fine for fine, coarse in itertools.pairwise(sizes)):
-        raise ValueError(
-            "detector.anchor_sizes of fcos must at most double from level to level, or no location "
-            f"learns of the objects between two levels; got {sizes} for backbone.levels "
-            f"{backbone.levels}"
-        )
+    check_fcos_sizes(detector.name, sizes, f" for backbone.levels {backbone.levels}")
     if backbone.fpn_channels % _FCOS_GROUPS:
         raise ValueError(
             f"backbone.fpn_channels must be a multiple of {_FCOS_GROUPS} for fcos, which has group "
             f"norm in its heads, got {backbone.fpn_channels}"
+        )
+
+
+def check_fcos_sizes(name: str, sizes: tuple[int, ...], levels: str = "") -> None:
+    """Check that the locations of an FCOS learn of objects of every size.
+
+    Those of a level learn of objects that reach 4 to 8 times its size.
+
+    Args:
+        name: The detector's, for messages.
+        sizes: ``anchor_sizes``, from the finest level to the coarsest.
+        levels: What levels they are for, for messages.
+
+    Raises:
+        ValueError: If there is a gap between the objects of two levels.
+    """
+    if any(coarse > 2 * fine for fine, coarse in itertools.pairwise(sizes)):
+        raise ValueError(
+            f"detector.anchor_sizes of {name} must at most double from level to level, or no "
+            f"location learns of the objects between two levels; got {sizes}{levels}"
         )
 
 

@@ -17,17 +17,26 @@ from torchvision.models.detection import FCOS, KeypointRCNN, RetinaNet
 
 from detmix.detectors.backbone import BackboneConfig
 from detmix.detectors.backbone_weights import load_into_classifier
-from detmix.detectors.detector_config import DetectorConfig, class_arguments
+from detmix.detectors.detector_config import DetectorConfig, class_arguments, reset_flags
 from detmix.detectors.detector_names import backbone_weights, detector_class
-from detmix.detectors.families import ASPECT_RATIOS, retinanet_anchors, single_anchors
+from detmix.detectors.detector_weights import stored_shape
+from detmix.detectors.families import (
+    ASPECT_RATIOS,
+    check_fcos_sizes,
+    retinanet_anchors,
+    single_anchors,
+)
 from detmix.detectors.weight_matching import LoadReport, SourceWeights
 from detmix.detectors.weight_source import download, find_named, read_backbone_weights
 
-__all__ = ["build_by_name", "check_builder"]
+__all__ = ["build_by_name", "check_builder", "has_reduced_tail"]
 
 _SETTING = "backbone.weights"
 # The fields of the backbone's section that are for a builder too.
 _BACKBONE_FIELDS = {"weights", "trainable_layers", "norm_eps"}
+# The one whose MobileNet has a tail of two widths, and a convolution with as many outputs.
+_SSDLITE = "ssdlite320_mobilenet_v3_large"
+_TAIL, _WHOLE_WIDTH = "backbone.features.1.0.3.0.weight", 160
 # What their builders give those that take anchors: the sizes of five levels.
 _SIZES = (32, 64, 128, 256, 512)
 
@@ -66,24 +75,25 @@ def check_builder(detector: DetectorConfig, backbone: BackboneConfig) -> None:
     """Check what only the two configurations together can have wrong.
 
     Raises:
-        ValueError: If the backbone's section asks for what a builder's own backbone does not take,
-            or the anchors are not those of five levels or do not fit the builder's own head.
+        ValueError: If the backbone's section asks for what a builder's own backbone does not take
+            (naming all such fields), or the anchors are not those of five levels, leave a gap
+            between those of an FCOS or do not fit the builder's own head.
     """
     name = detector.name
-    for field in fields(backbone):
-        value = getattr(backbone, field.name)
-        if field.name not in _BACKBONE_FIELDS and value != field.default:
-            raise ValueError(
-                f"backbone.{field.name} does not apply to detector.name={name}, which brings a "
-                f"backbone of its own; got {value!r}"
-            )
-    _check_trainable_layers(detector, backbone)
+    _check_backbone(detector, backbone)
+    if backbone.weights is not None and backbone.reduced_tail:
+        raise ValueError(
+            "backbone.reduced_tail=true does not go with backbone.weights="
+            f"{backbone.weights!r}, which have the whole tail"
+        )
     sizes, ratios = detector.anchor_sizes, detector.aspect_ratios
     if sizes is not None and len(sizes) != len(_SIZES):
         raise ValueError(
             f"detector.anchor_sizes must have {len(_SIZES)} entries, one for each level of {name}, "
             f"got {sizes}"
         )
+    if sizes is not None and detector_class(name) is FCOS:
+        check_fcos_sizes(name, sizes)
     if ratios is not None and len(ratios) != len(ASPECT_RATIOS) and name.endswith("_v2"):
         raise ValueError(
             f"detector.aspect_ratios must have {len(ASPECT_RATIOS)} entries, as the head of {name} "
@@ -102,7 +112,8 @@ def build_by_name(
     """Build a detector as torchvision's builder of that name does.
 
     Args:
-        detector: The detector; of its ``weights`` only whether there are some matters here.
+        detector: The detector; of its ``weights`` it matters here whether there are some, and the
+            tail that a file for SSDlite has.
         backbone: The section of the backbone.
         num_classes: K, the classes with background.
         num_keypoints: Keypoints of each object, for Keypoint R-CNN.
@@ -129,6 +140,8 @@ def build_by_name(
     read = None
     if backbone.weights is not None:
         start["weights_backbone"], read = _backbone_start(name, backbone.weights, load_weights)
+    elif _has_whole_tail(detector, backbone, load_weights):
+        start["weights_backbone"] = _random_start(name)
     elif detector.weights is not None:
         start["weights"] = _detector_start(name, arguments)
     if any(value is not None for value in start.values()):  # torchvision warns of it without any
@@ -141,6 +154,22 @@ def build_by_name(
     report = load_into_classifier(model.backbone.body, read, _network(name))
     _log.info("%s", report)
     return model, report
+
+
+def has_reduced_tail(model: nn.Module) -> bool | None:
+    """Return whether the MobileNet of an SSDlite has the reduced tail, None of other detectors."""
+    tail = model.state_dict().get(_TAIL)
+    return None if tail is None else len(tail) < _WHOLE_WIDTH
+
+
+def _has_whole_tail(detector: DetectorConfig, backbone: BackboneConfig, load_weights: bool) -> bool:
+    """Return whether a MobileNet without weights of its own has the tail of pretrained ones."""
+    if backbone.reduced_tail is not None:
+        return not backbone.reduced_tail
+    if detector.name != _SSDLITE or detector.weights is None or not load_weights:
+        return False
+    shape = stored_shape(detector.weights, detector.name, _TAIL)
+    return shape is not None and shape[:1] == (_WHOLE_WIDTH,)
 
 
 def _network(name: str) -> str:
@@ -157,13 +186,19 @@ def _backbone_start(
         read = None
         if load_weights:
             read = read_backbone_weights(source, _SETTING, network, "standard")
-        return _StandIn(known[0], get_model(network, weights=None).state_dict()), read
+        return _random_start(name), read
     named = _named(source, known, name)
     if not load_weights:
-        return _StandIn(named, get_model(network, weights=None).state_dict()), None
+        return _random_start(name), None
     state = download(named, network, _SETTING)
     _log.info("%s=%s: all of %s loaded", _SETTING, named, network)
     return _StandIn(named, state), None
+
+
+def _random_start(name: str) -> _StandIn:
+    """Return a backbone's random weights, which a builder takes for pretrained ones."""
+    state = get_model(_network(name), weights=None).state_dict()
+    return _StandIn(backbone_weights(name)[0], state)
 
 
 def _detector_start(name: str, arguments: Mapping[str, Any]) -> _StandIn:
@@ -192,19 +227,43 @@ def _max_trainable(name: str) -> int:
     return 6 if "mobilenet" in name else 5
 
 
-def _check_trainable_layers(detector: DetectorConfig, backbone: BackboneConfig) -> None:
+def _check_backbone(detector: DetectorConfig, backbone: BackboneConfig) -> None:
+    """Refuse at once all fields of the backbone's section that are not for a builder's own."""
+    name = detector.name
+    own = _BACKBONE_FIELDS | ({"reduced_tail"} if name == _SSDLITE else set())
+    reset = {
+        field.name: field.default
+        for field in fields(backbone)
+        if field.name not in own and getattr(backbone, field.name) != field.default
+    }
+    problems = []
+    if reset:
+        given = ", ".join(f"backbone.{field}={getattr(backbone, field)!r}" for field in reset)
+        problems.append(
+            f"{given} {'do' if len(reset) > 1 else 'does'} not apply to detector.name={name}, "
+            "which brings a backbone of its own"
+        )
+    of_layers = _layers_problem(detector, backbone)
+    if of_layers is not None:
+        problems.append(of_layers)
+        reset["trainable_layers"] = None
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}; to reset: {reset_flags('backbone', reset)}")
+
+
+def _layers_problem(detector: DetectorConfig, backbone: BackboneConfig) -> str | None:
+    """Return what is wrong with ``backbone.trainable_layers``, None if nothing is."""
     layers, most = backbone.trainable_layers, _max_trainable(detector.name)
     if layers is None or layers == most:
-        return
+        return None
     if not 0 <= layers <= most:
-        raise ValueError(
-            f"backbone.trainable_layers of {detector.name} must be in 0..{most}, got {layers}"
-        )
+        return f"backbone.trainable_layers of {detector.name} must be in 0..{most}, got {layers}"
     if backbone.weights is None and detector.weights is None:
-        raise ValueError(
+        return (
             f"backbone.trainable_layers={layers} of {detector.name} needs weights: torchvision "
             f"trains all {most} layers of what starts at random"
         )
+    return None
 
 
 def _anchor_argument(detector: DetectorConfig) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from detmix.detectors import build_detector, weight_losses
+from detmix.detectors.detector_config import STATISTICS
 from detmix.detectors.detector_weights import norm_epsilon
+from detmix.detectors.torchvision_builder import has_reduced_tail
 from detmix.mixing import DetectionCutMix, DetectionMixer, DetectionMixUp, RandomChoice
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 
 __all__ = ["build_mixer", "build_model", "start_model"]
-
-_STATISTICS = ("image_mean", "image_std")
 
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
@@ -42,9 +42,10 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     """Build the detector that a training starts with, and complete the configuration by it.
 
     The mean and deviation that images are normalised with belong to the pretrained weights, and so
-    does the epsilon of frozen batch norm. They go into ``detector.options`` and
-    ``backbone.norm_eps``, so that the run's checkpoints are whole without the file it started
-    from; a run that is resumed needs that file, or a network, no more.
+    do the epsilon of frozen batch norm and the tail of an SSDlite. They go into
+    ``detector.options``, ``backbone.norm_eps`` and ``backbone.reduced_tail``, so that the run's
+    checkpoints are whole without the file it started from; a run that is resumed needs that file,
+    or a network, no more.
 
     Args:
         config: The training's configuration.
@@ -57,19 +58,24 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     if is_resumed:
         saved = load_checkpoint(last)["config"]
         options = saved.get("detector", {}).get("options", {})
-        config = _note(config, options, saved.get("backbone", {}).get("norm_eps"))
+        backbone = saved.get("backbone", {})
+        config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
     model: Any = build_model(config, load_weights=not is_resumed)
-    used = {name: list(getattr(model.transform, name)) for name in _STATISTICS}
-    return model, _note(config, used, norm_epsilon(model))
+    used = {name: list(getattr(model.transform, name)) for name in STATISTICS}
+    return model, _note(config, used, norm_epsilon(model), has_reduced_tail(model))
 
 
-def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None) -> TrainConfig:
-    """Note the image statistics and the epsilon where the configuration leaves them open."""
+def _note(
+    config: TrainConfig, statistics: Mapping[str, Any], eps: float | None, tail: bool | None
+) -> TrainConfig:
+    """Note the statistics, the epsilon and the tail where the configuration leaves them open."""
     detector, backbone = config.detector, config.backbone
     if backbone.norm_eps is None:
         backbone = replace(backbone, norm_eps=eps)
+    if backbone.reduced_tail is None:
+        backbone = replace(backbone, reduced_tail=tail)
     given = {name: value for name, value in detector.options.items() if value is not None}
-    noted = {name: statistics[name] for name in _STATISTICS if name in statistics}
+    noted = {name: statistics[name] for name in STATISTICS if name in statistics}
     detector = replace(detector, options={**noted, **given})
     return replace(config, detector=detector, backbone=backbone)
 
