@@ -250,9 +250,10 @@ class TestRuns:
             ClassifierTrainer(config).fit()
 
     def test_bf16_and_channels_last(self, stripes_root, tmp_path):
-        config = tiny_pretrain_config(
-            stripes_root, tmp_path / "run", "precision=bf16", "channels_last=true", "epochs=1"
-        )
+        # With the standard stem the last maps of so small an image are 1×1, where torch leaves
+        # parts of a bf16 convolution's gradient uninitialised on a CPU.
+        small = ("precision=bf16", "channels_last=true", "epochs=1", "model.stem=small")
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", *small)
         trainer = Recording(config)
         dtypes = set()
         trainer.plain_model.layer1.register_forward_hook(lambda *args: dtypes.add(args[2].dtype))
