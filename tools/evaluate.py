@@ -59,7 +59,8 @@ def _evaluate_checkpoint(path: str, overrides: Sequence[str], save: Path | None)
     evaluators = _evaluators(config, dataset, save)
     evaluate(model.to(accelerator.device), loader, evaluators, accelerator, truth=dataset)
     if accelerator.is_main_process:
-        for evaluator in evaluators:
+        for number, evaluator in enumerate(evaluators):
+            print("\n" * bool(number), end="")
             _report(evaluator, save)
 
 
@@ -82,8 +83,7 @@ def _report(evaluator: VOCEvaluator | COCOEvaluator, save: Path | None) -> None:
         print(f"mAP, all-point (VOC 2010 and later): {result.mean_ap:.4f}")
         print(f"mAP, 11-point (VOC 2007):            {eleven.mean_ap:.4f}")
         return
-    for iou_type in evaluator.iou_types:
-        print(evaluator.compute(iou_type))
+    print("\n\n".join(str(evaluator.compute(iou_type)) for iou_type in evaluator.iou_types))
     if save is not None:
         predictions, annotations = evaluator.save(save)
         print(f"\nwrote {predictions}, and what it was scored against: {annotations}")
