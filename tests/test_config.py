@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,5 +278,6 @@ class TestShippedConfigs:
         assert f"tools/{'quickstart' if path.stem == 'quickstart' else tool}.py" in head
         assert "time" in head.lower()
         assert ("mAP" if is_detector else "top-1") in head
+        assert not re.search(r"\b(TIME|SCORE|TODO)\b", head)  # to be filled in
         is_measured = not any(large in path.stem for large in ("resnet50", "coco", "vgg16"))
         assert ("not measured" not in head.replace("on a GPU: not measured", "")) == is_measured
