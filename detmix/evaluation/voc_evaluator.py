@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from detmix.evaluation.inputs import Batch, Columns, ImageId, Record, read_batch
 from detmix.evaluation.voc_ap import (
     FloatArray,
-    IntArray,
     Interpolation,
     average_precision,
-    best_overlaps,
     check_interpolation,
-    judge_detections,
 )
+from detmix.evaluation.voc_matching import VOCMatching, match
 from detmix.evaluation.voc_result import PrecisionRecallCurve, VOCResult
 
 
@@ -85,8 +83,9 @@ class VOCEvaluator:
         self._detections: list[Columns] = []
         self._objects: list[Columns] = []
         self._seen: set[ImageId] = set()
-        self._num_images = 0
-        self._found: tuple[list[PrecisionRecallCurve], IntArray, IntArray] | None = None
+        self._image_ids: list[ImageId] = []
+        self._matching: VOCMatching | None = None
+        self._curves: list[PrecisionRecallCurve] = []
 
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
@@ -114,8 +113,21 @@ class VOCEvaluator:
         everything = bool(keep.all())
         self._detections.append(batch.detections if everything else batch.detections.select(keep))
         self._objects.append(batch.objects if everything else batch.objects.select(keep))
-        self._num_images += int(keep.sum())
-        self._found = None
+        self._image_ids += [batch.image_ids[index] for index in np.flatnonzero(keep)]
+        self._matching = None
+
+    def matching(self) -> VOCMatching:
+        """Match the detections of all images so far; asking again is free until more are added."""
+        if self._matching is None:
+            self._matching = match(
+                _joined(self._detections, np.float32),
+                _joined(self._objects, np.bool_),
+                self.classes,
+                list(self._image_ids),
+                self.iou_threshold,
+            )
+            self._curves = _curves(self._matching)
+        return self._matching
 
     def compute(self, interpolation: Interpolation | None = None) -> VOCResult:
         """Evaluate all images so far; more may be added afterwards.
@@ -133,24 +145,23 @@ class VOCEvaluator:
         """
         chosen = self.interpolation if interpolation is None else interpolation
         check_interpolation(chosen)
-        if self._found is None:
-            self._found = self._find_curves()
-        curves, num_objects, num_detections = self._found
+        matching = self.matching()
+        num_objects = _num_objects(matching)
         ap = [
             average_precision(curve.recall, curve.precision, chosen) if num else float("nan")
-            for curve, num in zip(curves, num_objects, strict=True)
+            for curve, num in zip(self._curves, num_objects, strict=True)
         ]
         valid = [value for value, num in zip(ap, num_objects, strict=True) if num]
         return VOCResult(
             mean_ap=float(np.mean(valid)) if valid else float("nan"),
             ap=self._by_class(ap),
             classes=self.classes,
-            num_objects=self._by_class(num_objects.tolist()),
-            num_detections=self._by_class(num_detections.tolist()),
-            curves=self._by_class(curves),
+            num_objects=self._by_class(num_objects),
+            num_detections=self._by_class([len(rows) for rows in matching.by_class]),
+            curves=self._by_class(self._curves),
             iou_threshold=self.iou_threshold,
             interpolation=chosen,
-            num_images=self._num_images,
+            num_images=len(matching.image_ids),
         )
 
     def _not_seen(self, batch: Batch) -> NDArray[np.bool_]:
@@ -165,35 +176,6 @@ class VOCEvaluator:
 
     def _by_class(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.classes, values, strict=True))
-
-    def _find_curves(self) -> tuple[list[PrecisionRecallCurve], IntArray, IntArray]:
-        """Match everything; curves, object counts ``(C,)`` and detection counts ``(C,)``."""
-        detections, objects = (
-            _joined(self._detections, np.float32),
-            _joined(self._objects, np.bool_),
-        )
-        num_classes = len(self.classes)
-        iou, gt = best_overlaps(
-            detections.boxes, self._groups(detections), objects.boxes, self._groups(objects)
-        )
-        num_objects = _counts_by_class(objects.labels[~objects.extra], num_classes)
-        num_detections = _counts_by_class(detections.labels, num_classes)
-        order = _class_then_score(detections.labels, detections.extra, num_detections)
-        is_true, is_ignored = judge_detections(
-            iou[order], gt[order], objects.extra, self.iou_threshold
-        )
-        scores = detections.extra[order]
-        ends = np.cumsum(num_detections)
-        curves = []
-        for num, first, last in zip(num_objects, ends - num_detections, ends, strict=True):
-            counted = first + np.flatnonzero(~is_ignored[first:last])
-            curves.append(_curve(is_true[counted], scores[counted], int(num)))
-        return curves, num_objects, num_detections
-
-    def _groups(self, columns: Columns) -> IntArray:
-        """A number ``(rows,)`` for each row's image and class."""
-        images = np.repeat(np.arange(self._num_images), columns.counts)
-        return images * len(self.classes) + (columns.labels - 1)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -222,23 +204,18 @@ def _joined(parts: list[Columns], extra_dtype: type[np.generic]) -> Columns:
     )
 
 
-def _class_then_score(labels: NDArray[Any], scores: NDArray[Any], counts: IntArray) -> IntArray:
-    """Order ``(D,)`` by class, then by decreasing score, then as they came.
-
-    ``counts`` ``(C,)`` says how many detections each class has.
-    """
-    # NumPy sorts 16-bit integers by radix, several times faster than wider ones.
-    narrow = labels.astype(np.uint16) if len(counts) < 1 << 16 else labels
-    order = np.argsort(narrow, kind="stable")
-    ends = np.cumsum(counts)
-    for first, last in zip(ends - counts, ends, strict=True):
-        of_class = order[first:last]
-        order[first:last] = of_class[np.argsort(-scores[of_class], kind="stable")]
-    return order
+def _num_objects(matching: VOCMatching) -> list[int]:
+    """How many objects of each class count."""
+    labels = matching.gt_labels[~matching.gt_difficult]
+    return [int(num) for num in np.bincount(labels, minlength=len(matching.classes) + 1)[1:]]
 
 
-def _counts_by_class(labels: NDArray[Any], num_classes: int) -> IntArray:
-    return np.bincount(labels, minlength=num_classes + 1)[1:]
+def _curves(matching: VOCMatching) -> list[PrecisionRecallCurve]:
+    curves = []
+    for rows, num in zip(matching.by_class, _num_objects(matching), strict=True):
+        counted = rows[~matching.is_ignored[rows]]
+        curves.append(_curve(matching.is_true[counted], matching.det_scores[counted], num))
+    return curves
 
 
 def _curve(is_true: NDArray[np.bool_], scores: NDArray[Any], num: int) -> PrecisionRecallCurve:

@@ -24,7 +24,7 @@ from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parsing import parse_args
 
-__all__ = ["evaluate", "evaluating", "load_detector", "predict", "to_device"]
+__all__ = ["detect", "evaluate", "evaluating", "load_detector", "predict", "score", "to_device"]
 
 Prediction = dict[str, Any]
 
@@ -159,10 +159,7 @@ def evaluate(
     truth: GroundTruth,
     after_batch: Callable[[], None] | None = None,
 ) -> None:
-    """Run a detector over a loader and hand what it finds to evaluators.
-
-    Predictions are scored in the coordinates of the images on disk, whatever size the loader
-    shrinks these to.
+    """Run a detector over a loader and hand what it finds to evaluators: `detect`, then `score`.
 
     Args:
         model: A torchvision detector; its training mode is restored.
@@ -172,7 +169,37 @@ def evaluate(
         truth: The data set under the loader, as it is on disk.
         after_batch: Called after each batch; may raise to end the evaluation.
     """
-    found: list[tuple[int, Prediction]] = []
+    score(
+        detect(model, loader, accelerator, truth=truth, after_batch=after_batch), evaluators, truth
+    )
+
+
+def detect(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    *,
+    truth: GroundTruth,
+    after_batch: Callable[[], None] | None = None,
+) -> list[tuple[int, Prediction]]:
+    """Run a detector over a loader, over all processes.
+
+    Predictions are in the coordinates of the images on disk, whatever size the loader shrinks
+    these to.
+
+    Args:
+        model: A torchvision detector; its training mode is restored.
+        loader: Yields lists of images and targets with ``image_id``.
+        accelerator: Says the device and the precision, and gathers.
+        truth: The data set under the loader, as it is on disk.
+        after_batch: Called after each batch; may raise to end the pass.
+
+    Returns:
+        The index of each image of all processes with what was found in it, in every process. They
+        are sorted and each image is there once, so that nothing, not even the order among equal
+        scores, depends on the number of processes.
+    """
+    found: dict[int, Prediction] = {}
 
     def size_of(target: Target) -> tuple[int, int]:
         return truth.image_size(truth.index_of(int(target["image_id"])))
@@ -180,11 +207,25 @@ def evaluate(
     with evaluating(model, loader, accelerator) as batches:
         for predictions, targets in predict(model, batches, accelerator, size_of=size_of):
             indices = [truth.index_of(int(target["image_id"])) for target in targets]
-            found += zip(indices, predictions, strict=True)
+            found.update(zip(indices, predictions, strict=True))
             if after_batch is not None:
                 after_batch()
     # Once, at the end: the processes need not have the same number of batches.
-    found = gather_object(found) if accelerator.num_processes > 1 else found
+    if accelerator.num_processes > 1:
+        found = dict(gather_object(list(found.items())))
+    return sorted(found.items())
+
+
+def score(
+    found: Sequence[tuple[int, Prediction]], evaluators: Sequence[Evaluator], truth: GroundTruth
+) -> None:
+    """Hand what `detect` has found to evaluators.
+
+    Args:
+        found: The index of each image with what was found in it.
+        evaluators: Such as `VOCEvaluator`.
+        truth: The data set under the loader, as it is on disk.
+    """
     for start in range(0, len(found), _UPDATE_IMAGES):
         part = found[start : start + _UPDATE_IMAGES]
         targets = [_true_target(truth, index) for index, _ in part]
