@@ -20,6 +20,7 @@ from coco_oracle import (
 )
 
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, encode_masks
+from detmix.evaluation.coco_masks import mask_areas
 
 CLASSES = ("cat", "dog", "cow")
 CATEGORY_IDS = (90, 7, 31)  # neither contiguous nor in order
@@ -202,6 +203,24 @@ def test_one_object_found_six_thresholds_long(backend):
     assert (result.num_objects, result.num_detections) == ({"cat": 1}, {"cat": 2})
 
 
+def test_duplicates_are_false_positives_and_of_equal_scores_the_first_counts(backend):
+    box, beside = [0, 0, 10, 10], [0, 0, 10, 7.8]  # reaches six of the ten thresholds
+    target = truth([box, [50, 0, 60, 10]])
+    once, twice = (
+        plain_evaluator([detection(boxes, scores)], [target], backend=backend).compute()
+        for boxes, scores in (([box], [0.9]), ([box, box, [50, 0, 60, 10]], [0.9, 0.9, 0.1]))
+    )
+    assert once.ap == pytest.approx(51 / 101)  # half of the objects
+    assert twice.ap == pytest.approx((51 + 50 * 2 / 3) / 101)  # the third finds the other half
+    target = truth([box])
+    better, worse = (
+        plain_evaluator([detection(boxes, [0.5, 0.5])], [target], backend=backend).compute()
+        for boxes in ([box, beside], [beside, box])
+    )
+    assert better.ap == pytest.approx(1.0)
+    assert worse.ap == pytest.approx(0.6 + 0.4 * 0.5)
+
+
 def test_area_is_the_annotations_not_the_boxs(backend):
     box = [[0, 0, 20, 20]]  # small by its box
     target = truth(box, area=torch.tensor([5000.0]))
@@ -309,6 +328,17 @@ class TestMasks:
         for form in forms:
             assert encode_masks(form) == expected
         assert encode_masks(torch.zeros(0, 1, 5, 5)) == encode_masks([]) == []
+
+    def test_more_than_255_in_an_image(self):
+        """Their number does not fit pycocotools' 8 bits."""
+        rng = np.random.default_rng(2)
+        masks = rng.random((300, 6, 5)) < 0.5
+        boxes = np.tile(np.array([[0, 0, 5, 6]], np.float32), (300, 1))
+        found = {"boxes": boxes, "labels": np.ones(300, int), "scores": rng.random(300)}
+        target = {"boxes": boxes, "labels": found["labels"], "masks": masks, "image_id": 1}
+        evaluator = plain_evaluator([found | {"masks": masks}], [target], iou_types=["segm"])
+        assert evaluator.compute().num_objects == {"cat": 300}
+        np.testing.assert_array_equal(mask_areas(encode_masks(masks)), masks.sum(axis=(1, 2)))
 
     def test_errors_name_the_value(self):
         with pytest.raises(ValueError, match=r"shape \(5, 5\), expected \(N, H, W\)"):
@@ -620,7 +650,7 @@ class TestConstructor:
                 "prediction_labels is 'ids', expected one of contiguous",
             ),
             ({"prediction_labels": "category_id"}, "'category_id', expected category_ids as well"),
-            ({"backend": "coco"}, "backend is 'coco', expected one of pycocotools, faster"),
+            ({"backend": "coco"}, "backend is 'coco', expected one of auto, pycoco"),
         ],
     )
     def test_errors(self, options, message):

@@ -269,7 +269,9 @@ class TestScore:
         files = foreign_files(tmp_path)
         with pytest.raises(ValueError, match="iou_type is 'box', expected one of bbox"):
             score_predictions(*files, iou_type="box")
-        with pytest.raises(ValueError, match="backend is 'numpy', expected one of pycocotools"):
+        with pytest.raises(
+            ValueError, match="backend is 'numpy', expected one of auto, pyco"
+        ):
             score_predictions(*files, backend="numpy")
         with pytest.raises(ValueError, match="2 keypoint_sigmas for 17 keypoints"):
             score_predictions(

@@ -290,8 +290,9 @@ class TestErrors:
         ("args", "message"),
         [
             (["found.json"], "found.json needs --annotations"),
-            (["best.pt", "--iou_type", "segm"], "are for --annotations"),
-            (["best.pt", "--backend", "faster-coco-eval"], "by --data.coco.backend"),
+            (["best.pt", "--iou_type", "segm"], "--iou_type is for --annotations"),
+            (["best.pt", "--backend", "mine"], "invalid choice: 'mine'"),
+            ([".", "--report"], "--report needs a checkpoint"),
             (["found.json", "--annotations", "x", "--save", "y"], "no use for --save"),
             (["found.json", "--annotations", "x"], r"found\.json|x"),
         ],

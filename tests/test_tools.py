@@ -100,9 +100,11 @@ class TestTrainAndEvaluate:
         last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
         assert float(last[0]) > 0
         assert maps_of(evaluated) == list(last)
-        table = out[out.index("class ") : out.index("run folder")].strip()
-        assert evaluated.startswith(table)
-        assert "8 images; IoU > 0.5" in evaluated
+        by_class = dict(re.findall(r"^(circle|square|star) +(\d\.\d{4}) ", out, re.MULTILINE))
+        assert len(by_class) == 3
+        for name, ap in by_class.items():
+            assert re.search(rf"^{name} +{ap} ", evaluated, re.MULTILINE)
+        assert "8 images" in evaluated
 
     def test_train_never_overwrites(self, run, trained, shapes_root):
         run_dir, _ = trained
@@ -131,6 +133,14 @@ class TestTrainAndEvaluate:
         assert out.strip() == f"wrote {path}"
         assert min(Image.open(path).size) > 200
         assert not (tmp_path / "run").exists()
+
+    def test_a_histogram_of_weights_is_drawn(self, run, shapes_root, tmp_path):
+        path = tmp_path / "weights.png"
+        args = tiny_args(shapes_root, tmp_path / "run")
+        code, out, err = run("visualize", "weights", *args, "--out", path, "--num_images", "16")
+        assert code == 0, err
+        assert out.strip() == f"wrote {path}"
+        assert min(Image.open(path).size) > 200
 
     def test_files_that_are_no_checkpoint(self, run, trained, tmp_path):
         broken = tmp_path / "broken.pt"
@@ -268,9 +278,11 @@ def test_quickstart(tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert re.search(r"^mAP \d\.\d{4} on 8 unseen images$", out, re.MULTILINE)
-    for name in ("learning_curve", "precision_recall", "mixed_batch", "predictions"):
-        assert min(Image.open(run_dir / f"{name}.png").size) > 200
-        assert f"{name}.png" in out
+    report = run_dir / "evaluation" / "report.html"
+    assert str(report) in out
+    for name in ("learning_curve", "precision_recall", "mixed_batch", "box_weights", "errors"):
+        assert min(Image.open(report.with_name(f"{name}.png")).size) > 200
+    assert report.read_text().count("<img ") > 8
     assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", err)
     assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
 

@@ -18,7 +18,6 @@ from detmix.training import (
     parse_args,
 )
 from detmix.training.inference import to_device
-from detmix.training.preview import mixed_batch
 from detmix.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -232,16 +231,6 @@ class TestMixingPlaces:
             ]
             assert len(weights) == 24
             assert all(bool((w == 1).all()) == (epoch == 1) for w in weights), f"epoch {epoch}"
-
-    def test_preview_shows_the_same_wherever_it_is(self, shapes_root, tmp_path):
-        settings = ("mixing.p=1", "mixing.fill=114")
-        shown = [
-            mixed_batch(tiny_config(shapes_root, tmp_path, f"mixing.place={place}", *settings))
-            for place in ("batch", "device")
-        ]
-        torch.testing.assert_close(*shown, rtol=0, atol=0)
-        assert all(image.dtype == torch.uint8 for image in shown[0][0])
-        assert all(t["box_weights"].max() < 1 for t in shown[0][1])
 
     def test_no_mixing(self, shapes_root, tmp_path):
         for _, _, targets in self.recorded(

@@ -5,138 +5,21 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision import tv_tensors
+from voc_oracle import evaluate, loop_ap, random_boxes, random_case
 
 from detmix.evaluation import PrecisionRecallCurve, VOCEvaluator, VOCResult
 from detmix.evaluation.voc_ap import average_precision, best_overlaps, paired_iou
+from detmix.evaluation.voc_result import OperatingPoint
 
 CLASSES = ("cat", "dog", "cow")
-
-
-# ---------------------------------------------------------------------------- the oracle: a loop
-
-
-def loop_ap(predictions, targets, num_classes, threshold, interpolation):
-    """AP of every class; detections and objects are sorted into classes first, only once."""
-    objects = [{} for _ in range(num_classes + 1)]  # class -> image -> boxes, difficult, taken
-    for image, target in enumerate(targets):
-        difficult = target.get("difficult", np.zeros(len(target["labels"]), bool)).astype(bool)
-        for label in set(target["labels"].tolist()):
-            mine = target["labels"] == label
-            boxes = target["boxes"][mine].astype(float)
-            objects[label][image] = (boxes, difficult[mine], [False] * len(boxes))
-    if not predictions:
-        return [math.nan] * num_classes
-    images = np.repeat(np.arange(len(predictions)), [len(p["labels"]) for p in predictions])
-    labels, scores, boxes = (
-        np.concatenate([p[key] for p in predictions]) for key in ("labels", "scores", "boxes")
-    )
-    aps = []
-    for label in range(1, num_classes + 1):
-        mine = labels == label
-        detections = images[mine].tolist(), scores[mine], boxes[mine].astype(float)
-        aps.append(loop_ap_of_class(*detections, objects[label], threshold, interpolation))
-    return aps
-
-
-def loop_ap_of_class(images, scores, boxes, objects, threshold, interpolation):
-    """One class: its detections one after the other, as VOCevaldet does."""
-    npos = sum(int((~difficult).sum()) for _, difficult, _ in objects.values())
-    if npos == 0:
-        return math.nan
-    if not images:
-        return 0.0
-    nothing = (np.zeros((0, 4)), [], [])
-    order = np.argsort(-scores, kind="stable")
-    tp, fp = np.zeros(len(order)), np.zeros(len(order))
-    for rank, d in enumerate(order):
-        gt, difficult, taken = objects.get(images[d], nothing)
-        best, j = -np.inf, -1
-        if len(gt):
-            box = boxes[d]
-            w = np.maximum(np.minimum(gt[:, 2], box[2]) - np.maximum(gt[:, 0], box[0]), 0.0)
-            h = np.maximum(np.minimum(gt[:, 3], box[3]) - np.maximum(gt[:, 1], box[1]), 0.0)
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            union = area + (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1]) - w * h
-            overlaps = w * h / union
-            best, j = np.max(overlaps), int(np.argmax(overlaps))
-        if best > threshold:
-            if not difficult[j]:
-                if not taken[j]:
-                    tp[rank], taken[j] = 1.0, True
-                else:
-                    fp[rank] = 1.0
-        else:
-            fp[rank] = 1.0
-    tp, fp = np.cumsum(tp), np.cumsum(fp)
-    recall = tp / npos
-    precision = tp / np.maximum(tp + fp, np.finfo(float).eps)
-    return loop_area(recall, precision, interpolation)
-
-
-def loop_area(recall, precision, interpolation):
-    if interpolation == "11point":
-        ap = 0.0
-        for t in np.arange(0.0, 1.1, 0.1):
-            reached = precision[recall >= t]
-            ap += (reached.max() if len(reached) else 0.0) / 11.0
-        return ap
-    r = np.concatenate(([0.0], recall, [1.0]))
-    p = np.concatenate(([0.0], precision, [0.0]))
-    for i in range(len(p) - 1, 0, -1):
-        p[i - 1] = max(p[i - 1], p[i])
-    steps = np.where(r[1:] != r[:-1])[0]
-    return float(np.sum((r[steps + 1] - r[steps]) * p[steps + 1]))
-
-
-# ------------------------------------------------------------------------------------ random data
-
-
-def random_boxes(rng, num, grid):
-    """Boxes on a coarse grid have many equal overlaps; ``grid=None`` draws continuous ones."""
-    low, size = rng.uniform(0, 60, (num, 2)), rng.uniform(5, 40, (num, 2))
-    if grid:
-        low, size = np.round(low / grid) * grid, np.ceil(size / grid) * grid
-    return np.concatenate([low, low + size], axis=1).astype(np.float32)
-
-
-def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
-    rng = np.random.default_rng(seed)
-    used = rng.permutation(num_classes)[: max(1, num_classes - 1)] + 1  # one class has no objects
-    predictions, targets = [], []
-    for _ in range(num_images):
-        num_gt, num_far = rng.integers(0, 6), rng.integers(0, 5)
-        gt = random_boxes(rng, num_gt, grid)
-        gt_labels = rng.choice(used, num_gt)
-        target = {"boxes": gt, "labels": gt_labels}
-        if rng.random() < 0.8:
-            target["difficult"] = rng.random(num_gt) < 0.3
-        copies = rng.integers(0, max(num_gt, 1), rng.integers(0, 10) if num_gt else 0)
-        shift = rng.normal(0, 3, (len(copies), 4)) if not grid else rng.integers(-1, 2, (1, 4))
-        near = gt[copies] + shift.astype(np.float32)
-        near_labels = gt_labels[copies]
-        boxes = np.concatenate([near, random_boxes(rng, num_far, grid)]).astype(np.float32)
-        labels = np.concatenate([near_labels, rng.integers(1, num_classes + 1, num_far)])
-        scores = rng.random(len(boxes)).astype(np.float32)
-        if score_levels:
-            scores = np.round(scores * score_levels).astype(np.float32) / score_levels
-        predictions.append({"boxes": boxes, "labels": labels, "scores": scores})
-        targets.append(target)
-    return predictions, targets
-
-
-def evaluate(predictions, targets, num_classes, threshold=0.5, batch_size=3):
-    evaluator = VOCEvaluator([f"c{i}" for i in range(num_classes)], threshold)
-    for first in range(0, len(predictions), batch_size):
-        evaluator.update(
-            predictions[first : first + batch_size], targets[first : first + batch_size]
-        )
-    return evaluator
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -169,13 +52,13 @@ def test_equals_the_loop_on_a_large_set():
     np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
 
 
-def test_chunks_of_pairs_change_nothing():
+def test_chunks_of_detections_change_nothing():
     rng = np.random.default_rng(0)
     det, gt = random_boxes(rng, 300, 10), random_boxes(rng, 60, 10)
     det_groups, gt_groups = rng.integers(0, 15, 300), rng.integers(0, 12, 60)
     whole = best_overlaps(det, det_groups, gt, gt_groups)
-    for max_pairs in (1, 7, 100):
-        parts = best_overlaps(det, det_groups, gt, gt_groups, max_pairs=max_pairs)
+    for chunk_size in (1, 7, 100):
+        parts = best_overlaps(det, det_groups, gt, gt_groups, chunk_size=chunk_size)
         np.testing.assert_array_equal(parts[0], whole[0])
         np.testing.assert_array_equal(parts[1], whole[1])
 
@@ -359,6 +242,22 @@ def test_float_types_and_numpy(dtype):
     assert expected.ap["cat"] == 0.5
 
 
+def test_one_batch_of_many_kinds():
+    """Arrays, tensors and their subclasses, of several precisions, with and without a field."""
+    predictions, targets = random_case(2, 12, 3)
+    expected = evaluate(predictions, targets, 3, batch_size=12).compute().as_dict()
+    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        for record in (prediction, target):
+            if index % 3:
+                record |= {key: torch.from_numpy(value) for key, value in record.items()}
+        if index % 3 == 1:
+            prediction["scores"] = prediction["scores"].double()
+            target["boxes"] = tv_tensors.BoundingBoxes(
+                target["boxes"], format="XYXY", canvas_size=(99, 99)
+            )
+    assert evaluate(predictions, targets, 3, batch_size=12).compute().as_dict() == expected
+
+
 def test_later_changes_of_the_input_do_not_matter():
     prediction, target = image([UNIT], [0.5]), image([UNIT])
     evaluator = VOCEvaluator(["cat"])
@@ -379,26 +278,36 @@ def test_tensors_on_a_gpu():
 
 
 def test_result_prints_as_an_aligned_table():
-    evaluator = VOCEvaluator(("cat", "potted plant"), iou_threshold=0.6)
-    evaluator.update([image([UNIT, FAR], [0.9, 0.2])], [image([UNIT])])
-    lines = str(evaluator.compute("11point")).splitlines()
+    evaluator = VOCEvaluator(("cat", "potted plant", "cow"), iou_threshold=0.6)
+    target = image([UNIT, FAR], labels=[1, 3])
+    evaluator.update([image([UNIT, FAR, [0, 0, 3, 3]], [0.9, 0.2, 0.1])], [target])
+    *lines, note = str(evaluator.compute("11point")).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["class", "AP", "objects", "detections"]
-    assert lines[2].split() == ["cat", "1.0000", "1", "2"]
-    assert lines[3].split() == ["potted", "plant", "n/a", "0", "0"]
+    assert max(len(line) for line in (*lines, note)) <= 84
+    titles = ["class", "AP", "precision", "recall", "score", "objects", "detections"]
+    assert lines[0].split() == titles
+    assert lines[2].split() == ["cat", "1.0000", "1.000", "1.000", "0.900", "1", "3"]
+    assert lines[3].split() == ["potted", "plant", "n/a", "n/a", "n/a", "n/a", "0", "0"]
+    assert lines[4].split() == ["cow", "0.0000", "0.000", "0.000", "n/a", "1", "0"]
     assert "mean (11point, IoU > 0.6)" in lines[-1]
-    assert lines[-1].split()[-3:] == ["1.0000", "1", "2"]
+    assert lines[-1].split()[-3:] == ["0.5000", "2", "3"]
+    assert "F1" in note
 
 
 def test_result_as_json():
-    evaluator = VOCEvaluator(("cat", "dog"))
-    evaluator.update([image([UNIT], [0.9])], [image([UNIT])])
+    evaluator = VOCEvaluator(("cat", "dog", "cow"))
+    evaluator.update([image([UNIT], [0.5])], [image([UNIT, FAR, FAR], labels=[1, 1, 3])])
     result = evaluator.compute()
     assert isinstance(result, VOCResult)
     plain = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert plain["ap"] == {"cat": 1.0, "dog": None}
-    assert plain["mean_ap"] == 1.0
-    assert plain["num_detections"] == {"cat": 1, "dog": 0}
+    assert plain["ap"] == {"cat": 0.5, "dog": None, "cow": 0}
+    assert plain["best_f1"] == {
+        "cat": {"score": 0.5, "precision": 1, "recall": 0.5, "f1": 2 / 3},
+        "dog": {"score": None, "precision": None, "recall": None, "f1": None},
+        "cow": {"score": None, "precision": 0, "recall": 0, "f1": 0},
+    }
+    assert plain["mean_ap"] == 0.25
+    assert plain["num_detections"] == {"cat": 1, "dog": 0, "cow": 0}
     assert "curves" not in plain
     assert isinstance(result.curves["dog"], PrecisionRecallCurve)
 
@@ -407,6 +316,67 @@ def test_curves_of_a_result_cannot_be_changed():
     result = single(image([UNIT], [0.9]), image([UNIT]))
     with pytest.raises(ValueError, match="read-only"):
         result.curves["cat"].recall[0] = 0.0
+
+
+# ------------------------------------------------------------------------------------- best F1
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("score_levels", [None, 4])
+def test_best_f1_is_the_best_of_what_thresholds_leave(seed, score_levels):
+    """Leave out detections below each score there is, evaluate the rest and take its last point."""
+    predictions, targets = random_case(seed, 20, 3, grid=5, score_levels=score_levels)
+    best = {}
+    for score in np.unique(np.concatenate([p["scores"] for p in predictions]))[::-1]:
+        left = [{k: v[p["scores"] >= score] for k, v in p.items()} for p in predictions]
+        result = evaluate(left, targets, 3).compute()
+        for name in result.classes:
+            curve = result.curves[name]
+            if len(curve.recall) and result.num_objects[name]:
+                p, r = curve.precision[-1], curve.recall[-1]
+                f1 = 2 / (1 / p + 1 / r) if p and r else 0.0
+                if name not in best or f1 > best[name].f1 + 1e-12:
+                    best[name] = OperatingPoint(curve.scores[-1], p, r, f1)
+    result = evaluate(predictions, targets, 3).compute()
+    assert len(best) == 2  # the third has no objects
+    for name, point in result.best_f1().items():
+        expected = vars(best.get(name, OperatingPoint(*[math.nan] * 4)))
+        assert vars(point) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_best_f1_of_equals_is_that_of_the_highest_score():
+    # F1 is 2/5 after one of one, and 4/10 after two of six, of four objects.
+    far = [[100 + 20 * k, 0, 110 + 20 * k, 10] for k in range(4)]
+    boxes, gt = [UNIT, *far, FAR], [UNIT, FAR, [20, 20, 30, 30], [70, 70, 90, 90]]
+    curve = single(image(boxes, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), image(gt)).curves["cat"]
+    assert curve.best_f1() == OperatingPoint(float(np.float32(0.9)), 1, 0.25, 0.4)
+
+
+def test_best_f1_does_not_part_equal_scores():
+    point = single(image([UNIT, FAR], [0.5, 0.5]), image([UNIT])).curves["cat"].best_f1()
+    assert point == OperatingPoint(0.5, 0.5, 1, 2 / 3)
+
+
+@pytest.mark.parametrize(("scores", "score"), [([], math.nan), ([0.75, 0.5], 0.75)])
+def test_best_f1_where_nothing_is_found(scores, score):
+    point = single(image([FAR] * len(scores), scores), image([UNIT])).curves["cat"].best_f1()
+    expected = {"score": score, "precision": 0, "recall": 0, "f1": 0}
+    assert vars(point) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_fall_and_equal_ones_keep_their_order(dtype):
+    rng = np.random.default_rng(0)
+    scores = np.concatenate(
+        [rng.normal(size=500).round(1), [0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38]]
+    )
+    scores = rng.permutation(scores).astype(dtype)
+    boxes = np.tile(np.array([UNIT], np.float32), (len(scores), 1))
+    evaluator = VOCEvaluator(["cat"])
+    labels = np.ones(len(scores), int)
+    evaluator.update([{"boxes": boxes, "labels": labels, "scores": scores}], [image([UNIT])])
+    expected = sorted(range(len(scores)), key=lambda row: -scores[row])
+    assert evaluator.matching().by_class[0].tolist() == expected
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -444,6 +414,7 @@ BAD_PREDICTIONS = [
     ({"boxes": torch.zeros(2, 5)}, r"boxes have shape \(2, 5\), expected \(N, 4\)"),
     ({"boxes": torch.zeros(4)}, r"boxes have shape \(4,\), expected \(N, 4\)"),
     ({"boxes": torch.full((2, 4), math.nan)}, r"boxes\[0\] is \[nan, nan, nan, nan\]"),
+    ({"scores": torch.tensor(0.5)}, r"scores have shape \(\), expected \(2,\)"),
     ({"scores": torch.tensor([0.5, math.nan])}, r"scores\[1\] is nan, expected finite"),
 ]
 BAD_TARGETS = [
@@ -508,7 +479,7 @@ def test_import_is_light():
 # ------------------------------------------------------------------------------------------ speed
 
 
-def detector_like_case(num_images=5000, num_detections=100, num_classes=20):
+def detector_like_case(num_images=4952, num_detections=100, num_classes=20):
     """A few objects in each image; half the detections near an object and of its class."""
     rng = np.random.default_rng(0)
     predictions, targets = [], []
@@ -542,29 +513,49 @@ def detector_like_case(num_images=5000, num_detections=100, num_classes=20):
     return predictions, targets
 
 
+def peak_bytes(num_images):
+    """The most that an evaluation holds at a time beyond its input."""
+    predictions, targets = detector_like_case(num_images)
+    tracemalloc.start()
+    evaluator = evaluate(predictions, targets, 20, batch_size=16)
+    evaluator.compute("11point")
+    evaluator.compute("all-point")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_is_linear():
+    peaks = [peak_bytes(num) for num in (1000, 2000)]
+    assert peaks[1] / peaks[0] == pytest.approx(2, abs=0.1)
+    assert peaks[1] < 150 * 2000 * 100  # bytes for each detection
+
+
 @pytest.mark.slow
-def test_at_least_ten_times_faster_than_the_loop(capsys):
-    """Both times from NumPy arrays or tensors to the AP of all classes, `update` included."""
+def test_at_least_twenty_times_faster_than_the_loop(capsys):
+    """From tensors to the AP of all classes by both rules; the loop starts from NumPy, for one."""
     predictions, targets = detector_like_case()
     as_numpy = [
         [{k: v.numpy() for k, v in r.items() if torch.is_tensor(v)} for r in records]
         for records in (predictions, targets)
     ]
     ours, loop = [], []
-    for repeat in range(5):
-        start = time.perf_counter()
-        result = evaluate(predictions, targets, 20, batch_size=16).compute()
-        ours.append(time.perf_counter() - start)
-        if repeat < 3:
-            start = time.perf_counter()
+    for repeat in range(9):
+        start = time.process_time()
+        evaluator = evaluate(predictions, targets, 20, batch_size=16)
+        evaluator.compute("11point")
+        result = evaluator.compute("all-point")
+        ours.append(time.process_time() - start)
+        if repeat % 3 == 0:
+            start = time.process_time()
             expected = loop_ap(*as_numpy, 20, 0.5, "all-point")
-            loop.append(time.perf_counter() - start)
+            loop.append(time.process_time() - start)
     np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
     ratio = np.median(loop) / np.median(ours)
     with capsys.disabled():
         print(
-            f"\n5,000 images x 100 detections: VOCEvaluator {np.median(ours):.2f} s "
+            f"\n4,952 images x 100 detections: VOCEvaluator {np.median(ours):.2f} s "
             f"({min(ours):.2f} to {max(ours):.2f}), loop {np.median(loop):.2f} s "
             f"({min(loop):.2f} to {max(loop):.2f}), ratio {ratio:.1f}"
         )
-    assert ratio >= 10
+    assert ratio >= 20

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Print the AP of a checkpoint, or of predictions in COCO's format.
+"""Score a checkpoint, or saved predictions without a model: VOC AP, COCO AP, what goes wrong.
 
-python tools/evaluate.py runs/voc2007_cpu/best.pt --data.root data/VOCdevkit
-python tools/evaluate.py runs/coco/best.pt --save runs/coco/test
-python tools/evaluate.py runs/coco/test/predictions.json --annotations instances_val2017.json
+python tools/evaluate.py runs/voc2007_cpu/best.pt --data.root data/VOCdevkit --report
+python tools/evaluate.py runs/voc2007_cpu/evaluation/results --data.root data/VOCdevkit
+python tools/evaluate.py runs/coco/evaluation/predictions.json --annotations instances_val2017.json
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detmix.data import VOCDetection
 from detmix.data.loaders import eval_loader
-from detmix.evaluation import COCOEvaluator, VOCEvaluator, score_predictions
-from detmix.training import TrainConfig, evaluate, load_detector
+from detmix.evaluation import score_predictions
+from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.console import run_tool
-from detmix.training.datasets import DetectionData, build_test_set, check_keypoints, open_dataset
+from detmix.training.datasets import build_test_set, check_keypoints, open_dataset
+from detmix.training.devkit_results import load_devkit_results, save_devkit_results
+from detmix.training.full_evaluation import evaluate_fully
+from detmix.training.inference import detect
 from detmix.training.loop import make_accelerator
-from detmix.training.scoring import build_coco_evaluator, build_evaluator
+from detmix.training.run_report import write_run_report
 
 
 def main(args: Sequence[str]) -> None:
-    """Evaluate on the test images of the checkpoint's configuration, which arguments change."""
+    """Evaluate a checkpoint, a folder of the devkit's result files, or a ``predictions.json``."""
     parser = _parser()
     parsed, overrides = parser.parse_known_args(args)
-    if parsed.annotations is not None:
-        if overrides or parsed.save is not None:
-            parser.error(f"no use for {' '.join(overrides) or '--save'} with --annotations")
-        chosen = {"iou_type": parsed.iou_type, "backend": parsed.backend}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        print(score_predictions(parsed.source, parsed.annotations, **given))
+    if parsed.annotations is not None or Path(parsed.source).suffix == ".json":
+        _score_json(parser, parsed, overrides)
         return
-    if Path(parsed.source).suffix == ".json":
-        parser.error(f"{parsed.source} needs --annotations, the ground truth to score it against")
-    if parsed.iou_type is not None or parsed.backend is not None:
-        parser.error(
-            "--iou_type and --backend are for --annotations; a checkpoint is scored for all that "
-            "its detector finds, by --data.coco.backend"
-        )
-    _evaluate_checkpoint(parsed.source, overrides, parsed.save)
+    if parsed.iou_type is not None:
+        parser.error("--iou_type is for --annotations: a checkpoint is scored for all it finds")
+    if not Path(parsed.source).is_dir():
+        _evaluate_checkpoint(parsed, overrides)
+    elif parsed.report:
+        parser.error(f"--report needs a checkpoint, got the folder {parsed.source}")
+    else:
+        _score_devkit_results(parsed, overrides)
 
 
-def _evaluate_checkpoint(path: str, overrides: Sequence[str], save: Path | None) -> None:
-    model, config = load_detector(path, overrides)
+def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
+    source = Path(parsed.source)
+    model, config = load_detector(source, overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
     check_keypoints(config, dataset, train=False)
@@ -56,50 +57,66 @@ def _evaluate_checkpoint(path: str, overrides: Sequence[str], save: Path | None)
         num_processes=accelerator.num_processes,
         pin_memory=accelerator.device.type == "cuda",
     )
-    evaluators = _evaluators(config, dataset, save)
-    evaluate(model.to(accelerator.device), loader, evaluators, accelerator, truth=dataset)
-    if accelerator.is_main_process:
-        for number, evaluator in enumerate(evaluators):
-            print("\n" * bool(number), end="")
-            _report(evaluator, save)
-
-
-def _evaluators(
-    config: TrainConfig, dataset: DetectionData, save: Path | None
-) -> list[VOCEvaluator | COCOEvaluator]:
-    """Return what the data set is usually scored by, and COCO's where that is to be saved."""
-    usual = build_evaluator(config, dataset)
-    if save is None or isinstance(usual, COCOEvaluator):
-        return [usual]
-    return [usual, build_coco_evaluator(config, dataset)]
-
-
-def _report(evaluator: VOCEvaluator | COCOEvaluator, save: Path | None) -> None:
-    if isinstance(evaluator, VOCEvaluator):
-        result = evaluator.compute()
-        eleven = evaluator.compute(interpolation="11point")
-        print(result)
-        print(f"\n{result.num_images} images; IoU > {result.iou_threshold}")
-        print(f"mAP, all-point (VOC 2010 and later): {result.mean_ap:.4f}")
-        print(f"mAP, 11-point (VOC 2007):            {eleven.mean_ap:.4f}")
+    found = detect(model.to(accelerator.device), loader, accelerator, truth=dataset)
+    if not accelerator.is_main_process:
         return
-    print("\n\n".join(str(evaluator.compute(iou_type)) for iou_type in evaluator.iou_types))
-    if save is not None:
-        predictions, annotations = evaluator.save(save)
-        print(f"\nwrote {predictions}, and what it was scored against: {annotations}")
+    folder = parsed.save or source.parent / "evaluation"
+    evaluation, coco = evaluate_fully(found, dataset, config, parsed.backend)
+    print(evaluation)
+    written = [evaluation.save(folder / "results.json", checkpoint=str(source))]
+    written += coco.save(folder)
+    if isinstance(dataset, VOCDetection):
+        written.append(save_devkit_results(folder, dataset, found))
+    if parsed.report:
+        written.append(write_run_report(folder, evaluation, found, dataset, config, source))
+    print(f"\nwrote {', '.join(path.name for path in written)} to {folder}")
+
+
+def _score_devkit_results(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = parse_args(TrainConfig, overrides)
+    dataset = open_dataset(config, train=False)
+    if not isinstance(dataset, VOCDetection):
+        raise ValueError(f"{parsed.source}: the devkit's result files need data.format=voc")
+    found = load_devkit_results(Path(parsed.source), dataset, config.data.test_limit)
+    evaluation, _ = evaluate_fully(found, dataset, config, parsed.backend)
+    print(evaluation)
+    if parsed.save is not None:
+        path = evaluation.save(parsed.save / "results.json", detections=parsed.source)
+        print(f"\nwrote {path}")
+
+
+def _score_json(
+    parser: argparse.ArgumentParser, parsed: argparse.Namespace, overrides: Sequence[str]
+) -> None:
+    if parsed.annotations is None:
+        parser.error(f"{parsed.source} needs --annotations, the ground truth to score it against")
+    if overrides or parsed.save is not None or parsed.report:
+        unused = " ".join(overrides) or ("--save" if parsed.save is not None else "--report")
+        parser.error(f"no use for {unused} with --annotations")
+    chosen = {"iou_type": parsed.iou_type, "backend": parsed.backend}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    print(score_predictions(parsed.source, parsed.annotations, **given))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Print the AP of a checkpoint of tools/train.py, or of predictions in COCO's "
-        "result format, whoever wrote them.",
+        description="Score a checkpoint of tools/train.py, or saved predictions, whoever wrote "
+        "them: VOC AP by the rules of 2007 and 2010, COCO AP, false positives by kind.",
         epilog="Any option of tools/train.py changes what the checkpoint's configuration says.",
     )
     parser.add_argument(
-        "source", help="best.pt or last.pt of a run folder, or a predictions.json; goes first"
+        "source",
+        help="best.pt or last.pt of a run folder, a folder of the VOC devkit's result files, or a "
+        "predictions.json; goes first",
     )
     parser.add_argument(
-        "--save", type=Path, help="folder to write predictions.json and ground_truth.json to"
+        "--save",
+        type=Path,
+        help="folder for results.json, the devkit's result files, predictions.json and "
+        "ground_truth.json; by default 'evaluation' beside the checkpoint",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html and its pictures there, too"
     )
     parser.add_argument(
         "--annotations", type=Path, help="score predictions against this COCO annotation file"
@@ -111,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--backend",
-        choices=("pycocotools", "faster-coco-eval"),
-        help="what computes COCO's AP, with --annotations; pycocotools by default",
+        choices=("auto", "pycocotools", "faster-coco-eval"),
+        help="what computes COCO's AP",
     )
     return parser
 

@@ -13,12 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from detmix.data import write_object_crops, write_shapes
-from detmix.evaluation import (
-    plot_batch,
-    plot_learning_curve,
-    plot_precision_recall,
-    plot_predictions,
-)
+from detmix.evaluation import plot_learning_curve
 from detmix.training import (
     ClassifierTrainer,
     DetectorTrainer,
@@ -27,8 +22,9 @@ from detmix.training import (
     parse_args,
 )
 from detmix.training.console import run_tool
-from detmix.training.preview import mixed_batch, some_predictions
+from detmix.training.full_evaluation import evaluate_fully
 from detmix.training.run_folder import check_run_dir
+from detmix.training.run_report import write_run_report
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -48,24 +44,18 @@ def main(args: Sequence[str]) -> None:
         weights = pretrain(config)
         config = replace(config, backbone=replace(config.backbone, weights=str(weights)))
     trainer = DetectorTrainer(config)
-    result = trainer.fit()
-    if result is None:  # resumed after its end
-        result = trainer.evaluate().result
+    trainer.fit()
+    found = trainer.detect()
     if trainer.accelerator.is_main_process:
-        print(result)
-        folder, classes = config.run_dir, config.data.class_names
-        pictures = [
-            plot_learning_curve(folder / "metrics.jsonl", folder / "learning_curve.png"),
-            plot_precision_recall(result, folder / "precision_recall.png"),
-            plot_batch(*mixed_batch(config), classes, folder / "mixed_batch.png"),
-            plot_predictions(
-                *some_predictions(trainer.eval_model, config, trainer.accelerator),
-                classes,
-                folder / "predictions.png",
-            ),
-        ]
-        print(f"\nmAP {result.mean_ap:.4f} on {result.num_images} unseen images")
-        print(f"run folder: {folder}, pictures: {', '.join(path.name for path in pictures)}")
+        evaluation, _ = evaluate_fully(found, trainer.test_data, trainer.config)
+        print(evaluation)
+        last, folder = config.run_dir / "last.pt", config.run_dir / "evaluation"
+        evaluation.save(folder / "results.json", checkpoint=str(last))
+        report = write_run_report(
+            folder, evaluation, found, trainer.test_data, trainer.config, last
+        )
+        print(f"\nmAP {evaluation.voc.mean_ap:.4f} on {evaluation.voc.num_images} unseen images")
+        print(f"run folder: {config.run_dir}; all tables and pictures: {report}")
         print(f"took {time.perf_counter() - start:.0f} s")
 
 

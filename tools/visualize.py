@@ -3,6 +3,7 @@
 
 python tools/visualize.py pair --config configs/quickstart.yaml --lam 0.6 --out pair.png
 python tools/visualize.py batch --config configs/voc2007_cpu.yaml --out batch.png
+python tools/visualize.py weights --config configs/voc2007_cpu.yaml --out weights.png
 python tools/visualize.py predictions runs/voc2007_cpu/best.pt --out predictions.png
 """
 
@@ -13,16 +14,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detmix.evaluation import plot_batch, plot_predictions
+from detmix.evaluation import plot_batch, plot_box_weights, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.console import run_tool
 from detmix.training.datasets import with_data_noted
 from detmix.training.loop import make_accelerator
 from detmix.training.preview import mixed_batch, mixed_pair, some_predictions
+from detmix.training.weight_sample import sample_box_weights
 
 
 def main(args: Sequence[str]) -> None:
-    """Draw a mixed pair or batch with every box's weight, or predictions beside the truth."""
+    """Draw a mixed pair or batch, how boxes are weighted, or predictions beside the truth."""
     parser = _parser()
     parsed, overrides = parser.parse_known_args(args)
     if parsed.command == "pair":
@@ -33,6 +35,11 @@ def main(args: Sequence[str]) -> None:
         config = with_data_noted(parse_args(TrainConfig, overrides))
         images, targets = mixed_batch(config, epoch=parsed.epoch, num_images=parsed.num_images)
         path = plot_batch(images, targets, config.data.class_names, parsed.out, parsed.num_images)
+    elif parsed.command == "weights":
+        config = parse_args(TrainConfig, overrides)
+        weights = sample_box_weights(config, num_images=parsed.num_images, epoch=parsed.epoch)
+        alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
+        path = plot_box_weights(weights, parsed.out, alpha=alpha)
     else:
         model, config = load_detector(parsed.checkpoint, overrides)
         accelerator = make_accelerator(config)
@@ -56,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--out", type=Path, required=True, help="the picture to write")
     many = argparse.ArgumentParser(add_help=False)
     many.add_argument("--num_images", type=_positive, default=8, help="how many images to draw")
+    epoch = argparse.ArgumentParser(add_help=False)
+    epoch.add_argument("--epoch", type=int, default=0, help="as this epoch sees it, from 0")
     parser = argparse.ArgumentParser(
         description="Draw what a detector is trained on, or what it finds.",
         epilog="Any option of tools/train.py changes the configuration.",
@@ -64,10 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     pair = commands.add_parser("pair", parents=[out], help="two images and their mixture")
     pair.add_argument("--indices", type=int, nargs=2, default=(0, 1), help="of training images")
     pair.add_argument("--lam", type=float, default=0.6, help="blend ratio of the first image")
-    batch = commands.add_parser(
-        "batch", parents=[out, many], help="a mixed batch with every box's weight"
+    commands.add_parser(
+        "batch", parents=[out, many, epoch], help="a mixed batch with every box's weight"
     )
-    batch.add_argument("--epoch", type=int, default=0, help="as this epoch sees it, from 0")
+    weights = commands.add_parser(
+        "weights", parents=[out, epoch], help="a histogram of the weights of boxes"
+    )
+    weights.add_argument(
+        "--num_images", type=_positive, default=512, help="how many images to count"
+    )
     predictions = commands.add_parser(
         "predictions", parents=[out, many], help="predictions beside the ground truth"
     )

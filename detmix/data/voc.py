@@ -99,6 +99,7 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
         names: The images' names by index, such as ``"VOC2007/000005"``.
         image_ids: Every sample's ``image_id`` by index: the index itself.
+        image_sets: Every sample's year and split by index, such as ``("2007", "test")``.
         report: Counts, see :class:`VOCReport`.
 
     Raises:
@@ -125,6 +126,7 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.category_ids = tuple(range(1, len(self.classes) + 1))
         self.names = [entry.name for entry in self._entries]
         self.image_ids = list(range(len(self._entries)))
+        self.image_sets = [entry.image_set for entry in self._entries]
         objects = _Objects.read(self._entries, self.classes)
         objects, self.report = objects.clean(drop_difficult=difficult == "drop")
         self._boxes = torch.from_numpy(objects.boxes)  # (M, 4) float32, as cleaned

@@ -29,10 +29,12 @@ class ImageEntry:
     Attributes:
         name: Year folder and id, such as ``"VOC2007/000005"``.
         folder: The year's folder.
+        image_set: Year and split it is listed in, such as ``("2007", "test")``.
     """
 
     name: str
     folder: Path
+    image_set: tuple[str, str]
 
     @property
     def image(self) -> Path:
@@ -62,7 +64,8 @@ def list_entries(root: str | Path, image_sets: Sequence[tuple[str, str]]) -> lis
         folder = _find_year(Path(root), year)
         ids = _read_split(_find_split(folder, split))
         _check_files(folder, ids)
-        entries.extend(ImageEntry(f"VOC{year}/{image_id}", folder) for image_id in ids)
+        names = (f"VOC{year}/{image_id}" for image_id in ids)
+        entries.extend(ImageEntry(name, folder, (year, split)) for name in names)
     _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
     return entries
 

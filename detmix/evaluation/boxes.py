@@ -5,15 +5,17 @@ coordinates: (0, 0) is the upper left corner of the upper left pixel. Labels are
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from detmix.evaluation.figures import BOX_COLORS, DPI
+from detmix.evaluation.overlays import contrasting, draw_keypoints, draw_masks
+from detmix.evaluation.picture_inputs import as_numpy, as_picture, class_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 _LABEL_PAD = 0.2  # of the font size, around a label's text
 _MAX_SHIFT = 3  # rows that a label may move from its box's corner to clear others
 _HIDING_COST = 5.0  # of hiding an area of another label, against moving by as much
-_MIN_FONT_SIZE = 2.0  # points
+_MIN_FONT_SIZE = 4.5  # points
+_LONGEST_NAME = 28  # characters
+_FONT_SIZE, _SMALLEST_SHARE = 8.0, 0.65
+_FEW = 12  # boxes whose labels are not made smaller
 
 
 def draw_boxes(
@@ -34,11 +39,15 @@ def draw_boxes(
     *,
     classes: Sequence[str],
     values: Sequence[float] | None = None,
+    notes: Sequence[str] | None = None,
     colors: Sequence[str] | None = None,
     dashed: Sequence[bool] | None = None,
-    font_size: float = 8.0,
+    thick: Sequence[bool] | None = None,
+    masks: Any = None,
+    keypoints: Tensor | NDArray[Any] | None = None,
+    font_size: float | None = None,
 ) -> None:
-    """Draw an image and its boxes, each with its class name and value.
+    """Draw an image and its boxes, each with its class name, its value and a note.
 
     A label goes to the box's upper left corner, or where it stays inside the image and clear of
     other labels. Its place is measured on the axes as they are: settle the figure's layout before.
@@ -50,18 +59,25 @@ def draw_boxes(
         labels: ``(N,)`` in 1..C.
         classes: the C class names without the background.
         values: ``N`` numbers to write beside the names, to two decimals.
-        colors: ``N`` colours; without them every class has its own.
+        notes: ``N`` texts to write after that; an empty one adds nothing.
+        colors: ``N`` colours ``#rrggbb``; without them every class has its own.
         dashed: ``N`` flags.
-        font_size: in points; a label wider than the image is made smaller.
+        thick: ``N`` flags.
+        masks: ``(N, H, W)`` or ``(N, 1, H, W)``, of which floats are probabilities, or ``N`` run
+            lengths as `encode_masks` returns them; filled with the box's colour.
+        keypoints: ``(N, K, 3)`` x, y and COCO's visibility: dots where visible, rings where
+            hidden; or ``(N, K, 2)``.
+        font_size: in points, by default 8, and less for many boxes; a label wider than the image is
+            made smaller, and then cut.
 
     Raises:
-        ValueError: an image of another shape, a label outside 1..C.
+        ValueError: an image of another shape, a label outside 1..C, a list that has not ``N``
+            entries, masks of another size than the image's.
     """
     picture = as_picture("image", image) if isinstance(image, Tensor) else image
     boxes, labels = as_numpy(boxes).reshape(-1, 4), as_numpy(labels)
-    names = class_names(labels, classes)
-    if values is not None:
-        names = [f"{name} {value:.2f}" for name, value in zip(names, values, strict=True)]
+    lists = {"values": values, "notes": notes, "colors": colors, "dashed": dashed, "thick": thick}
+    _check_lengths(len(boxes), labels=labels, **lists, masks=masks, keypoints=keypoints)
     if colors is None:
         colors = [BOX_COLORS[(int(label) - 1) % len(BOX_COLORS)] for label in labels]
     height, width = picture.shape[:2]
@@ -69,15 +85,45 @@ def draw_boxes(
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.apply_aspect()
+    if masks is not None:
+        draw_masks(ax, masks, (height, width), colors)
     for index, box in enumerate(boxes):
-        _draw_outline(ax, box, colors[index], dashed is not None and dashed[index])
+        is_dashed, is_thick = (flags is not None and flags[index] for flags in (dashed, thick))
+        _draw_outline(ax, box, colors[index], is_dashed, 2.6 if is_thick else 1.6)
+    if keypoints is not None:
+        draw_keypoints(ax, keypoints, colors)
+    if font_size is None:
+        share = math.sqrt(_FEW / max(_FEW, len(boxes)))
+        font_size = _FONT_SIZE * max(_SMALLEST_SHARE, share)
     placed: list[Bbox] = []
-    for name, box, color in zip(names, boxes, colors, strict=True):
-        placed.append(_draw_label(ax, name, box, color, font_size, placed))
+    texts = _label_texts(class_names(labels, classes), values, notes)
+    for text, box, color in zip(texts, boxes, colors, strict=True):
+        placed.append(_draw_label(ax, text, box, color, font_size, placed))
 
 
-def _draw_outline(ax: "Axes", box: NDArray[Any], color: str, dashed: bool) -> None:
-    """A coloured frame with a dark edge, moved inside where it lies on the image's border."""
+def _check_lengths(num_boxes: int, **lists: Any) -> None:
+    for name, given in lists.items():
+        if given is not None and len(given) != num_boxes:
+            raise ValueError(f"{name} has {len(given)} entries for {num_boxes} boxes")
+
+
+def _label_texts(
+    names: Sequence[str], values: Sequence[float] | None, notes: Sequence[str] | None
+) -> list[str]:
+    texts = [
+        name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names
+    ]
+    if values is not None:
+        texts = [f"{text} {value:.2f}" for text, value in zip(texts, values, strict=True)]
+    if notes is not None:
+        texts = [f"{text} {note}".rstrip() for text, note in zip(texts, notes, strict=True)]
+    return texts
+
+
+def _draw_outline(
+    ax: "Axes", box: NDArray[Any], color: str, dashed: bool, line_width: float
+) -> None:
+    """A coloured frame with a contrasting edge, moved inside where it is on the image's border."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
@@ -92,9 +138,9 @@ def _draw_outline(ax: "Axes", box: NDArray[Any], color: str, dashed: bool) -> No
             y2 - y1,
             fill=False,
             edgecolor=color,
-            linewidth=1.6,
+            linewidth=line_width,
             linestyle=(0, (4, 2)) if dashed else "-",
-            path_effects=[withStroke(linewidth=2.8, foreground="black")],
+            path_effects=[withStroke(linewidth=line_width + 1.2, foreground=contrasting(color))],
         )
     )
 
@@ -108,7 +154,7 @@ def _draw_label(
         0,
         name,
         fontsize=font_size,
-        color="black" if _luminance(color) > 0.35 else "white",
+        color=contrasting(color),
         ha="left",
         va="bottom",
         bbox={"boxstyle": f"square,pad={_LABEL_PAD}", "facecolor": color, "linewidth": 0.4},
@@ -119,11 +165,28 @@ def _draw_label(
         font_size *= 0.95 * area.width / width
         text.set_fontsize(font_size)
         width, height, pad = _label_size(ax, text)
+    if width > area.width:
+        cut_to_width(text, area.width - 2 * pad)
+        width, height, pad = _label_size(ax, text)
     corners = ax.transData.transform(box.reshape(2, 2))
     place = _best_place(corners, width, height, area, placed)
     x, y = ax.transData.inverted().transform((place.x0 + pad, place.y0 + pad))
     text.set_position((x, y))
     return place
+
+
+def cut_to_width(text: "Text", width: float) -> None:
+    """Cut the start of a text, of which the end says more, until it is so many pixels wide."""
+    content = text.get_text()
+    if text.get_window_extent().width <= width:
+        return
+
+    def fits(kept: int) -> bool:
+        text.set_text("…" + content[len(content) - kept :])
+        return text.get_window_extent().width <= width
+
+    # Every measurement takes as long as drawing the text.
+    fits(bisect_right(range(1, len(content)), False, key=lambda kept: not fits(kept)))
 
 
 def _label_size(ax: "Axes", text: "Text") -> tuple[float, float, float]:
@@ -170,35 +233,3 @@ def _shared_area(a: "Bbox", b: "Bbox") -> float:
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return float(width * height) if width > 0 and height > 0 else 0.0
-
-
-def as_picture(name: str, image: Tensor) -> NDArray[Any]:
-    """``(3, H, W)`` uint8 or float in [0, 1] as ``(H, W, 3)`` uint8."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"{name} has shape {tuple(image.shape)}, expected (3, H, W)")
-    image = image.detach().cpu()
-    if image.is_floating_point():
-        image = (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.asarray(image.permute(1, 2, 0).numpy())
-
-
-def as_numpy(values: Any) -> NDArray[Any]:
-    """A tensor of any device or dtype, or anything NumPy takes, as an array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return np.asarray((values.float() if values.is_floating_point() else values).numpy())
-    return np.asarray(values)
-
-
-def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
-    """The name for each label ``(N,)``; ValueError for one outside 1..C."""
-    for index, label in enumerate(labels.tolist()):
-        if not 1 <= label <= len(classes):
-            raise ValueError(f"labels[{index}] is {label}, expected 1..{len(classes)}")
-    return [classes[int(label) - 1] for label in labels]
-
-
-def _luminance(color: str) -> float:
-    """Relative luminance of ``#rrggbb`` in [0, 1], without gamma's finer points."""
-    red, green, blue = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    return float(0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from detmix.evaluation.coco_result import COCOResult, IouType
 
-Backend = Literal["pycocotools", "faster-coco-eval"]
+Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
 
 IOU_TYPES: tuple[str, ...] = get_args(IouType)
@@ -42,11 +42,15 @@ def check_choices(iou_type: str, backend: str) -> None:
         raise ValueError(f"iou_type is {iou_type!r}, expected one of {', '.join(IOU_TYPES)}")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    if backend == "faster-coco-eval" and importlib.util.find_spec("faster_coco_eval") is None:
+    if backend == "faster-coco-eval" and not _has_faster_backend():
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
             "choose 'pycocotools', whose numbers are the same to rounding"
         )
+
+
+def _has_faster_backend() -> bool:
+    return importlib.util.find_spec("faster_coco_eval") is not None
 
 
 @contextlib.contextmanager
@@ -70,7 +74,7 @@ def score_entries(
     results: Sequence[Entry],
     *,
     iou_type: IouType = "bbox",
-    backend: Backend = "pycocotools",
+    backend: Backend = "auto",
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> COCOResult:
     """Score detections by COCO's rule.
@@ -87,7 +91,7 @@ def score_entries(
         ground_truth: an instances JSON's ``images``, ``categories`` and ``annotations``.
         results: in COCO's results format.
         iou_type: what to measure the overlap of.
-        backend: what computes it.
+        backend: what computes it; ``"auto"`` for the faster one where it is installed.
         keypoint_sigmas: K falloffs, for keypoints; without them COCO's 17, or for another K their
             mean for each, which is nobody's standard.
 
@@ -115,7 +119,7 @@ def score_entries(
 
 def _load_backend(backend: Backend) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    if backend == "pycocotools":
+    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 

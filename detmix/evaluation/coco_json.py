@@ -41,7 +41,7 @@ def score_predictions(
     annotations: str | Path,
     *,
     iou_type: IouType = "bbox",
-    backend: Backend = "pycocotools",
+    backend: Backend = "auto",
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> COCOResult:
     """Score saved predictions, whoever wrote them, without a model.
@@ -60,7 +60,7 @@ def score_predictions(
             for nothing, boxes may have negative sides (nothing overlaps them), and objects without
             keypoints are as those without a labelled one.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
-        backend: ``"pycocotools"``, or the faster ``"faster-coco-eval"``.
+        backend: as `COCOEvaluator` has it.
         keypoint_sigmas: as `COCOEvaluator` has it.
 
     Returns:

@@ -61,7 +61,9 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
         return np.zeros(0)
     from pycocotools import mask as coco_mask
 
-    return np.asarray(coco_mask.area(list(masks)), dtype=np.float64)
+    # Not all at once: pycocotools keeps their number in 8 bits.
+    parts = [masks[start : start + 255] for start in range(0, len(masks), 255)]
+    return np.concatenate([coco_mask.area(list(part)) for part in parts]).astype(np.float64)
 
 
 def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:

@@ -94,12 +94,13 @@ class COCOResult:
         mean = (self._mean_label(), ap_text(self.ap), ap_text(self.ap50), objects, detections)
         lines = align([("class", "AP", "AP50", "objects", "detections"), *rows, mean])
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._area_lines()])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self.area_lines()])
 
     def _mean_label(self) -> str:
         return f"mean ({self.iou_type}, IoU 0.50:0.95)"
 
-    def _area_lines(self) -> list[str]:
+    def area_lines(self) -> list[str]:
+        """AP and AR by IoU and area, as lines of a table."""
         header = ("", "all", "IoU 0.50", "IoU 0.75", "small", "medium", "large")
         rows = [
             (name.upper(), *(ap_text(getattr(self, name + end)) for end in ends))

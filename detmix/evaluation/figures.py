@@ -1,17 +1,23 @@
-"""What all figures share: colours, a canvas of exact size, saving.
+"""What all figures share: colours, a canvas of exact size, panels and legends on it, saving.
 
 matplotlib is imported inside the functions, and only its object interface is used: pyplot's global
 state, backends and open-figure warnings stay out of training runs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 DPI = 120
+# A phone shows charts of NARROW_WIDTH inches at 360 CSS pixels, which it draws with two to three
+# of its own pixels each.
+NARROW_DPI = 200
+WIDE_WIDTH, NARROW_WIDTH = 8.0, 4.2
 
 # The palette of Okabe and Ito, which people with colour vision deficiencies can tell apart, without
 # its black. LINE_COLORS also leaves out the yellow, too pale for lines on white.
@@ -19,16 +25,25 @@ ORANGE, SKY_BLUE, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 BOX_COLORS = (ORANGE, SKY_BLUE, GREEN, YELLOW, VERMILLION, PURPLE, BLUE)
 LINE_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY_BLUE, "#000000")
+_LINE_STYLES = ("-", "--", ":", "-.")
+_MARKERS = "osD^vXP*<>"
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
     """An empty figure of that size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_chart(narrow: bool) -> "Figure":
+    """A figure as wide as a page or a phone, whose height is still to be set."""
+    if narrow:
+        return new_figure(NARROW_WIDTH, 1.0, NARROW_DPI)
+    return new_figure(WIDE_WIDTH, 1.0)
 
 
 def add_axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
@@ -41,6 +56,117 @@ def add_axes(figure: "Figure", left: float, bottom: float, width: float, height:
         height / total_height,
     )
     return figure.add_axes(place)
+
+
+def stack_axes(
+    figure: "Figure", heights: Sequence[float], *, top: float = 0.15, bottom: float = 0.55
+) -> list["Axes"]:
+    """Panels one above the other with a common horizontal axis, named at the lowest only.
+
+    Args:
+        figure: its height is set to what the panels need.
+        heights: of the panels from top to bottom, in inches.
+        top: inches to leave free above them.
+        bottom: inches to leave free below them.
+    """
+    gap, left = 0.22, 0.75
+    width = figure.get_figwidth() - left - 0.2
+    total = top + sum(heights) + gap * (len(heights) - 1) + bottom
+    figure.set_figheight(total)
+    panels: list[Axes] = []
+    place = total - top
+    for height in heights:
+        place -= height
+        axes = add_axes(figure, left, place, width, height)
+        axes.yaxis.set_label_coords(-0.55 / width, 0.5)
+        if panels:
+            axes.sharex(panels[0])
+            panels[-1].tick_params(labelbottom=False)
+        plain_frame(axes)
+        panels.append(axes)
+        place -= gap
+    return panels
+
+
+def plain_frame(axes: "Axes") -> None:
+    """A pale grid, and no frame but the two axes."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_rate(axes: "Axes") -> None:
+    """The vertical axis of a learning rate, from 0 and with short numbers such as 5e-4."""
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(
+        lambda x, _: (
+            f"{x:.1e}".replace(".0e-0", "e-").replace("e-0", "e-") if 0 < x < 0.00999 else f"{x:g}"
+        )
+    )
+
+
+def line_style(index: int, *, marker: bool = False) -> dict[str, Any]:
+    """Colour and dashes (and the marker) of the index-th line of several; 28 differ."""
+    style = {
+        "color": LINE_COLORS[index % len(LINE_COLORS)],
+        "linestyle": _LINE_STYLES[index % len(_LINE_STYLES)],
+    }
+    return {**style, "marker": _MARKERS[index % len(_MARKERS)]} if marker else style
+
+
+def add_legend(
+    figure: "Figure",
+    styles: Sequence[dict[str, Any]],
+    labels: Sequence[str],
+    *,
+    width: float | None = None,
+    title: str | None = None,
+) -> tuple["Legend", float, float]:
+    """A legend in as many columns as fit, at most four, to be put into its place by `place_legend`.
+
+    Args:
+        figure: what to add it to.
+        styles: of the lines, as `Line2D` takes them.
+        labels: their names.
+        width: inches to fit the legend into, if one column does; None for one column.
+        title: of the legend.
+
+    Returns:
+        The legend, its width and its height in inches.
+    """
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], **style) for style in styles]
+    most = 1 if width is None else min(len(labels), 4)
+    for columns in range(most, 0, -1):
+        legend = figure.legend(
+            lines,
+            labels,
+            loc="upper left",
+            ncols=columns,
+            fontsize=9,
+            title=title,
+            title_fontsize=9,
+            alignment="left",
+            frameon=False,
+            handlelength=2.3,
+            handletextpad=0.6,
+            labelspacing=0.3,
+            columnspacing=1.0,
+            borderpad=0.0,
+            borderaxespad=0.0,
+        )
+        box = legend.get_window_extent()
+        if columns == 1 or width is None or box.width <= width * figure.dpi:
+            break
+        legend.remove()
+    return legend, box.width / figure.dpi, box.height / figure.dpi
+
+
+def place_legend(figure: "Figure", legend: "Legend", left: float, top: float) -> None:
+    """Move a legend's upper left corner to a place in inches from the figure's lower left one."""
+    legend.set_bbox_to_anchor((left, top), transform=figure.dpi_scale_trans)
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:

@@ -93,58 +93,53 @@ class RecordReader:
         """The id as int or str; None where there is none."""
         self._check_keys(index, target, ())
         value = target.get("image_id")
+        if value is None or isinstance(value, int | str):
+            return value
         if isinstance(value, torch.Tensor | np.ndarray) and np.prod(value.shape) == 1:
             value = value.reshape(-1)[0].item()
         if isinstance(value, np.integer):
             value = int(value)
-        if value is not None and not isinstance(value, int | str):
+        if not isinstance(value, int | str):
             raise self.error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
     def detections(self, predictions: Sequence[Record]) -> Columns:
         """Join the images' detections; ``extra`` are the scores."""
-        boxes, labels, scores = [], [], []
         for index, record in enumerate(predictions):
             self._check_keys(index, record, ("boxes", "labels", "scores"))
-            boxes.append(self._boxes(index, record["boxes"]))
-            num = len(boxes[-1])
-            labels.append(self.vector(index, "labels", record["labels"], num, "iu"))
-            scores.append(self.vector(index, "scores", record["scores"], num, "fiu"))
-        columns = self._join(boxes, labels, _concatenate(scores, np.float32))
-        self._check_rows(columns, np.isfinite(columns.extra), "scores", columns.extra, "finite")
+        counts, boxes = self._boxes(predictions)
+        labels = self._column("labels", [p["labels"] for p in predictions], counts, "iu", np.int64)
+        scores = self._column(
+            "scores", [p["scores"] for p in predictions], counts, "fiu", np.float32
+        )
+        columns = self._checked(counts, boxes, labels, scores)
+        self._check_rows(counts, np.isfinite(scores), "scores", scores, "finite")
         return columns
 
     def objects(self, targets: Sequence[Record]) -> Columns:
         """Join the images' objects; ``extra`` is ``difficult``, False where it is absent."""
-        boxes, labels, difficult = [], [], []
         for index, record in enumerate(targets):
             self._check_keys(index, record, ("boxes", "labels"))
-            boxes.append(self._boxes(index, record["boxes"]))
-            num = len(boxes[-1])
-            labels.append(self.vector(index, "labels", record["labels"], num, "iu"))
-            if "difficult" in record:
-                flags = self.vector(index, "difficult", record["difficult"], num, "biu")
-                difficult.append(flags.astype(bool))
-            else:
-                difficult.append(np.zeros(num, dtype=bool))
-        columns = self._join(boxes, labels, _concatenate(difficult, np.bool_))
-        ordered = np.asarray((columns.boxes[:, :2] <= columns.boxes[:, 2:]).all(axis=1))
-        self._check_rows(columns, ordered, "boxes", columns.boxes, "x1 <= x2 and y1 <= y2")
+        counts, boxes = self._boxes(targets)
+        labels = self._column("labels", [t["labels"] for t in targets], counts, "iu", np.int64)
+        flags = [
+            target["difficult"] if "difficult" in target else np.zeros(num, dtype=bool)
+            for target, num in zip(targets, counts, strict=True)
+        ]
+        difficult = self._column("difficult", flags, counts, "biu", np.bool_).astype(bool)
+        columns = self._checked(counts, boxes, labels, difficult)
+        ordered = boxes[:, :2] <= boxes[:, 2:]
+        self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
         return columns
 
-    def _join(
-        self, boxes: list[NDArray[Any]], labels: list[NDArray[Any]], extra: NDArray[Any]
+    def _checked(
+        self, counts: list[int], boxes: NDArray[Any], labels: NDArray[Any], extra: NDArray[Any]
     ) -> Columns:
-        """Put the images end to end and check the values that all rows share."""
-        counts = np.fromiter((len(rows) for rows in boxes), dtype=np.int64, count=len(boxes))
-        joined = _concatenate(boxes, np.float32, columns=4)
-        label = _concatenate(labels, np.int64)
-        columns = Columns(counts, joined, label.astype(np.int32), extra)
-        known = (label >= 1) & (label <= self.num_classes)
-        self._check_rows(columns, known, "labels", label, f"1..{self.num_classes}")
-        finite = np.asarray(np.isfinite(joined).all(axis=1))
-        self._check_rows(columns, finite, "boxes", joined, "finite coordinates")
-        return columns
+        """The joined columns, once the values that all have are right."""
+        known = (labels >= 1) & (labels <= self.num_classes)
+        self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
+        self._check_rows(counts, np.isfinite(boxes), "boxes", boxes, "finite coordinates")
+        return Columns(np.array(counts, dtype=np.int64), boxes, labels.astype(np.int32), extra)
 
     def _check_keys(self, index: int, record: Record, keys: tuple[str, ...]) -> None:
         if not isinstance(record, Mapping):
@@ -156,13 +151,32 @@ class RecordReader:
                     f"has no {key!r}, only {sorted(map(str, record))}; expected {', '.join(keys)}",
                 )
 
-    def _boxes(self, index: int, value: Any) -> NDArray[Any]:
-        boxes = as_array(value)
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise self.error(index, f"boxes have shape {boxes.shape}, expected (N, 4)")
-        if boxes.dtype.kind not in "fiu":
-            raise self.error(index, f"boxes are {boxes.dtype}, expected numbers")
-        return boxes
+    def _boxes(self, records: Sequence[Record]) -> tuple[list[int], NDArray[Any]]:
+        """How many boxes each image has, and all boxes."""
+        values = [record["boxes"] for record in records]
+        counts, joined = _join_tensors(values, ndim=2)
+        if joined is not None and joined.shape[1] == 4 and joined.dtype.kind in "fiu":
+            return counts, _at_least(joined, np.float32)
+        arrays = [as_array(value) for value in values]
+        for index, boxes in enumerate(arrays):
+            if boxes.ndim != 2 or boxes.shape[1] != 4:
+                raise self.error(index, f"boxes have shape {boxes.shape}, expected (N, 4)")
+            if boxes.dtype.kind not in "fiu":
+                raise self.error(index, f"boxes are {boxes.dtype}, expected numbers")
+        return [len(boxes) for boxes in arrays], _concatenate(arrays, np.float32, columns=4)
+
+    def _column(
+        self, key: str, values: list[Any], counts: list[int], kinds: str, dtype: type[np.generic]
+    ) -> NDArray[Any]:
+        """A field of all images end to end, at least of the precision of ``dtype``."""
+        lengths, joined = _join_tensors(values, ndim=1)
+        if joined is not None and lengths == counts and joined.dtype.kind in kinds:
+            return _at_least(joined, dtype)
+        vectors = [
+            self.vector(index, key, value, num, kinds)
+            for index, (value, num) in enumerate(zip(values, counts, strict=True))
+        ]
+        return _concatenate(vectors, dtype)
 
     def vector(self, index: int, key: str, value: Any, length: int, kinds: str) -> NDArray[Any]:
         """A field with one value for each box, of one of the NumPy dtype kinds ``kinds``."""
@@ -177,13 +191,14 @@ class RecordReader:
         return vector
 
     def _check_rows(
-        self, columns: Columns, good: NDArray[np.bool_], key: str, values: Any, expected: str
+        self, counts: list[int], good: NDArray[np.bool_], key: str, values: Any, expected: str
     ) -> None:
+        """Raise unless all of ``good``, ``(rows,)`` or ``(rows, coordinates)``, holds."""
         if good.all():
             return
-        row = int(np.argmin(good))
-        index = int(np.searchsorted(np.cumsum(columns.counts), row, side="right"))
-        within = row - int(columns.counts[:index].sum())
+        row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
+        index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
+        within = row - sum(counts[:index])
         got = values[row].tolist()
         raise self.error(index, f"{key}[{within}] is {got}, expected {expected}")
 
@@ -202,6 +217,22 @@ def as_array(value: Any) -> NDArray[Any]:
     return np.asarray(value)
 
 
+def _join_tensors(values: list[Any], ndim: int) -> tuple[list[int], NDArray[Any] | None]:
+    """Tensors' lengths, and the tensors end to end, brought to the CPU in one go.
+
+    None unless all are tensors of ``ndim`` axes that differ in nothing but their length.
+    """
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        return [], None
+    shapes = [value.shape for value in values]
+    kinds = {
+        (value.dtype, value.device, shape[1:]) for value, shape in zip(values, shapes, strict=True)
+    }
+    if len(kinds) > 1 or any(len(shape) != ndim for shape in shapes):
+        return [], None
+    return [shape[0] for shape in shapes], as_array(torch.cat(values))
+
+
 def _concatenate(
     parts: list[NDArray[Any]], dtype: type[np.generic], columns: int | None = None
 ) -> NDArray[Any]:
@@ -212,5 +243,9 @@ def _concatenate(
     filled = [part for part in parts if len(part)]
     if not filled:
         return np.zeros((0,) if columns is None else (0, columns), dtype=dtype)
-    joined = np.concatenate(filled)
-    return joined.astype(np.result_type(joined.dtype, dtype), copy=False)
+    return _at_least(np.concatenate(filled), dtype)
+
+
+def _at_least(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """The array in its own precision or that of ``dtype``, whichever is higher."""
+    return array.astype(np.result_type(array.dtype, dtype), copy=False)

@@ -4,33 +4,40 @@ Shape legend: N boxes, D of them predicted or G true, of one image of H x W pixe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detmix.evaluation.boxes import as_numpy, as_picture, class_names, draw_boxes
-from detmix.evaluation.figures import (
-    BOX_COLORS,
-    add_axes,
-    message_figure,
-    new_figure,
-    save_figure,
+from detmix.evaluation.boxes import draw_boxes
+from detmix.evaluation.figures import message_figure, save_figure
+from detmix.evaluation.panels import (
+    HEADER,
+    add_header,
+    add_key,
+    check_columns,
+    make_grid,
+    set_title,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Target = Mapping[str, Any]
-
-_PANEL_WIDTH = 3.9  # inches
-_MARGIN, _GAP, _TITLE = 0.15, 0.12, 0.3
-_MAX_LEVELS = 4  # different weights that fit into a title
+from detmix.evaluation.picture_inputs import (
+    Target,
+    as_picture,
+    check_equal_lengths,
+    check_records,
+)
+from detmix.evaluation.prediction_panels import (
+    OUTCOME_KEY,
+    ScoreThreshold,
+    check_outcomes,
+    class_thresholds,
+    draw_predictions,
+    draw_truth,
+    make_palette,
+)
+from detmix.evaluation.sources import group_colors, group_objects, key_entries, weights_of
 
 
 def plot_batch(
@@ -39,60 +46,63 @@ def plot_batch(
     classes: Sequence[str],
     path: str | Path,
     max_images: int = 8,
+    *,
+    columns: int | None = None,
 ) -> Path:
     """Draw a (mixed) batch: every box with its class and its ``box_weights``.
 
-    Boxes of one image that share a weight, hence come from the same source image, share a colour;
-    the heaviest is orange, the next sky blue.
+    Boxes that come from the same source image share a colour, and a key above each panel says the
+    sources and their weights. Where targets have no ``source``, boxes of equal weight are taken to
+    share one; the heaviest are orange, the next sky blue. Masks and keypoints are drawn too.
 
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
-        targets: ``boxes (N, 4)``, ``labels (N,)`` and maybe ``box_weights (N,)`` (absent: ones).
+        targets: ``boxes (N, 4)``, ``labels (N,)`` and maybe ``box_weights (N,)`` (absent: ones),
+            ``masks``, ``keypoints``, as `draw_boxes` takes them, ``source (N,)``, the
+            ``image_id`` of each object's image, and ``sources``, a mapping of ``image_id`` to name
+            for all images that were mixed.
         classes: the C class names without the background.
         path: picture to write; its ending chooses the format.
         max_images: draw the first so many.
+        columns: panels side by side, 1 for a phone; None for up to 4.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: lists of unequal length, an image of another shape, a label outside 1..C.
+        ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
+            per-object value without N entries, ``columns`` below 1.
     """
-    _check_equal_lengths(images=images, targets=targets)
-    _check_labels("targets", targets[:max_images], classes)
-    pictures = [
-        as_picture(f"images[{index}]", image) for index, image in enumerate(images[:max_images])
-    ]
+    check_equal_lengths(images=images, targets=targets)
+    targets = targets[:max_images]
+    check_records("targets", targets, classes)
+    columns = check_columns(columns, math.ceil(len(targets) / max(1, math.ceil(len(targets) / 4))))
+    pictures = _as_pictures(images[:max_images])
     if not pictures:
         return save_figure(message_figure("no images"), path)
-    rows = math.ceil(len(pictures) / 4)
-    figure, panels = _grid(pictures, columns=math.ceil(len(pictures) / rows))
-    for axes, picture, target in zip(panels, pictures, targets, strict=False):
-        boxes, labels = as_numpy(target["boxes"]), as_numpy(target["labels"])
-        weights = as_numpy(target.get("box_weights", torch.ones(len(labels))))
-        _, first = np.unique(np.round(weights, 4), return_index=True)
-        levels = weights[first][::-1]  # not rounded: title and labels must round alike
-        source = np.argmin(np.abs(weights[:, None] - levels), axis=1) if len(levels) else []
-        axes.set_title(_weights_title(levels), fontsize=9, loc="left")
+    groups = [group_objects(target) for target in targets]
+    weights = [weights_of(target) for target in targets]
+    colors = group_colors(groups)
+    keys = list(map(key_entries, groups, colors, weights))
+    figure, panels = make_grid(pictures, columns, [len(key) for key in keys])
+    for index, axes in enumerate(panels):
+        box_colors = [""] * len(weights[index])
+        for group, color in zip(groups[index], colors[index], strict=True):
+            for row in np.flatnonzero(group.members):
+                box_colors[row] = color
+        add_key(axes, keys[index])
         draw_boxes(
             axes,
-            picture,
-            boxes,
-            labels,
+            pictures[index],
+            targets[index]["boxes"],
+            targets[index]["labels"],
             classes=classes,
-            values=weights.tolist(),
-            colors=[BOX_COLORS[index % len(BOX_COLORS)] for index in source],
+            values=weights[index].tolist(),
+            colors=box_colors,
+            masks=targets[index].get("masks"),
+            keypoints=targets[index].get("keypoints"),
         )
     return save_figure(figure, path)
-
-
-def _weights_title(levels: NDArray[Any]) -> str:
-    """Say the different weights of an image, the largest first, or their range if many."""
-    if not len(levels):
-        return "no objects"
-    if len(levels) > _MAX_LEVELS:  # CutMix gives each object a weight of its own
-        return f"weights  {levels[-1]:.2f} to {levels[0]:.2f}"
-    return "weights  " + "  +  ".join(f"{level:.2f}" for level in levels)
 
 
 def plot_predictions(
@@ -101,119 +111,99 @@ def plot_predictions(
     targets: Sequence[Target],
     classes: Sequence[str],
     path: str | Path,
-    score_threshold: float = 0.5,
+    score_threshold: ScoreThreshold = 0.5,
     max_images: int = 8,
+    *,
+    outcomes: Sequence[Sequence[str]] | None = None,
+    missed: Sequence[Sequence[bool]] | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> Path:
-    """Draw predictions beside the ground truth: two panels an image, a colour for each class in it.
+    """Draw predictions beside the ground truth, two panels an image, with masks and keypoints.
+
+    Each class has a colour within an image. With ``outcomes`` and ``missed``, colours say instead
+    what is right and what is wrong: correct detections and found objects are blue, false
+    detections, with their kind in words, and missed objects vermillion, what does not count grey.
 
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
-        predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``.
-        targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``difficult (G,)``, drawn dashed.
+        predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``, and maybe ``masks`` and
+            ``keypoints``, as `draw_boxes` takes them.
+        targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints`` and
+            ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed.
         classes: the C class names without the background.
         path: picture to write; its ending chooses the format.
-        score_threshold: predictions below it are left out.
+        score_threshold: predictions below it are left out; one number, or one for each class: C
+            numbers, or a mapping of every class name. NaN leaves out all of a class.
         max_images: draw the first so many.
+        outcomes: for each image what each prediction is, D of
+            `detmix.evaluation.error_result.OUTCOMES`.
+        missed: for each image G flags; goes with ``outcomes``, and with what is drawn: which
+            objects no detection from the threshold on has found.
+        titles: for each image what to write above it, such as its name.
+        columns: panels side by side: 1 for a phone, with the truth above the predictions, or an
+            even number; None for 2 or 4.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: lists of unequal length, an image of another shape, a label outside 1..C.
+        ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
+            per-object value of another length, an unknown outcome, thresholds that are not one
+            for each class, only one of ``outcomes`` and ``missed``, other ``columns``.
     """
-    _check_equal_lengths(images=images, predictions=predictions, targets=targets)
-    _check_labels("targets", targets[:max_images], classes)
-    _check_labels("predictions", predictions[:max_images], classes)
-    pictures = [
-        as_picture(f"images[{index}]", image) for index, image in enumerate(images[:max_images])
-    ]
+    check_equal_lengths(
+        images=images,
+        predictions=predictions,
+        targets=targets,
+        outcomes=outcomes,
+        missed=missed,
+        titles=titles,
+    )
+    predictions, targets = predictions[:max_images], targets[:max_images]
+    check_records("targets", targets, classes)
+    check_records("predictions", predictions, classes)
+    check_outcomes(predictions, targets, outcomes, missed)
+    thresholds = class_thresholds(score_threshold, classes)
+    columns = check_columns(columns, 2 if len(targets) < 3 else 4, step=2)
+    pictures = _as_pictures(images[:max_images])
     if not pictures:
         return save_figure(message_figure("no images"), path)
-    twice = [picture for picture in pictures for _ in range(2)]
-    figure, panels = _grid(twice, columns=2 if len(pictures) < 3 else 4)
+    lines = 1 if titles is None else 2
+    # In one column nothing is beside the truth that a heading would have to be level with.
+    title_lines = [lines, 1 if columns == 1 else lines] * len(pictures)
+    figure, panels = make_grid(
+        [picture for picture in pictures for _ in range(2)],
+        columns,
+        title_lines,
+        header=0.0 if outcomes is None else HEADER,
+    )
+    if outcomes is not None:
+        add_header(figure, OUTCOME_KEY)
+    shown = " ≥ class threshold"
+    if isinstance(score_threshold, float | int):
+        shown = f" of score ≥ {score_threshold:g}" if score_threshold > 0 else ""
     for index, picture in enumerate(pictures):
         truth, predicted = panels[2 * index : 2 * index + 2]
-        prediction = _above(predictions[index], score_threshold)
-        present = sorted({*as_numpy(targets[index]["labels"]), *prediction["labels"]})
-        if len(classes) <= len(BOX_COLORS):  # then a class has one colour in all images
-            present = list(range(1, len(classes) + 1))
-        palette = {label: BOX_COLORS[i % len(BOX_COLORS)] for i, label in enumerate(present)}
-        _draw_truth(truth, picture, targets[index], classes, palette)
-        title = f"predictions of score ≥ {score_threshold:g}: {len(prediction['labels'])}"
-        predicted.set_title(title, fontsize=9, loc="left")
-        draw_boxes(
+        target, prediction = targets[index], predictions[index]
+        palette = make_palette(target, prediction, thresholds, classes)
+        title = draw_truth(
+            truth, picture, target, classes, palette, None if missed is None else missed[index]
+        )
+        heading = "" if titles is None else titles[index]
+        set_title(truth, title, heading=heading, heading_panels=min(columns, 2))
+        title = draw_predictions(
             predicted,
             picture,
-            prediction["boxes"],
-            prediction["labels"],
-            classes=classes,
-            values=prediction["scores"].tolist(),
-            colors=[palette[label] for label in prediction["labels"]],
+            prediction,
+            classes,
+            palette,
+            thresholds,
+            None if outcomes is None else outcomes[index],
         )
+        set_title(predicted, f"predictions{shown}: {title}")
     return save_figure(figure, path)
 
 
-def _above(prediction: Target, score_threshold: float) -> dict[str, NDArray[Any]]:
-    """Boxes, labels and scores from the threshold on, weakest first: the strongest lie on top."""
-    scores = as_numpy(prediction["scores"])
-    kept = np.argsort(scores, kind="stable")
-    kept = kept[scores[kept] >= score_threshold]
-    return {key: as_numpy(prediction[key])[kept] for key in ("boxes", "labels", "scores")}
-
-
-def _draw_truth(
-    axes: "Axes",
-    picture: NDArray[Any],
-    target: Target,
-    classes: Sequence[str],
-    palette: Mapping[int, str],
-) -> None:
-    labels = as_numpy(target["labels"])
-    difficult = as_numpy(target.get("difficult", torch.zeros(len(labels)))).astype(bool)
-    note = " (dashed: difficult)" if difficult.any() else ""
-    axes.set_title(f"ground truth: {len(labels)}{note}", fontsize=9, loc="left")
-    draw_boxes(
-        axes,
-        picture,
-        target["boxes"],
-        labels,
-        classes=classes,
-        colors=[palette[label] for label in labels],
-        dashed=difficult.tolist(),
-    )
-
-
-def _grid(pictures: Sequence[NDArray[Any]], columns: int) -> "tuple[Figure, list[Axes]]":
-    """A figure with one panel for each picture; a row is as high as its highest picture needs."""
-    aspects = [picture.shape[0] / picture.shape[1] for picture in pictures]
-    rows = [aspects[first : first + columns] for first in range(0, len(aspects), columns)]
-    heights = [_PANEL_WIDTH * min(max(row), 1.34) for row in rows]
-    figure = new_figure(
-        2 * _MARGIN + columns * _PANEL_WIDTH + (columns - 1) * _GAP,
-        2 * _MARGIN + sum(heights) + len(rows) * _TITLE + (len(rows) - 1) * _GAP,
-    )
-    panels, top = [], figure.get_size_inches()[1] - _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        bottom = top - _TITLE - height
-        for column in range(len(row)):
-            left = _MARGIN + column * (_PANEL_WIDTH + _GAP)
-            axes = add_axes(figure, left, bottom, _PANEL_WIDTH, height)
-            axes.set_anchor("NW")
-            panels.append(axes)
-        top = bottom - _GAP
-    return figure, panels
-
-
-def _check_labels(name: str, records: Sequence[Target], classes: Sequence[str]) -> None:
-    for index, record in enumerate(records):
-        try:
-            class_names(as_numpy(record["labels"]), classes)
-        except ValueError as error:
-            raise ValueError(f"{name}[{index}]: {error}") from None
-
-
-def _check_equal_lengths(**lists: Sequence[Any]) -> None:
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) > 1:
-        got = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"got {got}, expected as many of each")
+def _as_pictures(images: Sequence[Tensor]) -> list[NDArray[Any]]:
+    return [as_picture(f"images[{index}]", image) for index, image in enumerate(images)]

@@ -1,15 +1,13 @@
-"""Curves of a run: precision over recall of an evaluation, loss and score over the steps.
+"""Curves: precision over recall of an evaluation, loss and score over a run.
 
-Shape legend: K records of one kind in a run's metrics file.
+Shape legend: K points of a class's curve.
 """
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,77 +15,176 @@ from numpy.typing import NDArray
 from detmix.evaluation.figures import (
     BLUE,
     GREEN,
-    GREY,
-    LINE_COLORS,
+    NARROW_WIDTH,
+    ORANGE,
+    PURPLE,
+    SKY_BLUE,
     VERMILLION,
     add_axes,
+    add_legend,
+    line_style,
     message_figure,
-    new_figure,
+    name_rate,
+    new_chart,
+    place_legend,
+    plain_frame,
     save_figure,
+    stack_axes,
+)
+from detmix.evaluation.metrics import (
+    SCORE_NAMES,
+    Metrics,
+    Series,
+    moving_average,
+    odd_window,
+    read_metrics,
 )
 from detmix.evaluation.voc_result import VOCResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_LINE_STYLES = ("-", "--", ":", "-.")
-_LEGEND_ROWS = 24
-# The moving average spans this share of the records.
+# More curves than this cannot be told apart in one panel.
+_MAX_CURVES = 20
+# Curves are thinned out to what can be seen at this many places along the recall; a panel has
+# fewer pixels.
+_PLACES = 1000
+# The moving average of the loss spans this share of the records.
 _SMOOTHING = 1 / 25
+# What else is drawn of an evaluation, and how.
+_MORE_SCORES = {
+    "mean_ap_11point": ("11-point mAP", SKY_BLUE, "s"),
+    "ap50": ("AP50", SKY_BLUE, "s"),
+    "mask_ap": ("mask AP", PURPLE, "D"),
+    "keypoint_ap": ("keypoint AP", ORANGE, "^"),
+    "top5": ("top-5 accuracy", SKY_BLUE, "s"),
+}
 
 
-def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
+def plot_precision_recall(result: VOCResult, path: str | Path, *, narrow: bool = False) -> Path:
     """Draw every class's precision over recall, with its AP in the legend, best class first.
+
+    A dot marks the point of highest F1. More than 20 classes are spread over several panels.
 
     Args:
         result: of `VOCEvaluator.compute`. Classes without objects appear in the legend only.
         path: picture to write; its ending chooses the format.
+        narrow: lay it out for a phone, legends below instead of beside.
 
     Returns:
         The path written.
     """
     order = sorted(result.classes, key=lambda name: (-_or_minus_one(result.ap[name]), name))
-    columns = math.ceil(len(order) / _LEGEND_ROWS)
-    column_width = 1.2 + 0.075 * max(len(name) for name in order)
-    figure = new_figure(7.2 + columns * column_width, 6)
-    axes = add_axes(figure, 0.75, 0.65, 6.2, 4.8)
-    for index, name in enumerate(order):
-        curve, ap = result.curves[name], result.ap[name]
-        axes.plot(
-            [] if math.isnan(ap) else curve.recall,
-            [] if math.isnan(ap) else curve.precision,
-            color=LINE_COLORS[index % len(LINE_COLORS)],
-            linestyle=_LINE_STYLES[index // len(LINE_COLORS) % len(_LINE_STYLES)],
-            linewidth=1.5,
-            label=f"{name}  {_ap_text(ap)}",
+    size = math.ceil(len(order) / math.ceil(len(order) / _MAX_CURVES))
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    figure = new_chart(narrow)
+    legends = [
+        add_legend(
+            figure,
+            [line_style(index) for index in range(len(group))],
+            [f"{name}  {_ap_text(result.ap[name])}" for name in group],
+            width=NARROW_WIDTH - 0.3 if narrow else None,
+            title="class and AP; dot: highest F1" if narrow else "class and AP\n(dot: highest F1)",
         )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_title(
-        f"mean AP {_ap_text(result.mean_ap)}  "
-        f"({result.interpolation}, IoU > {result.iou_threshold:g}, {result.num_images} images)",
-        fontsize=11,
-    )
-    _plain_frame(axes)
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        borderaxespad=0.0,
-        ncols=columns,
-        fontsize=9,
-        frameon=False,
-        handlelength=3.2,
-        title="class and AP",
-        alignment="left",
-    )
+        for group in groups
+    ]
+    width, height = (max(size[side] for _, *size in legends) for side in (0, 1))
+    places = _place_panels(figure, len(groups), width, height, narrow)
+    for group, (legend, *_), (axes, *place) in zip(groups, legends, places, strict=True):
+        _draw_curves(axes, result, group)
+        place_legend(figure, legend, *place)
+    left, top = 0.15 / figure.get_figwidth(), 1 - 0.12 / figure.get_figheight()
+    figure.text(left, top, _title(result, narrow), va="top")
     return save_figure(figure, path)
 
 
-def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
+def _place_panels(
+    figure: "Figure", count: int, legend_width: float, legend_height: float, narrow: bool
+) -> list[tuple["Axes", float, float]]:
+    """Add the panels; return each with the upper left corner of its legend, in inches."""
+    columns = 1 if narrow or count == 1 else 2
+    left, top = 0.65, 0.65 if narrow else 0.5
+    if narrow:
+        width, height = NARROW_WIDTH - left - 0.2, 3.0
+        cell_width, cell_height = NARROW_WIDTH, height + legend_height + 0.8
+    else:
+        width, height = (5.2, 4.6) if columns == 1 else (2.4, 3.3)
+        cell_width = left + width + legend_width + 0.3
+        cell_height = max(height + 0.6, legend_height + 0.3)
+    total = top + math.ceil(count / columns) * cell_height
+    figure.set_size_inches(columns * cell_width, total)
+    places = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        x, y = column * cell_width + left, total - top - row * cell_height
+        axes = add_axes(figure, x, y - height, width, height)
+        legend = (0.15, y - height - 0.55) if narrow else (x + width + 0.15, y)
+        places.append((axes, *legend))
+    return places
+
+
+def _draw_curves(axes: "Axes", result: VOCResult, names: list[str]) -> None:
+    for index, name in enumerate(names):
+        curve, style = result.curves[name], line_style(index)
+        if math.isnan(result.ap[name]):
+            continue
+        axes.plot(*thin_out(curve.recall, curve.precision), linewidth=1.5, **style)
+        best = curve.best_f1()
+        if not math.isnan(best.score):
+            axes.scatter(
+                best.recall,
+                best.precision,
+                s=24,
+                color=style["color"],
+                edgecolors="white",
+                zorder=3,
+            )
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    plain_frame(axes)
+
+
+def thin_out(
+    recall: NDArray[np.float64], precision: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points that look the same: of each place along the recall first, lowest, highest and last.
+
+    Args:
+        recall: ``(K,)`` in [0, 1], never decreasing.
+        precision: ``(K,)``.
+
+    Returns:
+        Recall and precision, at most 4 points for each of 1,000 places; all of a shorter curve.
+    """
+    if len(recall) <= 4 * _PLACES:
+        return recall, precision
+    place = (recall * _PLACES).astype(np.int64)
+    starts = np.flatnonzero(np.diff(place, prepend=-1))
+    ends = np.append(starts[1:], len(place)) - 1
+    by_precision = np.lexsort((precision, place))
+    kept = np.unique([starts, by_precision[starts], by_precision[ends], ends])
+    return recall[kept], precision[kept]
+
+
+def _title(result: VOCResult, narrow: bool) -> str:
+    return (
+        f"mean AP {_ap_text(result.mean_ap)}{chr(10) if narrow else '  '}"
+        f"({result.interpolation}, IoU > {result.iou_threshold:g}, {result.num_images:,} images)"
+    )
+
+
+def plot_learning_curve(
+    metrics_path: str | Path, path: str | Path, *, narrow: bool = False
+) -> Path:
     """Draw loss, learning rate and mAP or top-1 accuracy over the optimizer steps of a run.
+
+    Beside VOC's mAP the 11-point one is drawn; beside COCO's AP that at IoU 0.5, and that of masks
+    or keypoints.
 
     Args:
         metrics_path: a run's ``metrics.jsonl``, see `read_metrics`.
         path: picture to write; its ending chooses the format.
+        narrow: lay it out for a phone.
 
     Returns:
         The path written.
@@ -97,141 +194,29 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
         ValueError: if a line of it is broken; the message names file and line.
     """
     metrics = read_metrics(metrics_path)
-    panels: list[tuple[Callable[[Axes, Series], None], Series, float]] = []
-    if len(metrics.loss.steps):
-        panels.append((_draw_loss, metrics.loss, 2.6))
-    if len(metrics.lr.steps):
-        panels.append((_draw_lr, metrics.lr, 1.3))
-    for series, name in ((metrics.mean_ap, "mAP"), (metrics.top1, "top-1 accuracy")):
-        if len(series.steps):
-            panels.append((partial(_draw_score, name=name), series, 2.2))
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    if metrics.train:
+        panels.append((2.6, partial(_draw_loss, series=metrics.train["loss"])))
+        panels.append((1.3, partial(_draw_lr, series=metrics.train["lr"])))
+    if metrics.kind is not None:
+        panels.append((2.2, partial(_draw_scores, metrics=metrics)))
     if not panels:
         return save_figure(message_figure("no metrics recorded yet"), path)
-    gap, bottom = 0.25, 0.65
-    figure = new_figure(8, bottom + sum(height + gap for *_, height in panels) + 0.1)
-    last_step = max(int(series.steps[-1]) for _, series, _ in panels)
-    for draw, series, height in reversed(panels):
-        axes = add_axes(figure, 0.95, bottom, 6.8, height)
-        draw(axes, series)
-        _plain_frame(axes)
-        axes.set_xlim(0, max(last_step, 1) * 1.01)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        if figure.axes[0] is axes:
-            axes.set_xlabel("optimizer step")
-        else:
-            axes.tick_params(labelbottom=False)
-        bottom += height + gap
+    figure = new_chart(narrow)
+    heights = [height for height, _ in panels]
+    all_axes = stack_axes(figure, heights)
+    for axes, (_, draw) in zip(all_axes, panels, strict=True):
+        draw(axes)
+    all_axes[-1].set_xlim(0, max(metrics.last_step, 1) * 1.01)
+    all_axes[-1].xaxis.set_major_formatter(
+        (lambda x, _: f"{x / 1000:,g}k") if metrics.last_step >= 10_000 else "{x:,.0f}"
+    )
+    all_axes[-1].set_xlabel("optimizer step")
     return save_figure(figure, path)
 
 
-@dataclass(frozen=True)
-class Series:
-    """One quantity over a run: ``steps (K,)`` int64, increasing, and ``values (K,)`` float64."""
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What `plot_learning_curve` draws."""
-
-    loss: Series
-    lr: Series
-    mean_ap: Series
-    top1: Series
-
-
-def read_metrics(path: str | Path) -> Metrics:
-    """Read a run's ``metrics.jsonl``, one JSON object a line.
-
-    Lines with ``"event": "train"`` give ``step``, ``loss`` and ``lr``; those with ``"event":
-    "eval"`` give ``step`` and a detector's ``mean_ap`` (null where no class had objects) or a
-    classifier's ``top1``. Other events and keys are ignored, and so are empty lines. Where a
-    resumed run has repeated a step, the later line counts.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Loss, learning rate, mAP and top-1 accuracy over steps; empty what the run has not.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming file and line, if a line is not a JSON object or lacks a number.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such metrics file")
-    series: dict[str, dict[int, float]] = {"loss": {}, "lr": {}, "mean_ap": {}, "top1": {}}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        record = _json_object(line, where)
-        for key in _series_keys(record):
-            step = int(_number(record, "step", where))
-            series[key][step] = _number(record, key, where, null_is_nan=key == "mean_ap")
-    return Metrics(*(_series(values) for values in series.values()))
-
-
-def _series_keys(record: dict[str, Any]) -> tuple[str, ...]:
-    if record.get("event") == "train":
-        return ("loss", "lr")
-    if record.get("event") == "eval":
-        return ("top1",) if "top1" in record else ("mean_ap",)
-    return ()
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: {line[:80]!r} is not JSON ({error.msg})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {line[:80]!r} is not a JSON object")
-    return record
-
-
-def _number(record: dict[str, Any], key: str, where: str, null_is_nan: bool = False) -> float:
-    if key not in record:
-        raise ValueError(f"{where}: the {record['event']} event has no {key!r}, expected a number")
-    value = record[key]
-    if value is None and null_is_nan:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: {key!r} is {value!r}, expected a number")
-    return float(value)
-
-
-def _series(values: dict[int, float]) -> Series:
-    steps = sorted(values)
-    return Series(
-        np.array(steps, dtype=np.int64),
-        np.array([values[step] for step in steps], dtype=np.float64),
-    )
-
-
-def moving_average(values: Sequence[float] | NDArray[np.float64], window: int) -> NDArray[Any]:
-    """Mean over ``window`` neighbours centred on each value; fewer at the ends.
-
-    Args:
-        values: ``(K,)``.
-        window: odd, at least 1.
-
-    Returns:
-        ``(K,)`` float64.
-    """
-    kernel = np.ones(window)
-    values = np.asarray(values, dtype=np.float64)
-    half = window // 2
-    total = np.convolve(values, kernel)[half : half + len(values)]
-    count = np.convolve(np.ones(len(values)), kernel)[half : half + len(values)]
-    return total / count
-
-
 def _draw_loss(axes: "Axes", series: Series) -> None:
-    window = 2 * int(len(series.values) * _SMOOTHING / 2) + 1
+    window = odd_window(len(series.values), _SMOOTHING)
     smooth = moving_average(series.values, window)
     axes.plot(series.steps, series.values, color=BLUE, alpha=0.25, linewidth=0.8)
     label = f"mean of {window} records" if window > 1 else "loss"
@@ -245,38 +230,27 @@ def _draw_loss(axes: "Axes", series: Series) -> None:
 
 def _draw_lr(axes: "Axes", series: Series) -> None:
     axes.plot(series.steps, series.values, color=GREEN, linewidth=1.8)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("learning rate")
-    axes.yaxis.set_major_formatter("{x:.2g}")
+    name_rate(axes)
 
 
-def _draw_score(axes: "Axes", series: Series, name: str) -> None:
-    axes.plot(
-        series.steps, series.values, color=VERMILLION, marker="o", markersize=4, linewidth=1.5
-    )
-    axes.set_ylim(0, 1.02)  # a marker at 1 is seen whole
+def _draw_scores(axes: "Axes", metrics: Metrics) -> None:
+    assert metrics.kind is not None
+    assert metrics.score is not None
+    score, name = metrics.score, SCORE_NAMES[metrics.kind]
     axes.set_ylabel(name)
-    if np.isnan(series.values).all():
-        return
-    best = int(np.nanargmax(series.values))
-    axes.axhline(series.values[best], color=GREY, linewidth=0.8, linestyle=":")
-    high = series.values[best] > 0.85
-    axes.annotate(
-        f"best {series.values[best]:.3f} at step {series.steps[best]:,}",
-        (0.01, series.values[best]),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4 if high else 4),
-        textcoords="offset points",
-        va="top" if high else "bottom",
-        fontsize=9,
-        color=GREY,
-    )
-
-
-def _plain_frame(axes: "Axes") -> None:
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    best = score.best()
+    if best is not None:
+        name += f", best {score.values[best]:.3f} at step {score.steps[best]:,}"
+    axes.plot(score.steps, score.values, "o-", color=VERMILLION, markersize=4, lw=1.8, label=name)
+    highest = [score.highest]
+    for key, (name, color, marker) in _MORE_SCORES.items():
+        if key in metrics.eval:
+            more, look = metrics.eval[key], f"{marker}--"
+            axes.plot(more.steps, more.values, look, color=color, markersize=4, lw=1, label=name)
+            highest.append(more.highest)
+    # Room for the legend; a marker at 1 is seen whole.
+    axes.set_ylim(0, min(1.02, 1.4 * np.nanmax([0.0, *highest])) or 1.02)
+    axes.legend(fontsize=9, framealpha=0.8, edgecolor="none")
 
 
 def _or_minus_one(value: float) -> float:

@@ -1,8 +1,8 @@
 """Matching detections to objects and average precision, by the rules of the Pascal VOC devkit.
 
 Pure NumPy, vectorised over all images and classes at once. Shape legend: D detections and
-G ground-truth objects of the whole data set, P pairs of a detection and an object that lie in the
-same image and have the same class, K points of one class's precision/recall curve.
+G ground-truth objects of the whole data set, P pairs of a detection and an object, K points of one
+class's precision/recall curve.
 
 Boxes are ``x1, y1, x2, y2`` in continuous pixel coordinates, so that a box is ``x2 - x1`` wide. The
 devkit's inclusive coordinates make it ``xmax - xmin + 1`` wide, which is the same number once
@@ -23,8 +23,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-# Pairs `best_overlaps` holds at once, about 200 bytes each: as many as a processor's cache takes.
-MAX_PAIRS = 1 << 16
+# Detections `best_overlaps` works off at once: about what a processor's cache holds.
+CHUNK_SIZE = 1 << 14
 
 # 0.1 steps exactly as np.arange(0, 1.1, 0.1) rounds them; a recall of 3/10 lies below the fourth.
 _ELEVEN_RECALLS = np.arange(11) * 0.1
@@ -40,14 +40,13 @@ def paired_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
     Returns:
         ``(P,)`` in [0, 1]; 0 where the boxes do not intersect, also for boxes without area.
     """
-    ax1, ay1, ax2, ay2 = boxes_a.T.astype(np.float64)
-    bx1, by1, bx2, by2 = boxes_b.T.astype(np.float64)
+    ax1, ay1, ax2, ay2 = boxes_a.T.astype(np.float64, order="C")  # each coordinate in one piece
+    bx1, by1, bx2, by2 = boxes_b.T.astype(np.float64, order="C")
     width = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0.0)
     height = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0.0)
     intersection = width * height
     union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
-    iou: FloatArray = np.zeros_like(intersection)
-    np.divide(intersection, union, out=iou, where=intersection > 0)
+    iou: FloatArray = intersection / np.where(intersection > 0, union, 1.0)
     return iou
 
 
@@ -57,7 +56,7 @@ def best_overlaps(
     gt_boxes: NDArray[Any],
     gt_groups: IntArray,
     *,
-    max_pairs: int = MAX_PAIRS,
+    chunk_size: int = CHUNK_SIZE,
 ) -> tuple[FloatArray, IntArray]:
     """Find for every detection the object of its group that it overlaps most.
 
@@ -70,7 +69,7 @@ def best_overlaps(
         det_groups: ``(D,)`` group of each detection, in any order.
         gt_boxes: ``(G, 4)``.
         gt_groups: ``(G,)`` group of each object, in any order.
-        max_pairs: detections are worked off in chunks of about so many pairs, which bounds memory.
+        chunk_size: so many detections are worked off at once; the result is the same.
 
     Returns:
         The highest IoU ``(D,)`` and the index of its object ``(D,)``; 0 and -1 for a detection
@@ -82,62 +81,53 @@ def best_overlaps(
         return best_iou, best_gt
     gt_order = np.argsort(gt_groups, kind="stable")
     groups, starts, sizes = np.unique(gt_groups[gt_order], return_index=True, return_counts=True)
-    slots = np.minimum(np.searchsorted(groups, det_groups), len(groups) - 1)
-    paired = np.flatnonzero(groups[slots] == det_groups)  # detections with an object to overlap
-    starts, sizes = starts[slots[paired]], sizes[slots[paired]]
-    for chunk in _chunks(sizes, max_pairs):
-        owners, gt = _pairs(starts[chunk], sizes[chunk], gt_order)
-        iou = paired_iou(det_boxes[paired[chunk][owners]], gt_boxes[gt])
-        best_iou[paired[chunk]], winners = _segment_argmax(iou, sizes[chunk], owners)
-        best_gt[paired[chunk]] = gt[winners]
+    for first in range(0, len(det_groups), chunk_size):
+        chunk = det_groups[first : first + chunk_size]
+        slots = np.searchsorted(groups[:-1], chunk)  # what is beyond the last group gets the last
+        paired = np.flatnonzero(groups[slots] == chunk)  # those with an object to overlap
+        rows, slots = first + paired, slots[paired]
+        best_iou[rows], best_gt[rows] = _best_of_group(
+            det_boxes[rows], gt_boxes, gt_order, starts[slots], sizes[slots]
+        )
     return best_iou, best_gt
 
 
-def _chunks(sizes: IntArray, max_total: int) -> list[slice]:
-    """Cut ``sizes`` into runs whose sums stay within ``max_total``, at least one entry each."""
-    ends = np.cumsum(sizes)
-    chunks, first = [], 0
-    while first < len(sizes):
-        done = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, done + max_total, side="right")))
-        chunks.append(slice(first, last))
-        first = last
-    return chunks
-
-
-def _pairs(starts: IntArray, sizes: IntArray, gt_order: IntArray) -> tuple[IntArray, IntArray]:
-    """List all pairs: the position ``(P,)`` of the detection and the index ``(P,)`` of the object.
-
-    Detection i is paired with ``gt_order[starts[i] : starts[i] + sizes[i]]``.
-    """
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    first_pair = np.cumsum(sizes) - sizes
-    within = np.arange(len(owners)) - first_pair[owners]
-    return owners, gt_order[starts[owners] + within]
-
-
-def _segment_argmax(
-    values: FloatArray, sizes: IntArray, owners: IntArray
+def _best_of_group(
+    boxes: NDArray[Any],
+    gt_boxes: NDArray[Any],
+    gt_order: IntArray,
+    starts: IntArray,
+    sizes: IntArray,
 ) -> tuple[FloatArray, IntArray]:
-    """Maximum and position of the first maximum in each run of ``values``; no run is empty."""
-    first_pair = np.cumsum(sizes) - sizes
-    maxima = np.maximum.reduceat(values, first_pair)
-    at_maximum = np.flatnonzero(values == maxima[owners])
-    is_first = np.diff(owners[at_maximum], prepend=-1) > 0
-    return maxima, at_maximum[is_first]
+    """The highest IoU ``(P,)`` of each box and the index ``(P,)`` of its object.
+
+    The objects of box i are ``gt_order[starts[i] : starts[i] + sizes[i]]``, at least one.
+    """
+    best_gt = gt_order[starts]
+    best_iou = paired_iou(boxes, gt_boxes[best_gt])
+    # Then those with a second object with that, those with a third one with that, and so on.
+    for place in range(1, int(sizes.max(initial=0))):
+        rows = np.flatnonzero(sizes > place)
+        gt = gt_order[starts[rows] + place]
+        iou = paired_iou(boxes[rows], gt_boxes[gt])
+        better = iou > best_iou[rows]
+        best_iou[rows[better]], best_gt[rows[better]] = iou[better], gt[better]
+    return best_iou, best_gt
 
 
 def judge_detections(
     best_iou: FloatArray,
     best_gt: IntArray,
+    order: IntArray,
     gt_difficult: BoolArray,
     iou_threshold: float,
 ) -> tuple[BoolArray, BoolArray]:
     """Tell true positives from false ones and from detections that count neither way.
 
     Args:
-        best_iou: ``(D,)`` from `best_overlaps`, **in order of decreasing score** within a class.
+        best_iou: ``(D,)`` from `best_overlaps`.
         best_gt: ``(D,)`` the same.
+        order: ``(D,)`` the detections in order of decreasing score, at least within a class.
         gt_difficult: ``(G,)``.
         iou_threshold: a match needs an overlap strictly above it.
 
@@ -145,15 +135,14 @@ def judge_detections(
         ``(D,)`` true positive: the first detection of an object that is not difficult; and
         ``(D,)`` ignored: matched to a difficult object. All others are false positives.
     """
-    hits = np.flatnonzero(best_iou > iou_threshold)
+    hits = order[(best_iou > iou_threshold)[order]]
     on_difficult = gt_difficult[best_gt[hits]]
-    is_ignored = np.zeros(len(best_iou), dtype=bool)
+    is_true, is_ignored = np.zeros((2, len(best_iou)), dtype=bool)
     is_ignored[hits[on_difficult]] = True
-    counted = hits[~on_difficult]
     # Written from the lowest score to the highest: the highest stays, as the last one written.
+    counted = hits[~on_difficult][::-1]
     finder = np.full(len(gt_difficult), -1, dtype=np.int64)
-    finder[best_gt[counted[::-1]]] = counted[::-1]
-    is_true = np.zeros(len(best_iou), dtype=bool)
+    finder[best_gt[counted]] = counted
     is_true[finder[finder >= 0]] = True
     return is_true, is_ignored
 

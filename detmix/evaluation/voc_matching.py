@@ -94,10 +94,7 @@ def match(
     )
     counts = np.bincount(detections.labels, minlength=len(classes) + 1)[1:]
     order = _class_then_score(detections.labels, detections.extra, counts)
-    is_true, is_ignored = np.zeros((2, len(order)), dtype=bool)
-    is_true[order], is_ignored[order] = judge_detections(
-        iou[order], gt[order], objects.extra, iou_threshold
-    )
+    is_true, is_ignored = judge_detections(iou, gt, order, objects.extra, iou_threshold)
     return VOCMatching(
         classes=classes,
         iou_threshold=iou_threshold,
@@ -129,5 +126,19 @@ def _class_then_score(labels: NDArray[Any], scores: NDArray[Any], counts: IntArr
     ends = np.cumsum(counts)
     for first, last in zip(ends - counts, ends, strict=True):
         of_class = order[first:last]
-        order[first:last] = of_class[np.argsort(-scores[of_class], kind="stable")]
+        order[first:last] = of_class[_by_decreasing_score(scores[of_class])]
+    return order
+
+
+def _by_decreasing_score(scores: NDArray[Any]) -> IntArray:
+    """Order ``(D,)`` by decreasing score; equal ones as they came."""
+    if scores.dtype != np.float32 or len(scores) >= 1 << 32:
+        return np.argsort(-scores, kind="stable")
+    # Ten times faster than a stable argsort: plain sorting of integers that hold both the score,
+    # its bits turned so that they rise as it falls, and the place. Adding 0 makes -0.0 into 0.0.
+    bits = (scores + np.float32(0)).view(np.uint32)
+    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
+    keys = falling.astype(np.uint64) << np.uint64(32) | np.arange(len(scores), dtype=np.uint64)
+    keys.sort()
+    order: IntArray = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     return order

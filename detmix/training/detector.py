@@ -19,7 +19,7 @@ from detmix.training.datasets import (
     note_data,
     open_dataset,
 )
-from detmix.training.inference import evaluate, to_device
+from detmix.training.inference import Prediction, detect, score, to_device
 from detmix.training.loop import Trainer, make_accelerator
 from detmix.training.progress import Evaluation
 from detmix.training.scoring import Score, build_evaluator, summarize
@@ -53,9 +53,9 @@ class DetectorTrainer(Trainer[Score]):
         place = config.mixing.place
         self._data = open_dataset(config, train=True)
         config = note_data(config, self._data)
-        self._test_data = open_dataset(config, train=False)
-        check_keypoints(config, self._test_data, train=False)
-        check_same_keypoints(self._data, self._test_data)
+        self.test_data = open_dataset(config, train=False)
+        check_keypoints(config, self.test_data, train=False)
+        check_same_keypoints(self._data, self.test_data)
         self._mix = build_mixer(config)
         self._mix_on_device = (
             MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
@@ -69,7 +69,7 @@ class DetectorTrainer(Trainer[Score]):
             mix=self._mix if place == "batch" else None,
             **share,
         )
-        test_set = build_test_set(config, self._test_data)
+        test_set = build_test_set(config, self.test_data)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         torch.manual_seed(config.seed)
         model, config = start_model(config)
@@ -114,13 +114,16 @@ class DetectorTrainer(Trainer[Score]):
 
     def evaluate(self) -> Evaluation[Score]:
         """Score the detector on the test images by the rule of the VOC devkit, or by COCO's."""
-        evaluator = build_evaluator(self.config, self._test_data)
-        evaluate(
+        evaluator = build_evaluator(self.config, self.test_data)
+        score(self.detect(), [evaluator], self.test_data)
+        return summarize(evaluator)
+
+    def detect(self) -> list[tuple[int, Prediction]]:
+        """Return the index of each test image with what the detector finds in it."""
+        return detect(
             self.eval_model,
             self.test_loader,
-            [evaluator],
             self.accelerator,
-            truth=self._test_data,
+            truth=self.test_data,
             after_batch=self.stop_if_asked,
         )
-        return summarize(evaluator)

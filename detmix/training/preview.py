@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import Cut, DetectionCutMix, Target, mixup
+from detmix.mixing import Cut, DetectionCutMix, DetectionMixer, Sample, Target, mixup
 from detmix.training.build import build_mixer
 from detmix.training.config import TrainConfig
-from detmix.training.datasets import build_test_set, build_train_set, open_dataset
+from detmix.training.datasets import (
+    DetectionData,
+    build_test_set,
+    build_train_set,
+    open_dataset,
+)
 from detmix.training.inference import Prediction, predict
 
-__all__ = ["mixed_batch", "mixed_pair", "some_predictions"]
+__all__ = ["mixed_batch", "mixed_pair", "mixed_samples", "some_predictions"]
 
 
 def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8
 ) -> tuple[list[Tensor], list[Target]]:
-    """Return the first images and targets of an epoch, as a training sees them.
+    """Return the first images and targets of an epoch, as `mixed_samples` yields them.
 
     Args:
         config: The training's configuration.
         epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
         num_images: How many.
+    """
+    return collate(list(islice(mixed_samples(config, epoch=epoch), num_images)))
 
-    Returns:
-        uint8 images ``(3, H_i, W_i)`` and their targets with ``box_weights``.
+
+def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
+    """Yield the images and targets of an epoch, as a training sees them.
+
+    Args:
+        config: The training's configuration.
+        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
+
+    Yields:
+        A uint8 image ``(3, H, W)`` and its target with ``box_weights``. Two more keys say where
+        all comes from: ``source`` int64 ``(N,)``, the ``image_id`` of the image that each object is
+        from, and ``sources``, a dict of the ``image_id`` and the name of every image that was
+        mixed, the first one first.
     """
     on_dataset = config.mixing.place == "dataset"
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
-    mix = build_mixer(config)
-    data = open_dataset(config, train=True)
+    mixer = build_mixer(config)
+    mix = None if mixer is None else _SourceMixer(mixer)
+    data = _open_with_sources(config)
     dataset = build_train_set(config, data, mix if on_dataset else None)
     dataset.set_epoch(epoch)
     if mix is not None:
@@ -49,8 +72,8 @@ def mixed_batch(
     )
     assert isinstance(loader.batch_sampler, EpochBatchSampler)
     loader.batch_sampler.set_epoch(epoch)
-    samples = chain.from_iterable(zip(*batch, strict=True) for batch in loader)
-    return collate(list(islice(samples, num_images)))
+    for images, targets in loader:
+        yield from zip(images, targets, strict=True)
 
 
 def mixed_pair(
@@ -66,9 +89,10 @@ def mixed_pair(
             that is cut out of it lies in the middle.
 
     Returns:
-        Three uint8 images ``(3, H_i, W_i)`` and their targets.
+        Three uint8 images ``(3, H_i, W_i)`` and their targets, with the keys ``source`` and
+        ``sources`` of `mixed_samples`.
     """
-    data = open_dataset(config, train=True)
+    data = _open_with_sources(config)
     pair = (data[index_a], data[index_b])
     mixing = config.mixing
     if mixing.name == "cutmix":
@@ -76,7 +100,7 @@ def mixed_pair(
         mixed = cut.mix_pair(*pair, Cut(lam, 0.5, 0.5))
     else:
         mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill)
-    return collate([*pair, mixed])
+    return collate([*pair, _join_sources(mixed, *pair)])
 
 
 def some_predictions(
@@ -99,3 +123,46 @@ def some_predictions(
     loader = eval_loader(dataset, num_images, workers=0)
     predictions, targets = next(predict(model, loader, accelerator))
     return images, predictions, targets
+
+
+def _open_with_sources(config: TrainConfig) -> DetectionData:
+    """Open the training images, each object with the image it is from."""
+    data = open_dataset(config, train=True)
+
+    def note(image: Tensor, target: Target) -> Sample:
+        image_id = target["image_id"]
+        target["source"] = torch.full((len(target["boxes"]),), image_id, dtype=torch.int64)
+        target["sources"] = {image_id: data.names[data.index_of(image_id)]}
+        return image, target
+
+    data.transforms = note
+    return data
+
+
+class _SourceMixer(DetectionMixer):
+    """Another mixer, doing what that does, that also joins ``sources``.
+
+    Objects say themselves where they are from, but not every image has or keeps some.
+    """
+
+    def __init__(self, mixer: DetectionMixer) -> None:
+        super().__init__(mixer.p)
+        self.mixer = mixer
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.mixer.set_epoch(epoch)
+
+    def draw(self, rng: random.Random) -> Any | None:
+        return self.mixer.draw(rng)
+
+    def draw_pair(self, rng: random.Random) -> Any:
+        return self.mixer.draw_pair(rng)
+
+    def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
+        return _join_sources(self.mixer.mix_pair(sample_a, sample_b, how), sample_a, sample_b)
+
+
+def _join_sources(mixed: Sample, sample_a: Sample, sample_b: Sample) -> Sample:
+    image, target = mixed
+    return image, {**target, "sources": sample_a[1]["sources"] | sample_b[1]["sources"]}

@@ -6,6 +6,7 @@ import math
 
 from detmix.detectors import target_keys
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
+from detmix.evaluation.coco_ap import Backend
 from detmix.evaluation.coco_result import IouType
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import DetectionData
@@ -31,14 +32,22 @@ def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator
     return build_coco_evaluator(config, dataset)
 
 
-def build_coco_evaluator(config: TrainConfig, dataset: DetectionData) -> COCOEvaluator:
-    """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
+def build_coco_evaluator(
+    config: TrainConfig, dataset: DetectionData, backend: Backend | None = None
+) -> COCOEvaluator:
+    """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any.
+
+    Args:
+        config: The training's configuration.
+        dataset: What is evaluated on.
+        backend: What computes it; None for the configuration's.
+    """
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
     return COCOEvaluator(
         config.data.class_names,
         category_ids=dataset.category_ids,
         iou_types=("bbox", *more),
-        backend=config.data.coco.backend,
+        backend=backend or config.data.coco.backend,
     )
 
 

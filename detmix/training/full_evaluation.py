@@ -1,0 +1,164 @@
+"""All that predictions are judged by, in one pass: VOC AP both ways, COCO AP, kinds of errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from detmix.evaluation import (
+    COCOEvaluator,
+    COCOResult,
+    ErrorAnalysis,
+    VOCEvaluator,
+    VOCMatching,
+    VOCResult,
+    analyze_errors,
+)
+from detmix.evaluation.coco_ap import Backend
+from detmix.evaluation.coco_result import IouType
+from detmix.evaluation.inputs import Record
+from detmix.evaluation.voc_result import align, ap_text
+from detmix.training.checkpoint import write_atomically
+from detmix.training.config import TrainConfig
+from detmix.training.datasets import DetectionData
+from detmix.training.inference import Prediction, score
+from detmix.training.scoring import build_coco_evaluator
+
+__all__ = ["FullEvaluation", "evaluate_fully"]
+
+_COCO_COLUMNS: dict[str, str] = {
+    "bbox": "COCO AP",
+    "segm": "mask AP",
+    "keypoints": "keypoint AP",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FullEvaluation:
+    """What a detector's predictions came to; ``print`` shows it as tables.
+
+    Attributes:
+        voc: By the rule of VOC 2010 and later, all-point.
+        voc07: By that of VOC 2007, 11-point.
+        coco: COCO's AP by IoU type: ``"bbox"``, and ``"segm"`` or ``"keypoints"`` where the
+            detector finds any.
+        matching: Every detection with the object that it is matched to, by VOC's rule.
+        errors: The false positives by kind, and what was missed.
+    """
+
+    voc: VOCResult
+    voc07: VOCResult
+    coco: Mapping[IouType, COCOResult]
+    matching: VOCMatching
+    errors: ErrorAnalysis
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON; None stands for NaN."""
+        return {
+            "num_images": self.voc.num_images,
+            "voc": self.voc.as_dict(),
+            "voc07": self.voc07.as_dict(),
+            "coco": {iou_type: result.as_dict() for iou_type, result in self.coco.items()},
+            "errors": self.errors.as_dict(),
+        }
+
+    def save(self, path: Path, **about: Any) -> Path:
+        """Write `as_dict` as JSON under a temporary name and rename it.
+
+        Args:
+            path: The file; one that exists is replaced.
+            **about: What else to write, in front.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**about, **self.as_dict()}, indent=2, allow_nan=False) + "\n"
+
+        def write(file: BinaryIO) -> None:
+            file.write(text.encode())
+
+        write_atomically(path, write)
+        return path
+
+    def class_table(self) -> tuple[list[str], list[tuple[Any, ...]], tuple[Any, ...]]:
+        """Return the header, a row for each class and the row of the mean, of text and integers."""
+        header = ["class", "AP", "AP 07", *(_COCO_COLUMNS[iou_type] for iou_type in self.coco)]
+        header += ["objects", "detections", "precision", "recall", "score"]
+        rows = [self._class_row(name) for name in self.voc.classes]
+        mean = ["mean", ap_text(self.voc.mean_ap), ap_text(self.voc07.mean_ap)]
+        mean += [ap_text(result.ap) for result in self.coco.values()]
+        totals = (
+            sum(counts.values()) for counts in (self.voc.num_objects, self.voc.num_detections)
+        )
+        return header, rows, (*mean, *totals, "", "", "")
+
+    def _class_row(self, name: str) -> tuple[Any, ...]:
+        best = self.voc.curves[name].best_f1()
+        values = [self.voc.ap[name], self.voc07.ap[name]]
+        values += [result.ap_by_class[name] for result in self.coco.values()]
+        counts = (self.voc.num_objects[name], self.voc.num_detections[name])
+        at_best = (ap_text(value) for value in (best.precision, best.recall, best.score))
+        return (name, *(ap_text(value) for value in values), *counts, *at_best)
+
+    def __str__(self) -> str:
+        """One line for each class, the means, COCO's AP by area, errors by kind."""
+        header, rows, mean = self.class_table()
+        first, *lines, last = align([tuple(header), *rows, mean])
+        rule = "-" * len(first)
+        return "\n".join(
+            [
+                *(first, rule, *lines, rule, last, ""),
+                f"{self.voc.num_images} images; precision and recall at the score of the best F1",
+                f"VOC, IoU > {self.voc.iou_threshold:g}",
+                f"mAP, all-point (VOC 2010 and later): {self.voc.mean_ap:.4f}",
+                f"mAP, 11-point (VOC 2007):            {self.voc07.mean_ap:.4f}",
+                *(f"\n{_summary(result)}" for result in self.coco.values()),
+                f"\n{self.errors}",
+            ]
+        )
+
+
+def _summary(result: COCOResult) -> str:
+    what = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[result.iou_type]
+    return "\n".join([f"COCO, {what}, IoU 0.50:0.95", *result.area_lines()])
+
+
+class _CrowdsAsDifficult(VOCEvaluator):
+    """VOC's rule for COCO's data: a crowd, like a difficult object, counts neither way."""
+
+    def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
+        """Add the images of a batch."""
+        super().update(predictions, [{**t, "difficult": t["iscrowd"]} for t in targets])
+
+
+def evaluate_fully(
+    found: Sequence[tuple[int, Prediction]],
+    truth: DetectionData,
+    config: TrainConfig,
+    backend: Backend | None = None,
+) -> tuple[FullEvaluation, COCOEvaluator]:
+    """Judge what `detect` has found by all rules.
+
+    Args:
+        found: The index of each image with what was found in it.
+        truth: The data set that was evaluated on.
+        config: The detector's configuration.
+        backend: What computes COCO's AP; None for that of the configuration.
+
+    Returns:
+        The results, and COCO's evaluator, for what is to be saved.
+    """
+    voc_type = _CrowdsAsDifficult if config.data.format == "coco" else VOCEvaluator
+    voc = voc_type(config.data.class_names)
+    coco = build_coco_evaluator(config, truth, backend)
+    score(found, [voc, coco], truth)
+    result = voc.compute("all-point")
+    evaluation = FullEvaluation(
+        voc=result,
+        voc07=voc.compute("11point"),
+        coco={iou_type: coco.compute(iou_type) for iou_type in coco.iou_types},
+        matching=voc.matching(),
+        errors=analyze_errors(voc.matching()),
+    )
+    return evaluation, coco

@@ -1,0 +1,327 @@
+"""The report of a run: its scores, its errors, its course and its mixing, in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from detmix.evaluation import (
+    ImageErrors,
+    plot_batch,
+    plot_box_weights,
+    plot_errors,
+    plot_learning_curve,
+    plot_precision_recall,
+    plot_predictions,
+    worst_images,
+    write_report,
+)
+from detmix.evaluation.error_result import KINDS, SIZES, label_of
+from detmix.evaluation.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
+from detmix.mixing import Target
+from detmix.training.config import TrainConfig
+from detmix.training.datasets import DetectionData
+from detmix.training.full_evaluation import FullEvaluation
+from detmix.training.inference import Prediction
+from detmix.training.preview import mixed_batch
+from detmix.training.run_folder import versions
+from detmix.training.weight_sample import sample_box_weights
+
+__all__ = ["write_run_report"]
+
+_NUM_WORST = 12
+_NUM_MIXED = 8
+_NUM_WEIGHED = 512
+
+
+def write_run_report(
+    folder: Path,
+    evaluation: FullEvaluation,
+    found: Sequence[tuple[int, Prediction]],
+    dataset: DetectionData,
+    config: TrainConfig,
+    checkpoint: Path,
+) -> Path:
+    """Write ``report.html``, which opens from disk by itself, and its charts as PNG files.
+
+    What a run cannot show is left out, and the report says so: its course where no
+    ``metrics.jsonl`` lies beside the checkpoint, mixing where the training images are not at hand.
+
+    Args:
+        folder: Where to.
+        evaluation: What the predictions came to.
+        found: The index of each image with what was found in it.
+        dataset: The images that were evaluated on.
+        config: The detector's configuration.
+        checkpoint: The detector's file.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _artist(folder) as artist:
+        sections = [
+            Section("Result", _result(evaluation, artist), "result"),
+            Section("Where it fails", _errors(evaluation, artist), "errors"),
+            Section("Worst images", _worst(evaluation, found, dataset, artist), "worst"),
+            Section("Training", _training(checkpoint.parent / "metrics.jsonl", artist), "training"),
+            Section("Mixing", _mixing(config, artist), "mixing"),
+            Section("How it ran", _setup(config), "setup"),
+        ]
+        return write_report(
+            folder / "report.html",
+            checkpoint.parent.name or checkpoint.stem,
+            sections,
+            subtitle=f"{config.detector.name}, {checkpoint.name}, on {_data(config, dataset)}",
+        )
+
+
+@dataclass(frozen=True)
+class _Artist:
+    """Draws everything twice: as files that stay, and for phones into a folder that does not."""
+
+    folder: Path
+    scratch: Path
+
+    def chart(
+        self, draw: Callable[..., Path], about: Any, name: str, alt: str, caption: str = ""
+    ) -> Picture:
+        wide = draw(about, self.folder / f"{name}.png")
+        narrow = draw(about, self.scratch / f"{name}.png", narrow=True)
+        return Picture(wide, alt, narrow, caption)
+
+    def images(self, draw: Callable[..., Path], name: str, alt: str, caption: str = "") -> Picture:
+        """Draw for the report only; photographs as JPEG, a fifth of the size of PNG."""
+        wide, narrow = draw(self.scratch / f"{name}.jpg"), self.scratch / f"{name}_narrow.jpg"
+        return Picture(wide, alt, draw(narrow, columns=1), caption)
+
+
+@contextmanager
+def _artist(folder: Path) -> Iterator[_Artist]:
+    with TemporaryDirectory() as scratch:
+        yield _Artist(folder, Path(scratch))
+
+
+def _result(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
+    voc = evaluation.voc
+    facts = {
+        f"mAP, all-point, IoU > {voc.iou_threshold:g}": voc.mean_ap,
+        f"mAP, 11-point, IoU > {voc.iou_threshold:g}": evaluation.voc07.mean_ap,
+    }
+    for iou_type, result in evaluation.coco.items():
+        what = {"bbox": "", "segm": ", masks", "keypoints": ", keypoints"}[iou_type]
+        facts |= {f"COCO AP{what}": result.ap, f"COCO AP50{what}": result.ap50}
+    counts = {"images": voc.num_images, "objects": sum(voc.num_objects.values())}
+    header, rows, mean = evaluation.class_table()
+    table = Table(
+        header,
+        rows,
+        "AP by class: all-point, 11-point (VOC 2007) and COCO's; precision and recall at the score "
+        "of the class's best F1. Difficult objects count neither way.",
+        footer=mean,
+    )
+    curves = artist.chart(
+        plot_precision_recall,
+        voc,
+        "precision_recall",
+        f"Precision over recall for each class; mean AP {voc.mean_ap:.3f}.",
+        "Precision over recall as the score threshold is lowered, all-point AP in the legend.",
+    )
+    return [Facts({**facts, **counts}), table, curves, *_coco_tables(evaluation)]
+
+
+def _coco_tables(evaluation: FullEvaluation) -> list[Block]:
+    ends = {"": "all", "50": "IoU 0.50", "75": "IoU 0.75"}
+    ends |= {"_small": "small", "_medium": "medium", "_large": "large"}
+    tables: list[Block] = []
+    for result in evaluation.coco.values():
+        rows = [
+            (name.upper(), *(getattr(result, name + end) for end in ends)) for name in ("ap", "ar")
+        ]
+        what = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[result.iou_type]
+        caption = f"COCO's average precision and recall of {what}, by IoU and by area of the object"
+        tables.append(Table(["", *ends.values()], rows, caption))
+    return tables
+
+
+def _errors(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
+    errors = evaluation.errors
+    chart = artist.chart(
+        plot_errors,
+        errors,
+        "errors",
+        "Detections of each class by kind, AP that each kind of error costs, missed objects.",
+        "The N detections of highest score of each class, N being its objects; what mAP would gain "
+        "if one kind of error were gone; objects missed by size.",
+    )
+    totals = [errors.totals(scope) for scope in ("top_n", "best_f1", "all")]
+    kinds = Table(
+        ["detections", "top N", "at best F1", "all", "AP gain"],
+        [
+            (label_of(name), *(counts[name] for counts in totals), errors.ap_gain.get(name, ""))
+            for name in ("correct", *KINDS, "ignored")
+        ],
+        "What detections are, after Hoiem et al. (2012) and TIDE (2020), by VOC's matching. AP "
+        "gain: what mAP would rise by if there were no errors of that kind.",
+    )
+    missed = Table(
+        ["objects", "number", "missed", "share", "missed at best F1", "share at best F1"],
+        [
+            (size + suffix, m.objects, m.missed, m.share, m.missed_at_best_f1, m.share_at_best_f1)
+            for suffix, by_size in (("", errors.missed), (", difficult", errors.missed_difficult))
+            for size in (*SIZES, "all")
+            for m in (by_size[size],)
+        ],
+        "Objects that no detection has found, and none from the score of its class's best F1 on. "
+        "Small: below 32 × 32 square pixels, large: from 96 × 96 on.",
+        digits=3,
+    )
+    return [chart, kinds, missed]
+
+
+def _worst(
+    evaluation: FullEvaluation,
+    found: Sequence[tuple[int, Prediction]],
+    dataset: DetectionData,
+    artist: _Artist,
+) -> list[Block]:
+    worst = worst_images(evaluation.errors, _NUM_WORST)
+    if not worst:
+        return [Text("No image has an error at the scores of best F1.")]
+    note = Text(
+        "Ground truth beside predictions from the score of their class's best F1 on; the image of "
+        "the lowest F1 first. Blue is right, vermillion is wrong or missed, grey does not count."
+    )
+    drawn = [
+        _Drawn.make(errors, evaluation, *found[errors.image], dataset=dataset) for errors in worst
+    ]
+
+    def draw(path: Path, of: Sequence[_Drawn], **layout: Any) -> Path:
+        return plot_predictions(
+            [each.image for each in of],
+            [each.prediction for each in of],
+            [each.target for each in of],
+            evaluation.voc.classes,
+            path,
+            score_threshold=0.0,
+            outcomes=[each.errors.outcomes for each in of],
+            missed=[each.errors.is_missed.tolist() for each in of],
+            titles=[each.name for each in of],
+            **layout,
+        )
+
+    draw(artist.folder / "worst.png", drawn[:_NUM_MIXED])
+    pictures = [
+        artist.images(
+            lambda path, each=each, **layout: draw(path, [each], **layout),
+            f"worst_{number}",
+            f"Ground truth and predictions of {each.name}",
+            each.caption(),
+        )
+        for number, each in enumerate(drawn)
+    ]
+    return [note, Gallery(pictures)]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """An image with what is shown of its predictions."""
+
+    errors: ImageErrors
+    name: str
+    image: Tensor
+    prediction: Prediction
+    target: Target
+
+    @classmethod
+    def make(
+        cls,
+        errors: ImageErrors,
+        evaluation: FullEvaluation,
+        index: int,
+        prediction: Prediction,
+        *,
+        dataset: DetectionData,
+    ) -> _Drawn:
+        # The matching's rows come image by image.
+        first = int(evaluation.matching.det_images.searchsorted(errors.image))
+        rows = (errors.detections - first).tolist()
+        shown = {
+            key: [value[row] for row in rows] if isinstance(value, list) else value[rows]
+            for key, value in prediction.items()
+        }
+        image, target = dataset[index]
+        return cls(errors, dataset.names[index], image, shown, target)
+
+    def caption(self) -> str:
+        errors = self.errors
+        return (
+            f"F1 {errors.f1:.2f}: {errors.num_correct} correct, {errors.num_false} false, "
+            f"{errors.num_missed} missed"
+        )
+
+
+def _training(metrics: Path, artist: _Artist) -> list[Block]:
+    if not metrics.is_file():
+        return [Text(f"Not shown: no {metrics.name} lies beside the checkpoint.")]
+    return [
+        artist.chart(
+            plot_learning_curve,
+            metrics,
+            "learning_curve",
+            "Training loss, learning rate and mAP over the optimizer steps.",
+            "Loss, learning rate and mAP over the run.",
+        )
+    ]
+
+
+def _mixing(config: TrainConfig, artist: _Artist) -> list[Block]:
+    if config.mixing.name == "none":
+        return [Text("Nothing is mixed.")]
+    try:
+        images, targets = mixed_batch(config, num_images=_NUM_MIXED)
+        weights = sample_box_weights(config, num_images=_NUM_WEIGHED)
+    except OSError as error:  # evaluated elsewhere than trained
+        return [Text(f"Not shown, as the training images are not at hand: {error}")]
+    classes = config.data.class_names
+    plot_batch(images, targets, classes, artist.folder / "mixed_batch.png", _NUM_MIXED)
+    alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
+    histogram = artist.chart(
+        partial(plot_box_weights, alpha=alpha),
+        weights,
+        "box_weights",
+        "Histogram of the weights of boxes.",
+        f"Weights of the {len(weights):,} boxes of the {_NUM_WEIGHED} images an epoch begins with.",
+    )
+    pictures = [
+        artist.images(
+            lambda path, number=number, **layout: plot_batch(
+                [images[number]], [targets[number]], classes, path, **layout
+            ),
+            f"mixed_{number}",
+            f"Image {number + 1} of a mixed batch, each box with its weight",
+        )
+        for number in range(len(images))
+    ]
+    note = Text("The first images of the first epoch. Boxes of one image share a colour.")
+    return [histogram, note, Gallery(pictures)]
+
+
+def _setup(config: TrainConfig) -> list[Block]:
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    packages = Table(["package", "version"], list(versions().items()), "What evaluated it")
+    return [Code(text, "The whole configuration"), packages]
+
+
+def _data(config: TrainConfig, dataset: DetectionData) -> str:
+    if config.data.format == "coco":
+        return str(config.data.coco.test_annotations)
+    return " and ".join(f"VOC {year} {split}" for year, split in config.data.test)

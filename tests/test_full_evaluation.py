@@ -1,0 +1,223 @@
+"""The whole of an evaluation: what `evaluate.py` writes, reads back and reports."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+from voc_oracle import loop_ap
+
+from detmix.data import SHAPE_CLASSES
+from detmix.data.shapes_coco import write_shapes_coco
+from detmix.evaluation import VOCEvaluator, score_predictions
+from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training.console import run_tool
+from detmix.training.datasets import note_data, open_dataset
+from detmix.training.devkit_results import load_devkit_results, save_devkit_results
+from detmix.training.full_evaluation import evaluate_fully
+
+TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
+# So low a threshold that the mAP of the tiny detector is not 0.
+TRAINED = (
+    "epochs=3", "optim.lr=0.003", "augment.photometric=0", "augment.crop=0", "data.workers=0",
+    "detector.options.box_score_thresh=0.005", "detector.options.box_detections_per_img=60",
+    "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys, fresh_accelerator):
+    """Return a function that evaluates within this process and returns what was printed."""
+    main = runpy.run_path(str(TOOL))["main"]
+
+    def run(*args):
+        assert run_tool(main, [str(arg) for arg in args]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_dir(shapes_root, tmp_path_factory):
+    """Train once and return the run's folder."""
+    folder = tmp_path_factory.mktemp("evaluation") / "run"
+    DetectorTrainer(tiny_config(shapes_root, folder, *TRAINED)).fit()
+    return folder
+
+
+def guesses(truth, indices, seed=0):
+    """Objects that are shifted, of another class, found twice or not at all, in NumPy."""
+    rng, found = np.random.default_rng(seed), []
+    for index in indices:
+        target = truth.target(index)
+        rows = rng.integers(0, max(len(target["boxes"]), 1), 2 * len(target["boxes"]))
+        boxes = target["boxes"].numpy()[rows] + rng.normal(0, 4, (len(rows), 1)).astype(np.float32)
+        labels = target["labels"].numpy()[rows]
+        labels = np.where(rng.random(len(rows)) < 0.2, 1, labels)
+        scores = rng.integers(1, 9, len(rows)).astype(np.float32) / 8  # many are equal
+        found.append((index, {"boxes": boxes, "labels": labels, "scores": scores}))
+    return found
+
+
+class TestTool:
+    def test_writes_and_reads_back(self, run, run_dir, shapes_root, tmp_path):
+        printed = run(run_dir / "last.pt")
+        folder = run_dir / "evaluation"
+        results = json.loads((folder / "results.json").read_text())
+        assert results["checkpoint"] == str(run_dir / "last.pt")
+        assert results["num_images"] == 8
+        assert results["voc"]["mean_ap"] > 0
+        for number in (results["voc"]["mean_ap"], results["coco"]["bbox"]["ap"]):
+            assert f"{number:.4f}" in printed
+        names = sorted(path.name for path in (folder / "results" / "VOC2007" / "Main").iterdir())
+        assert names == sorted(f"comp4_det_test_{name}.txt" for name in SHAPE_CLASSES)
+
+        data = ("--data.root", shapes_root, "--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
+        again = run(folder / "results", *data, "--save", tmp_path)
+        assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]
+        saved = json.loads((tmp_path / "results.json").read_text())
+        assert {**saved, "checkpoint": 0, "detections": 0} == {
+            **results, "checkpoint": 0, "detections": 0,
+        }  # fmt: skip
+
+        scored = run(folder / "predictions.json", "--annotations", folder / "ground_truth.json")
+        assert re.search(rf"^mean .* {results['coco']['bbox']['ap']:.4f} ", scored, re.MULTILINE)
+
+    def test_report(self, run, run_dir, tmp_path):
+        printed = run(run_dir / "best.pt", "--save", tmp_path / "new", "--report")
+        assert "report.html" in printed
+        report = (tmp_path / "new" / "report.html").read_text()
+        headings = re.findall(r"<h2[^>]*>(.*?)</h2>", report)
+        assert headings == [
+            "Result", "Where it fails", "Worst images", "Training", "Mixing", "How it ran",
+        ]  # fmt: skip
+        assert "Not shown" not in report
+        results = json.loads((tmp_path / "new" / "results.json").read_text())
+        assert f"{results['voc']['mean_ap']:.4f}" in report
+        pictures = ("precision_recall", "errors", "worst", "learning_curve", "mixed_batch")
+        for name in (*pictures, "box_weights"):
+            assert min(Image.open(tmp_path / "new" / f"{name}.png").size) > 200
+        HTMLParser().feed(report)
+        assert not re.search(r'(src|srcset|href)="(?!data:|#)', report)
+
+    def test_report_where_only_the_test_images_are(self, run, run_dir, shapes_root, tmp_path):
+        """And the checkpoint alone, without its run."""
+        checkpoint = tmp_path / "mine.pt"
+        checkpoint.write_bytes((run_dir / "best.pt").read_bytes())
+        args = (
+            "--data.train",
+            '[["2007", "elsewhere"]]',
+            "--save",
+            tmp_path,
+            "--report",
+            "--data.test_limit",
+            "2",
+        )
+        run(checkpoint, *args)
+        report = (tmp_path / "report.html").read_text()
+        assert "no metrics.jsonl lies beside the checkpoint" in report
+        assert "the training images are not at hand" in report
+        assert "elsewhere" in report
+
+    @pytest.mark.slow
+    def test_two_processes_as_one(self, run, run_dir, tmp_path):
+        """Seven images, over two processes in batches of two."""
+        args = (run_dir / "last.pt", "--data.test_limit", "7", "--data.eval_batch_size", "2")
+        run(*args, "--save", tmp_path / "one")
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        launcher += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d"]
+        launcher += ["--rdzv_endpoint=127.0.0.1:0", TOOL]
+        process = subprocess.run(
+            [*map(str, (*launcher, *args, "--save", tmp_path / "two"))],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        assert process.stdout.count("7 images") == 1
+        for path in (tmp_path / "one").rglob("*.*"):
+            other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+            assert other.read_bytes() == path.read_bytes(), path.name
+
+
+class TestEvaluateFully:
+    def test_all_at_once_is_each_alone(self, shapes_root, tmp_path):
+        config = tiny_config(shapes_root, tmp_path / "run")
+        truth = open_dataset(config, train=False)
+        found = guesses(truth, range(8))
+        evaluation, coco = evaluate_fully(found, truth, config)
+        predictions = [prediction for _, prediction in found]
+        targets = [
+            {key: value.numpy() for key, value in truth.target(index).items() if key != "image_id"}
+            for index, _ in found
+        ]
+        for result, interpolation in ((evaluation.voc, "all-point"), (evaluation.voc07, "11point")):
+            ap = loop_ap(predictions, targets, len(SHAPE_CLASSES), 0.5, interpolation)
+            assert list(result.ap.values()) == pytest.approx(ap, abs=1e-12)
+            assert 0.1 < result.mean_ap < 0.9
+        files = coco.save(tmp_path)
+        assert evaluation.coco["bbox"].ap == score_predictions(*files).ap
+        assert evaluation.errors.mean_ap == evaluation.voc.mean_ap
+
+    def test_crowds_count_neither_way(self, tmp_path):
+        root = write_shapes_coco(tmp_path / "data", num_train=4, num_test=6, image_size=64)
+        path = root / "annotations" / "instances_val2017.json"
+        content = json.loads(path.read_text())
+        for entry in content["annotations"][::3]:
+            entry["iscrowd"] = 1
+        path.write_text(json.dumps(content))
+        args = [f"--data.root={root}", "--data.format=coco", f"--run_dir={tmp_path / 'run'}"]
+        config = parse_args(TrainConfig, args)
+        truth = open_dataset(config, train=False)
+        config = note_data(config, truth)
+        found = guesses(truth, range(len(truth)))
+        evaluation, _ = evaluate_fully(found, truth, config)
+        difficult = VOCEvaluator(truth.classes)
+        targets = [truth.target(index) for index, _ in found]
+        assert any(target["iscrowd"].any() for target in targets)
+        difficult.update(
+            [prediction for _, prediction in found],
+            [{**target, "difficult": target["iscrowd"]} for target in targets],
+        )
+        assert evaluation.voc.ap == pytest.approx(difficult.compute().ap, nan_ok=True)
+        assert evaluation.voc.mean_ap < 1
+
+
+class TestDevkitResults:
+    def test_years_and_splits_keep_apart(self, shapes_root, tmp_path):
+        """The same image name in two years, and two splits of one year."""
+        root = tmp_path / "VOCdevkit"
+        for year in ("2007", "2012"):
+            for part in ("JPEGImages", "Annotations", "ImageSets"):
+                folder = root / f"VOC{year}" / part
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.symlink_to(shapes_root / "VOC2007" / part)
+        sets = '[["2007", "test"], ["2012", "test"], ["2007", "trainval"]]'
+        config = tiny_config(root, tmp_path / "run", f"data.test={sets}")
+        truth = open_dataset(config, train=False)
+        found = guesses(truth, range(len(truth)))
+        results = save_devkit_results(tmp_path, truth, found)
+        files = sorted(str(path.relative_to(results)) for path in results.rglob("*.txt"))
+        assert len(files) == 3 * len(SHAPE_CLASSES)
+        assert files[0] == "VOC2007/Main/comp4_det_test_circle.txt"
+        back = load_devkit_results(results, truth)
+        assert [index for index, _ in back] == list(range(len(truth)))
+        evaluations = [evaluate_fully(each, truth, config)[0] for each in (found, back)]
+        assert evaluations[0].voc.ap == pytest.approx(evaluations[1].voc.ap, abs=1e-9)
+        assert load_devkit_results(results, truth, limit=3)[2][0] == 2
+
+    def test_files_that_are_missing(self, shapes_root, tmp_path):
+        truth = open_dataset(tiny_config(shapes_root, tmp_path / "run"), train=False)
+        results = save_devkit_results(tmp_path, truth, guesses(truth, range(8)))
+        (results / "VOC2007" / "Main" / "comp4_det_test_star.txt").unlink()
+        with pytest.raises(FileNotFoundError, match="star"):
+            load_devkit_results(results, truth)

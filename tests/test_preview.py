@@ -1,0 +1,132 @@
+"""Previews: the images of an epoch, and of every object the image that it is from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from detmix.data.shapes_coco import write_shapes_coco
+from detmix.training.datasets import open_dataset
+from detmix.training.preview import mixed_batch, mixed_pair
+
+# Without augmentation a mixed object lies where it lies on disk.
+STILL = ("augment.flip=0", "augment.crop=0", "augment.photometric=0", "mixing.p=1")
+
+
+@pytest.fixture(scope="module")
+def coco_root(tmp_path_factory):
+    """Return 8 images of shapes to train on, 64 pixels large."""
+    return write_shapes_coco(tmp_path_factory.mktemp("coco"), 8, 2, 64)
+
+
+def config_for(root, tmp_path, *overrides):
+    return tiny_config(root, tmp_path, *STILL, *overrides)
+
+
+def inside(box, boxes):
+    """Tell of each of ``boxes`` whether it holds ``box``."""
+    return ((boxes[:, :2] <= box[:2] + 0.01) & (boxes[:, 2:] >= box[2:] - 0.01)).all(1)
+
+
+def check_sources(image_id, target, data):
+    """Every object is one of its source's, as far as it is seen; the sources are named."""
+    assert target["source"].dtype == torch.int64
+    assert len(target["source"]) == len(target["boxes"])
+    assert next(iter(target["sources"])) == image_id
+    assert set(target["source"].tolist()) <= target["sources"].keys()
+    for box, label, source in zip(
+        target["boxes"], target["labels"], target["source"].tolist(), strict=True
+    ):
+        original = data.target(data.index_of(source))
+        assert bool((inside(box, original["boxes"]) & (original["labels"] == label)).any())
+    for source, name in target["sources"].items():
+        assert name == data.names[data.index_of(source)]
+
+
+@pytest.mark.parametrize("place", ["batch", "dataset", "device"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "mixup+cutmix", "none"])
+def test_objects_keep_their_source(shapes_root, tmp_path, place, name):
+    config = config_for(shapes_root, tmp_path, f"mixing.name={name}", f"mixing.place={place}")
+    data = open_dataset(config, train=True)
+    _, targets = mixed_batch(config)
+    for target in targets:
+        check_sources(target["image_id"], target, data)
+        assert len(target["sources"]) == (1 if name == "none" else 2)
+        if name == "mixup":
+            for source in target["sources"]:
+                weights = target["box_weights"][target["source"] == source]
+                assert bool((weights == weights[:1]).all())
+
+
+def test_sources_survive_augmentation_and_masks(coco_root, tmp_path):
+    config = tiny_config(
+        coco_root, tmp_path, "data.format=coco", "augment.flip=1", "augment.crop=1",
+        "mixing.name=mixup+cutmix", "mixing.p=1", "detector.name=maskrcnn",
+    )  # fmt: skip
+    data = open_dataset(config, train=True)
+    for _, target in zip(*mixed_batch(config), strict=True):
+        labels = {source: data.target(data.index_of(source))["labels"] for source in data.image_ids}
+        for label, source in zip(target["labels"], target["source"].tolist(), strict=True):
+            assert label in labels[source]
+        assert len(target["masks"]) == len(target["source"])
+        assert list(target["sources"].values()) == [
+            data.names[data.index_of(source)] for source in target["sources"]
+        ]
+
+
+@pytest.mark.parametrize("place", ["batch", "dataset"])
+def test_a_partner_without_objects_is_known(coco_root, tmp_path, place):
+    """The pixels tell: they are those of both sources, whichever of them has objects."""
+    config = config_for(
+        coco_root, tmp_path, "data.format=coco", "data.coco.empty=keep",
+        "data.classes=[star]", f"mixing.place={place}", "mixing.name=mixup",
+    )  # fmt: skip
+    data = open_dataset(config, train=True)
+    half = 0
+    for epoch in range(3):
+        for image, target in zip(*mixed_batch(config, epoch=epoch), strict=True):
+            check_sources(target["image_id"], target, data)
+            sources = target["source"].unique().tolist()
+            if len(sources) != 1:
+                continue
+            half += 1
+            lam = float(target["box_weights"][0])
+            lam = lam if sources == [target["image_id"]] else 1 - lam
+            first, second = (data[data.index_of(s)][0].double() for s in target["sources"])
+            height, width = map(min, first.shape[1:], second.shape[1:])
+            seen, first, second = (x[:, :height, :width] for x in (image, first, second))
+            assert (seen - (lam * first + (1 - lam) * second)).abs().max() <= 1
+    assert half > 0
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_pairs_name_their_sources(shapes_root, tmp_path, name):
+    config = config_for(shapes_root, tmp_path, f"mixing.name={name}")
+    data = open_dataset(config, train=True)
+    images, targets = mixed_pair(config, 5, 2, lam=0.6)
+    assert len(images) == len(targets) == 3
+    assert [list(target["sources"]) for target in targets] == [[5], [2], [5, 2]]
+    for image_id, target in zip((5, 2, 5), targets, strict=True):
+        check_sources(image_id, target, data)
+
+
+def test_the_same_wherever_it_is(shapes_root, tmp_path):
+    settings = ("mixing.p=1", "mixing.fill=114")
+    shown = [
+        mixed_batch(tiny_config(shapes_root, tmp_path, f"mixing.place={place}", *settings))
+        for place in ("batch", "device")
+    ]
+    assert [target.pop("sources") for target in shown[0][1]] == [
+        target.pop("sources") for target in shown[1][1]
+    ]
+    torch.testing.assert_close(*shown, rtol=0, atol=0)
+    assert all(image.dtype == torch.uint8 for image in shown[0][0])
+    assert all(t["box_weights"].max() < 1 for t in shown[0][1])
+
+
+def test_the_schedule_of_mixing(shapes_root, tmp_path):
+    """The preview of an epoch is mixed exactly where the training is."""
+    config = config_for(shapes_root, tmp_path, "mixing.off_epochs=1")
+    mixed = [[len(t["sources"]) for t in mixed_batch(config, epoch=e)[1]] for e in range(2)]
+    assert mixed == [[2] * 8, [1] * 8]
