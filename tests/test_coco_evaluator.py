@@ -426,8 +426,10 @@ def coco_sigmas():
 def test_several_types_of_one_evaluator():
     predictions, targets = made_case("segm", num_images=12)
     add_keypoints(predictions, targets)
-    evaluator = evaluator_of(predictions, targets, iou_types=("segm", "bbox", "keypoints"))
-    assert evaluator.iou_types == ("segm", "bbox", "keypoints")
+    iou_types = ("segm", "bbox", "keypoints")
+    options = {"iou_types": iou_types, "backend": "pycocotools"}
+    evaluator = evaluator_of(predictions, targets, **options)
+    assert evaluator.iou_types == iou_types
     assert evaluator.compute() is evaluator.compute("segm")
     for iou_type in evaluator.iou_types:
         ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
@@ -713,3 +715,14 @@ class TestResult:
         assert isinstance(result, COCOResult)
         with pytest.raises(AttributeError):
             result.ap = 1.0
+
+
+def test_the_faster_backend_is_chosen_where_it_is_installed(monkeypatch):
+    from detmix.evaluation import coco_ap
+
+    assert COCOEvaluator(CLASSES).backend == "auto"
+    for found, module in ((None, "pycocotools"), (object(), "faster_coco_eval")):
+        if found is not None:
+            pytest.importorskip("faster_coco_eval")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        assert {kind.__module__.split(".")[0] for kind in coco_ap._load_backend("auto")} == {module}

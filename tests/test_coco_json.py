@@ -179,7 +179,8 @@ class TestScore:
         stats, by_class = by_hand(
             json.loads(annotations.read_text()), json.loads(predictions.read_text()), iou_type
         )
-        result = score_predictions(str(predictions), annotations, iou_type=iou_type)
+        options = {"iou_type": iou_type, "backend": "pycocotools"}
+        result = score_predictions(str(predictions), annotations, **options)
         got = {name: getattr(result, name) for name in stats}
         np.testing.assert_array_equal(list(got.values()), list(stats.values()))
         assert result.ap > 0.05
@@ -269,9 +270,7 @@ class TestScore:
         files = foreign_files(tmp_path)
         with pytest.raises(ValueError, match="iou_type is 'box', expected one of bbox"):
             score_predictions(*files, iou_type="box")
-        with pytest.raises(
-            ValueError, match="backend is 'numpy', expected one of auto, pyco"
-        ):
+        with pytest.raises(ValueError, match="backend is 'numpy', expected one of auto, pyco"):
             score_predictions(*files, backend="numpy")
         with pytest.raises(ValueError, match="2 keypoint_sigmas for 17 keypoints"):
             score_predictions(
@@ -452,7 +451,8 @@ def test_what_trains_can_be_scored(tmp_path, name, iou_type):
     ground_truth, results = (json.loads((tmp_path / f).read_text()) for f in ("gt.json", "p.json"))
     stats, _ = by_hand(ground_truth, results, iou_type)
     data_files(tmp_path, iou_type, odd)
-    result = score_predictions(tmp_path / "p.json", tmp_path / "gt.json", iou_type=iou_type)
+    options = {"iou_type": iou_type, "backend": "pycocotools"}
+    result = score_predictions(tmp_path / "p.json", tmp_path / "gt.json", **options)
     np.testing.assert_array_equal([getattr(result, k) for k in stats], list(stats.values()))
     assert result.ap > 0.02
     dataset = CocoDetection(tmp_path, tmp_path / "gt.json", masks=True, keypoints=True)

@@ -240,8 +240,8 @@ def test_cells(tmp_path):
     assert cells == [
         ["name", "ap", "count", "share", "mixed", "year", "none"],
         ["a", "0.12", "1,234,567", "37.5 %", "1", "2007", "n/a"],
-        ["b", "n/a", "0", "−4 %", "one", "n/a", "n/a"],
-        ["c", "12,345.50", "-1", "n/a", "n/a", "2012", "n/a"],
+        ["b", "n/a", "0", "−4 %", "one", "", "n/a"],
+        ["c", "12,345.50", "-1", "n/a", "", "2012", "n/a"],
         ["all", "0.50", "10", "n/a", "n/a", "n/a", "n/a"],
     ]
     for row in table.all("tr"):  # numbers to the right, in every row of the column

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.evaluation.error_result import KINDS, OUTCOMES
-from detmix.evaluation.voc_ap import FloatArray, IntArray, average_precision
+from detmix.evaluation.voc_ap import IntArray, average_precision
 from detmix.evaluation.voc_matching import VOCMatching
 from detmix.evaluation.voc_result import PrecisionRecallCurve
 
@@ -28,7 +28,7 @@ def ap_gains(
     Returns:
         NaN throughout where no class has objects.
     """
-    order, num_objects = rank(matching), count_objects(matching)
+    order, num_objects = rank(matching), matching.num_objects
     mean_ap = _mean_ap(curves_of(matching, order, kinds, right_gt), num_objects)
     gains = {}
     for kind in KINDS:
@@ -41,12 +41,6 @@ def ap_gains(
 def rank(matching: VOCMatching) -> IntArray:
     """All rows of detections ``(D,)`` by decreasing score, equal ones as they came."""
     return np.argsort(-matching.det_scores, kind="stable")
-
-
-def count_objects(matching: VOCMatching) -> IntArray:
-    """How many objects of each class ``(C,)`` are not difficult."""
-    labels = matching.gt_labels[~matching.gt_difficult]
-    return np.bincount(labels, minlength=len(matching.classes) + 1)[1:]
 
 
 def curves_of(
@@ -76,15 +70,9 @@ def curves_of(
     ends = np.cumsum(np.bincount(labels[kept], minlength=len(matching.classes) + 1)[1:])
     by_class = np.split(kept, ends[:-1])
     return [
-        _curve(is_true[rows], matching.det_scores[rows], int(num))
-        for rows, num in zip(by_class, count_objects(matching), strict=True)
+        PrecisionRecallCurve.of(is_true[rows], matching.det_scores[rows], num)
+        for rows, num in zip(by_class, matching.num_objects.tolist(), strict=True)
     ]
-
-
-def _curve(is_true: NDArray[np.bool_], scores: FloatArray, num: int) -> PrecisionRecallCurve:
-    true_positives: FloatArray = np.cumsum(is_true, dtype=np.float64)
-    recall = true_positives / num if num else np.full(len(is_true), np.nan)
-    return PrecisionRecallCurve(recall, true_positives / np.arange(1, len(is_true) + 1), scores)
 
 
 def _mean_ap(curves: list[PrecisionRecallCurve], num_objects: IntArray) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.error_gains import ap_gains, count_objects, curves_of, rank
+from detmix.evaluation.error_gains import ap_gains, curves_of, rank
 from detmix.evaluation.error_result import OUTCOMES, SIZES, ErrorAnalysis, MissedObjects
 from detmix.evaluation.voc_ap import BoolArray, FloatArray, IntArray, best_overlaps
 from detmix.evaluation.voc_matching import VOCMatching
@@ -91,7 +91,7 @@ def analyze_errors(
     thresholds = np.array([curve.best_f1().score for curve in curves])
     # Comparisons with NaN are false: of a class without objects nothing is shown.
     is_shown = np.asarray(matching.det_scores >= thresholds[matching.det_labels - 1])
-    num_objects = count_objects(matching)
+    num_objects = matching.num_objects
     scopes = {
         "top_n": _top_n(matching, num_objects),
         "best_f1": np.flatnonzero(is_shown),

@@ -68,7 +68,7 @@ class Table:
     """A table whose first column names the rows; a click on a column's head sorts by it.
 
     Columns of numbers, also of numbers given as text (``"37 %"``), stand to the right. Integers get
-    separators of thousands; None and NaN are ``n/a``.
+    separators of thousands; None and NaN are ``n/a``, empty text leaves a cell empty.
 
     Attributes:
         header: the columns' names.
@@ -106,7 +106,7 @@ class Table:
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers or nothing, and at least one number."""
         cells = [row[column] for row in (*self.rows, self.footer) if row]
-        given = [cell for cell in cells if cell_text(cell, 0) != _MISSING]
+        given = [cell for cell in cells if cell_text(cell, 0) not in ("", _MISSING)]
         return bool(given) and all(cell_number(cell) is not None for cell in given)
 
 
@@ -241,7 +241,7 @@ def embed(source: Source) -> EmbeddedPicture:
 
 def cell_text(value: Cell, digits: int) -> str:
     """A cell as the reader sees it."""
-    if value is None or value == "" or value != value:
+    if value is None or value != value:
         return _MISSING
     if isinstance(value, str):
         return value

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from detmix.evaluation.inputs import Batch, Columns, ImageId, Record, read_batch
 from detmix.evaluation.voc_ap import (
-    FloatArray,
     Interpolation,
     average_precision,
     check_interpolation,
@@ -146,7 +145,7 @@ class VOCEvaluator:
         chosen = self.interpolation if interpolation is None else interpolation
         check_interpolation(chosen)
         matching = self.matching()
-        num_objects = _num_objects(matching)
+        num_objects = matching.num_objects.tolist()
         ap = [
             average_precision(curve.recall, curve.precision, chosen) if num else float("nan")
             for curve, num in zip(self._curves, num_objects, strict=True)
@@ -204,25 +203,11 @@ def _joined(parts: list[Columns], extra_dtype: type[np.generic]) -> Columns:
     )
 
 
-def _num_objects(matching: VOCMatching) -> list[int]:
-    """How many objects of each class count."""
-    labels = matching.gt_labels[~matching.gt_difficult]
-    return [int(num) for num in np.bincount(labels, minlength=len(matching.classes) + 1)[1:]]
-
-
 def _curves(matching: VOCMatching) -> list[PrecisionRecallCurve]:
     curves = []
-    for rows, num in zip(matching.by_class, _num_objects(matching), strict=True):
+    for rows, num in zip(matching.by_class, matching.num_objects.tolist(), strict=True):
         counted = rows[~matching.is_ignored[rows]]
-        curves.append(_curve(matching.is_true[counted], matching.det_scores[counted], num))
+        curves.append(
+            PrecisionRecallCurve.of(matching.is_true[counted], matching.det_scores[counted], num)
+        )
     return curves
-
-
-def _curve(is_true: NDArray[np.bool_], scores: NDArray[Any], num: int) -> PrecisionRecallCurve:
-    """The curve of one class with ``num`` objects; the arrays are read-only, results share them."""
-    true_positives: FloatArray = np.cumsum(is_true, dtype=np.float64)
-    recall = true_positives / num if num else np.full(len(is_true), np.nan)
-    precision = true_positives / np.arange(1, len(is_true) + 1)
-    for values in (recall, precision, scores):
-        values.setflags(write=False)
-    return PrecisionRecallCurve(recall, precision, scores)

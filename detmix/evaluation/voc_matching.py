@@ -67,6 +67,12 @@ class VOCMatching:
     gt_labels: NDArray[np.int32]
     gt_difficult: BoolArray
 
+    @property
+    def num_objects(self) -> IntArray:
+        """How many objects of each class ``(C,)`` are not difficult."""
+        labels = self.gt_labels[~self.gt_difficult]
+        return np.bincount(labels, minlength=len(self.classes) + 1)[1:]
+
 
 def match(
     detections: Columns,

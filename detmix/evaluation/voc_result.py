@@ -51,6 +51,24 @@ class PrecisionRecallCurve:
     precision: NDArray[np.float64]
     scores: NDArray[Any]
 
+    @classmethod
+    def of(
+        cls, is_true: NDArray[np.bool_], scores: NDArray[Any], num_objects: int
+    ) -> "PrecisionRecallCurve":
+        """The curve of one class; its arrays are read-only, as results share them.
+
+        Args:
+            is_true: ``(K,)`` true and false positives by decreasing score.
+            scores: ``(K,)``.
+            num_objects: of the class, difficult ones left out.
+        """
+        true_positives = np.cumsum(is_true, dtype=np.float64)
+        recall = true_positives / num_objects if num_objects else np.full(len(is_true), np.nan)
+        precision = true_positives / np.arange(1, len(is_true) + 1)
+        for values in (recall, precision, scores):
+            values.setflags(write=False)
+        return cls(recall, precision, scores)
+
     def best_f1(self) -> OperatingPoint:
         """The point of highest F1; of equal ones that of the highest score.
 

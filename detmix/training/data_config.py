@@ -89,6 +89,8 @@ class DataConfig:
         other = {"voc": ("coco",), "coco": ("train", "test", "difficult")}[self.format]
         for item in fields(self):
             default = item.default if item.default is not MISSING else CocoConfig()
+            if item.name == "coco":  # COCO's AP is computed for any data
+                default = CocoConfig(backend=self.coco.backend)
             if item.name in other and getattr(self, item.name) != default:
                 raise ValueError(
                     f"data.{item.name} is not for data.format={self.format}, got "

@@ -94,7 +94,7 @@ class FullEvaluation:
         return header, rows, (*mean, *totals, "", "", "")
 
     def _class_row(self, name: str) -> tuple[Any, ...]:
-        best = self.voc.curves[name].best_f1()
+        best = self.voc.best_f1()[name]
         values = [self.voc.ap[name], self.voc07.ap[name]]
         values += [result.ap_by_class[name] for result in self.coco.values()]
         counts = (self.voc.num_objects[name], self.voc.num_detections[name])

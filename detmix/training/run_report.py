@@ -299,17 +299,14 @@ def _mixing(config: TrainConfig, artist: _Artist) -> list[Block]:
         weights,
         "box_weights",
         "Histogram of the weights of boxes.",
-        f"Weights of the {len(weights):,} boxes of the {_NUM_WEIGHED} images an epoch begins with.",
+        f"Weights of {len(weights):,} boxes, those of the images that an epoch begins with.",
     )
     pictures = [
-        artist.images(
-            lambda path, number=number, **layout: plot_batch(
-                [images[number]], [targets[number]], classes, path, **layout
-            ),
-            f"mixed_{number}",
-            f"Image {number + 1} of a mixed batch, each box with its weight",
+        Picture(
+            plot_batch([image], [target], classes, artist.scratch / f"mixed_{number}.jpg"),
+            f"Image {number} of a mixed batch, each box with its weight",
         )
-        for number in range(len(images))
+        for number, (image, target) in enumerate(zip(images, targets, strict=True), 1)
     ]
     note = Text("The first images of the first epoch. Boxes of one image share a colour.")
     return [histogram, note, Gallery(pictures)]
