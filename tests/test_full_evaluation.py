@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,12 +19,12 @@ from voc_oracle import loop_ap
 
 from detmix.data import SHAPE_CLASSES
 from detmix.data.shapes_coco import write_shapes_coco
-from detmix.evaluation import VOCEvaluator, score_predictions
+from detmix.evaluation import score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, parse_args
 from detmix.training.console import run_tool
 from detmix.training.datasets import note_data, open_dataset
 from detmix.training.devkit_results import load_devkit_results, save_devkit_results
-from detmix.training.full_evaluation import evaluate_fully
+from detmix.training.full_evaluation import check_before, evaluate_fully
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
 # So low a threshold that the mAP of the tiny detector is not 0.
@@ -85,9 +86,9 @@ class TestTool:
         again = run(folder / "results", *data, "--save", tmp_path)
         assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]
         saved = json.loads((tmp_path / "results.json").read_text())
-        assert {**saved, "checkpoint": 0, "detections": 0} == {
-            **results, "checkpoint": 0, "detections": 0,
-        }  # fmt: skip
+        assert saved["data"]["test"] == results["data"]["test"]
+        for name in ("num_images", "voc", "voc07", "coco", "errors"):
+            assert saved[name] == results[name]
 
         scored = run(folder / "predictions.json", "--annotations", folder / "ground_truth.json")
         assert re.search(rf"^mean .* {results['coco']['bbox']['ap']:.4f} ", scored, re.MULTILINE)
@@ -127,6 +128,21 @@ class TestTool:
         assert "no metrics.jsonl lies beside the checkpoint" in report
         assert "the training images are not at hand" in report
         assert "elsewhere" in report
+
+    def test_report_of_what_is_broken(self, run, run_dir, shapes_root, tmp_path):
+        """A line that a killed run has left half-written, training images without a list."""
+        run_copy = tmp_path / "run"
+        run_copy.mkdir()
+        (run_copy / "best.pt").write_bytes((run_dir / "best.pt").read_bytes())
+        (run_copy / "metrics.jsonl").write_text('{"event": "train", "st')
+        root = tmp_path / "data"
+        shutil.copytree(shapes_root, root)
+        (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_text("")
+        run(run_copy / "best.pt", "--data.root", root, "--report", "--data.test_limit", "1")
+        report = (run_copy / "evaluation" / "report.html").read_text()
+        assert report.count("Not shown") == 2
+        assert "line 1: " in report
+        assert "the first 1 images of VOC 2007 test" in report
 
     @pytest.mark.slow
     def test_two_processes_as_one(self, run, run_dir, tmp_path):
@@ -169,27 +185,50 @@ class TestEvaluateFully:
         assert evaluation.errors.mean_ap == evaluation.voc.mean_ap
 
     def test_crowds_count_neither_way(self, tmp_path):
-        root = write_shapes_coco(tmp_path / "data", num_train=4, num_test=6, image_size=64)
+        """Several detections within a crowd, as COCO has it."""
+        root = write_shapes_coco(tmp_path / "data", num_train=1, num_test=1, image_size=64)
         path = root / "annotations" / "instances_val2017.json"
         content = json.loads(path.read_text())
-        for entry in content["annotations"][::3]:
-            entry["iscrowd"] = 1
+        category = content["categories"][0]["id"]
+        boxes = [([2.0, 2, 10, 10], 0), ([20.0, 2, 40, 60], 1)]
+        content["annotations"] = [
+            {"id": number, "image_id": content["images"][0]["id"], "category_id": category,
+             "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            for number, (box, crowd) in enumerate(boxes, 1)
+        ]  # fmt: skip
         path.write_text(json.dumps(content))
         args = [f"--data.root={root}", "--data.format=coco", f"--run_dir={tmp_path / 'run'}"]
         config = parse_args(TrainConfig, args)
         truth = open_dataset(config, train=False)
         config = note_data(config, truth)
-        found = guesses(truth, range(len(truth)))
-        evaluation, _ = evaluate_fully(found, truth, config)
-        difficult = VOCEvaluator(truth.classes)
-        targets = [truth.target(index) for index, _ in found]
-        assert any(target["iscrowd"].any() for target in targets)
-        difficult.update(
-            [prediction for _, prediction in found],
-            [{**target, "difficult": target["iscrowd"]} for target in targets],
-        )
-        assert evaluation.voc.ap == pytest.approx(difficult.compute().ap, nan_ok=True)
-        assert evaluation.voc.mean_ap < 1
+        inside = [[22, 5, 32, 20], [30, 30, 58, 60], [15, 4, 30, 20]]  # two thirds of the last one
+        outside = [[10, 40, 28, 60]]  # four ninths of it in the crowd
+        found = np.array([*inside, [2, 2, 12, 12], *outside], dtype=np.float32)
+        prediction = {"boxes": found, "labels": np.ones(5, int), "scores": np.linspace(0.9, 0.1, 5)}
+        evaluation, _ = evaluate_fully([(0, prediction)], truth, config)
+        assert evaluation.voc.mean_ap == 1.0
+        assert evaluation.coco["bbox"].ap50 == pytest.approx(1.0)
+        totals = evaluation.errors.totals("all")
+        assert (totals["ignored"], totals["correct"], totals["background"]) == (3, 1, 1)
+        assert sum(evaluation.voc.num_objects.values()) == 1
+
+
+class TestCheckBefore:
+    def test_a_class_that_is_no_file_name(self, shapes_root, tmp_path):
+        classes = ["circle", "cross", "square", "star", "tri/angle"]
+        config = tiny_config(shapes_root, tmp_path / "run")
+        truth = open_dataset(config, train=False)
+        check_before(truth, config, "pycocotools")
+        truth.classes = tuple(classes)
+        with pytest.raises(ValueError, match="'tri/angle'"):
+            check_before(truth, config, None)
+
+    def test_a_backend_that_is_not_installed(self, shapes_root, tmp_path, monkeypatch):
+        config = tiny_config(shapes_root, tmp_path / "run")
+        truth = open_dataset(config, train=False)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="faster-coco-eval"):
+            check_before(truth, config, "faster-coco-eval")
 
 
 class TestDevkitResults:
@@ -214,6 +253,12 @@ class TestDevkitResults:
         evaluations = [evaluate_fully(each, truth, config)[0] for each in (found, back)]
         assert evaluations[0].voc.ap == pytest.approx(evaluations[1].voc.ap, abs=1e-9)
         assert load_devkit_results(results, truth, limit=3)[2][0] == 2
+        assert load_devkit_results(tmp_path, truth)[0][0] == 0  # the folder above, too
+
+        save_devkit_results(tmp_path, truth, found[:3])  # nothing of the other sets
+        back = dict(load_devkit_results(results, truth))
+        assert len(back[0]["scores"]) > 0
+        assert all(len(back[index]["scores"]) == 0 for index in range(3, len(truth)))
 
     def test_files_that_are_missing(self, shapes_root, tmp_path):
         truth = open_dataset(tiny_config(shapes_root, tmp_path / "run"), train=False)

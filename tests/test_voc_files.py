@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from voc_oracle import devkit_ap, random_case
 
 from detmix.data import VOC_CLASSES, VOCDetection
-from detmix.evaluation import VOCEvaluator
+from detmix.evaluation import COCOEvaluator, VOCEvaluator
 from detmix.evaluation.voc_files import read_voc_results, write_voc_results
 
 CLASSES = ("cat", "dog", "hot dog")
@@ -231,6 +231,18 @@ def test_any_order_of_lines(tmp_path):
     assert [result.as_dict() for result in again] == [result.as_dict() for result in expected]
 
 
+def test_sides_that_cross_by_rounding(tmp_path):
+    """As 1.24 and 1.26, the first one 1-based, become with one decimal."""
+    for name in CLASSES:
+        line = "a 0.5 2.3 5.3 1.2 4.3\n" if name == "dog" else ""
+        (tmp_path / f"comp4_det_test_{name}.txt").write_text(line)
+    (found,) = read_voc_results(tmp_path, ["a"], CLASSES)
+    np.testing.assert_allclose(found["boxes"], [[1.3, 4.3, 1.3, 4.3]])
+    target = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "image_id": 1}
+    for evaluator in (VOCEvaluator(CLASSES), COCOEvaluator(CLASSES)):
+        evaluator.update([found], [target])
+
+
 def test_finds_the_image_set(tmp_path):
     classes = ("dog", "hot_dog")
     record = {"boxes": np.ones((2, 4)), "labels": [1, 2], "scores": [0.5, 0.75]}
@@ -282,6 +294,7 @@ BAD_LINES = [
     ("a 0.5 1 2 3 nan", r"holds '0.5 1 2 3 nan', expected five finite numbers"),
     ("a inf 1 2 3 4", r".*expected five finite numbers"),
     ("a 0.5 1 2 -inf inf", r".*expected five finite numbers"),
+    ("a 0.5 9 2 3 4", r"holds '0.5 9 2 3 4', expected .*xmin <= xmax"),
     ("a 0.5 1 2 3 4,", r"holds '0.5 1 2 3 4,', expected five finite numbers"),
 ]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a checkpoint, or saved predictions without a model: VOC AP, COCO AP, what goes wrong.
+"""Score a checkpoint: VOC AP, COCO AP, what goes wrong; or saved predictions, without a model.
 
 python tools/evaluate.py runs/voc2007_cpu/best.pt --data.root data/VOCdevkit --report
 python tools/evaluate.py runs/voc2007_cpu/evaluation/results --data.root data/VOCdevkit
@@ -20,7 +20,7 @@ from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.console import run_tool
 from detmix.training.datasets import build_test_set, check_keypoints, open_dataset
 from detmix.training.devkit_results import load_devkit_results, save_devkit_results
-from detmix.training.full_evaluation import evaluate_fully
+from detmix.training.full_evaluation import check_before, evaluate_fully
 from detmix.training.inference import detect
 from detmix.training.loop import make_accelerator
 from detmix.training.run_report import write_run_report
@@ -29,6 +29,8 @@ from detmix.training.run_report import write_run_report
 def main(args: Sequence[str]) -> None:
     """Evaluate a checkpoint, a folder of the devkit's result files, or a ``predictions.json``."""
     parser = _parser()
+    if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+        parser.error(f"expected the checkpoint or the predictions first, got {args[0]}")
     parsed, overrides = parser.parse_known_args(args)
     if parsed.annotations is not None or Path(parsed.source).suffix == ".json":
         _score_json(parser, parsed, overrides)
@@ -37,6 +39,8 @@ def main(args: Sequence[str]) -> None:
         parser.error("--iou_type is for --annotations: a checkpoint is scored for all it finds")
     if not Path(parsed.source).is_dir():
         _evaluate_checkpoint(parsed, overrides)
+    elif (Path(parsed.source) / "best.pt").exists():
+        parser.error(f"{parsed.source} is a run: choose its best.pt or its last.pt")
     elif parsed.report:
         parser.error(f"--report needs a checkpoint, got the folder {parsed.source}")
     else:
@@ -45,10 +49,12 @@ def main(args: Sequence[str]) -> None:
 
 def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     source = Path(parsed.source)
+    folder = parsed.save or source.parent / "evaluation"
     model, config = load_detector(source, overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
     check_keypoints(config, dataset, train=False)
+    check_before(dataset, config, parsed.backend)
     loader = eval_loader(
         build_test_set(config, dataset),
         config.data.eval_batch_size,
@@ -57,13 +63,15 @@ def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -
         num_processes=accelerator.num_processes,
         pin_memory=accelerator.device.type == "cuda",
     )
+    if accelerator.is_main_process:  # what cannot be written to is told before the work
+        folder.mkdir(parents=True, exist_ok=True)
     found = detect(model.to(accelerator.device), loader, accelerator, truth=dataset)
     if not accelerator.is_main_process:
         return
-    folder = parsed.save or source.parent / "evaluation"
     evaluation, coco = evaluate_fully(found, dataset, config, parsed.backend)
     print(evaluation)
-    written = [evaluation.save(folder / "results.json", checkpoint=str(source))]
+    about = {"checkpoint": str(source), "data": config.as_dict()["data"]}
+    written = [evaluation.save(folder / "results.json", **about)]
     written += coco.save(folder)
     if isinstance(dataset, VOCDetection):
         written.append(save_devkit_results(folder, dataset, found))
@@ -81,7 +89,8 @@ def _score_devkit_results(parsed: argparse.Namespace, overrides: Sequence[str]) 
     evaluation, _ = evaluate_fully(found, dataset, config, parsed.backend)
     print(evaluation)
     if parsed.save is not None:
-        path = evaluation.save(parsed.save / "results.json", detections=parsed.source)
+        about = {"detections": parsed.source, "data": config.as_dict()["data"]}
+        path = evaluation.save(parsed.save / "results.json", **about)
         print(f"\nwrote {path}")
 
 
@@ -100,8 +109,8 @@ def _score_json(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Score a checkpoint of tools/train.py, or saved predictions, whoever wrote "
-        "them: VOC AP by the rules of 2007 and 2010, COCO AP, false positives by kind.",
+        description="Score a checkpoint of tools/train.py or the VOC devkit's result files (VOC "
+        "AP by both rules, COCO AP, false positives by kind), or COCO's predictions (COCO AP).",
         epilog="Any option of tools/train.py changes what the checkpoint's configuration says.",
     )
     parser.add_argument(

@@ -37,14 +37,24 @@ class Columns:
         rows = np.repeat(keep, self.counts)
         return Columns(self.counts[keep], self.boxes[rows], self.labels[rows], self.extra[rows])
 
+    def where(self, keep: NDArray[np.bool_]) -> "Columns":
+        """Those rows of all images where ``keep (rows,)`` holds."""
+        images = np.repeat(np.arange(len(self.counts)), self.counts)
+        counts = np.bincount(images[keep], minlength=len(self.counts))
+        return Columns(counts, self.boxes[keep], self.labels[keep], self.extra[keep])
+
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked batch: the images' ids (None where absent), detections and objects."""
+    """A checked batch: the images' ids (None where absent), detections and objects.
+
+    ``is_crowd (rows,)`` says which of the objects are crowds.
+    """
 
     image_ids: list[ImageId]
     detections: Columns
     objects: Columns
+    is_crowd: NDArray[np.bool_]
 
 
 def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
@@ -52,8 +62,8 @@ def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_cla
 
     Args:
         predictions: for each image ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``.
-        targets: for each image ``boxes (G, 4)``, ``labels (G,)`` and maybe ``difficult (G,)`` and
-            ``image_id``.
+        targets: for each image ``boxes (G, 4)``, ``labels (G,)`` and maybe ``difficult (G,)``,
+            ``iscrowd (G,)`` and ``image_id``.
         num_classes: C; labels are 1..C.
 
     Returns:
@@ -74,11 +84,11 @@ def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_cla
         )
     reader = RecordReader("targets", [None] * len(targets), num_classes)
     image_ids = [reader.image_id(index, target) for index, target in enumerate(targets)]
-    return Batch(
-        image_ids,
-        RecordReader("predictions", image_ids, num_classes).detections(predictions),
-        RecordReader("targets", image_ids, num_classes).objects(targets),
-    )
+    detections = RecordReader("predictions", image_ids, num_classes).detections(predictions)
+    reader = RecordReader("targets", image_ids, num_classes)
+    objects = reader.objects(targets)
+    is_crowd = reader.flags("iscrowd", targets, objects.counts.tolist())
+    return Batch(image_ids, detections, objects, is_crowd)
 
 
 @dataclass(frozen=True)
@@ -122,15 +132,20 @@ class RecordReader:
             self._check_keys(index, record, ("boxes", "labels"))
         counts, boxes = self._boxes(targets)
         labels = self._column("labels", [t["labels"] for t in targets], counts, "iu", np.int64)
-        flags = [
-            target["difficult"] if "difficult" in target else np.zeros(num, dtype=bool)
-            for target, num in zip(targets, counts, strict=True)
-        ]
-        difficult = self._column("difficult", flags, counts, "biu", np.bool_).astype(bool)
-        columns = self._checked(counts, boxes, labels, difficult)
+        columns = self._checked(counts, boxes, labels, self.flags("difficult", targets, counts))
         ordered = boxes[:, :2] <= boxes[:, 2:]
         self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
         return columns
+
+    def flags(self, key: str, targets: Sequence[Record], counts: list[int]) -> NDArray[np.bool_]:
+        """A flag ``(rows,)`` for each object, False where it is absent."""
+        if not any(key in target for target in targets):
+            return np.zeros(sum(counts), dtype=bool)
+        flags = [
+            target[key] if key in target else np.zeros(num, dtype=bool)
+            for target, num in zip(targets, counts, strict=True)
+        ]
+        return self._column(key, flags, counts, "biu", np.bool_).astype(bool)
 
     def _checked(
         self, counts: list[int], boxes: NDArray[Any], labels: NDArray[Any], extra: NDArray[Any]

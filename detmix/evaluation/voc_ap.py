@@ -11,6 +11,7 @@ devkit's inclusive coordinates make it ``xmax - xmin + 1`` wide, which is the sa
 Source: ``VOCevaldet.m`` and ``VOCap.m`` of the development kits of 2007 and 2010 onwards.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -50,12 +51,33 @@ def paired_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
     return iou
 
 
+def paired_cover(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
+    """The share of row i of one array that row i of the other covers, in float64.
+
+    It takes the place of IoU where the other box is a crowd (COCO's ``iscrowd``).
+
+    Args:
+        boxes_a: ``(P, 4)``, ``x1, y1, x2, y2``.
+        boxes_b: ``(P, 4)``.
+
+    Returns:
+        ``(P,)`` in [0, 1]; 0 for boxes without area.
+    """
+    low = np.maximum(boxes_a[:, :2], boxes_b[:, :2]).astype(np.float64)
+    high = np.minimum(boxes_a[:, 2:], boxes_b[:, 2:]).astype(np.float64)
+    intersection = np.maximum(high - low, 0.0).prod(axis=1)
+    area = (boxes_a[:, 2:].astype(np.float64) - boxes_a[:, :2]).prod(axis=1)
+    cover: FloatArray = intersection / np.where(intersection > 0, area, 1.0)
+    return cover
+
+
 def best_overlaps(
     det_boxes: NDArray[Any],
     det_groups: IntArray,
     gt_boxes: NDArray[Any],
     gt_groups: IntArray,
     *,
+    overlap: Callable[[NDArray[Any], NDArray[Any]], FloatArray] = paired_iou,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[FloatArray, IntArray]:
     """Find for every detection the object of its group that it overlaps most.
@@ -69,10 +91,11 @@ def best_overlaps(
         det_groups: ``(D,)`` group of each detection, in any order.
         gt_boxes: ``(G, 4)``.
         gt_groups: ``(G,)`` group of each object, in any order.
+        overlap: what is measured, row by row, of detections and objects.
         chunk_size: so many detections are worked off at once; the result is the same.
 
     Returns:
-        The highest IoU ``(D,)`` and the index of its object ``(D,)``; 0 and -1 for a detection
+        The highest overlap ``(D,)`` and the index of its object ``(D,)``; 0 and -1 for a detection
         whose group has no object.
     """
     best_iou = np.zeros(len(det_groups))
@@ -87,29 +110,30 @@ def best_overlaps(
         paired = np.flatnonzero(groups[slots] == chunk)  # those with an object to overlap
         rows, slots = first + paired, slots[paired]
         best_iou[rows], best_gt[rows] = _best_of_group(
-            det_boxes[rows], gt_boxes, gt_order, starts[slots], sizes[slots]
+            overlap, det_boxes[rows], gt_boxes, gt_order, starts[slots], sizes[slots]
         )
     return best_iou, best_gt
 
 
 def _best_of_group(
+    overlap: Callable[[NDArray[Any], NDArray[Any]], FloatArray],
     boxes: NDArray[Any],
     gt_boxes: NDArray[Any],
     gt_order: IntArray,
     starts: IntArray,
     sizes: IntArray,
 ) -> tuple[FloatArray, IntArray]:
-    """The highest IoU ``(P,)`` of each box and the index ``(P,)`` of its object.
+    """The highest overlap ``(P,)`` of each box and the index ``(P,)`` of its object.
 
     The objects of box i are ``gt_order[starts[i] : starts[i] + sizes[i]]``, at least one.
     """
     best_gt = gt_order[starts]
-    best_iou = paired_iou(boxes, gt_boxes[best_gt])
+    best_iou = overlap(boxes, gt_boxes[best_gt])
     # Then those with a second object with that, those with a third one with that, and so on.
     for place in range(1, int(sizes.max(initial=0))):
         rows = np.flatnonzero(sizes > place)
         gt = gt_order[starts[rows] + place]
-        iou = paired_iou(boxes[rows], gt_boxes[gt])
+        iou = overlap(boxes[rows], gt_boxes[gt])
         better = iou > best_iou[rows]
         best_iou[rows[better]], best_gt[rows[better]] = iou[better], gt[better]
     return best_iou, best_gt

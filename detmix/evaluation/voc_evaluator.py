@@ -38,6 +38,10 @@ class VOCEvaluator:
     devkit's inclusive coordinates need: with ``xmin - 1, ymin - 1, xmax, ymax`` as box the numbers
     are the same.
 
+    COCO's crowds (``iscrowd``), which VOC has not, are no objects: a detection that is no true
+    positive and lies in a crowd of its class with more than ``iou_threshold`` of its own area
+    counts neither way.
+
     A class without objects (other than difficult ones) has AP NaN and is left out of the mean; one
     with objects and no detections has AP 0.
 
@@ -81,6 +85,7 @@ class VOCEvaluator:
         """Forget all images."""
         self._detections: list[Columns] = []
         self._objects: list[Columns] = []
+        self._crowds: list[Columns] = []
         self._seen: set[ImageId] = set()
         self._image_ids: list[ImageId] = []
         self._matching: VOCMatching | None = None
@@ -97,8 +102,8 @@ class VOCEvaluator:
             predictions: for each image a dict with ``boxes (D, 4)`` float, ``labels (D,)`` int in
                 1..C and ``scores (D,)`` float.
             targets: for each image a dict with ``boxes (G, 4)``, ``labels (G,)`` and optionally
-                ``difficult (G,)`` bool or int and ``image_id`` (int, str or a tensor of one
-                element). Other keys are ignored.
+                ``difficult (G,)`` and ``iscrowd (G,)`` bool or int and ``image_id`` (int, str or a
+                tensor of one element). Other keys are ignored.
 
         Raises:
             ValueError: lists of unequal length, a missing key, a wrong shape or dtype, a label
@@ -111,7 +116,11 @@ class VOCEvaluator:
             return
         everything = bool(keep.all())
         self._detections.append(batch.detections if everything else batch.detections.select(keep))
-        self._objects.append(batch.objects if everything else batch.objects.select(keep))
+        for parts, columns in (
+            (self._objects, batch.objects.where(~batch.is_crowd)),
+            (self._crowds, batch.objects.where(batch.is_crowd)),
+        ):
+            parts.append(columns if everything else columns.select(keep))
         self._image_ids += [batch.image_ids[index] for index in np.flatnonzero(keep)]
         self._matching = None
 
@@ -121,6 +130,7 @@ class VOCEvaluator:
             self._matching = match(
                 _joined(self._detections, np.float32),
                 _joined(self._objects, np.bool_),
+                _joined(self._crowds, np.bool_),
                 self.classes,
                 list(self._image_ids),
                 self.iou_threshold,

@@ -24,6 +24,8 @@ from detmix.evaluation.voc_evaluator import checked_classes
 
 # From continuous to the devkit's coordinates.
 _OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
+# Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
+_ROUNDING = 0.1 + 1e-6
 
 
 def write_voc_results(
@@ -96,8 +98,9 @@ def read_voc_results(
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
         ValueError: Results of several competitions or image sets to choose from; a bad name in
-            ``names`` or ``classes``; a line with an unknown image, too many or too few fields, or
-            something other than a finite number. The message names file and line.
+            ``names`` or ``classes``; a line with an unknown image, too many or too few fields,
+            something other than a finite number, or a box whose sides cross by more than rounding.
+            The message names file and line.
     """
     classes, names = checked_classes(classes), _checked_names(names)
     image_index = {name: index for index, name in enumerate(names)}
@@ -126,6 +129,12 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"names[{index}] is {name!r}, which came before: expected once each")
         seen.add(name)
     return tuple(names)
+
+
+def check_file_names(classes: Sequence[str]) -> None:
+    """Raise ValueError for a class whose name cannot be part of a file's name."""
+    for name in classes:
+        _file_name("comp4", "test", name)
 
 
 def _file_name(competition: str, image_set: str, name: str) -> str:
@@ -187,15 +196,23 @@ def _read(path: Path, image_index: dict[str, int]) -> tuple[NDArray[np.int64], N
                 name, *fields = line.split()
                 score, x1, y1, x2, y2 = map(float, fields)
                 image = image_index[name]
+                x2, y2 = _upper(x1 - 1, x2), _upper(y1 - 1, y2)
+                if not math.isfinite(score + x1 + y1 + x2 + y2):
+                    raise ValueError
             except (ValueError, KeyError):
                 if not line.strip():
                     continue
                 raise _line_error(path, number, line, image_index) from None
-            if not math.isfinite(score + x1 + y1 + x2 + y2):
-                raise _line_error(path, number, line, image_index)
             images.append(image)
             numbers.extend((score, x1, y1, x2, y2))
     return np.frombuffer(images, dtype=np.int64), np.frombuffer(numbers).reshape(-1, 5)
+
+
+def _upper(low: float, high: float) -> float:
+    """The upper side of a box; no less than the lower one, if only rounding has made it so."""
+    if high < low - _ROUNDING:
+        raise ValueError
+    return low if high < low else high  # max() would hide a NaN
 
 
 def _line_error(path: Path, number: int, line: str, image_index: dict[str, int]) -> ValueError:
@@ -204,7 +221,9 @@ def _line_error(path: Path, number: int, line: str, image_index: dict[str, int])
     if len(fields) != 5:
         what = f"has {len(fields) + 1} fields, expected 6: image, score, xmin, ymin, xmax, ymax"
     elif name not in image_index:
-        what = f"names the image {name!r}, expected one of the {len(image_index)} images"
+        names = f"one of the {len(image_index)} images, such as {next(iter(image_index), '')!r}"
+        what = f"names the image {name!r}, expected {names}"
     else:
-        what = f"holds {' '.join(fields)!r}, expected five finite numbers"
+        numbers = "five finite numbers with xmin <= xmax and ymin <= ymax"
+        what = f"holds {' '.join(fields)!r}, expected {numbers}"
     return ValueError(f"{path}, line {number}: {what}")

@@ -16,6 +16,7 @@ from detmix.evaluation.voc_ap import (
     IntArray,
     best_overlaps,
     judge_detections,
+    paired_cover,
 )
 
 
@@ -25,7 +26,7 @@ class VOCMatching:
 
     Rows of detections and of objects are in the order in which they came, image by image. A
     detection is exactly one of true positive (``is_true``), ignored (``is_ignored``: its object is
-    difficult) and false positive (neither).
+    difficult, or it lies in a crowd) and false positive (neither).
 
     Attributes:
         classes: the C class names; label k stands for ``classes[k - 1]``.
@@ -77,6 +78,7 @@ class VOCMatching:
 def match(
     detections: Columns,
     objects: Columns,
+    crowds: Columns,
     classes: tuple[str, ...],
     image_ids: list[ImageId],
     iou_threshold: float,
@@ -86,26 +88,32 @@ def match(
     Args:
         detections: with scores as ``extra``.
         objects: with ``difficult`` as ``extra``.
+        crowds: what is no single object. A detection that is no true positive and lies in one of
+            its class with more than ``iou_threshold`` of its own area counts neither way, as COCO
+            has it.
         classes: the C class names.
         image_ids: one for each image of both.
         iou_threshold: a match overlaps by strictly more.
     """
     images = np.arange(len(image_ids))
-    det_images, gt_images = np.repeat(images, detections.counts), np.repeat(images, objects.counts)
-    iou, gt = best_overlaps(
-        detections.boxes,
-        det_images * len(classes) + (detections.labels - 1),
-        objects.boxes,
-        gt_images * len(classes) + (objects.labels - 1),
+    det_groups, gt_groups, crowd_groups = (
+        np.repeat(images, each.counts) * len(classes) + (each.labels - 1)
+        for each in (detections, objects, crowds)
     )
+    iou, gt = best_overlaps(detections.boxes, det_groups, objects.boxes, gt_groups)
     counts = np.bincount(detections.labels, minlength=len(classes) + 1)[1:]
     order = _class_then_score(detections.labels, detections.extra, counts)
     is_true, is_ignored = judge_detections(iou, gt, order, objects.extra, iou_threshold)
+    if len(crowd_groups):
+        cover, _ = best_overlaps(
+            detections.boxes, det_groups, crowds.boxes, crowd_groups, overlap=paired_cover
+        )
+        is_ignored |= (cover > iou_threshold) & ~is_true
     return VOCMatching(
         classes=classes,
         iou_threshold=iou_threshold,
         image_ids=image_ids,
-        det_images=det_images,
+        det_images=np.repeat(images, detections.counts),
         det_boxes=detections.boxes,
         det_labels=detections.labels,
         det_scores=detections.extra,
@@ -114,7 +122,7 @@ def match(
         is_true=is_true,
         is_ignored=is_ignored,
         by_class=np.split(order, np.cumsum(counts)[:-1]),
-        gt_images=gt_images,
+        gt_images=np.repeat(images, objects.counts),
         gt_boxes=objects.boxes,
         gt_labels=objects.labels,
         gt_difficult=objects.extra,

@@ -26,10 +26,8 @@ def save_devkit_results(
         The folder ``results``.
     """
     results = folder / "results"
-    by_set: dict[tuple[str, str], list[tuple[int, Prediction]]] = {}
-    for index, prediction in found:
-        by_set.setdefault(dataset.image_sets[index], []).append((index, prediction))
-    for (year, split), part in by_set.items():
+    for year, split in dict.fromkeys(dataset.image_sets):  # also those of which nothing is found
+        part = [each for each in found if dataset.image_sets[each[0]] == (year, split)]
         write_voc_results(
             results / f"VOC{year}" / "Main",
             [_bare_name(dataset, index) for index, _ in part],
@@ -46,7 +44,8 @@ def load_devkit_results(
     """Read result files back, whoever wrote them.
 
     Args:
-        results: The folder with ``VOC<year>/Main``, or that of the files themselves.
+        results: The folder ``results`` with ``VOC<year>/Main`` in it, or the one that it lies in,
+            or that of the files themselves.
         dataset: The images; each of its image sets needs its files.
         limit: Return the first so many images only; None for all.
 
@@ -60,9 +59,9 @@ def load_devkit_results(
     found: dict[int, Prediction] = {}
     for year, split in dict.fromkeys(dataset.image_sets):
         indices = [i for i, pair in enumerate(dataset.image_sets) if pair == (year, split)]
-        folder = results / f"VOC{year}" / "Main"
+        below = (f"VOC{year}/Main", f"results/VOC{year}/Main", "Main", ".")
         predictions = read_voc_results(
-            folder if folder.is_dir() else results,
+            next((results / part for part in below if (results / part).is_dir()), results),
             [_bare_name(dataset, index) for index in indices],
             dataset.classes,
             image_set=split,

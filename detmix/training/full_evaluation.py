@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from detmix.data import VOCDetection
 from detmix.evaluation import (
     COCOEvaluator,
     COCOResult,
@@ -17,9 +18,9 @@ from detmix.evaluation import (
     VOCResult,
     analyze_errors,
 )
-from detmix.evaluation.coco_ap import Backend
+from detmix.evaluation.coco_ap import Backend, check_choices
 from detmix.evaluation.coco_result import IouType
-from detmix.evaluation.inputs import Record
+from detmix.evaluation.voc_files import check_file_names
 from detmix.evaluation.voc_result import align, ap_text
 from detmix.training.checkpoint import write_atomically
 from detmix.training.config import TrainConfig
@@ -27,7 +28,7 @@ from detmix.training.datasets import DetectionData
 from detmix.training.inference import Prediction, score
 from detmix.training.scoring import build_coco_evaluator
 
-__all__ = ["FullEvaluation", "evaluate_fully"]
+__all__ = ["FullEvaluation", "check_before", "evaluate_fully"]
 
 _COCO_COLUMNS: dict[str, str] = {
     "bbox": "COCO AP",
@@ -111,8 +112,8 @@ class FullEvaluation:
                 *(first, rule, *lines, rule, last, ""),
                 f"{self.voc.num_images} images; precision and recall at the score of the best F1",
                 f"VOC, IoU > {self.voc.iou_threshold:g}",
-                f"mAP, all-point (VOC 2010 and later): {self.voc.mean_ap:.4f}",
-                f"mAP, 11-point (VOC 2007):            {self.voc07.mean_ap:.4f}",
+                f"mAP, all-point (VOC 2010 and later): {ap_text(self.voc.mean_ap)}",
+                f"mAP, 11-point (VOC 2007):            {ap_text(self.voc07.mean_ap)}",
                 *(f"\n{_summary(result)}" for result in self.coco.values()),
                 f"\n{self.errors}",
             ]
@@ -124,12 +125,21 @@ def _summary(result: COCOResult) -> str:
     return "\n".join([f"COCO, {what}, IoU 0.50:0.95", *result.area_lines()])
 
 
-class _CrowdsAsDifficult(VOCEvaluator):
-    """VOC's rule for COCO's data: a crowd, like a difficult object, counts neither way."""
+def check_before(dataset: DetectionData, config: TrainConfig, backend: Backend | None) -> None:
+    """Raise, before a detector is run, what would keep its evaluation from being made or saved.
 
-    def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
-        """Add the images of a batch."""
-        super().update(predictions, [{**t, "difficult": t["iscrowd"]} for t in targets])
+    Args:
+        dataset: What is evaluated on.
+        config: The detector's configuration.
+        backend: What computes COCO's AP; None for that of the configuration.
+
+    Raises:
+        ImportError: For a backend that is not installed.
+        ValueError: For a class whose name cannot be part of the name of a devkit's file.
+    """
+    check_choices("bbox", backend or config.data.coco.backend)
+    if isinstance(dataset, VOCDetection):
+        check_file_names(dataset.classes)
 
 
 def evaluate_fully(
@@ -149,8 +159,7 @@ def evaluate_fully(
     Returns:
         The results, and COCO's evaluator, for what is to be saved.
     """
-    voc_type = _CrowdsAsDifficult if config.data.format == "coco" else VOCEvaluator
-    voc = voc_type(config.data.class_names)
+    voc = VOCEvaluator(config.data.class_names)
     coco = build_coco_evaluator(config, truth, backend)
     score(found, [voc, coco], truth)
     result = voc.compute("all-point")

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from detmix.evaluation import (
     write_report,
 )
 from detmix.evaluation.error_result import KINDS, SIZES, label_of
+from detmix.evaluation.metrics import read_metrics
 from detmix.evaluation.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
 from detmix.mixing import Target
 from detmix.training.config import TrainConfig
@@ -52,8 +55,8 @@ def write_run_report(
 ) -> Path:
     """Write ``report.html``, which opens from disk by itself, and its charts as PNG files.
 
-    What a run cannot show is left out, and the report says so: its course where no
-    ``metrics.jsonl`` lies beside the checkpoint, mixing where the training images are not at hand.
+    What a run cannot show is left out, and the report says so: its course where no whole
+    ``metrics.jsonl`` lies beside the checkpoint, mixing where the training images cannot be read.
 
     Args:
         folder: Where to.
@@ -177,6 +180,7 @@ def _errors(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
         [
             (size + suffix, m.objects, m.missed, m.share, m.missed_at_best_f1, m.share_at_best_f1)
             for suffix, by_size in (("", errors.missed), (", difficult", errors.missed_difficult))
+            if not suffix or by_size["all"].objects
             for size in (*SIZES, "all")
             for m in (by_size[size],)
         ],
@@ -213,7 +217,7 @@ def _worst(
             path,
             score_threshold=0.0,
             outcomes=[each.errors.outcomes for each in of],
-            missed=[each.errors.is_missed.tolist() for each in of],
+            missed=[each.missed for each in of],
             titles=[each.name for each in of],
             **layout,
         )
@@ -240,6 +244,7 @@ class _Drawn:
     image: Tensor
     prediction: Prediction
     target: Target
+    missed: list[bool]
 
     @classmethod
     def make(
@@ -259,7 +264,11 @@ class _Drawn:
             for key, value in prediction.items()
         }
         image, target = dataset[index]
-        return cls(errors, dataset.names[index], image, shown, target)
+        # Crowds are drawn, but are no objects to the matching.
+        is_object = ~target.get("iscrowd", torch.zeros(len(target["boxes"]))).bool().numpy()
+        missed = np.zeros(len(is_object), dtype=bool)
+        missed[is_object] = errors.is_missed
+        return cls(errors, dataset.names[index], image, shown, target, missed.tolist())
 
     def caption(self) -> str:
         errors = self.errors
@@ -272,6 +281,10 @@ class _Drawn:
 def _training(metrics: Path, artist: _Artist) -> list[Block]:
     if not metrics.is_file():
         return [Text(f"Not shown: no {metrics.name} lies beside the checkpoint.")]
+    try:
+        read_metrics(metrics)
+    except ValueError as error:  # a killed run leaves its last line half-written
+        return [Text(f"Not shown: {error}")]
     return [
         artist.chart(
             plot_learning_curve,
@@ -289,7 +302,7 @@ def _mixing(config: TrainConfig, artist: _Artist) -> list[Block]:
     try:
         images, targets = mixed_batch(config, num_images=_NUM_MIXED)
         weights = sample_box_weights(config, num_images=_NUM_WEIGHED)
-    except OSError as error:  # evaluated elsewhere than trained
+    except (OSError, ValueError) as error:  # evaluated elsewhere than trained
         return [Text(f"Not shown, as the training images are not at hand: {error}")]
     classes = config.data.class_names
     plot_batch(images, targets, classes, artist.folder / "mixed_batch.png", _NUM_MIXED)
@@ -319,6 +332,8 @@ def _setup(config: TrainConfig) -> list[Block]:
 
 
 def _data(config: TrainConfig, dataset: DetectionData) -> str:
+    limit = config.data.test_limit
+    first = "" if limit is None or limit >= len(dataset) else f"the first {limit:,} images of "
     if config.data.format == "coco":
-        return str(config.data.coco.test_annotations)
-    return " and ".join(f"VOC {year} {split}" for year, split in config.data.test)
+        return f"{first}{config.data.coco.test_annotations}"
+    return first + " and ".join(f"VOC {year} {split}" for year, split in config.data.test)
