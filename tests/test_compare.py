@@ -133,15 +133,46 @@ class TestTable:
         ):
             assert row in cells
 
-    def test_long_values_are_shortened_unless_that_makes_them_equal(self, tmp_path):
+    def test_long_values_are_shortened_but_told_apart(self, tmp_path):
         one, two = "x" * 30 + "1" + "x" * 30, "x" * 30 + "2" + "x" * 30
         a = make_run(tmp_path / "a", f"data.root={one}", f"backbone.weights={'y' * 60}")
         b = make_run(tmp_path / "b", f"data.root={two}")
         text = str(compare_runs(read_runs([a, b])))
-        assert one in text
-        assert two in text
+        for number in "12":
+            assert f"…xxxxxx{number}xxxx…{'x' * 12}" in text
         assert "y" * 12 + "…" + "y" * 12 in text
         assert "y" * 13 not in text
+
+    def test_values_that_shortening_would_make_equal_stay_whole(self, tmp_path):
+        values = [f"{'x' * 30}{a}{'x' * 30}{b}{'x' * 30}" for a, b in ("12", "13", "23")]
+        folders = [
+            make_run(tmp_path / str(index), f"data.root={value}")
+            for index, value in enumerate(values)
+        ]
+        text = str(compare_runs(read_runs(folders)))
+        assert all(value in text for value in values)
+
+    @pytest.mark.parametrize("number", [6, 14])
+    def test_lines_of_many_runs_are_short(self, tmp_path, number):
+        """Long values are cut, and where that is not enough runs come below one another."""
+        folders = [
+            make_run(
+                tmp_path / f"run_{index}",
+                f"seed={index}",
+                f"data.root={'some/folders/' * 5}{index:02}{'/and/others' * 5}",
+                f"backbone.weights={index:02}{'w' * 60}.pt",
+            )
+            for index in range(number)
+        ]
+        text = str(compare_runs(read_runs(folders)))
+        assert max(map(len, text.splitlines())) <= 120
+        _, *blocks = text.split("\n\n")
+        assert (len(blocks) == 1) == (number == 6)
+        rows = [[line.split() for line in block.splitlines()] for block in blocks]
+        for row, first in enumerate(rows[0]):
+            if len(first) > 1 and first[0] in ("run", "seed", "data.root", "backbone.weights"):
+                cells = [cell for block in rows for cell in block[row][1:]]
+                assert len(set(cells)) == number
 
     def test_many_runs_are_numbered(self, tmp_path):
         folders = [make_run(tmp_path / f"{'long' * 8}_{index}") for index in range(10)]
@@ -233,8 +264,8 @@ class TestChart:
         assert len(lines["mAP"]) == len(lines["AP"]) == 1
         texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
         assert texts == [
-            "voc  best 0.500 (epoch 2)",
-            "coco  best 0.750 (epoch 1)",
+            "voc  best mAP 0.500 (epoch 2)",
+            "coco  best AP 0.750 (epoch 1)",
             "young  not evaluated",
         ]
 
@@ -285,7 +316,23 @@ class TestChart:
     def test_undefined_scores_only(self, tmp_path, drawn):
         run = make_run(tmp_path / "a", scores=[voc(None), voc(None)])
         plot_runs({"a": read_metrics(run / "metrics.jsonl")}, tmp_path / "runs.png")
-        assert drawn[0].legends[0].get_texts()[0].get_text() == "a  not evaluated"
+        assert drawn[0].legends[0].get_texts()[0].get_text() == "a  mAP n/a"
+
+    def test_one_record_is_marked_and_zero_seen_whole(self, tmp_path, drawn):
+        runs = {
+            "one": make_run(tmp_path / "one", losses=[2.0], scores=[voc(0.0)]),
+            "two": make_run(tmp_path / "two", scores=[voc(0.0), voc(0.1)]),
+        }
+        runs = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
+        plot_runs(runs, tmp_path / "runs.png")
+        loss, rate, score = drawn[0].axes
+        for axes in (loss, rate):
+            assert [line.get_marker() == "None" for line in axes.lines] == [False, True]
+        pixels = np.asarray(drawn[0].canvas.buffer_rgba())
+        for line in score.lines:
+            column, height = score.transData.transform(line.get_xydata()[0])
+            below = pixels[len(pixels) - round(height) + 3, round(column), :3]
+            assert np.ptp(below.astype(int)) > 50  # colored, not the page or the axis
 
 
 @pytest.fixture
@@ -318,7 +365,7 @@ class TestCommand:
     def test_classifiers(self, tmp_path, compare):
         scores = [{"top1": 0.25, "top5": 0.5}, {"top1": 0.2, "top5": 0.75}]
         folder = make_run(tmp_path / "a", config=tiny_pretrain_config, scores=scores)
-        code, out, _ = compare(folder)
+        code, out, _ = compare(folder, "--out", tmp_path / "chart.png")
         assert code == 0
         rows = [line.split() for line in out.splitlines()]
         assert ["best", "top-1", "accuracy", "0.2500"] in rows

@@ -134,6 +134,19 @@ def test_bars_are_the_numbers(draw, narrow):
     np.testing.assert_allclose([[length for _, length in row] for row in missed], expected)
 
 
+def test_long_names_are_told_apart_by_their_ends(draw):
+    names = [f"{LONG} {number}" for number in range(4)]
+    labels = panels(draw(some_analysis(names), narrow=True))[0][0]
+    assert sorted(label[-1] for label in labels) == list("0123")
+    assert all(label.startswith("a class") and "…" in label for label in labels)
+
+
+def test_without_difficult_objects_no_rows_speak_of_them(draw):
+    analysis = some_analysis(VOC_CLASSES, difficult=0)
+    assert panels(draw(analysis, narrow=False))[2][0] == ["small", "medium", "large"]
+    assert "difficult" not in str(analysis)
+
+
 def test_of_many_classes_those_with_most_errors_are_drawn(draw):
     analysis = some_analysis(CASES["eighty"], num_images=150)
     figure = draw(analysis, narrow=False)

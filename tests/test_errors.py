@@ -418,6 +418,13 @@ def test_as_dict_and_table():
         assert len({len(line) for line in table}) == 1
 
 
+def test_the_table_has_rows_for_difficult_objects_where_there_are_some():
+    objects = [("cat", (0, 0, 10, 10)), ("cat", (50, 50, 60, 60), True)]
+    analysis = analyze(image(objects, []))
+    rows = [line.split("  ")[0] for line in str(analysis).splitlines()]
+    assert [row for row in rows if "difficult" in row] == ["small, difficult", "all, difficult"]
+
+
 # ------------------------------------------------------------------------------- similar classes
 
 

@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
-from PIL import Image
+from pngs import check_png
 
 from detmix.evaluation import draw_boxes, encode_masks, pictures, plot_batch, plot_predictions
 from detmix.evaluation.figures import BLUE, BOX_COLORS, VERMILLION, add_axes, new_figure
 
 CLASSES = [f"class number {i}" for i in range(1, 21)]
-
-
-def check_png(path, min_width=300, min_height=200, max_side=2500):
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        width, height = picture.size
-        colors = picture.convert("RGB").getcolors(1 << 24)
-    assert min_width <= width <= max_side
-    assert min_height <= height <= max_side
-    assert len(colors) > 1  # not blank
-    return width, height
 
 
 @pytest.fixture
@@ -298,7 +286,7 @@ def test_nothing_to_draw(tmp_path):
     check_png(plot_predictions([picture()], [nothing], [nothing], CLASSES, tmp_path / "c.png"))
 
 
-@pytest.mark.parametrize("size", [(90, 120), (300, 60), (64, 64)])
+@pytest.mark.parametrize("size", [(90, 120), (300, 60), (64, 64), (20, 2000)])
 def test_labels_stay_inside_the_image(size):
     height, width = size
     figure = new_figure(4, 4)
@@ -322,10 +310,43 @@ def test_long_names_are_cut_and_many_labels_small():
     figure = new_figure(4, 4)
     axes = add_axes(figure, 0, 0, 4, 4)
     some = target(60)
-    classes = [f"{'word ' * 30}{number}" for number in range(20)]
+    classes = [f"{'word ' * 30}{number:02}" for number in range(1, 21)]
     draw_boxes(axes, picture(), **some, classes=classes, notes=["similar class"] * 60)
-    assert all(text.get_text().endswith("… similar class") for text in axes.texts)
+    for text, label in zip(axes.texts, some["labels"], strict=True):
+        assert text.get_text().endswith(f"word {label:02} similar class")
+        assert "…" in text.get_text()
     assert 4.5 <= axes.texts[0].get_fontsize() < 8
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_flat_images_leave_room_for_labels(tmp_path, drawn, columns):
+    flat = picture(20, 2000)
+    targets = [target(3, 20, 2000, seed) for seed in range(4)]
+    plot_batch([flat] * 4, targets, CLASSES, tmp_path / "a.png", columns=columns)
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axes in figure.axes:
+        panel = axes.get_window_extent()
+        labels = [text.get_bbox_patch().get_window_extent() for text in axes.texts]
+        assert panel.height >= 2 * max(label.height for label in labels)
+        assert min(label.y0 for label in labels) >= panel.y0 - 1
+        assert max(label.y1 for label in labels) <= panel.y1 + 1
+        image = axes.images[0].get_window_extent()
+        assert image.width == pytest.approx(100 * image.height)
+        assert image.y1 == pytest.approx(panel.y1)
+    panels = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(panels) for b in panels[i + 1 :])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", ["predictions", "targets"])
+def test_boxes_that_cannot_be_drawn_are_named(tmp_path, bad, value):
+    records = {"predictions": target(3) | {"scores": torch.ones(3)}, "targets": target(3)}
+    records[bad]["boxes"][1, 2] = value
+    lists = {name: [target(0) | {"scores": torch.ones(0)}, one] for name, one in records.items()}
+    with pytest.raises(ValueError, match=rf"{bad}\[1\]: boxes\[1\] is .*{value}.*finite"):
+        plot_predictions([picture()] * 2, **lists, classes=CLASSES, path=tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_of_stacked_boxes_do_not_hide_each_other():

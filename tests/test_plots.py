@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.colors import to_rgb
+from pngs import check_png
 
 from detmix.evaluation import (
     VOCEvaluator,
@@ -17,18 +18,6 @@ from detmix.evaluation import (
 from detmix.evaluation.metrics import moving_average, read_metrics
 
 CLASSES = [f"class number {i}" for i in range(1, 21)]
-
-
-def check_png(path, min_width=300, min_height=200, max_side=2500):
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        width, height = picture.size
-        colors = picture.convert("RGB").getcolors(1 << 24)
-    assert min_width <= width <= max_side
-    assert min_height <= height <= max_side
-    assert len(colors) > 1  # not blank
-    return width, height
 
 
 @pytest.fixture
@@ -206,6 +195,21 @@ def test_learning_curve_before_the_first_evaluation(tmp_path, drawn):
     metrics = write_lines(tmp_path / "metrics.jsonl", train(1))
     check_png(plot_learning_curve(metrics, tmp_path / "curve.png"))
     assert len(drawn[0].axes) == 2
+
+
+def test_one_record_is_seen_and_whole(tmp_path, drawn):
+    evaluation = {"event": "eval", "step": 10, "epoch": 1.0, "mean_ap": 0.0}
+    plot_learning_curve(
+        write_lines(tmp_path / "m.jsonl", train(10), evaluation), tmp_path / "c.png"
+    )
+    pixels = np.asarray(drawn[0].canvas.buffer_rgba())
+    for axes in drawn[0].axes:
+        line = axes.lines[-1]
+        (place,) = axes.transData.transform(line.get_xydata())
+        column, row = round(place[0]), len(pixels) - round(place[1])
+        color = np.multiply(to_rgb(line.get_color()), 255)
+        for shift in (-2, 2):  # above and below: the score lies on the axis
+            np.testing.assert_allclose(pixels[row + shift, column, :3], color, atol=3)
 
 
 def test_learning_curve_of_an_empty_file(tmp_path):

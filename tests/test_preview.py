@@ -79,7 +79,7 @@ def test_sources_survive_augmentation_and_masks(coco_root, tmp_path):
 def test_a_partner_without_objects_is_known(coco_root, tmp_path, place):
     """The pixels tell: they are those of both sources, whichever of them has objects."""
     config = config_for(
-        coco_root, tmp_path, "data.format=coco", "data.coco.empty=keep",
+        coco_root, tmp_path, "epochs=3", "data.format=coco", "data.coco.empty=keep",
         "data.classes=[star]", f"mixing.place={place}", "mixing.name=mixup",
     )  # fmt: skip
     data = open_dataset(config, train=True)
@@ -109,6 +109,27 @@ def test_pairs_name_their_sources(shapes_root, tmp_path, name):
     assert [list(target["sources"]) for target in targets] == [[5], [2], [5, 2]]
     for image_id, target in zip((5, 2, 5), targets, strict=True):
         check_sources(image_id, target, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "indices", "message"),
+    [
+        ("none", (0, 1), "mixing.name is none"),
+        ("mixup", (0, -1), r"image -1 of \d+: expected 0\.\.\d+"),
+        ("cutmix", (10_000, 1), "image 10000 of"),
+        ("mixup+cutmix", (2, 2), "image 2 is given twice"),
+    ],
+)
+def test_pairs_that_cannot_be_mixed(shapes_root, tmp_path, name, indices, message):
+    config = config_for(shapes_root, tmp_path, f"mixing.name={name}")
+    with pytest.raises(ValueError, match=message):
+        mixed_pair(config, *indices, lam=0.6)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2])
+def test_no_such_epoch(shapes_root, tmp_path, epoch):
+    with pytest.raises(ValueError, match=rf"epoch must be in 0\.\.1, got {epoch}"):
+        mixed_batch(config_for(shapes_root, tmp_path), epoch=epoch)
 
 
 def test_the_same_wherever_it_is(shapes_root, tmp_path):

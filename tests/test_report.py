@@ -412,6 +412,17 @@ def test_the_template_is_part_of_the_package(tmp_path):
     assert "detmix/evaluation/report.html.jinja" in zipfile.ZipFile(wheel).namelist()
 
 
+@pytest.mark.parametrize("most", [4, 6])
+def test_rows_of_tiles_are_even(most):
+    for number in range(1, 30):
+        columns = Facts(dict.fromkeys(map(str, range(number)), 0)).columns(most)
+        rows = -(-number // columns)
+        assert columns <= most
+        assert rows == -(-number // most)  # none more than it takes
+        assert columns * rows - number < rows  # else a column less would do
+    assert Facts({}).columns(most) == 1
+
+
 # --------------------------------------------------------------------------------------- a browser
 
 WRAPPER = """<!DOCTYPE html><meta charset="utf-8">

@@ -90,7 +90,7 @@ class TestTrainAndEvaluate:
     def test_train_prints_the_table(self, trained):
         run_dir, out = trained
         assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
-        assert re.search(r"^circle +\d\.\d{4} +\d+ +\d+$", out, re.MULTILINE)
+        assert re.search(r"^circle +\d\.\d{4}( +\d\.\d{3}){3} +\d+ +\d+$", out, re.MULTILINE)
         assert out.strip().endswith(f"run folder: {run_dir}")
 
     def test_evaluate_prints_the_same(self, trained):
@@ -133,6 +133,30 @@ class TestTrainAndEvaluate:
         assert out.strip() == f"wrote {path}"
         assert min(Image.open(path).size) > 200
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("batch", "--epoch", "9"), r"epoch must be in 0\.\.1, got 9"),
+            (("weights", "--epoch", "-1"), r"epoch must be in 0\.\.1, got -1"),
+            (("pair", "--mixing.name", "none"), "mixing.name is none"),
+            (("pair", "--indices", "3", "3"), "image 3 is given twice"),
+            (("pair", "--indices", "0", "-1"), "image -1 of"),
+        ],
+    )
+    def test_nothing_to_draw(self, run, shapes_root, tmp_path, args, message):
+        command, *options = args
+        base = tiny_args(shapes_root, tmp_path / "run")
+        result = run("visualize", command, *base, "--out", tmp_path / "a.png", *options)
+        assert_refused(result, message)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_picture_without_an_ending(self, run, shapes_root, tmp_path):
+        args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
+        code, out, err = run("visualize", "pair", *args, "--out", tmp_path / "pair")
+        assert code == 0, err
+        assert out.strip() == f"wrote {tmp_path / 'pair.png'}"
+        assert min(Image.open(tmp_path / "pair.png").size) > 200
 
     def test_a_histogram_of_weights_is_drawn(self, run, shapes_root, tmp_path):
         path = tmp_path / "weights.png"

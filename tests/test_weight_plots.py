@@ -55,6 +55,20 @@ def test_bars_and_numbers(tmp_path, drawn, narrow):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_long_title_is_wrapped(tmp_path, drawn, narrow):
+    title = "runs/" + "a_long_name_" * 10 + " and a lot of other words" * 8
+    plot_box_weights([0.5, 1.0], tmp_path / "w.png", title=title, narrow=narrow)
+    (figure,) = drawn
+    heading = figure.texts[0]
+    written = heading.get_text().replace("\n", "").replace(" ", "")
+    separator = "" if narrow else ":"
+    assert written == f"{title}{separator}2 boxes, mean weight 0.750".replace(" ", "")
+    box, shares = heading.get_window_extent(), figure.axes[0].get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert shares.y1 < box.y0 < box.y1 <= figure.bbox.y1
+
+
 @pytest.mark.parametrize(
     ("alpha", "cdf"),
     [

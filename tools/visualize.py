@@ -70,8 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Any option of tools/train.py changes the configuration.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    pair = commands.add_parser("pair", parents=[out], help="two images and their mixture")
-    pair.add_argument("--indices", type=int, nargs=2, default=(0, 1), help="of training images")
+    pair = commands.add_parser(
+        "pair",
+        parents=[out],
+        help="two images and their mixture, by mixup unless --mixing.name is cutmix",
+        description="Draw two images and their mixture: by CutMix where --mixing.name is cutmix, "
+        "else by mixup, also where it is mixup+cutmix.",
+    )
+    pair.add_argument("--indices", type=int, nargs=2, default=(0, 1), help="of two training images")
     pair.add_argument("--lam", type=float, default=0.6, help="blend ratio of the first image")
     commands.add_parser(
         "batch", parents=[out, many, epoch], help="a mixed batch with every box's weight"

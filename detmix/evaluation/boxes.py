@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detmix.evaluation.figures import BOX_COLORS, DPI
+from detmix.evaluation.figures import BOX_COLORS, DPI, shorten
 from detmix.evaluation.overlays import contrasting, draw_keypoints, draw_masks
 from detmix.evaluation.picture_inputs import as_numpy, as_picture, class_names
 
@@ -29,6 +29,7 @@ _MIN_FONT_SIZE = 4.5  # points
 _LONGEST_NAME = 28  # characters
 _FONT_SIZE, _SMALLEST_SHARE = 8.0, 0.65
 _FEW = 12  # boxes whose labels are not made smaller
+_LEAST_HEIGHT = 3.2  # font sizes, two labels, that even the flattest image is given
 
 
 def draw_boxes(
@@ -51,6 +52,7 @@ def draw_boxes(
 
     A label goes to the box's upper left corner, or where it stays inside the image and clear of
     other labels. Its place is measured on the axes as they are: settle the figure's layout before.
+    Below an image that is shown less high than two labels the axes go on for these, if they can.
 
     Args:
         ax: axes to draw on.
@@ -80,9 +82,13 @@ def draw_boxes(
     _check_lengths(len(boxes), labels=labels, **lists, masks=masks, keypoints=keypoints)
     if colors is None:
         colors = [BOX_COLORS[(int(label) - 1) % len(BOX_COLORS)] for label in labels]
+    if font_size is None:
+        share = math.sqrt(_FEW / max(_FEW, len(boxes)))
+        font_size = _FONT_SIZE * max(_SMALLEST_SHARE, share)
     height, width = picture.shape[:2]
+    shown_height = max(height, _least_height(ax, height, width, font_size))
     ax.imshow(picture, extent=(0, width, height, 0))
-    ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    ax.set(xlim=(0, width), ylim=(shown_height, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.apply_aspect()
     if masks is not None:
@@ -92,13 +98,17 @@ def draw_boxes(
         _draw_outline(ax, box, colors[index], is_dashed, 2.6 if is_thick else 1.6)
     if keypoints is not None:
         draw_keypoints(ax, keypoints, colors)
-    if font_size is None:
-        share = math.sqrt(_FEW / max(_FEW, len(boxes)))
-        font_size = _FONT_SIZE * max(_SMALLEST_SHARE, share)
     placed: list[Bbox] = []
     texts = _label_texts(class_names(labels, classes), values, notes)
     for text, box, color in zip(texts, boxes, colors, strict=True):
         placed.append(_draw_label(ax, text, box, color, font_size, placed))
+
+
+def _least_height(ax: "Axes", height: int, width: int, font_size: float) -> float:
+    """The height in the image's pixels that two labels take, of no more than the axes have."""
+    area = ax.get_window_extent()
+    scale = min(area.width / width, area.height / height)
+    return min(_LEAST_HEIGHT * font_size * _dpi(ax) / 72, area.height) / scale
 
 
 def _check_lengths(num_boxes: int, **lists: Any) -> None:
@@ -110,9 +120,7 @@ def _check_lengths(num_boxes: int, **lists: Any) -> None:
 def _label_texts(
     names: Sequence[str], values: Sequence[float] | None, notes: Sequence[str] | None
 ) -> list[str]:
-    texts = [
-        name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names
-    ]
+    texts = [shorten(name, _LONGEST_NAME) for name in names]
     if values is not None:
         texts = [f"{text} {value:.2f}" for text, value in zip(texts, values, strict=True)]
     if notes is not None:
@@ -157,6 +165,7 @@ def _draw_label(
         color=contrasting(color),
         ha="left",
         va="bottom",
+        parse_math=False,
         bbox={"boxstyle": f"square,pad={_LABEL_PAD}", "facecolor": color, "linewidth": 0.4},
     )
     area = ax.get_window_extent()
@@ -191,11 +200,14 @@ def cut_to_width(text: "Text", width: float) -> None:
 
 def _label_size(ax: "Axes", text: "Text") -> tuple[float, float, float]:
     """Width and height of the label with its background, and the padding, in display pixels."""
-    figure = ax.get_figure(root=True)
-    dpi = DPI if figure is None else figure.dpi
-    pad = _LABEL_PAD * float(text.get_fontsize()) * dpi / 72
+    pad = _LABEL_PAD * float(text.get_fontsize()) * _dpi(ax) / 72
     extent = text.get_window_extent()
     return extent.width + 2 * pad, extent.height + 2 * pad, pad
+
+
+def _dpi(ax: "Axes") -> float:
+    figure = ax.get_figure(root=True)
+    return DPI if figure is None else figure.dpi
 
 
 def _best_place(

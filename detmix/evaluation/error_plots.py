@@ -29,7 +29,10 @@ from detmix.evaluation.figures import (
     add_axes,
     message_figure,
     new_figure,
+    plain_text,
     save_figure,
+    shorten,
+    text_width,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ Place = tuple[float, float, float]  # left, top, width
 MissedRows = list[tuple[str, MissedObjects]]
 
 
+@plain_text()
 def plot_errors(analysis: ErrorAnalysis, path: str | Path, *, narrow: bool = False) -> Path:
     """Draw what each class's best N detections are, what each kind of error costs, what is missed.
 
@@ -216,20 +220,14 @@ def _title(figure: "Figure", place: Place, text: str) -> None:
 
 def _width(figure: "Figure", texts: Sequence[str]) -> float:
     """What the longest of some texts takes."""
-    longest = 0.0
-    for text in texts:
-        drawn = figure.text(0, 0, text, fontsize=_FONT)
-        longest = max(longest, drawn.get_window_extent().width / figure.dpi)
-        drawn.remove()
-    return longest
+    return max((text_width(figure, text, _FONT) for text in texts), default=0.0)
 
 
 def _shortened(figure: "Figure", text: str, width: float) -> str:
-    if _width(figure, [text]) <= width:
-        return text
-    while len(text) > 1 and _width(figure, [text + "…"]) > width:
-        text = text[:-1]
-    return text + "…"
+    length = len(text)
+    while length > 1 and _width(figure, [shorten(text, length)]) > width:
+        length -= 1
+    return shorten(text, length)
 
 
 def _rows(figure: "Figure", place: Place, labels: Sequence[str], room: float) -> "Axes":

@@ -165,7 +165,7 @@ class ErrorAnalysis:
             (size + suffix, *by_size[size]._cells())
             for suffix, by_size in (("", self.missed), (", difficult", self.missed_difficult))
             for size in (*SIZES, "all")
-            if by_size["all"].objects or not suffix
+            if by_size[size].objects or not suffix
         ]
         header = ("objects", "number", "missed", "", "missed at best F1", "")
         first, *lines = align([header, *rows])

@@ -4,7 +4,9 @@ matplotlib is imported inside the functions, and only its object interface is us
 state, backends and open-figure warnings stay out of training runs.
 """
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ DPI = 120
 # of its own pixels each.
 NARROW_DPI = 200
 WIDE_WIDTH, NARROW_WIDTH = 8.0, 4.2
+LEGEND_FONT = 9.0  # points
 
 # The palette of Okabe and Ito, which people with colour vision deficiencies can tell apart, without
 # its black. LINE_COLORS also leaves out the yellow, too pale for lines on white.
@@ -27,6 +30,44 @@ BOX_COLORS = (ORANGE, SKY_BLUE, GREEN, YELLOW, VERMILLION, PURPLE, BLUE)
 LINE_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY_BLUE, "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vXP*<>"
+# Of lines with markers, which are seen whole also where they lie on an axis.
+UNCLIPPED: dict[str, Any] = {"clip_on": False, "zorder": 3}
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Write what is made within as it is: a name with two ``$`` is no formula. Also a decorator."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        yield
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut the middle of a text that has more characters: names differ at their ends."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def text_width(figure: "Figure", text: str, font_size: float) -> float:
+    """The inches that a text takes."""
+    drawn = figure.text(0, 0, text, fontsize=font_size)
+    width = drawn.get_window_extent().width / figure.dpi
+    drawn.remove()
+    return width
+
+
+def wrap_text(figure: "Figure", text: str, width: float, font_size: float) -> list[str]:
+    """Part a text into lines of at most so many inches, words only where there is no other way."""
+    lines, length = [text], len(text)
+    while (widest := max(text_width(figure, line, font_size) for line in lines)) > width:
+        if length == 1:
+            break
+        length = max(1, min(length - 1, int(length * width / widest)))
+        lines = textwrap.wrap(text, length) or [text]
+    return lines
 
 
 def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
@@ -145,9 +186,9 @@ def add_legend(
             labels,
             loc="upper left",
             ncols=columns,
-            fontsize=9,
+            fontsize=LEGEND_FONT,
             title=title,
-            title_fontsize=9,
+            title_fontsize=LEGEND_FONT,
             alignment="left",
             frameon=False,
             handlelength=2.3,
@@ -170,8 +211,13 @@ def place_legend(figure: "Figure", legend: "Legend", left: float, top: float) ->
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Write the figure in the format of the path's ending; its folder is made where missing."""
+    """Write the figure in the format of the path's ending and return the path.
+
+    Its folder is made where missing; without an ending it is a PNG file and gets ``.png``.
+    """
     path = Path(path)
+    if path.suffix in ("", "."):
+        path = path.with_name(f"{path.name.rstrip('.')}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi="figure")
     return path

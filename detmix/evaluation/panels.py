@@ -21,6 +21,7 @@ HEADER = 0.2  # inches
 _PANEL_WIDTH = 3.9  # inches
 _MARGIN, _GAP, _TITLE_GAP = 0.12, 0.12, 0.1
 _MOST_HEIGHT = 1.34  # of a panel in its widths: 4:3 upright just fits
+_LEAST_HEIGHT = 0.36  # inches, of a panel: two labels
 _FONT_SIZE = 9.0
 _KEY_STYLE: dict[str, Any] = {
     "frameon": False,
@@ -50,7 +51,10 @@ def make_grid(
     columns = min(columns, len(pictures))
     aspects = [picture.shape[0] / picture.shape[1] for picture in pictures]
     starts = range(0, len(pictures), columns)
-    heights = [_PANEL_WIDTH * min(max(aspects[at : at + columns]), _MOST_HEIGHT) for at in starts]
+    heights = [
+        max(_PANEL_WIDTH * min(max(aspects[at : at + columns]), _MOST_HEIGHT), _LEAST_HEIGHT)
+        for at in starts
+    ]
     titles = [LINE * max(title_lines[at : at + columns]) + _TITLE_GAP for at in starts]
     figure = new_figure(
         2 * _MARGIN + columns * _PANEL_WIDTH + (columns - 1) * _GAP,

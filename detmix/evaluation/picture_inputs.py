@@ -52,7 +52,9 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
 
 
 def check_records(name: str, records: Sequence[Target], classes: Sequence[str]) -> None:
-    """Raise ValueError, naming the record, for a label outside 1..C or a row too many or too few.
+    """Raise ValueError, naming the record, for what cannot be drawn.
+
+    That is a label outside 1..C, a box that is not finite, and a row too many or too few.
 
     Args:
         name: what to call the list in an error.
@@ -71,6 +73,11 @@ def check_records(name: str, records: Sequence[Target], classes: Sequence[str]) 
             class_names(as_numpy(record["labels"]), classes)
         except ValueError as error:
             raise ValueError(f"{name}[{index}]: {error}") from None
+        boxes = as_numpy(record["boxes"]).reshape(-1, 4)
+        for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1))[:1]:
+            raise ValueError(
+                f"{name}[{index}]: boxes[{row}] is {boxes[row].tolist()}, expected finite numbers"
+            )
 
 
 def check_equal_lengths(**lists: Sequence[Any] | None) -> None:

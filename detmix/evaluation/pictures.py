@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detmix.evaluation.boxes import draw_boxes
-from detmix.evaluation.figures import message_figure, save_figure
+from detmix.evaluation.figures import message_figure, plain_text, save_figure
 from detmix.evaluation.panels import (
     HEADER,
     add_header,
@@ -40,6 +40,7 @@ from detmix.evaluation.prediction_panels import (
 from detmix.evaluation.sources import group_colors, group_objects, key_entries, weights_of
 
 
+@plain_text()
 def plot_batch(
     images: Sequence[Tensor],
     targets: Sequence[Target],
@@ -71,7 +72,7 @@ def plot_batch(
 
     Raises:
         ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
-            per-object value without N entries, ``columns`` below 1.
+            per-object value without N entries, a box with NaN or infinity, ``columns`` below 1.
     """
     check_equal_lengths(images=images, targets=targets)
     targets = targets[:max_images]
@@ -105,6 +106,7 @@ def plot_batch(
     return save_figure(figure, path)
 
 
+@plain_text()
 def plot_predictions(
     images: Sequence[Tensor],
     predictions: Sequence[Target],
@@ -149,8 +151,9 @@ def plot_predictions(
 
     Raises:
         ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
-            per-object value of another length, an unknown outcome, thresholds that are not one
-            for each class, only one of ``outcomes`` and ``missed``, other ``columns``.
+            per-object value of another length, a box with NaN or infinity, an unknown outcome,
+            thresholds that are not one for each class, only one of ``outcomes`` and ``missed``,
+            other ``columns``.
     """
     check_equal_lengths(
         images=images,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from detmix.evaluation.figures import (
     ORANGE,
     PURPLE,
     SKY_BLUE,
+    UNCLIPPED,
     VERMILLION,
     add_axes,
     add_legend,
@@ -28,6 +29,7 @@ from detmix.evaluation.figures import (
     new_chart,
     place_legend,
     plain_frame,
+    plain_text,
     save_figure,
     stack_axes,
 )
@@ -62,6 +64,7 @@ _MORE_SCORES = {
 }
 
 
+@plain_text()
 def plot_precision_recall(result: VOCResult, path: str | Path, *, narrow: bool = False) -> Path:
     """Draw every class's precision over recall, with its AP in the legend, best class first.
 
@@ -220,7 +223,7 @@ def _draw_loss(axes: "Axes", series: Series) -> None:
     smooth = moving_average(series.values, window)
     axes.plot(series.steps, series.values, color=BLUE, alpha=0.25, linewidth=0.8)
     label = f"mean of {window} records" if window > 1 else "loss"
-    axes.plot(series.steps, smooth, color=BLUE, linewidth=1.8, label=label)
+    axes.plot(series.steps, smooth, color=BLUE, linewidth=1.8, label=label, **_marker(series))
     finite = smooth[np.isfinite(smooth)]
     if len(finite) and finite.max() > 0:
         axes.set_ylim(0, 1.25 * finite.max())  # single peaks may leave the frame
@@ -229,8 +232,13 @@ def _draw_loss(axes: "Axes", series: Series) -> None:
 
 
 def _draw_lr(axes: "Axes", series: Series) -> None:
-    axes.plot(series.steps, series.values, color=GREEN, linewidth=1.8)
+    axes.plot(series.steps, series.values, color=GREEN, linewidth=1.8, **_marker(series))
     name_rate(axes)
+
+
+def _marker(series: Series) -> dict[str, Any]:
+    """How a line is drawn beside its colour: one record has no line to be seen by."""
+    return {"marker": "o", "markersize": 4, **UNCLIPPED} if len(series.values) == 1 else {}
 
 
 def _draw_scores(axes: "Axes", metrics: Metrics) -> None:
@@ -241,12 +249,13 @@ def _draw_scores(axes: "Axes", metrics: Metrics) -> None:
     best = score.best()
     if best is not None:
         name += f", best {score.values[best]:.3f} at step {score.steps[best]:,}"
-    axes.plot(score.steps, score.values, "o-", color=VERMILLION, markersize=4, lw=1.8, label=name)
+    look: dict[str, Any] = {"markersize": 4, **UNCLIPPED}
+    axes.plot(score.steps, score.values, "o-", color=VERMILLION, lw=1.8, label=name, **look)
     highest = [score.highest]
     for key, (name, color, marker) in _MORE_SCORES.items():
         if key in metrics.eval:
-            more, look = metrics.eval[key], f"{marker}--"
-            axes.plot(more.steps, more.values, look, color=color, markersize=4, lw=1, label=name)
+            more = metrics.eval[key]
+            axes.plot(more.steps, more.values, f"{marker}--", color=color, lw=1, label=name, **look)
             highest.append(more.highest)
     # Room for the legend; a marker at 1 is seen whole.
     axes.set_ylim(0, min(1.02, 1.4 * np.nanmax([0.0, *highest])) or 1.02)

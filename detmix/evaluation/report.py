@@ -62,6 +62,11 @@ class Facts:
     values: Mapping[str, Cell]
     digits: int = 4
 
+    def columns(self, most: int) -> int:
+        """How many tiles stand side by side, at most so many, for rows as even as can be."""
+        rows = math.ceil(len(self.values) / most)
+        return math.ceil(len(self.values) / max(1, rows)) or 1
+
 
 @dataclass(frozen=True)
 class Table:

@@ -1,6 +1,5 @@
 """Several runs in one chart: what they were trained by and how well they came out."""
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detmix.evaluation.figures import (
+    LEGEND_FONT,
+    UNCLIPPED,
     add_legend,
     line_style,
     name_rate,
     new_chart,
     place_legend,
+    plain_text,
     save_figure,
     stack_axes,
+    text_width,
+    wrap_text,
 )
 from detmix.evaluation.metrics import (
     SCORE_NAMES,
@@ -27,6 +31,7 @@ from detmix.evaluation.metrics import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The moving average of the loss spans this share of a run's records.
 _SMOOTHING = 1 / 10
@@ -34,10 +39,12 @@ _SMOOTHING = 1 / 10
 _FAR_APART = 10.0
 # Scores as close as this are not to look different.
 _NO_DIFFERENCE = 0.01
+_HANDLE = 0.4  # inches, of a legend's line beside a label
 _LOSS, _RATE = "training loss", "learning rate"
 _PART_NAMES = {"mask_ap": "mask AP", "keypoint_ap": "keypoint AP"}
 
 
+@plain_text()
 def plot_runs(runs: Mapping[str, Metrics], path: str | Path, *, narrow: bool = False) -> Path:
     """Draw loss, learning rate and scores of several runs over the epochs, for comparison.
 
@@ -62,7 +69,7 @@ def plot_runs(runs: Mapping[str, Metrics], path: str | Path, *, narrow: bool = F
     legend, _, height = add_legend(
         figure,
         [_style(index, marker=True) for index in range(len(runs))],
-        [_label(name, metrics, width) for name, metrics in runs.items()],
+        [_label(figure, name, metrics, width) for name, metrics in runs.items()],
         width=width,
     )
     heights = [1.3 if label == _RATE else 2.4 for label in panels]
@@ -70,7 +77,9 @@ def plot_runs(runs: Mapping[str, Metrics], path: str | Path, *, narrow: bool = F
     for axes, (label, series) in zip(all_axes, panels.items(), strict=True):
         for index, name in enumerate(runs):
             if name in series:
-                style = _style(index, marker=label not in (_LOSS, _RATE))
+                # One record has no line to be seen by.
+                marked = label not in (_LOSS, _RATE) or len(series[name].values) == 1
+                style = _style(index, marker=marked) | (UNCLIPPED if marked else {})
                 axes.plot(series[name].epochs, series[name].values, **style)
         _name_axis(axes, label, list(series.values()))
     all_axes[-1].set_xlim(0, max(metrics.last_epoch for metrics in runs.values()) * 1.02)
@@ -109,6 +118,8 @@ def _name_axis(axes: "Axes", label: str, series: list[Series]) -> None:
         finals = [one.values[-1] for one in series]
         if 0 < _FAR_APART * min(finals) < max(finals):
             axes.set_yscale("log")
+            for tick in axes.get_yticklabels() + axes.get_yticklabels(minor=True):
+                tick.set_parse_math(True)  # powers of ten
         else:
             axes.set_ylim(bottom=0)
     else:
@@ -124,14 +135,18 @@ def _style(index: int, *, marker: bool) -> dict[str, Any]:
     return {**line_style(index, marker=marker), "linewidth": 1.6, "markersize": 5}
 
 
-def _label(name: str, metrics: Metrics, width: float) -> str:
+def _label(figure: "Figure", name: str, metrics: Metrics, width: float) -> str:
     """Return a run's name and best score, in lines that fit into a legend of so many inches."""
     score = metrics.score
     best = None if score is None else score.best()
-    text = "not evaluated"
-    if score is not None and best is not None:
-        text = f"best {score.values[best]:.3f} (epoch {score.epochs[best]:g})"
-    limit = int(14 * (width - 0.45))
-    lines = textwrap.wrap(name, limit)
-    gap = "  " if len(lines[-1]) + 2 + len(text) <= limit else "\n"
+    if score is None or metrics.kind is None:
+        text = "not evaluated"
+    elif best is None:
+        text = f"{SCORE_NAMES[metrics.kind]} n/a"
+    else:
+        text = f"best {SCORE_NAMES[metrics.kind]} {score.values[best]:.3f}"
+        text += f" (epoch {score.epochs[best]:g})"
+    room = width - _HANDLE
+    lines = wrap_text(figure, name, room, LEGEND_FONT)
+    gap = "  " if text_width(figure, f"{lines[-1]}  {text}", LEGEND_FONT) <= room else "\n"
     return "\n".join(lines) + gap + text

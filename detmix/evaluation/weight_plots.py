@@ -19,17 +19,21 @@ from detmix.evaluation.figures import (
     message_figure,
     new_chart,
     plain_frame,
+    plain_text,
     save_figure,
+    wrap_text,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BINS = 25
+_FONT_SIZE, _LINE = 10.0, 0.2  # points, inches
 # Drawn to know the share that is expected in a bin, of some per cent, to a fiftieth of one.
 _DRAWS = 1_000_000
 
 
+@plain_text()
 def plot_box_weights(
     weights: npt.ArrayLike,
     path: str | Path,
@@ -65,13 +69,16 @@ def plot_box_weights(
     if len(values) == 0:
         return save_figure(message_figure("no boxes to weigh"), path)
     figure = new_chart(narrow)
-    height, left = 4.4, 0.75
+    heading = [f"{len(values):,} boxes, mean weight {values.mean():.3f}"]
+    if title is not None:
+        lines = [title, *heading] if narrow else [f"{title}: {heading[0]}"]
+        room = figure.get_figwidth() - 0.3
+        heading = [part for line in lines for part in wrap_text(figure, line, room, _FONT_SIZE)]
+    height, left = 4.0 + _LINE * max(2, len(heading)), 0.75
     figure.set_figheight(height)
     width = figure.get_figwidth() - left - 0.2
-    text = f"{len(values):,} boxes, mean weight {values.mean():.3f}"
-    if title is not None:
-        text = f"{title}{chr(10) if narrow else ': '}{text}"
-    figure.text(0.15 / figure.get_figwidth(), 1 - 0.12 / height, text, va="top")
+    place = (0.15 / figure.get_figwidth(), 1 - 0.12 / height)
+    figure.text(*place, "\n".join(heading), va="top", fontsize=_FONT_SIZE)
     _draw_shares(add_axes(figure, left, 3.3, width, 0.3), float((values < 1).mean()))
     axes = add_axes(figure, left, 0.55, width, 2.5)
     _draw_histogram(axes, values[values < 1], alpha)

@@ -36,6 +36,9 @@ def mixed_batch(
         config: The training's configuration.
         epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
         num_images: How many.
+
+    Raises:
+        ValueError: If there is no such epoch.
     """
     return collate(list(islice(mixed_samples(config, epoch=epoch), num_images)))
 
@@ -52,7 +55,12 @@ def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
         all comes from: ``source`` int64 ``(N,)``, the ``image_id`` of the image that each object is
         from, and ``sources``, a dict of the ``image_id`` and the name of every image that was
         mixed, the first one first.
+
+    Raises:
+        ValueError: If there is no such epoch; once the first item is asked for.
     """
+    if not 0 <= epoch < config.epochs:
+        raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
     on_dataset = config.mixing.place == "dataset"
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
@@ -84,15 +92,25 @@ def mixed_pair(
     Args:
         config: The training's configuration.
         index_a: The first image's index.
-        index_b: The second image's index.
+        index_b: The second image's index, another one.
         lam: Blend ratio of the first image, in [0, 1]; with ``mixing.name="cutmix"`` the rectangle
-            that is cut out of it lies in the middle.
+            that is cut out of it lies in the middle. ``"mixup+cutmix"`` gives mixup.
 
     Returns:
         Three uint8 images ``(3, H_i, W_i)`` and their targets, with the keys ``source`` and
         ``sources`` of `mixed_samples`.
+
+    Raises:
+        ValueError: If ``mixing.name`` is ``"none"``, an index is that of no image, or both are one.
     """
+    if config.mixing.name == "none":
+        raise ValueError("mixing.name is none: expected mixup or cutmix to mix a pair")
     data = _open_with_sources(config)
+    for index in (index_a, index_b):
+        if not 0 <= index < len(data):
+            raise ValueError(f"image {index} of {len(data)}: expected 0..{len(data) - 1}")
+    if index_a == index_b:
+        raise ValueError(f"image {index_a} is given twice: expected two images to mix")
     pair = (data[index_a], data[index_b])
     mixing = config.mixing
     if mixing.name == "cutmix":

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
+from detmix.evaluation.figures import shorten
 from detmix.evaluation.metrics import SCORE_NAMES, Metrics, check_same_task
 from detmix.evaluation.voc_result import align, none_if_nan
 from detmix.training.runs import Run
@@ -29,8 +31,8 @@ _SHOWN = {
     "top5": "top-5 accuracy",
 }
 _ABSENT = "–"
-# Characters of a cell; of a line, before the runs are numbered rather than named.
-_MAX_WIDTH, _MAX_LINE = 25, 120
+# Characters of a cell, fewer where that makes lines short enough; of a line.
+_WIDTHS, _MAX_LINE = (25, 18, 13), 120
 
 
 @dataclass(frozen=True)
@@ -93,25 +95,34 @@ class RunComparison:
         }
 
     def __str__(self) -> str:
-        """The tables, a column a run."""
+        """The tables, a column a run; runs that do not fit beside the others come below them."""
         names = list(self.runs)
-        lines = self._lines(names)
-        width = max(map(len, lines))
-        if width > _MAX_LINE:
-            numbers = [f"({number})" for number in range(1, len(names) + 1)]
-            legend = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
-            numbered = self._lines(numbers)
-            if max(map(len, numbered)) < width:
-                lines = [*legend, "", *numbered]
-        return "\n".join(lines)
+        lines = self._lines(names, _WIDTHS[0])
+        if len(names) == 1 or _fits(lines):
+            return "\n".join(lines)
+        numbers = [f"({number})" for number in range(1, len(names) + 1)]
+        legend = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
+        return "\n".join([*legend, *(line for b in self._blocks(numbers) for line in ("", *b))])
 
-    def _lines(self, heads: list[str]) -> list[str]:
-        """Return the lines of the tables under these heads."""
+    def _blocks(self, heads: list[str]) -> list[list[str]]:
+        """Return the lines of the tables, in as few blocks of runs as fit."""
+        blocks: list[list[str]] = []
+        for most in range(len(heads), 0, -1):
+            starts = range(0, len(heads), most)
+            for width in _WIDTHS:
+                blocks = [self._lines(heads, width, slice(at, at + most)) for at in starts]
+                if all(map(_fits, blocks)):
+                    return blocks
+        return blocks
+
+    def _lines(self, heads: list[str], width: int, chosen: slice = slice(None)) -> list[str]:
+        """Return the lines of the tables of the chosen runs under their heads."""
         sections = [self._summary_rows()]
         if len(self.runs) > 1:
-            sections.append(self._difference_rows("option", self.options))
-            sections.append(self._difference_rows("version", self.versions))
-        lines = align([("run", *heads), *(row for rows in sections for row in rows)])
+            sections.append(self._difference_rows("option", self.options, width))
+            sections.append(self._difference_rows("version", self.versions, width))
+        rows = [("run", *heads), *(row for rows in sections for row in rows)]
+        lines = align([(first, *rest[chosen]) for first, *rest in rows])
         out, rest = [lines[0]], lines[1:]
         for rows in sections:
             out += ["-" * len(lines[0]), *rest[: len(rows)]]
@@ -131,15 +142,13 @@ class RunComparison:
         return rows
 
     def _difference_rows(
-        self, what: str, differences: Mapping[str, Mapping[str, Any]]
+        self, what: str, differences: Mapping[str, Mapping[str, Any]], width: int
     ) -> list[tuple[str, ...]]:
         title = f"{what}s that differ:" if differences else f"no {what} differs"
         rows: list[tuple[str, ...]] = [(title, *("" for _ in self.runs))]
         for name, values in differences.items():
             full = [_text(values[run]) if run in values else _ABSENT for run in self.runs]
-            short = [_shorten(text) for text in full]
-            told_apart = len(set(short)) == len(set(full))
-            rows.append((f"  {name}", *(short if told_apart else full)))
+            rows.append((f"  {name}", *_shorten_apart(full, width)))
         return rows
 
 
@@ -257,8 +266,17 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _shorten(text: str) -> str:
-    if len(text) <= _MAX_WIDTH:
-        return text
-    half = (_MAX_WIDTH - 1) // 2
-    return f"{text[:half]}…{text[-half:]}"
+def _shorten_apart(texts: list[str], width: int) -> list[str]:
+    """Shorten texts so that those that differ still do; they stay whole where that fails."""
+    columns = zip(*(text for text in texts if text != _ABSENT), strict=False)
+    same = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    for skipped in (0, max(0, same - width // 4)):
+        parts = [text if text == _ABSENT or not skipped else f"…{text[skipped:]}" for text in texts]
+        short = [shorten(part, width) for part in parts]
+        if len(set(short)) == len(set(texts)):
+            return short
+    return texts
+
+
+def _fits(lines: list[str]) -> bool:
+    return max(map(len, lines)) <= _MAX_LINE

@@ -1,0 +1,157 @@
+"""What all pictures share: names written as they are and cut where they are alike, true paths."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from detmix.evaluation import (
+    VOCEvaluator,
+    draw_boxes,
+    plot_batch,
+    plot_box_weights,
+    plot_precision_recall,
+    plot_predictions,
+    plot_runs,
+)
+from detmix.evaluation.error_plots import plot_errors
+from detmix.evaluation.errors import analyze_errors
+from detmix.evaluation.figures import (
+    add_axes,
+    new_chart,
+    new_figure,
+    save_figure,
+    shorten,
+    text_width,
+    wrap_text,
+)
+from detmix.evaluation.metrics import read_metrics
+
+# As formulas the first two would be errors and the third would lose its dollars.
+NAMES = ("a$^$b", r"$\foo$", "x_$y$_z", "100%", "<b>&")
+
+IMAGE = torch.zeros(3, 90, 120, dtype=torch.uint8)
+TARGET = {
+    "boxes": torch.tensor([[10.0, 8 + 16 * i, 60, 20 + 16 * i] for i in range(len(NAMES))]),
+    "labels": torch.arange(len(NAMES)) + 1,
+}
+PREDICTION = TARGET | {"scores": torch.full((len(NAMES),), 0.5)}
+
+
+def evaluator():
+    out = VOCEvaluator(NAMES)
+    out.update([PREDICTION], [TARGET])
+    return out
+
+
+def batch(path):
+    source = torch.arange(len(NAMES))
+    sources = {"source": source, "sources": dict(enumerate(NAMES))}
+    plot_batch([IMAGE] * 2, [TARGET | {"source": source}, TARGET | sources], NAMES, path)
+
+
+def predictions(path):
+    some = [IMAGE] * 5, [PREDICTION] * 5, [TARGET] * 5
+    plot_predictions(*some, NAMES, path, titles=NAMES, score_threshold=dict.fromkeys(NAMES, 0))
+
+
+def runs(path):
+    found = {}
+    for index, name in enumerate(NAMES):
+        file = path.with_name(f"{index}.jsonl")
+        record = {"event": "train", "step": 1, "epoch": 1, "loss": 10.0**index, "lr": 0.1}
+        file.write_text(json.dumps(record))
+        found[name] = read_metrics(file)
+    plot_runs(found, path)
+
+
+KINDS = {
+    "batch": batch,
+    "predictions": predictions,
+    "runs": runs,
+    "curves": lambda path: plot_precision_recall(evaluator().compute(), path),
+    "errors": lambda path: plot_errors(analyze_errors(evaluator().matching()), path),
+    "weights": lambda path: plot_box_weights([0.5], path, title=" ".join(NAMES)),
+}
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda fig, *args, **kw: figures.append(fig) or save(fig, *args, **kw)
+    )
+    return figures
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_are_no_formulas(tmp_path, saved, kind):
+    KINDS[kind](tmp_path / "picture.png")
+    written = saved[0].findobj(Text)
+    for name in NAMES:
+        found = [text for text in written if name in text.get_text()]
+        assert found, name
+        assert not any(text.get_parse_math() for text in found)
+
+
+def test_names_in_a_figure_of_ones_own(tmp_path):
+    figure = new_figure(4, 3)
+    axes = add_axes(figure, 0, 0, 4, 3)
+    draw_boxes(axes, IMAGE, **TARGET, classes=NAMES)
+    save_figure(figure, tmp_path / "boxes.png")
+    assert [text.get_text() for text in axes.texts] == list(NAMES)
+
+
+def test_powers_of_ten_are_formulas(tmp_path, saved):
+    runs(tmp_path / "runs.png")
+    loss = saved[0].axes[0]
+    assert loss.get_yscale() == "log"
+    powers = [label for label in loss.get_yticklabels() if "^{" in label.get_text()]
+    assert len(powers) > 3
+    assert all(label.get_parse_math() for label in powers)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("a", "a.png"), ("a.", "a.png"), ("v1.5/a", "v1.5/a.png"), ("a.svg", "a.svg")],
+)
+def test_the_path_is_that_of_the_file(tmp_path, given, written):
+    path = save_figure(new_figure(1, 1), f"{tmp_path}/{given}")
+    assert path == tmp_path / written
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_an_unknown_format(tmp_path):
+    with pytest.raises(ValueError, match="xyz"):
+        save_figure(new_figure(1, 1), tmp_path / "a.xyz")
+
+
+def test_names_are_cut_in_the_middle():
+    text = "".join(map(chr, range(ord("a"), ord("z") + 1)))
+    assert shorten(text, 26) == text
+    for length in range(1, 26):
+        head, tail = shorten(text, length).split("…")
+        assert len(head) + 1 + len(tail) == length
+        assert 0 <= len(head) - len(tail) <= 1
+        assert text.startswith(head)
+        assert text.endswith(tail)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(
+    "text", ["W" * 90, "many words of it " * 9 + "end", "i", "", "A-B_c1 " * 40]
+)
+def test_lines_are_as_wide_as_they_may_be(text, narrow):
+    figure = new_chart(narrow)
+    lines = wrap_text(figure, text, 2.0, 9)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    widths = np.array([text_width(figure, line, 9) for line in lines])
+    assert (widths <= 2).all()
+    assert (widths[:-1] > 1.2).all()
