@@ -158,8 +158,8 @@ def assert_same(found, expected):
 def test_as_one_process(num_processes, nums, tmp_path, fresh_accelerator):
     """Numbers of images that the processes do not divide, and fewer than there are processes."""
     cases = [(num, padded) for num in nums for padded in (False, True)]
-    # Forked, to spare each the seconds that its imports take.
-    mp.start_processes(work, (num_processes, cases, tmp_path), num_processes, start_method="fork")
+    # Not forked: the threads that other tests have left in this process would hang that.
+    mp.start_processes(work, (num_processes, cases, tmp_path), num_processes, start_method="spawn")
     of_process = [torch.load(tmp_path / f"{rank}.pt") for rank in range(num_processes)]
     for case, (num, padded) in enumerate(cases):
         expected = run(num, padded=False)
