@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
 
@@ -11,6 +12,7 @@ from runs import StoppingMixin, assert_same_run
 from tiny import tiny_config
 
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
+from detmix.training.loop import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -47,8 +49,9 @@ def config_for(shapes_root, run_dir, name, *overrides):
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 class TestWorkers:
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [1, 4])
     def test_the_run_does_not_depend_on_them(self, shapes_root, tmp_path, whole, workers):
         config = config_for(shapes_root, tmp_path / "run", "adamw", f"data.workers={workers}")
         DetectorTrainer(config).fit()
@@ -56,13 +59,13 @@ class TestWorkers:
 
     @pytest.mark.parametrize("place", ["dataset", "device"])
     def test_nor_with_mixing_elsewhere(self, shapes_root, tmp_path, place):
-        for workers in (0, 1):
+        for workers in (0, 4):
             config = config_for(
                 shapes_root, tmp_path / str(workers), "adamw", f"mixing.place={place}",
                 f"data.workers={workers}", "epochs=2",
             )  # fmt: skip
             DetectorTrainer(config).fit()
-        assert_same_run(tmp_path / "0", tmp_path / "1")
+        assert_same_run(tmp_path / "0", tmp_path / "4")
 
 
 class TestResume:
@@ -141,6 +144,84 @@ class TestResume:
         self.go_on(config)
         assert_same_run(config.run_dir, whole["adamw"])
 
+    def test_from_the_checkpoint_before(self, shapes_root, tmp_path, whole, caplog):
+        config = config_for(shapes_root, tmp_path / "run", "adamw", "save_minutes=1e-9")
+        self.stop(config, in_step=8)
+        last, temporary = (config.run_dir / name for name in ("last.pt", ".last.pt.tmp"))
+        temporary.write_bytes(b"of a process that was killed")
+        data = bytearray(last.read_bytes())
+        data[len(data) // 2] ^= 1  # in the middle of a tensor
+        last.write_bytes(data)
+        trainer = Stopping(dataclasses.replace(config, resume="auto"))
+        assert trainer.position.step == 8  # saved twice: after the step, and for the signal
+        assert f"{last} is broken: the checksum of " in caplog.text
+        assert "wrong; the checkpoint before it is used" in caplog.text
+        assert not temporary.exists()
+        assert load_checkpoint(last)["position"]["step"] == 8, "it has taken the broken one's place"
+        trainer.fit()
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    def test_after_a_full_disk(self, shapes_root, tmp_path, whole):
+        class Filling(DetectorTrainer):
+            """Meets a full disk at the end of its second epoch."""
+
+            def begin_epoch(self, epoch):
+                super().begin_epoch(epoch)
+                if epoch == 1:
+                    (self.config.run_dir / ".last.pt.tmp").symlink_to("/dev/full")
+
+        config = config_for(shapes_root, tmp_path / "run", "adamw")
+        with pytest.raises(OSError, match=r"last\.pt could not be written: No space left"):
+            Filling(config).fit()
+        assert load_checkpoint(config.run_dir / "last.pt")["position"]["step"] == STEPS_PER_EPOCH
+        self.go_on(config)
+        assert_same_run(config.run_dir, whole["adamw"])
+
+    def test_weights_that_are_not_finite_replace_no_checkpoint(self, shapes_root, tmp_path):
+        class Overflowing(DetectorTrainer):
+            """The gradient of the last step of its second epoch is not finite, its loss is."""
+
+            def compute_losses(self, batch):
+                losses = super().compute_losses(batch)
+                if self.position.step == 2 * STEPS_PER_EPOCH - 1:
+                    weight = self.plain_model.roi_heads.box_predictor.cls_score.weight
+                    root = (weight.flatten()[0] * 0).sqrt()  # 0, with an infinite slope
+                    losses["loss_classifier"] = losses["loss_classifier"] + root
+                return losses
+
+        trainer = Overflowing(config_for(shapes_root, tmp_path / "run", "adamw"))
+        with pytest.raises(NonFiniteLossError, match="weights are not finite at step 12"):
+            trainer.fit()
+        state = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert state["position"]["step"] == STEPS_PER_EPOCH
+
+    def test_a_second_sigterm_changes_nothing(self, shapes_root, tmp_path):
+        """A scheduler and torchrun may each send one."""
+
+        class Twice(Stopping):
+            def compute_losses(self, batch):
+                losses = super().compute_losses(batch)
+                if self.position.step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return losses
+
+        trainer = Twice(config_for(shapes_root, tmp_path / "run", "adamw"))
+        trainer.in_step = 3
+        with pytest.raises(Interrupted, match="after step 3 "):
+            trainer.fit()
+
+    def test_a_second_ctrl_c_ends_it_at_once(self, shapes_root, tmp_path):
+        class Twice(Stopping):
+            def compute_losses(self, batch):
+                losses = super().compute_losses(batch)
+                os.kill(os.getpid(), signal.SIGINT)
+                return losses
+
+        trainer = Twice(config_for(shapes_root, tmp_path / "run", "adamw"))
+        trainer.in_step, trainer.signum = 1, signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+
     def test_handlers_are_put_back(self, shapes_root, tmp_path):
         before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
         self.stop(config_for(shapes_root, tmp_path / "run", "adamw"), in_step=1)
@@ -212,6 +293,28 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"(?s)last.pt.* {message}"):
             DetectorTrainer(config)
         assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+    @pytest.mark.parametrize("override", ["seed=1", "data.test_limit=4"])
+    def test_settings_that_must_not_change(self, shapes_root, stopped, override):
+        name, value = override.split("=")
+        message = rf"is of a training with {name}=\w+, this one has {value}"
+        self.assert_refused(stopped, shapes_root, "adamw", [override], message)
+
+    def test_other_images_of_as_many_steps(self, shapes_root, stopped):
+        state = load_checkpoint(stopped / "last.pt")
+        save_checkpoint(stopped / "last.pt", {**state, "num_images": 25})
+        message = "is of a training with 25 images, this one has 24"
+        self.assert_refused(stopped, shapes_root, "adamw", [], message)
+
+    def test_what_has_changed_is_said(self, shapes_root, stopped, caplog):
+        caplog.set_level("INFO", "detmix")
+        overrides = ("mixing.p=0.25", "optim.lr=0.5", "data.workers=0", "resume=auto")
+        DetectorTrainer(config_for(shapes_root, stopped, "adamw", *overrides))
+        assert caplog.messages == [
+            f"going on from {stopped / 'last.pt'}, step 2 of epoch 0",
+            "mixing.p has changed: it was 0.8, it is now 0.25",
+            "optim.lr has changed: it was 0.002, it is now 0.5",
+        ]
 
     def test_new_settings_of_the_optimizer_count(self, shapes_root, stopped):
         config = config_for(

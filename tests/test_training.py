@@ -84,7 +84,8 @@ class TestRun:
         config = run[0]
         names = {path.name for path in config.run_dir.iterdir()}
         assert names == {
-            "config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "last.pt", "best.pt"
+            "config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "last.pt",
+            "previous.pt", "best.pt",
         }  # fmt: skip
         file = config.run_dir / "config.yaml"
         assert parse_args(TrainConfig, ["--config", str(file)]) == config

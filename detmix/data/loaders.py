@@ -6,9 +6,11 @@ B is the batch size of one process.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -23,11 +25,15 @@ __all__ = [
     "MixCollate",
     "collate",
     "eval_loader",
+    "explain_dead_workers",
     "init_worker",
     "train_loader",
 ]
 
 Batch = tuple[list[Tensor], list[Target]]
+
+# What torch says of a worker that died, as in "DataLoader worker (pid 7) is killed by signal: ...".
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^.]*)")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -189,6 +195,28 @@ def eval_loader(
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
     )
+
+
+@contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Within its context, say what may have ended a loader's worker process.
+
+    Torch tells of it wherever the main process happens to be, in the midst of a step too.
+
+    Raises:
+        ChildProcessError: If a worker ended before its time; the message names it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _DEAD_WORKER.match(str(error))
+        if found is None:
+            raise
+        raise ChildProcessError(
+            f"a loader's worker, process {found[1]}, {found[2].strip()}. Most often the system has "
+            "ended it for lack of memory, or shared memory (/dev/shm) was full: fewer workers or "
+            "a smaller batch take less"
+        ) from error
 
 
 def init_worker(worker_id: int) -> None:

@@ -13,8 +13,8 @@ from detmix.detectors.detector_config import STATISTICS
 from detmix.detectors.detector_weights import norm_epsilon
 from detmix.detectors.torchvision_builder import has_reduced_tail
 from detmix.mixing import DetectionCutMix, DetectionMixer, DetectionMixUp, RandomChoice
-from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
+from detmix.training.resume import load_newest
 
 __all__ = ["build_mixer", "build_model", "start_model"]
 
@@ -53,14 +53,13 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     Returns:
         The detector, with its pretrained weights, and the completed configuration.
     """
-    last = config.run_dir / "last.pt"
-    is_resumed = config.resume == "auto" and last.exists()
-    if is_resumed:
-        saved = load_checkpoint(last)["config"]
+    newest = load_newest(config.run_dir) if config.resume == "auto" else None
+    if newest is not None:
+        saved = newest.state["config"]
         options = saved.get("detector", {}).get("options", {})
         backbone = saved.get("backbone", {})
         config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
-    model: Any = build_model(config, load_weights=not is_resumed)
+    model: Any = build_model(config, load_weights=newest is None)
     used = {name: list(getattr(model.transform, name)) for name in STATISTICS}
     return model, _note(config, used, norm_epsilon(model), has_reduced_tail(model))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,38 +14,107 @@ import torch
 
 from detmix.detectors.weight_file import CHECKPOINT_KEYS, read_torch_file
 
-__all__ = ["FORMAT", "check_classes", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = [
+    "FORMAT",
+    "LAST",
+    "PREVIOUS",
+    "check_classes",
+    "check_content",
+    "load_checkpoint",
+    "read_whole",
+    "save_checkpoint",
+    "temporary_path",
+    "write_atomically",
+    "write_errors",
+]
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 1
+# How an archive of torch.save begins; older formats have no checksums.
+_ARCHIVE = b"PK\x03\x04"
+LAST, PREVIOUS = "last.pt", "previous.pt"
+"""The names of a run's newest checkpoint and of the one before it."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def temporary_path(path: Path) -> Path:
+    """Return where `write_atomically` writes a file first; a killed process may leave it there."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Have an `OSError` name the file that could not be written; that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} could not be written: {error.strerror or error}"
+        raise OSError(error.errno, message) from error
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
+) -> None:
     """Write a file under a temporary name and rename it, so that it is never half there.
+
+    The content is on the disk before the file gets its name: not even a power cut leaves half
+    of it.
 
     Args:
         path: The file; one that exists is replaced.
         write: Writes the content to an open binary file.
+        keep: What the file that exists is renamed to, if anything. For a moment there is only
+            that one.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk; what was there is kept.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with write_errors(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def _sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk too, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Save a checkpoint that ``torch.load(path, weights_only=True)`` reads.
 
     Args:
         path: The file; one that exists is replaced once the new one is complete.
         state: Tensors and plain values: ``model``, ``config``, ``classes`` and more.
+        keep: What the file that exists is renamed to, if anything.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk; what was there is kept.
     """
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # torch hides the system's error behind its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, write, keep=keep)
 
 
 def check_classes(path: Path, saved: Sequence[str], classes: Sequence[str]) -> None:
@@ -69,7 +140,47 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         ValueError: If the file is broken, holds more than tensors and plain values (such a file
             could run code), or is no checkpoint of detmix or one of a newer format.
     """
-    state = read_torch_file(path)
+    return check_content(path, read_whole(path))
+
+
+def read_whole(path: Path | str) -> Any:
+    """Read a file of `save_checkpoint`, whatever is in it, if its checksums are right.
+
+    Torch writes them and does not look at them: a tensor with flipped bits would go unnoticed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is broken or could run code, as `load_checkpoint`.
+    """
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+            damage = _find_damage(file) if is_archive else None
+        if damage is not None:
+            raise ValueError(f"{path} is broken: {damage}")
+    return read_torch_file(path)
+
+
+def _find_damage(file: BinaryIO) -> str | None:
+    """Say what is wrong with an archive of torch, None if nothing is."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for part in archive.infolist():
+                # Torch neither compresses nor sets attributes: what it takes for shorter, or for a
+                # folder, it would fill with whatever lies in memory.
+                if part.compress_size != part.file_size or part.external_attr:
+                    return f"the entry of {part.filename} in it is wrong"
+            name = archive.testzip()
+    except Exception as error:  # flipped bytes have it raise nearly anything
+        return f"{type(error).__name__}: {error}"
+    return None if name is None else f"the checksum of {name} in it is wrong"
+
+
+def check_content(path: Path | str, state: Any) -> dict[str, Any]:
+    """Return what was read from a file, or raise `ValueError` unless it is such a checkpoint."""
     missing = CHECKPOINT_KEYS - state.keys() if isinstance(state, dict) else CHECKPOINT_KEYS
     if missing:
         raise ValueError(

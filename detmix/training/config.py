@@ -156,6 +156,8 @@ class LoopConfig:
         schedule: The learning rate.
         eval_every: Evaluate every so many epochs, and after the last.
         save_every: Save a checkpoint every so many epochs, and with every evaluation.
+        save_minutes: Save one also when the last is so many minutes old, which is all that a run
+            that is killed loses; null for never.
         log_every: Write metrics every so many steps.
         seed: All randomness is a function of it.
         precision: ``"no"`` for float32, or mixed ``"bf16"`` or ``"fp16"``.
@@ -171,6 +173,7 @@ class LoopConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     eval_every: int = 1
     save_every: int = 1
+    save_minutes: float | None = 10.0
     log_every: int = 20
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -180,6 +183,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "", epochs=1, eval_every=1, save_every=1, log_every=1, seed=0)
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise ValueError(f"save_minutes must be positive or null, got {self.save_minutes}")
         if self.threads is not None:
             check_at_least(self, "", threads=1)
 

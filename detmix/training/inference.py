@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.transform import resize_boxes, resize_keypoints
 from tqdm import tqdm
 
+from detmix.data.loaders import explain_dead_workers
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
 from detmix.training.build import build_model
@@ -145,7 +146,10 @@ def evaluating(
     model.eval()
     hidden = not accelerator.is_main_process or None  # None: not into a file either
     try:
-        with tqdm(loader, "evaluating", leave=False, disable=hidden) as batches:
+        with (
+            explain_dead_workers(),
+            tqdm(loader, "evaluating", leave=False, disable=hidden) as batches,
+        ):
             yield batches
     finally:
         model.train(training)

@@ -25,8 +25,9 @@ class Interrupted(Exception):
 class InterruptGuard:
     """Within its context, the first SIGINT or SIGTERM is noted instead of ending the process.
 
-    The second one acts as if there were no guard. Does nothing outside the main thread, where
-    Python delivers no signals.
+    A second SIGINT acts as if there were no guard. Another SIGTERM changes nothing: a scheduler
+    and ``torchrun`` may each send one. Does nothing outside the main thread, where Python delivers
+    no signals.
 
     Attributes:
         signum: The signal that came, or None.
@@ -65,4 +66,5 @@ class InterruptGuard:
         if os.getpid() != self._pid:  # a forked loader worker: its parent decides
             return
         self.signum = signum
-        self._restore()
+        if signum == signal.SIGINT:
+            signal.signal(signum, self._previous.pop(signum))

@@ -6,28 +6,28 @@ What is trained is left to a subclass. B is the batch size of one process.
 from __future__ import annotations
 
 import abc
-import sys
+import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from detmix.data.loaders import EpochBatchSampler
+from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
 from detmix.mixing import sample_seed
-from detmix.training.checkpoint import check_classes, load_checkpoint, save_checkpoint
+from detmix.training.checkpoint import LAST
 from detmix.training.config import LoopConfig
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
 from detmix.training.model_state import (
     check_norm,
     copy_statistics,
+    is_finite,
     moving_average,
     restore_statistics,
     share_statistics,
@@ -38,10 +38,13 @@ from detmix.training.optim import (
     load_optimizer,
     scale_learning_rate,
 )
-from detmix.training.progress import Evaluation, Position, Result
+from detmix.training.progress import Evaluation, Position, Result, progress_bar
+from detmix.training.resume import Newest, check_fits, load_newest, tell
 from detmix.training.run_folder import RunFolder, versions
 
 __all__ = ["NonFiniteLossError", "Trainer", "make_accelerator"]
+
+_ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -69,7 +72,8 @@ class Trainer(abc.ABC, Generic[Result]):
 
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
-        ValueError: If the checkpoint to resume from does not fit, or the precision the device.
+        ValueError: If there are checkpoints to resume from, but none is whole; if the last does
+            not fit, or the precision the device.
     """
 
     def __init__(
@@ -99,14 +103,18 @@ class Trainer(abc.ABC, Generic[Result]):
         self._meter = LossMeter()
         self._guard = InterruptGuard()
         self._stop: int | None = None  # the signal that all processes know of
+        self._saved_at = time.monotonic()
         resume = config.resume == "auto"
-        if resume and (config.run_dir / "last.pt").exists():
-            self._restore(config.run_dir / "last.pt")
+        newest = load_newest(config.run_dir) if resume else None
+        if newest is not None:
+            self._restore(newest)
+        accelerator.wait_for_everyone()  # all must have read what the main process may move now
         self.folder: RunFolder | None = None
         if accelerator.is_main_process:
             self.folder = RunFolder(config.run_dir, config.as_dict(), resume=resume)
-            position = self.position
-            self.folder.forget_after(position.step, evaluation=position.evaluation_due)
+            if newest is not None and newest.problem is not None:
+                self.folder.take_previous()
+            self.folder.forget_after(self.position.step, evaluation=self.position.evaluation_due)
 
     @abc.abstractmethod
     def begin_epoch(self, epoch: int) -> None:
@@ -137,21 +145,16 @@ class Trainer(abc.ABC, Generic[Result]):
 
         Raises:
             Interrupted: After SIGINT or SIGTERM; a checkpoint of the last whole step is saved.
-            NonFiniteLossError: If a loss is not finite; a checkpoint of the step before is
-                saved.
+            NonFiniteLossError: If a loss is not finite, when a checkpoint of the step before is
+                saved, or the weights are not.
+            OSError: If a file cannot be written, as on a full disk, or a loader's worker was
+                killed (`ChildProcessError`); the checkpoints are kept.
         """
         config, position = self.config, self.position
         result = None
-        bar = tqdm(
-            total=config.epochs * len(self.sampler),
-            initial=position.step,
-            desc="training",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
-        with bar, self._guard, closing(self.folder) if self.folder else nullcontext():
+        steps = config.epochs * len(self.sampler)
+        bar = progress_bar(steps, position.step, shown=self.accelerator.is_main_process)
+        with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             while True:
                 if position.evaluation_due:
                     result = self._evaluate(bar)
@@ -189,6 +192,9 @@ class Trainer(abc.ABC, Generic[Result]):
             bar.update()
             if position.step % config.log_every == 0:
                 self._log(rate, bar)
+            minutes = (time.monotonic() - self._saved_at) / 60
+            if config.save_minutes is not None and minutes >= config.save_minutes:
+                self._save_last()
             # Several processes must all stop after the same step.
             self._stop_at(self._guard.signum if num_processes == 1 else self._stop)
         position.epoch, position.batch = position.epoch + 1, 0
@@ -206,7 +212,7 @@ class Trainer(abc.ABC, Generic[Result]):
             raise
 
     def _step(self, batch: Any) -> tuple[dict[str, Tensor], float]:
-        """Take one optimizer step; return the losses and the learning rate."""
+        """Take one optimizer step; return the losses of all processes and the learning rate."""
         config, step = self.config, self.position.step
         # Randomness within the model is a function of the step, so that a run resumes exactly
         # with no random state to save.
@@ -221,9 +227,11 @@ class Trainer(abc.ABC, Generic[Result]):
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        if not self._agree_that_finite(total):
+        means, are_finite = self._share({**losses, "loss": total})
+        if not all(are_finite):
             restore_statistics(self.plain_model, statistics)
-            self._fail(losses, batch)
+            own_is_finite = are_finite[self.accelerator.process_index]
+            self._fail(None if own_is_finite else self._describe_step(losses, batch))
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if config.optim.clip_norm is not None:
@@ -231,33 +239,43 @@ class Trainer(abc.ABC, Generic[Result]):
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
-        rate = config.optim.lr * factor
-        return {name: loss.detach() for name, loss in (*losses.items(), ("loss", total))}, rate
+        return means, config.optim.lr * factor
 
-    def _agree_that_finite(self, loss: Tensor) -> bool:
-        """Tell whether the loss is finite in every process, and note a signal to any of them.
+    def _share(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[bool]]:
+        """Exchange losses between the processes, and note a signal to any of them.
 
         This waits for the device once in every step. Torchvision's detectors do so throughout
         their forward pass anyway, and the backward pass is queued behind it as a whole.
-        """
-        loss = loss.detach()
-        signum = torch.full_like(loss, self._guard.signum or 0)
-        news = torch.stack([torch.isfinite(loss).to(loss.dtype), signum])
-        finite, signums = self.accelerator.gather(news).view(-1, 2).T.tolist()
-        self._stop = int(max(signums)) or None
-        return all(finite)
 
-    def _fail(self, losses: dict[str, Tensor], batch: Any) -> None:
-        saved = f"The weights before this step are saved in {self.config.run_dir / 'last.pt'}"
-        if all(bool(torch.isfinite(p).all()) for p in self.plain_model.parameters()):
+        Args:
+            losses: This process's, by name; the last is the sum of the others.
+
+        Returns:
+            The mean of each over the processes, and whether the sum is finite in each process.
+        """
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        signum = torch.full_like(values[:1], self._guard.signum or 0)
+        news = self.accelerator.gather(torch.cat([values, signum])).view(-1, len(losses) + 1)
+        sums, signums = news[:, -2:].T.tolist()
+        self._stop = int(max(signums)) or None
+        means = dict(zip(losses, news[:, :-1].mean(dim=0), strict=True))
+        return means, [math.isfinite(total) for total in sums]
+
+    def _describe_step(self, losses: dict[str, Tensor], batch: Any) -> str:
+        values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
+        return f"{values}; images of the step: {self.describe(batch)}"
+
+    def _fail(self, cause: str | None) -> None:
+        """Raise an error that tells the causes of all processes; None for one that has none."""
+        causes = gather_object([] if cause is None else [cause])
+        saved = f"The weights before this step are saved in {self.config.run_dir / LAST}"
+        if is_finite(self.plain_model):
             self._save_last()
         else:  # a gradient of a step before was not finite, though its loss was
             saved = "The weights are not finite either: the checkpoint before is left as it is"
-        values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
         raise NonFiniteLossError(
             f"a loss is not finite at step {self.position.step} (epoch {self.position.epoch}): "
-            f"{values}; images of the step: {self.describe(batch)}. {saved}. A lower optim.lr, "
-            "a longer warm-up or optim.clip_norm often helps"
+            f"{'; in another process: '.join(causes)}. {saved}. {_ADVICE}"
         )
 
     def _log(self, rate: float, bar: Any) -> None:
@@ -289,8 +307,7 @@ class Trainer(abc.ABC, Generic[Result]):
         if score is not None and (position.best is None or score > position.best):
             position.best = score
             if self.folder:
-                best = {**self._state(), "model": self.eval_model.state_dict()}
-                save_checkpoint(self.folder.best, best)
+                self.folder.save_best({**self._state(), "model": self.eval_model.state_dict()})
         self._save_last()
         return evaluation.result
 
@@ -301,9 +318,16 @@ class Trainer(abc.ABC, Generic[Result]):
             "versions": versions(),
             "position": vars(self.position).copy(),
             "steps_per_epoch": len(self.sampler),
+            "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
         }
 
     def _save_last(self) -> None:
+        if not is_finite(self.plain_model):
+            raise NonFiniteLossError(
+                f"the weights are not finite at step {self.position.step}: the checkpoint before "
+                f"is left as it is. {_ADVICE}"
+            )
+        self._saved_at = time.monotonic()
         if not self.folder:
             return
         scaler = self.accelerator.scaler
@@ -316,23 +340,19 @@ class Trainer(abc.ABC, Generic[Result]):
             "scaler": None if scaler is None else scaler.state_dict(),
             "meter": self._meter.state_dict(),
         }
-        save_checkpoint(self.folder.last, state)
+        self.folder.save_last(state)
 
-    def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        check_classes(path, state["classes"], self.classes)
-        if state.get("steps_per_epoch") != len(self.sampler):
-            raise ValueError(
-                f"{path} is of a training with {state.get('steps_per_epoch')} steps in an epoch, "
-                f"this one has {len(self.sampler)}: the training images, the batch size and the "
-                "number of processes must stay the same"
-            )
+    def _restore(self, newest: Newest) -> None:
+        path, state, _ = newest
+        check_fits(newest, self._state())
         try:
             self._restore_state(state)
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit the configuration: {error}") from error
+        if self.accelerator.is_main_process:
+            tell(newest, self.config.as_dict())
 
     def _restore_state(self, state: dict[str, Any]) -> None:
         self.plain_model.load_state_dict(state["model"])

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 __all__ = [
     "check_norm",
     "copy_statistics",
+    "is_finite",
     "moving_average",
     "restore_statistics",
     "share_statistics",
@@ -27,6 +28,11 @@ def check_norm(model: nn.Module, accelerator: Accelerator) -> None:
     on_cpus = accelerator.device.type == "cpu" and accelerator.num_processes > 1
     if on_cpus and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise ValueError("norm=sync needs GPUs: over several processes on CPUs use norm=group")
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Tell whether all parameters are finite; this waits for their device."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

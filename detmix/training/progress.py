@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Evaluation", "Position", "Result"]
+from tqdm import tqdm
+
+__all__ = ["Evaluation", "Position", "Result", "progress_bar"]
 
 Result = TypeVar("Result")
 
@@ -45,3 +48,22 @@ class Evaluation(Generic[Result]):
     score: float | None
     metrics: Mapping[str, float | None]
     summary: str
+
+
+def progress_bar(total: int, start: int, *, shown: bool) -> Any:
+    """Return tqdm's bar of a training, seldom refreshed where it goes into a file.
+
+    Args:
+        total: Steps of the whole training.
+        start: Steps that are done already.
+        shown: Whether to show it.
+    """
+    return tqdm(
+        total=total,
+        initial=start,
+        desc="training",
+        unit="step",
+        disable=not shown,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )

@@ -7,25 +7,35 @@
             metrics.jsonl    one JSON object a line
             tensorboard/     the same for TensorBoard
             last.pt          the newest checkpoint
+            previous.pt      the one before it, should it be broken
             best.pt          the one with the highest score: a detector's mAP, a classifier's top-1
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from detmix.training.checkpoint import write_atomically
+from detmix.training.checkpoint import (
+    LAST,
+    PREVIOUS,
+    save_checkpoint,
+    temporary_path,
+    write_atomically,
+    write_errors,
+)
 
 __all__ = ["RunFolder", "check_run_dir", "versions"]
 
@@ -58,7 +68,7 @@ def check_run_dir(path: Path, *, resume: bool) -> None:
 
 
 class RunFolder:
-    """The files of a run.
+    """The files of a run; closed at the end of a ``with`` block.
 
     Args:
         path: The folder. One that holds anything is never overwritten.
@@ -73,6 +83,8 @@ class RunFolder:
         check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        for file in (self.last, self.best, self.metrics):
+            temporary_path(file).unlink(missing_ok=True)  # of a killed run
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(path / "config.yaml", lambda file: _write(file, text))
         text = json.dumps(versions(), indent=2) + "\n"
@@ -83,7 +95,12 @@ class RunFolder:
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.path / "last.pt"
+        return self.path / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest."""
+        return self.path / PREVIOUS
 
     @property
     def best(self) -> Path:
@@ -94,6 +111,21 @@ class RunFolder:
     def metrics(self) -> Path:
         """The metrics, a JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Save the newest checkpoint and keep the one before; see `save_checkpoint`."""
+        if self.metrics.exists():  # what the checkpoint takes for written must outlive a power cut
+            with write_errors(self.metrics), open(self.metrics, "ab") as file:
+                os.fsync(file.fileno())
+        save_checkpoint(self.last, state, keep=self.previous)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Save the checkpoint with the highest score so far; see `save_checkpoint`."""
+        save_checkpoint(self.best, state)
+
+    def take_previous(self) -> None:
+        """Put the checkpoint before the newest in the place of that one, which is broken."""
+        os.replace(self.previous, self.last)
 
     def forget_after(self, step: int, *, evaluation: bool = False) -> None:
         """Drop the metrics of what a resumed run does again.
@@ -106,13 +138,13 @@ class RunFolder:
             return
         self._purge_step = step + 1
         kept = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
                 again = evaluation and line["event"] == "eval" and line["step"] == step
                 if line["step"] <= step and not again:
                     kept.append(text + "\n")
-            except (ValueError, KeyError):  # a line that a killed run left half-written
+            except (ValueError, KeyError, TypeError):  # a line that a killed run left half-written
                 continue
         write_atomically(self.metrics, lambda file: _write(file, "".join(kept)))
 
@@ -124,21 +156,44 @@ class RunFolder:
             step: Optimizer steps taken so far.
             epoch: Epochs trained so far, with a fraction.
             values: The metrics by name; None for what is undefined.
+
+        Raises:
+            OSError: If a file cannot be written, as on a full disk.
         """
         line = {"event": event, "step": step, "epoch": round(epoch, 4), **values}
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with write_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._board is None:
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(f"{event}/{name}", value, step)
+        folder = self.path / "tensorboard"
+        with write_errors(folder):
+            if self._board is None:
+                self._board = SummaryWriter(str(folder), purge_step=self._purge_step)
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is still held back."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Write out what is still held back.
+
+        Raises:
+            OSError: If that cannot be written.
+        """
+        board, self._board = self._board, None
+        if board is not None:
+            with write_errors(self.path / "tensorboard"):
+                board.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Of two errors the first one tells more.
+        with suppress(OSError) if error is not None else nullcontext():
+            self.close()
 
 
 def _write(file: Any, text: str) -> None:

@@ -1,0 +1,154 @@
+"""What only long runs meet: memory that would grow, and worker processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tiny import read_metrics, tiny_args, tiny_config
+
+from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
+from detmix.data.loaders import eval_loader, explain_dead_workers, train_loader
+from detmix.data.shapes import SHAPE_CLASSES
+from detmix.mixing import DetectionMixUp, MixedDataset
+from detmix.training import DetectorTrainer, load_checkpoint
+
+TOOLS = Path(__file__).parents[1] / "tools"
+MEBIBYTE = 2**20
+
+
+def memory():
+    """Return the resident bytes of this process and of those it started, by process id."""
+    process = psutil.Process()
+    return {p.pid: p.memory_info().rss for p in (process, *process.children())}
+
+
+def assert_flat(before, after, mebibytes):
+    assert before.keys() == after.keys(), "the workers are the same ones"
+    assert len(before) > 1
+    growth = {pid: (after[pid] - before[pid]) / MEBIBYTE for pid in before}
+    assert max(growth.values()) < mebibytes, growth
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("epochs", "warm"), [(25, 10), pytest.param(300, 60, marks=pytest.mark.slow)]
+    )
+    @pytest.mark.parametrize("place", ["batch", "dataset"])
+    def test_of_a_loader(self, shapes_root, place, epochs, warm):
+        """Six batches an epoch."""
+        voc = VOCDetection(shapes_root, classes=SHAPE_CLASSES)
+        dataset = AugmentedDataset(voc, detection_transforms(None, train=True, crop=0.5), seed=0)
+        mix = DetectionMixUp(p=0.7)
+        if place == "dataset":
+            dataset = MixedDataset(dataset, mix, seed=0)
+        on_batch = mix if place == "batch" else None
+        loader = train_loader(dataset, 4, seed=0, workers=1, mix=on_batch)
+        for epoch in range(epochs):
+            if epoch == warm:
+                before = memory()
+            dataset.set_epoch(epoch)
+            mix.set_epoch(epoch)
+            loader.batch_sampler.set_epoch(epoch)
+            for _ in loader:
+                pass
+        assert_flat(before, memory(), 4)
+
+    @pytest.mark.slow
+    def test_of_a_training(self, shapes_root, tmp_path, fresh_accelerator):
+        """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
+        config = tiny_config(
+            shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",
+            "mixing.place=dataset", "data.workers=1", "optim.ema_decay=0.9", "log_every=10",
+            "detector.min_size=32", "detector.max_size=32",
+        )  # fmt: skip
+        seen = {}
+
+        class Watched(DetectorTrainer):
+            def begin_epoch(self, epoch):
+                if epoch in (50, 299):
+                    seen[epoch] = memory()
+                super().begin_epoch(epoch)
+
+        Watched(config).fit()
+        print({e: {p: round(m / MEBIBYTE) for p, m in found.items()} for e, found in seen.items()})
+        assert_flat(seen[50], seen[299], 16)
+
+
+class Slow:
+    """Its samples take a while to load."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        time.sleep(0.1)
+        return torch.zeros(3, 4, 4), {"image_id": index, "pid": os.getpid()}
+
+
+class TestDeadWorkers:
+    @pytest.mark.parametrize(
+        ("signum", "name"), [(signal.SIGKILL, "Killed"), (signal.SIGSEGV, "Segmentation fault")]
+    )
+    @pytest.mark.parametrize("kind", ["train", "eval"])
+    def test_the_error_names_the_worker(self, kind, signum, name):
+        if kind == "train":
+            loader = train_loader(Slow(), 1, seed=0, workers=1)
+        else:
+            loader = eval_loader(Slow(), 1, workers=1)
+        batches = iter(loader)
+        pid = next(batches)[1][0]["pid"]
+
+        def go_on():
+            with explain_dead_workers():
+                os.kill(pid, signum)
+                list(batches)
+
+        start = time.monotonic()
+        with pytest.raises(ChildProcessError) as caught:
+            go_on()
+        message = str(caught.value)
+        assert re.match(rf"a loader's worker, process {pid}, ", message)
+        assert re.search(rf"{name}|exited unexpectedly", message)
+        assert "lack of memory" in message
+        assert time.monotonic() - start < 20
+
+    def test_other_errors_pass(self):
+        with pytest.raises(RuntimeError, match=r"^out of ideas$"), explain_dead_workers():
+            raise RuntimeError("out of ideas")
+
+    @pytest.mark.slow
+    def test_of_a_training(self, shapes_root, tmp_path):
+        """One line says so, the command fails, and the run can go on."""
+        run_dir = tmp_path / "run"
+        args = tiny_args(
+            shapes_root, run_dir, "epochs=4000", "eval_every=4000", "save_every=1", "log_every=1",
+            "data.workers=2",
+        )  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, str(TOOLS / "train.py"), *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while not (run_dir / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        victim = psutil.Process(process.pid).children()[-1]
+        victim.kill()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2, err
+        # Python's own thread that hands tensors over may complain of the connection besides.
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert f"a loader's worker, process {victim.pid}, " in line
+        position = load_checkpoint(run_dir / "last.pt")["position"]
+        assert 6 <= position["step"] <= read_metrics(run_dir)[-1]["step"]

@@ -1,0 +1,326 @@
+"""A training on two processes is the training on one: these are real ones, over gloo."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import traceback
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState
+from PIL import Image
+from runs import StoppingMixin
+from tiny import read_metrics, tiny_config
+
+from detmix.data.loaders import train_loader
+from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
+from detmix.mixing import DetectionMixUp, MixedDataset
+from detmix.training import DetectorTrainer, Interrupted, load_checkpoint
+from detmix.training.loop import NonFiniteLossError
+
+PLAIN_SGD = ("optim.name=sgd", "optim.momentum=0.9", "schedule.warmup_steps=0")
+# Every anchor and every proposal is sampled, and there are as many of each in every image: no
+# anchor is left out between two thresholds, and no proposal for overlapping another. Torchvision
+# divides by the number of samples in a process; so the mean over processes is that over images.
+# The images are of one size, with two objects, and all are mixed.
+RCNN = (
+    "detector.options.rpn_fg_iou_thresh=0.4", "detector.options.rpn_bg_iou_thresh=0.4",
+    "detector.options.rpn_batch_size_per_image=100000", "detector.options.rpn_nms_thresh=1.0",
+    "detector.options.box_batch_size_per_image=100000", "mixing.p=1", "augment.crop=0",
+    "detector.options.box_score_thresh=0.01", "detector.options.box_detections_per_img=30",
+    "detector.options.rpn_pre_nms_top_n_test=60", "detector.options.rpn_post_nms_top_n_test=60",
+    "epochs=2", "optim.lr=0.015",
+)  # fmt: skip
+# Its loss is the mean over images of what each has by itself, and it samples nothing.
+RETINANET = (
+    "detector.name=retinanet", "detector.roi_sampling_ratio=null", "detector.head_dim=null",
+    "detector.options={}", "mixing.p=0.7", "epochs=1", "optim.lr=0.005",
+)  # fmt: skip
+RESUMED_AFTER = 3  # between two lines of the log
+DETECTORS = {"fasterrcnn": RCNN, "retinanet": RETINANET}
+
+
+@pytest.fixture(scope="module")
+def roots(shapes_root, tmp_path_factory):
+    """Return the images each detector is trained on."""
+    return {"fasterrcnn": squares(tmp_path_factory.mktemp("squares")), "retinanet": shapes_root}
+
+
+def squares(root):
+    """Write a devkit of 16 images, 64 pixels wide and high, of two bright squares each."""
+    rng, folder = np.random.default_rng(0), root / "VOC2007"
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    names = [f"{index:06d}" for index in range(16)]
+    for name in names:
+        pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+        objects = []
+        for left, label in ((2, "square"), (34, "circle")):
+            x, y = left + int(rng.integers(0, 6)), int(rng.integers(2, 38))
+            pixels[y : y + 22, x : x + 22] = rng.integers(120, 255, 3)
+            objects.append(VOCObject(label, (x + 1, y + 1, x + 22, y + 22), False))
+        Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
+        annotation = VOCAnnotation(f"{name}.jpg", 64, 64, tuple(objects))
+        write_annotation(folder / "Annotations" / f"{name}.xml", annotation)
+    for split in ("trainval", "test"):
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+class Recorder(StoppingMixin, DetectorTrainer):
+    """Keeps what it trains on, and the first step's gradients; meets a NaN where it is told to."""
+
+    nan_in = ()  # steps
+
+    def __init__(self, config):
+        self.seen, self.grads = [], {}
+        super().__init__(config)
+
+    def compute_losses(self, batch):
+        samples = list(zip(*batch, strict=True))
+        self.seen.append({int(sample[1]["image_id"]): sample for sample in samples})
+        losses = super().compute_losses(batch)
+        if self.position.step in self.nan_in:
+            losses["loss_objectness"] = losses["loss_objectness"] * float("nan")
+        return losses
+
+    def _step(self, batch):
+        result = super()._step(batch)
+        if not self.grads:
+            named = self.plain_model.named_parameters()
+            self.grads = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        return result
+
+
+def trainer_of(root, run_dir, num_processes, *overrides):
+    trainer = Recorder(
+        tiny_config(
+            root, run_dir, *PLAIN_SGD, "mixing.place=dataset", "backbone.norm=group",
+            f"data.batch_size={4 // num_processes}", *overrides,
+        )
+    )  # fmt: skip
+    assert trainer.accelerator.num_processes == num_processes
+    return trainer
+
+
+def train(*args):
+    """Train; return what is to be the same with any number of processes."""
+    trainer = trainer_of(*args)
+    result = trainer.fit()
+    weights = {n: v.clone() for n, v in trainer.plain_model.state_dict().items()}
+    return {
+        "seen": trainer.seen,
+        "grads": trainer.grads,
+        "weights": weights,
+        "mean_ap": result.mean_ap,
+    }
+
+
+def fail(root, run_dir, num_processes, rank):
+    """Train until process 1 alone meets a loss that is not finite."""
+    trainer = trainer_of(root, run_dir, num_processes, "eval_every=9")
+    trainer.nan_in = (3,) if rank == 1 else ()
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.fit()
+    names = [trainer._data.names[index] for index in trainer.seen[-1]]
+    model = {n: v.clone() for n, v in trainer.plain_model.state_dict().items()}
+    step = trainer.position.step
+    return {"error": str(caught.value), "names": names, "step": step, "model": model}
+
+
+def work(rank, roots, folder):
+    """Be one of two processes; each is given a folder of its own to show who writes."""
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "store").as_uri(),
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    runs, found = folder / str(rank), {}
+    try:
+        for name, overrides in DETECTORS.items():
+            found[name] = train(roots[name], runs / name, 2, *overrides)
+        found["resumed"] = train(roots["fasterrcnn"], runs / "resumed", 2, *RCNN, "resume=auto")
+        found["failed"] = fail(roots["retinanet"], runs / "failed", 2, rank)
+    except Exception:
+        found["traceback"] = traceback.format_exc()
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def one(roots, tmp_path_factory):
+    """What the runs on one process came to, and the folder they are in."""
+    folder, found = tmp_path_factory.mktemp("one"), {}
+    for name, overrides in DETECTORS.items():
+        AcceleratorState._reset_state(True)
+        found[name] = train(roots[name], folder / name, 1, *overrides)
+    return found, folder
+
+
+@pytest.fixture(scope="module")
+def two(roots, tmp_path_factory):
+    """What the runs on two processes came to in each, and the folder with their folders."""
+    folder = tmp_path_factory.mktemp("two")
+    AcceleratorState._reset_state(True)
+    stopped = trainer_of(roots["fasterrcnn"], folder / "0" / "resumed", 1, *RCNN)
+    stopped.in_step = RESUMED_AFTER
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    shutil.copytree(folder / "0" / "resumed", folder / "1" / "resumed")
+    # Not forked: the threads that other tests have left in this process would hang that.
+    mp.start_processes(work, (roots, folder), 2, start_method="spawn")
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    for of_process in found:
+        assert "traceback" not in of_process, of_process["traceback"]
+    return found, folder
+
+
+def assert_rounded(ours, theirs, rtol):
+    """Compare tensors by name, with a tolerance relative to the norm of all."""
+    assert ours.keys() == theirs.keys()
+    total = torch.stack([value.double().norm() for value in theirs.values()]).norm()
+    for name, value in theirs.items():
+        distance = (ours[name].double() - value.double()).norm()
+        assert distance <= rtol * total, name
+    assert total > 0
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_global_batch_is_the_same(one, two, name):
+    """Images, augmentation, partners and ratios, bit for bit; each image in one process only."""
+    (alone, _), (parts, _) = one, two
+    shares = [part[name]["seen"] for part in parts]
+    assert len(alone[name]["seen"]) == len(shares[0]) == len(shares[1])
+    mixed = 0
+    for whole, mine, others in zip(alone[name]["seen"], *shares, strict=True):
+        assert len(mine) == len(others) == 2
+        joined = mine | others
+        assert joined.keys() == whole.keys()
+        for image_id, (image, target) in whole.items():
+            torch.testing.assert_close(joined[image_id], (image, target), rtol=0, atol=0)
+            mixed += bool((target["box_weights"] < 1).any())
+    assert mixed > len(shares[0])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_gradients_and_weights_are_the_same(one, two, name):
+    (alone, _), (parts, _) = one, two
+    for part in parts:
+        assert_rounded(part[name]["grads"], alone[name]["grads"], 1e-5)
+        assert_rounded(part[name]["weights"], alone[name]["weights"], 1e-6)
+    for key, value in parts[0][name]["weights"].items():
+        assert torch.equal(value, parts[1][name]["weights"][key]), "the processes agree"
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_scores_are_the_same(one, two, name):
+    (alone, folder), (parts, folders) = one, two
+    expected = [m for m in read_metrics(folder / name) if m["event"] == "eval"]
+    found = [m for m in read_metrics(folders / "0" / name) if m["event"] == "eval"]
+    assert [m["step"] for m in found] == [m["step"] for m in expected]
+    for metrics, others in zip(found, expected, strict=True):
+        for key in metrics.keys() - {"seconds"}:
+            assert metrics[key] == pytest.approx(others[key], abs=1e-6)
+    assert {part[name]["mean_ap"] for part in parts} == {found[-1]["mean_ap"]}
+    assert name != "fasterrcnn" or alone[name]["mean_ap"] > 0.02
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_logged_losses_are_those_of_all_processes(one, two, name):
+    assert_same_log(two[1] / "0" / name, one[1] / name)
+
+
+def assert_same_log(run_dir, other):
+    found, expected = (
+        [m for m in read_metrics(folder) if m.pop("event") == "train"]
+        for folder in (run_dir, other)
+    )
+    assert len(found) == len(expected) > 2
+    for metrics, others in zip(found, expected, strict=True):
+        for key in metrics.keys() - {"images_per_s"}:
+            assert metrics[key] == pytest.approx(others[key], rel=1e-4), key
+
+
+def test_a_run_on_one_process_goes_on_on_two(one, two):
+    (alone, folder), (parts, folders) = one, two
+    whole = alone["fasterrcnn"]
+    for part in parts:
+        assert len(part["resumed"]["seen"]) == len(whole["seen"]) - RESUMED_AFTER
+        assert_rounded(part["resumed"]["weights"], whole["weights"], 1e-6)
+        assert part["resumed"]["mean_ap"] == pytest.approx(whole["mean_ap"], abs=1e-6)
+    assert_same_log(folders / "0" / "resumed", folder / "fasterrcnn")
+
+
+def test_only_the_first_process_writes(two):
+    folders = two[1]
+    assert {path.name for path in (folders / "0").iterdir()} == {*DETECTORS, "resumed", "failed"}
+    assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
+    step = load_checkpoint(folders / "1" / "resumed" / "last.pt")["position"]["step"]
+    assert step == RESUMED_AFTER
+    assert len(read_metrics(folders / "1" / "resumed")) == RESUMED_AFTER // 2
+
+
+def test_all_stop_at_a_loss_that_one_finds_not_finite(two):
+    parts, folders = two
+    first, second = (part["failed"] for part in parts)
+    for failed in (first, second):
+        assert failed["step"] == 3
+        assert re.search(r"a loss is not finite at step 3 .*loss_\w+ nan", failed["error"])
+        for name in second["names"]:
+            assert name in failed["error"]
+        for name in first["names"]:
+            assert name not in failed["error"], "these are fine"
+    state = load_checkpoint(folders / "0" / "failed" / "last.pt")
+    assert state["position"]["step"] == 3
+    for key, value in state["model"].items():
+        assert torch.equal(value, first["model"][key])
+        assert torch.equal(value, second["model"][key])
+
+
+@pytest.mark.parametrize("place", ["batch", "dataset"])
+def test_ratios_do_not_depend_on_the_processes(place):
+    """Those of a batch: only the partners are of the process's own share."""
+    dataset = [sample(index) for index in range(24)]
+    ratios = []
+    for num_processes in (1, 2, 3):
+        found, partners = {}, {}
+        for rank in range(num_processes):
+            mix = DetectionMixUp(p=0.7)
+            data = MixedDataset(dataset, mix, seed=3) if place == "dataset" else dataset
+            loader = train_loader(
+                data, 12 // num_processes, seed=3, workers=0, rank=rank,
+                num_processes=num_processes, mix=mix if place == "batch" else None,
+            )  # fmt: skip
+            for _, targets in loader:
+                ids = {int(target["image_id"]) for target in targets}
+                for target in targets:
+                    own = int(target["image_id"])
+                    found[own] = target["box_weights"][0].item()
+                    partners[own] = set(target["labels"].tolist()) - {own}
+                    assert place == "dataset" or partners[own] <= ids
+        ratios.append((found, partners if place == "dataset" else None))
+    assert len(ratios[0][0]) == 24
+    assert len(set(ratios[0][0].values())) > 12
+    assert ratios[1:] == ratios[:1] * 2
+
+
+def sample(index):
+    """An image of one object, whose label says which it is."""
+    target = {
+        "boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
+        "labels": torch.tensor([index]),
+        "image_id": torch.tensor(index),
+    }
+    return torch.full((3, 8, 8), index, dtype=torch.uint8), target
