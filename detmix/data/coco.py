@@ -8,8 +8,10 @@ Legend: I images, M objects of the whole data set, N objects of one image, K key
 from __future__ import annotations
 
 import os
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +23,12 @@ from detmix.data.coco_annotation import CocoCategory, CocoFile, read_coco
 from detmix.data.coco_keypoints import common_keypoints, mirrored_order
 from detmix.data.coco_masks import SegmentationBlock
 from detmix.data.coco_table import CocoReport, CocoTable
-from detmix.data.image_file import decode_image_bytes
+from detmix.data.image_file import MAX_IMAGE_BYTES, check_image_size, decode_image_bytes
+from detmix.data.problems import raise_problem
+from detmix.data.regular_file import read_regular_file
+from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
 
-__all__ = ["CocoDetection", "CocoReport"]
-
-_TURNED = (
-    "; the annotations seem to be for the image turned by its EXIF orientation, which is not "
-    "applied here: store the pixels turned, as PIL.ImageOps.exif_transpose does"
-)
+__all__ = ["CocoDetection", "CocoReport", "choose_categories"]
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -64,6 +64,11 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         keypoints: Whether targets have keypoints. A category without any gives zeros.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
+        on_error: ``"skip"`` leaves out images that are missing or cannot be decoded, and those
+            with an annotation that cannot be used, tells so in one warning, and raises only for
+            what is wrong with the file as a whole. Every image is decoded for it at once, in
+            threads: what is left out depends on the files alone, not on workers, processes or the
+            order of access. Not for evaluation: a score without an image is another score.
 
     Attributes:
         classes: The class names.
@@ -74,6 +79,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         keypoint_flip: For each keypoint the index of the one that takes its place in an image
             mirrored left to right: ``left_*`` and ``right_*`` change places.
         report: Counts, see :class:`CocoReport`.
+        skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
@@ -96,7 +102,9 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         masks: bool = False,
         keypoints: bool = False,
         classes: Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
+        check_on_error(on_error)
         for name, value in (("crowd", crowd), ("empty", empty)):
             if value not in ("keep", "drop"):
                 raise ValueError(f'{name} must be "keep" or "drop", got {value!r}')
@@ -104,17 +112,28 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self._folder, self._path = Path(images), Path(annotations)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
-        file = read_coco(annotations, masks=masks)
-        chosen = _choose_categories(file, classes, self._path)
+        rejected = _Rejected()
+        report = rejected if on_error == "skip" else raise_problem
+        file = read_coco(annotations, masks=masks, report=report)
+        chosen = choose_categories(file, classes, self._path)
         self.classes = tuple(category.name for category in chosen)
         self.category_ids = tuple(category.id for category in chosen)
         self.keypoint_names = _keypoint_names(chosen, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
-        table = CocoTable.read(file, [c.id for c in chosen], self._folder, self._path)
-        table, self.report = table.clean(
+        table = CocoTable.read(file, [c.id for c in chosen], self._path)
+        table = table.fill_sizes(self._folder, report)
+        self.skipped: tuple[SkippedImage, ...] = ()
+        if on_error == "skip":
+            table.check_objects(
+                rejected, masks=masks, num_keypoints=len(self.keypoint_names) or None
+            )
+            table, self.skipped = _leave_out(table, rejected, self._folder)
+        table, counts = table.clean(
             clip=clip, drop_crowd=crowd == "drop", drop_empty=empty == "drop"
         )
-        _check_files(self._folder, table.images.names)
+        self.report = replace(counts, num_skipped=len(self.skipped))
+        if on_error == "raise":
+            _check_files(self._folder, table.images.names)
         self.names, self.image_ids = table.images.names, table.images.ids
         self._sizes = torch.from_numpy(table.images.sizes)  # (I, 2) height, width
         self._offsets = torch.from_numpy(table.offsets())  # (I + 1,)
@@ -163,22 +182,12 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return index
 
     def _read_image(self, index: int) -> Tensor:
-        path = self.image_path(index)
         try:
-            image = decode_image_bytes(path.read_bytes(), path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"sample {index}: {path}: there is no such file") from None
+            return _read_image(self.image_path(index), self.image_size(index), self._path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"sample {index}: {error}") from None
         except ValueError as error:
             raise ValueError(f"sample {index}: {error}") from error
-        size = (image.shape[-2], image.shape[-1])
-        if size != self.image_size(index):
-            height, width = self.image_size(index)
-            hint = _TURNED if size == (width, height) else ""
-            raise ValueError(
-                f"sample {index}: {path}: the image is {size[1]} x {size[0]} pixels, but "
-                f"{self._path} says {width} x {height}{hint}"
-            )
-        return image
 
     def _check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -186,10 +195,54 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return index % len(self)
 
 
-def _choose_categories(
+class _Rejected(dict[int, tuple[str, str]]):
+    """Kind and message of the first error of each image, by its id; others are raised."""
+
+    def __call__(self, kind: str, message: str, image: int | None = None) -> None:
+        if image is None or kind == "name that leads outside":
+            raise ValueError(message)
+        self.setdefault(image, (kind, message))
+
+
+def _leave_out(
+    table: CocoTable, rejected: _Rejected, folder: Path
+) -> tuple[CocoTable, tuple[SkippedImage, ...]]:
+    """Leave out images that were rejected, or cannot be decoded; warn once of them."""
+    ids, names, sizes = table.images.ids, table.images.names, table.images.sizes.tolist()
+
+    def check_image(index: int) -> None:
+        if ids[index] not in rejected:
+            _read_image(folder / names[index], tuple(sizes[index]), table.path)
+
+    unusable = find_unusable(names, [("unusable image", check_image)])
+    for index, image_id in enumerate(ids):
+        if image_id in rejected:
+            unusable[index] = SkippedImage(names[index], *rejected[image_id])
+    skipped = tuple(unusable[index] for index in sorted(unusable))
+    if skipped:
+        message = skip_message(skipped, len(names), table.path)
+        warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
+    return table.without_images({ids[index] for index in unusable}), skipped
+
+
+def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
+    """Decode an image that must be of this height and width."""
+    try:
+        image = decode_image_bytes(read_regular_file(path, MAX_IMAGE_BYTES), path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    check_image_size(image, path, size, annotations)
+    return image
+
+
+def choose_categories(
     file: CocoFile, classes: Sequence[str] | None, path: Path
 ) -> list[CocoCategory]:
-    """Return the category of each class, for each name one."""
+    """Return the category of each class, for each name one.
+
+    Raises:
+        ValueError: There is none of a name, or two that have annotations; names the file.
+    """
     by_name: dict[str, list[CocoCategory]] = {}
     for category in file.categories:
         by_name.setdefault(category.name, []).append(category)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detmix.data.coco_masks import pack_segmentation
+from detmix.data.problems import Report, raise_problem
 
 __all__ = ["CocoCategory", "CocoFile", "CocoImages", "CocoObjects", "read_coco"]
 
@@ -102,12 +103,15 @@ class CocoFile:
     objects: CocoObjects
 
 
-def read_coco(path: str | Path, *, masks: bool = False) -> CocoFile:
+def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_problem) -> CocoFile:
     """Read an instances or person_keypoints file.
 
     Args:
         path: The JSON file.
         masks: Whether to read the segmentations.
+        report: Called for each image and each annotation with a value that cannot be used; raises
+            it by default. If it returns, the size of the image is 0, one whose name leads outside
+            and the annotation are left out.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -116,8 +120,9 @@ def read_coco(path: str | Path, *, masks: bool = False) -> CocoFile:
     """
     content = _load(Path(path), masks)
     categories = _read_categories(content["categories"], f"{path}, category")
-    images = _read_images(content["images"], f"{path}, image")
-    objects = _read_objects(content["annotations"], images.ids, categories, f"{path}, annotation")
+    images = _read_images(content["images"], f"{path}, image", report)
+    where = f"{path}, annotation"
+    objects = _read_objects(content["annotations"], images.ids, categories, where, report)
     return CocoFile(categories, images, objects)
 
 
@@ -189,27 +194,32 @@ def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCateg
     return tuple(categories)
 
 
-def _read_images(items: list[dict[str, Any]], where: str) -> CocoImages:
-    images = CocoImages([], [], np.zeros((len(items), 2), dtype=np.int64))
-    for index, (image_id, item) in enumerate(_by_id(items, where)):
-        images.ids.append(image_id)
-        images.names.append(_read_name(item.get("file_name"), f"{where} {image_id}"))
-        for axis, key in enumerate(("height", "width")):
-            side = item.get(key) or 0
-            if type(side) not in (int, float) or side < 0 or not side <= 2**31 or side % 1:
-                raise ValueError(
-                    f"{where} {image_id}: {key} must be a number of whole pixels, got {side!r}"
-                )
-            images.sizes[index, axis] = side
-    return images
+def _read_images(items: list[dict[str, Any]], where: str, report: Report) -> CocoImages:
+    ids, names, sizes = [], [], []
+    for image_id, item in _by_id(items, where):
+        try:
+            name = _read_name(item.get("file_name"))
+        except ValueError as error:
+            report("name that leads outside", f"{where} {image_id}: {error}", image_id)
+            continue
+        height, width = (item.get(key) or 0 for key in ("height", "width"))
+        for key, side in (("height", height), ("width", width)):
+            if type(side) not in (int, float) or not 0 <= side <= 2**31 or side % 1:
+                message = f"{key} must be a number of whole pixels, got {side!r}"
+                report("unusable annotation", f"{where} {image_id}: {message}", image_id)
+                height = width = 0
+        ids.append(image_id)
+        names.append(name)
+        sizes.append((height, width))
+    return CocoImages(ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2))
 
 
-def _read_name(name: Any, where: str) -> str:
+def _read_name(name: Any) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{where}: expected a file_name, got {name!r}")
+        raise ValueError(f"expected a file_name, got {name!r}")
     path = PurePath(name)
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"{where}: file_name leads out of the images' folder, got {name!r}")
+        raise ValueError(f"file_name leads out of the images' folder, got {name!r}; refused")
     return name
 
 
@@ -218,11 +228,13 @@ def _read_objects(
     image_ids: list[int],
     categories: tuple[CocoCategory, ...],
     where: str,
+    report: Report,
 ) -> CocoObjects:
     images = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
     rows = []
     boxes = []
+    kept = []
     for number, item in enumerate(items):
         annotation_id = _read_id(item, number, where)
         try:
@@ -236,8 +248,13 @@ def _read_objects(
             boxes.append(_read_box(item.get("bbox")))
         except ValueError as error:
             hint = " (is this a captions file?)" if "caption" in item else ""
-            raise ValueError(f"{where} {annotation_id}: {error}{hint}") from None
+            message = f"{where} {annotation_id}: {error}{hint}"
+            image = item.get("image_id")
+            is_known = type(image) is int and image in images
+            report("unusable annotation", message, image if is_known else None)
+            continue
         rows.append(row)
+        kept.append(item)
     columns = list(zip(*rows, strict=True)) or [()] * 5
     _check_no_repeats(columns[0], where)
     return CocoObjects(
@@ -247,8 +264,8 @@ def _read_objects(
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         area=np.array(columns[3], dtype=np.float64),
         iscrowd=np.array(columns[4], dtype=np.bool_),
-        segmentations=[item.get("segmentation") or None for item in items],
-        keypoints=[item.get("keypoints") for item in items],
+        segmentations=[item.get("segmentation") or None for item in kept],
+        keypoints=[item.get("keypoints") for item in kept],
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 __all__ = ["common_keypoints", "mirrored_order", "read_keypoints"]
 
+_LARGEST = float(np.finfo(np.float32).max)
 _SIDE = re.compile("left|right", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
@@ -71,7 +71,7 @@ def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float32]:
             f"got {got}"
         )
     for number in value:
-        if type(number) not in (int, float) or not math.isfinite(number):
+        if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # false of NaN too
             raise ValueError(f"keypoints must be finite numbers, got {number!r}")
     keypoints = np.array(value, dtype=np.float32).reshape(num_keypoints, 3)
     for visibility in keypoints[:, 2].tolist():

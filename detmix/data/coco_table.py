@@ -6,7 +6,7 @@ Legend: I images, M objects of the whole data set, K keypoints.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from detmix.data.coco_annotation import CocoFile, CocoImages, CocoObjects
 from detmix.data.coco_keypoints import read_keypoints
 from detmix.data.coco_masks import rle_size
 from detmix.data.image_file import read_image_size
+from detmix.data.problems import Report, raise_problem
 
 __all__ = ["CocoReport", "CocoTable"]
 
@@ -39,6 +40,7 @@ class CocoReport:
             ``clip=False``.
         num_crowd_dropped: Objects left out by ``crowd="drop"``.
         num_images_dropped: Images left out by ``empty="drop"``.
+        num_skipped: Images left out by ``on_error="skip"``; all other counts are without them.
     """
 
     num_images: int
@@ -49,6 +51,7 @@ class CocoReport:
     num_without_area: int
     num_crowd_dropped: int
     num_images_dropped: int
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,29 +73,78 @@ class CocoTable:
     labels: npt.NDArray[np.int64]
 
     @classmethod
-    def read(
-        cls, file: CocoFile, category_ids: Sequence[int], folder: Path, path: Path
-    ) -> CocoTable:
+    def read(cls, file: CocoFile, category_ids: Sequence[int], path: Path) -> CocoTable:
         """Take the objects of some categories, and the sizes of all images.
 
         Args:
             file: The file's content.
             category_ids: Label ``k`` is ``category_ids[k - 1]``.
-            folder: The images' folder.
             path: The annotation file, for errors.
-
-        Raises:
-            FileNotFoundError: An image whose size the file does not give is missing.
-            ValueError: The size cannot be read from it either.
         """
         label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
         by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
         labels = by_index[file.objects.category_index]
         order = np.argsort(file.objects.image_index, kind="stable")
         rows = order[labels[order] > 0]
-        images = replace(file.images, sizes=_fill_sizes(file.images, folder))
         objects = file.objects.take(rows)
-        return cls(path, images, objects, objects.boxes, labels[rows])
+        return cls(path, file.images, objects, objects.boxes, labels[rows])
+
+    def fill_sizes(self, folder: Path, report: Report = raise_problem) -> CocoTable:
+        """Read the size of each image whose size the file does not give from its header.
+
+        Args:
+            folder: The images' folder.
+            report: Called for each whose size cannot be read, which stays 0; raises it by default.
+
+        Raises:
+            FileNotFoundError: Such an image is missing, and ``report`` is the default.
+        """
+        images = self.images
+        sizes: npt.NDArray[np.int64] = images.sizes.copy()
+        for index in np.flatnonzero(np.any(sizes == 0, axis=1)).tolist():
+            path = folder / images.names[index]
+            try:
+                sizes[index] = read_image_size(path)
+            except FileNotFoundError:
+                message = f"{path}: there is no such file to read the image's size from"
+                if report is raise_problem:
+                    raise FileNotFoundError(message) from None
+                report("missing file", message, images.ids[index])
+            except ValueError as error:
+                report("unusable image", str(error), images.ids[index])
+        return replace(self, images=replace(images, sizes=sizes))
+
+    def check_objects(
+        self, report: Report, *, masks: bool = False, num_keypoints: int | None = None
+    ) -> None:
+        """Report each object whose segmentation or keypoints cannot be used.
+
+        Args:
+            report: Called with each.
+            masks: Whether segmentations are needed.
+            num_keypoints: How many keypoints an object has; None where they are not needed.
+        """
+        for row in range(len(self.labels)):
+            image = self.images.ids[int(self.objects.image_index[row])]
+            try:
+                if masks:
+                    self._segmentation(row)
+                if num_keypoints is not None:
+                    read_keypoints(self.objects.keypoints[row], num_keypoints)
+            except ValueError as error:
+                report("unusable annotation", f"{self._where(row)}: {error}", image)
+
+    def without_images(self, image_ids: Container[int]) -> CocoTable:
+        """Leave out some images, and their objects with them."""
+        is_kept = np.array([image_id not in image_ids for image_id in self.images.ids], bool)
+        rows = np.flatnonzero(is_kept[self.objects.image_index])
+        kept = replace(
+            self,
+            objects=self.objects.take(rows),
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+        )
+        return kept._only_images(is_kept)
 
     def clean(
         self, *, clip: bool, drop_crowd: bool, drop_empty: bool
@@ -108,7 +160,7 @@ class CocoTable:
             ValueError: No image is left, or ``clip=False`` and a box does not fit into float32.
         """
         clean = self._clean_boxes() if clip else self._keep_boxes()
-        message = clean.message(self._describe_box)
+        message = clean.message(self.describe_box)
         if message:
             warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
         is_dropped = self.objects.iscrowd & clean.has_area & drop_crowd
@@ -160,19 +212,24 @@ class CocoTable:
                 annotation.
         """
         packed = []
-        sizes = self.images.sizes.tolist()
-        for row, value in enumerate(self.objects.segmentations):
-            if not isinstance(value, bytes):
-                reason = value or "segmentation is missing or empty, and masks=True needs it"
-                raise ValueError(f"{self._where(row)}: {reason}")
-            height, width = sizes[self.objects.image_index[row]]
-            if rle_size(value) not in (None, (height, width)):
-                raise ValueError(
-                    f"{self._where(row)}: the RLE's size (height, width) is {rle_size(value)}, but "
-                    f"the image is {height} x {width}"
-                )
-            packed.append(value)
+        for row in range(len(self.labels)):
+            try:
+                packed.append(self._segmentation(row))
+            except ValueError as error:
+                raise ValueError(f"{self._where(row)}: {error}") from None
         return packed
+
+    def _segmentation(self, row: int) -> bytes:
+        value = self.objects.segmentations[row]
+        if not isinstance(value, bytes):
+            raise ValueError(value or "segmentation is missing or empty, and masks=True needs it")
+        height, width = self.images.sizes[self.objects.image_index[row]].tolist()
+        if rle_size(value) not in (None, (height, width)):
+            raise ValueError(
+                f"the RLE's size (height, width) is {rle_size(value)}, but the image is "
+                f"{height} x {width}"
+            )
+        return value
 
     def _clean_boxes(self) -> CleanBoxes:
         return clean_boxes(self.objects.boxes, self.images.sizes[self.objects.image_index])
@@ -181,21 +238,25 @@ class CocoTable:
         kept = keep_boxes(self.objects.boxes)
         fits = np.isfinite(kept.boxes).all(axis=1)
         if not fits.all():
-            where = self._describe_box(int(np.argmin(fits)))
+            where = self.describe_box(int(np.argmin(fits)))
             raise ValueError(f"{where}: too large for float32; expected less, or clip=True")
         return kept
 
     def _without_empty_images(self) -> CocoTable:
         has_objects = np.diff(self.offsets()) > 0
-        kept = np.flatnonzero(has_objects)
-        if not len(kept):
+        if not has_objects.any():
             raise ValueError(f'{self.path}: no image has an object left, and empty="drop"')
+        return self._only_images(has_objects)
+
+    def _only_images(self, is_kept: npt.NDArray[np.bool_]) -> CocoTable:
+        """Keep the images of a mask ``(I,)``; no object must be of another."""
+        kept = np.flatnonzero(is_kept)
         images = CocoImages(
             ids=[self.images.ids[index] for index in kept],
             names=[self.images.names[index] for index in kept],
             sizes=self.images.sizes[kept],
         )
-        new_index = np.cumsum(has_objects) - 1
+        new_index = np.cumsum(is_kept) - 1
         objects = replace(self.objects, image_index=new_index[self.objects.image_index])
         return replace(self, images=images, objects=objects)
 
@@ -216,19 +277,9 @@ class CocoTable:
         image = f"image {self.images.ids[index]} ({self.images.names[index]})"
         return f"{self.path}, annotation {self.objects.ids[row]} of {image}"
 
-    def _describe_box(self, row: int) -> str:
+    def describe_box(self, row: int) -> str:
+        """Say where a box stands and how it is written there."""
         x1, y1, x2, y2 = self.objects.boxes[row]
         height, width = self.images.sizes[self.objects.image_index[row]]
         bbox = f"{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
         return f"{self._where(row)}, bbox = {bbox} in {width} x {height} pixels"
-
-
-def _fill_sizes(images: CocoImages, folder: Path) -> npt.NDArray[np.int64]:
-    """Return the images' sizes, from an image's header where the file lacks its size."""
-    sizes: npt.NDArray[np.int64] = images.sizes.copy()
-    for index in np.flatnonzero(np.any(sizes == 0, axis=1)):
-        path = folder / images.names[index]
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file to read the image's size from")
-        sizes[index] = read_image_size(path)
-    return sizes

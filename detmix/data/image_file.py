@@ -8,6 +8,7 @@ gives the same pixels, then takes over.
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -15,14 +16,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detmix.data.regular_file import open_regular_file, read_regular_file
+
 try:
     from torchvision.io import ImageReadMode, decode_image
 except ImportError:  # a torchvision without decoders
     decode_image = None
 
-__all__ = ["decode_image_bytes", "read_image_size", "read_jpeg"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "check_image_size",
+    "decode_image_bytes",
+    "decode_jpeg_bytes",
+    "read_image_size",
+    "read_jpeg",
+]
 
+MAX_IMAGE_BYTES = 2**30
+"""No image file larger than this is read."""
+
+_TURNED = (
+    "; the annotations seem to be for the image turned by its EXIF orientation, which is not "
+    "applied here: store the pixels turned, as PIL.ImageOps.exif_transpose does"
+)
 _JPEG_START = b"\xff\xd8"
+_SCAN_START = b"\xff\xda"
+_MAX_SCANS = 100  # an encoder makes about ten; each costs a pass over the whole image
+_FEW = 1e11  # so many pixels times bytes cost about a second, whatever scans the bytes make up
+# Not all that Pillow opens: for EPS it would run Ghostscript.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_jpeg(path: Path) -> Tensor:
@@ -33,12 +55,18 @@ def read_jpeg(path: Path) -> Tensor:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty, not a JPEG file, truncated or broken; names the file.
+        ValueError: The file is empty, not a JPEG file, truncated, broken or far too large; names
+            the file.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular_file(path, MAX_IMAGE_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such image file") from None
+    return decode_jpeg_bytes(data, path)
+
+
+def decode_jpeg_bytes(data: bytes, path: str | Path) -> Tensor:
+    """Decode the content of a JPEG file as :func:`read_jpeg` does, with its errors."""
     if not data.startswith(_JPEG_START):
         start = data[:4].hex(" ") or "nothing, it is empty"
         raise ValueError(f"{path}: not a JPEG file: expected it to begin with ff d8, got {start}")
@@ -58,13 +86,16 @@ def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
         name: Names the image in errors.
 
     Raises:
-        ValueError: The image is empty, of no known format, truncated, broken or so large that
-            Pillow takes it for an attack; names the image.
+        ValueError: The image is empty, of no known format, truncated, broken, or an attack: of
+            more than twice ``PIL.Image.MAX_IMAGE_PIXELS``, or a large JPEG of more than 100
+            scans; names the image.
     """
     if not data:
         raise ValueError(f"{name}: not an image: the file is empty")
     if data.startswith(_JPEG_START):
-        return _decode_jpeg(data, name)
+        _refuse_bomb(data, name)
+        if decode_image is not None:
+            return _decode_jpeg(data, name)
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -75,42 +106,113 @@ def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: refused: {error}") from error
+    except Warning:  # made an error by whoever runs this
+        raise
     except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
         raise ValueError(f"{name}: broken image file of {len(data)} bytes: {error}") from error
+
+
+def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: Path) -> None:
+    """Raise ValueError unless an image has the height and width that its annotation says.
+
+    Args:
+        image: ``(3, H, W)``.
+        path: Its file, for the message.
+        size: The expected height and width.
+        source: The file that says so, for the message.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) == size:
+        return
+    hint = _TURNED if (width, height) == size else ""
+    raise ValueError(
+        f"{path}: the image is {width} x {height} pixels, but {source} says "
+        f"{size[1]} x {size[0]}{hint}"
+    )
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
     """Read an image's height and width in pixels from the head of its file.
 
     Raises:
-        ValueError: The file is not an image that Pillow knows; names the file.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not an image of a known format, or a broken one; names the file.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise ValueError(f"{path}: the image's size cannot be read: {error}") from error
+    with open_regular_file(path) as file:
+        try:
+            with Image.open(file, formats=_formats()) as image:
+                return image.height, image.width
+        except UnidentifiedImageError:
+            reason: object = "not an image of a known format"
+        except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
+            reason = error
+    raise ValueError(f"{path}: the image's size cannot be read: {reason}")
 
 
 def _decode_jpeg(data: bytes, name: str | Path) -> Tensor:
     try:
-        if decode_image is None:
-            return _decode_with_pillow(io.BytesIO(data))
         # bytearray: a tensor must not be made on memory that Python takes for immutable.
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         image: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
         return image
-    except (OSError, RuntimeError, SyntaxError) as error:
+    except RuntimeError as error:
         reason = str(error).partition("\n")[0].rpartition(", ")[2]
         raise ValueError(f"{name}: broken JPEG file of {len(data)} bytes: {reason}") from error
+
+
+def _refuse_bomb(data: bytes, name: str | Path) -> None:
+    """Raise ValueError for a JPEG that would take up far more memory or time than its file."""
+    from PIL import Image
+
+    height, width = _jpeg_size(data)
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow's own, which a user may have raised
+    if limit is not None and height * width > 2 * limit:
+        raise ValueError(
+            f"{name}: refused: {width} x {height} pixels, expected at most {2 * limit} "
+            "(twice PIL.Image.MAX_IMAGE_PIXELS)"
+        )
+    if height * width * len(data) < _FEW:  # most images; counting would cost a 20th of decoding
+        return
+    num_scans = data.count(_SCAN_START)
+    if num_scans > _MAX_SCANS:
+        raise ValueError(f"{name}: refused: {num_scans} scans, expected at most {_MAX_SCANS}")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Return the height and width that libjpeg will find; (0, 0) where it will find none.
+
+    As its ``next_marker`` (jdmarker.c) does, whatever stands between two segments is skipped.
+    """
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0:
+        while data[position : position + 1] == b"\xff":
+            position += 1
+        marker, length = data[position : position + 1], data[position + 1 : position + 3]
+        if not marker or marker in b"\xd8\xd9\xda" or len(length) < 2:
+            break
+        if b"\xc0" <= marker <= b"\xcf" and marker not in b"\xc4\xc8\xcc":  # a frame (SOFn)
+            sides = data[position + 4 : position + 8]
+            return int.from_bytes(sides[:2], "big"), int.from_bytes(sides[2:], "big")
+        alone = marker in b"\x00\x01" or b"\xd0" <= marker <= b"\xd7"  # without a segment
+        position += 1 if alone else 1 + int.from_bytes(length, "big")
+    return 0, 0
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this Pillow has and that are read here."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _decode_with_pillow(file: Path | IO[bytes]) -> Tensor:
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(file, formats=_formats()) as image:
         if image.mode.startswith("I"):  # 16 bits; Pillow would cut values off at 255
             grey = (np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2)).permute(2, 0, 1)

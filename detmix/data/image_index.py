@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from detmix.data.image_file import MAX_IMAGE_BYTES
+from detmix.data.regular_file import open_regular_file, read_regular_file
+
 __all__ = ["StoredImage", "list_images", "read_image_bytes"]
 
 _COMPRESSED_STARTS = {
@@ -79,12 +82,16 @@ def read_image_bytes(image: StoredImage) -> bytes:
 
     Raises:
         FileNotFoundError: The file or the archive is gone; names it.
-        ValueError: The archive is shorter than it was.
+        ValueError: The archive is shorter than it was, or the image larger than 1 GiB.
     """
     try:
-        with open(image.path, "rb") as file:
-            if image.offset is None:
-                return file.read()
+        if image.offset is None:
+            return read_regular_file(image.path, MAX_IMAGE_BYTES)
+        if image.size > MAX_IMAGE_BYTES:
+            raise ValueError(
+                f"{image.where}: refused: {image.size} bytes, expected at most {MAX_IMAGE_BYTES}"
+            )
+        with open_regular_file(image.path) as file:
             file.seek(image.offset)
             data = file.read(image.size)
     except FileNotFoundError:
@@ -145,13 +152,14 @@ def _list_shard(shard: Path, split: str) -> list[StoredImage]:
 
 
 def _read_members(shard: Path) -> list[tarfile.TarInfo]:
-    with open(shard, "rb") as file:
+    with open_regular_file(shard) as file:
         _check_uncompressed(file, shard)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 members = archive.getmembers()
                 end = archive.offset
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        # MemoryError: a broken header may claim a length of any size.
+        except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
             raise ValueError(f"{shard}: not a tar archive, or a broken one: {error}") from error
         # tarfile stops at a damaged header as it does at the end of the archive.
         file.seek(end)

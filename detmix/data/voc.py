@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.data.clean_boxes import clean_boxes
-from detmix.data.image_file import read_image_size, read_jpeg
-from detmix.data.voc_annotation import VOCAnnotation, read_annotation
+from detmix.data.image_file import check_image_size, read_image_size, read_jpeg
+from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
+from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation
 from detmix.data.voc_layout import ImageEntry, list_entries
 
 __all__ = ["VOC_CLASSES", "VOCDetection", "VOCReport"]
@@ -63,6 +64,7 @@ class VOCReport:
         num_clipped: Boxes that reached beyond the image and were clipped to it.
         num_without_area: Boxes dropped because no area was left inside the image.
         num_difficult_dropped: Objects left out by ``difficult="drop"``.
+        num_skipped: Images left out by ``on_error="skip"``; all other counts are without them.
     """
 
     num_images: int
@@ -72,6 +74,7 @@ class VOCReport:
     num_clipped: int
     num_without_area: int
     num_difficult_dropped: int
+    num_skipped: int = 0
 
 
 class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -93,6 +96,11 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         difficult: ``"keep"``, or ``"drop"`` to leave difficult objects out (as is usual for
             training; the evaluation needs them).
         classes: The class names; label ``k`` is ``classes[k - 1]``.
+        on_error: ``"skip"`` leaves out images whose files are missing or cannot be used, tells so
+            in one warning, and raises only for what is wrong with the data set as a whole. Every
+            image is decoded for it at once, in threads: what is left out depends on the files
+            alone, not on workers, processes or the order of access. Not for evaluation: a score
+            without an image is another score.
 
     Attributes:
         classes: The class names.
@@ -101,6 +109,7 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         image_ids: Every sample's ``image_id`` by index: the index itself.
         image_sets: Every sample's year and split by index, such as ``("2007", "test")``.
         report: Counts, see :class:`VOCReport`.
+        skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
@@ -117,18 +126,26 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         transforms: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None,
         difficult: Literal["keep", "drop"] = "keep",
         classes: Sequence[str] = VOC_CLASSES,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
+        check_on_error(on_error)
         if difficult not in ("keep", "drop"):
             raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
         self.classes = _check_classes(classes)
         self.transforms = transforms
-        self._entries = list_entries(root, image_sets)
+        reader = _Reader(
+            list_entries(root, image_sets, check_files=on_error == "raise"), self.classes
+        )
+        self._entries = reader.entries
+        self.skipped: tuple[SkippedImage, ...] = ()
+        if on_error == "skip":
+            self._entries, self.skipped = reader.find_usable(f"{root} {tuple(image_sets)}")
         self.category_ids = tuple(range(1, len(self.classes) + 1))
         self.names = [entry.name for entry in self._entries]
         self.image_ids = list(range(len(self._entries)))
         self.image_sets = [entry.image_set for entry in self._entries]
-        objects = _Objects.read(self._entries, self.classes)
-        objects, self.report = objects.clean(drop_difficult=difficult == "drop")
+        objects, report = reader.read(self._entries).clean(drop_difficult=difficult == "drop")
+        self.report = replace(report, num_skipped=len(self.skipped))
         self._boxes = torch.from_numpy(objects.boxes)  # (M, 4) float32, as cleaned
         self._labels = torch.from_numpy(objects.labels)  # (M,)
         self._difficult = torch.from_numpy(objects.difficult)  # (M,)
@@ -174,23 +191,76 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return image_id
 
     def _read_image(self, index: int) -> Tensor:
-        entry = self._entries[index]
         try:
-            image = read_jpeg(entry.image)
+            return _read_image(self._entries[index], self.image_size(index))
         except ValueError as error:
             raise ValueError(f"sample {index}: {error}") from error
-        height, width = image.shape[-2:]
-        if [height, width] != self._sizes[index]:
-            raise ValueError(
-                f"sample {index}: {entry.image}: the image is {width} x {height} pixels, but "
-                f"{entry.annotation} says {self._sizes[index][1]} x {self._sizes[index][0]}"
-            )
-        return image
 
     def _check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         return index % len(self)
+
+
+class _Reader:
+    """Reads the annotations of some images, each once."""
+
+    def __init__(self, entries: list[ImageEntry], classes: tuple[str, ...]) -> None:
+        self.entries = entries
+        self._classes = classes
+        self._labels = {name: label for label, name in enumerate(classes, 1)}
+        self._read: dict[str, tuple[tuple[int, int], tuple[VOCObject, ...]]] = {}
+
+    def find_usable(self, where: str) -> tuple[list[ImageEntry], tuple[SkippedImage, ...]]:
+        """Return the images that can be used, and the others; warn once of these."""
+        entries = self.entries
+        checks = [
+            ("unusable annotation", lambda index: self._annotation(entries[index])),
+            (
+                "unusable image",
+                lambda index: _read_image(entries[index], self._annotation(entries[index])[0]),
+            ),
+        ]
+        unusable = find_unusable([entry.name for entry in entries], checks)
+        skipped = tuple(unusable.values())
+        if skipped:
+            message = skip_message(skipped, len(entries), where)
+            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
+        return [e for index, e in enumerate(entries) if index not in unusable], skipped
+
+    def read(self, entries: list[ImageEntry]) -> _Objects:
+        """Read the annotations of some of the images, as far as they are not read."""
+        rows: list[tuple[int, int, bool]] = []
+        boxes: list[tuple[float, float, float, float]] = []
+        sizes: list[tuple[int, int]] = []
+        for index, entry in enumerate(entries):
+            size, objects = self._annotation(entry)
+            sizes.append(size)
+            for item in objects:
+                rows.append((self._labels[item.name], index, item.difficult))
+                boxes.append(item.box)
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return _Objects(
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            labels=columns[:, 0].copy(),
+            difficult=columns[:, 2].astype(bool),
+            image_index=columns[:, 1].copy(),
+            sizes=np.array(sizes, dtype=np.int64),
+            entries=entries,
+        )
+
+    def _annotation(self, entry: ImageEntry) -> tuple[tuple[int, int], tuple[VOCObject, ...]]:
+        """Return the image's height and width, and its objects."""
+        if entry.name not in self._read:
+            annotation = read_annotation(entry.annotation)
+            for number, item in enumerate(annotation.objects):
+                if item.name not in self._labels:
+                    raise ValueError(
+                        f"{entry.annotation}: object {number} has the unknown class {item.name!r}; "
+                        f"known are {', '.join(self._classes)}"
+                    )
+            self._read[entry.name] = _image_size(annotation, entry), annotation.objects
+        return self._read[entry.name]
 
 
 @dataclass(frozen=True)
@@ -203,33 +273,6 @@ class _Objects:
     image_index: npt.NDArray[np.int64]  # (M,)
     sizes: npt.NDArray[np.int64]  # (I, 2) height, width
     entries: list[ImageEntry]
-
-    @classmethod
-    def read(cls, entries: list[ImageEntry], classes: tuple[str, ...]) -> _Objects:
-        labels = {name: label for label, name in enumerate(classes, 1)}
-        rows: list[tuple[int, int, bool]] = []
-        boxes: list[tuple[float, float, float, float]] = []
-        sizes: list[tuple[int, int]] = []
-        for index, entry in enumerate(entries):
-            annotation = read_annotation(entry.annotation)
-            sizes.append(_image_size(annotation, entry))
-            for number, item in enumerate(annotation.objects):
-                if item.name not in labels:
-                    raise ValueError(
-                        f"{entry.annotation}: object {number} has the unknown class {item.name!r}; "
-                        f"known are {', '.join(classes)}"
-                    )
-                rows.append((labels[item.name], index, item.difficult))
-                boxes.append(item.box)
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        return cls(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            labels=columns[:, 0].copy(),
-            difficult=columns[:, 2].astype(bool),
-            image_index=columns[:, 1].copy(),
-            sizes=np.array(sizes, dtype=np.int64),
-            entries=entries,
-        )
 
     def clean(self, *, drop_difficult: bool) -> tuple[_Objects, VOCReport]:
         """Clip boxes, drop those without area (and difficult ones), count and warn once."""
@@ -288,3 +331,10 @@ def _image_size(annotation: VOCAnnotation, entry: ImageEntry) -> tuple[int, int]
     if annotation.width > 0 and annotation.height > 0:
         return annotation.height, annotation.width
     return read_image_size(entry.image)
+
+
+def _read_image(entry: ImageEntry, size: tuple[int, int]) -> Tensor:
+    """Decode an image that must be of this height and width."""
+    image = read_jpeg(entry.image)
+    check_image_size(image, entry.image, size, entry.annotation)
+    return image

@@ -16,9 +16,14 @@ from xml.etree.ElementTree import Element, SubElement
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
+from detmix.data.problems import Report, raise_problem
+from detmix.data.regular_file import read_regular_file
+
 __all__ = ["VOCAnnotation", "VOCObject", "read_annotation", "write_annotation"]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MAX_BYTES = 2**23  # of 30,000 objects; parsed, XML may take thirty times as much memory
+_MAX_SIDE = 2**31
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class VOCAnnotation:
     objects: tuple[VOCObject, ...]
 
 
-def read_annotation(path: str | Path) -> VOCAnnotation:
+def read_annotation(path: str | Path, report: Report = raise_problem) -> VOCAnnotation:
     """Read one annotation file.
 
     Fields are found by their element names, in whatever order they stand. Only the annotation's
@@ -63,18 +68,27 @@ def read_annotation(path: str | Path) -> VOCAnnotation:
 
     Args:
         path: The XML file.
+        report: Called for each field that is missing or cannot be read; raises it by default. If
+            it returns, the object is left out, or the size is 0.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not well-formed XML, carries a document type declaration, or
-            lacks a field or has one that cannot be read. The message names the file, the
-            object (counted from 0) and the value.
+        OSError: There is no such file (FileNotFoundError), or it cannot be read.
+        ValueError: The file is larger than 8 MiB, not well-formed XML, carries a document type
+            declaration, or lacks a field or has one that cannot be read. The message names the
+            file, the object (counted from 0) and the value.
     """
     root = _parse(path)
-    width, height = _read_size(root, path)
-    objects = (
-        _read_object(e, f"{path}, object {i}") for i, e in enumerate(root.iterfind("object"))
-    )
+    width = height = 0
+    try:
+        width, height = _read_size(root, path)
+    except ValueError as error:
+        report("unusable annotation", str(error))
+    objects = []
+    for number, element in enumerate(root.iterfind("object")):
+        try:
+            objects.append(_read_object(element, f"{path}, object {number}"))
+        except ValueError as error:
+            report("unusable annotation", str(error))
     filename = (root.findtext("filename") or "").strip()
     return VOCAnnotation(filename, width, height, tuple(objects))
 
@@ -112,9 +126,11 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
 
 def _parse(path: str | Path) -> Element:
     try:
-        root = defusedxml.ElementTree.parse(path, forbid_dtd=True).getroot()
+        data = read_regular_file(path, _MAX_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
+    try:
+        root = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except DefusedXmlException as error:
@@ -123,9 +139,8 @@ def _parse(path: str | Path) -> Element:
         ) from error
     except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
         raise ValueError(f"{path}: not readable as XML: {error}") from error
-    if root is None or root.tag != "annotation":
-        found = "nothing" if root is None else f"<{root.tag}>"
-        raise ValueError(f"{path}: expected the root element <annotation>, got {found}")
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: expected the root element <annotation>, got <{root.tag}>")
     return root
 
 
@@ -134,7 +149,7 @@ def _read_size(root: Element, path: str | Path) -> tuple[int, int]:
     if size is None or size.find("width") is None or size.find("height") is None:
         return 0, 0
     width, height = (_read_number(size, key, f"{path}, <size>") for key in ("width", "height"))
-    if width < 0 or height < 0 or width % 1 or height % 1:
+    if not all(0 <= side <= _MAX_SIDE and side % 1 == 0 for side in (width, height)):
         raise ValueError(f"{path}, <size>: expected whole pixels, got {width:g} x {height:g}")
     return int(width), int(height)
 

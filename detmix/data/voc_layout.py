@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ImageEntry", "list_entries"]
+from detmix.data.problems import Report, raise_problem
+from detmix.data.regular_file import read_regular_file
+
+__all__ = ["ImageEntry", "list_entries", "list_split"]
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
+_MAX_BYTES = 2**30  # of a split file
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ class ImageEntry:
         return self.folder / "Annotations" / f"{self.name.rpartition('/')[2]}.xml"
 
 
-def list_entries(root: str | Path, image_sets: Sequence[tuple[str, str]]) -> list[ImageEntry]:
+def list_entries(
+    root: str | Path, image_sets: Sequence[tuple[str, str]], *, check_files: bool = True
+) -> list[ImageEntry]:
     """List the images of several splits, one after the other, in the order of the split files.
 
     Args:
         root: The devkit, or the folder that holds ``VOCdevkit``.
         image_sets: Pairs of year and split, such as ``("2007", "trainval")``.
+        check_files: False lists images whose files are missing, too.
 
     Raises:
         FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
@@ -61,13 +68,39 @@ def list_entries(root: str | Path, image_sets: Sequence[tuple[str, str]]) -> lis
     """
     entries: list[ImageEntry] = []
     for year, split in _check_image_sets(image_sets):
-        folder = _find_year(Path(root), year)
-        ids = _read_split(_find_split(folder, split))
-        _check_files(folder, ids)
-        names = (f"VOC{year}/{image_id}" for image_id in ids)
-        entries.extend(ImageEntry(name, folder, (year, split)) for name in names)
-    _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
+        listed = list_split(root, year, split)
+        if check_files:
+            _check_files(listed)
+        entries.extend(listed)
+    names = [entry.name for entry in entries]
+    _check_no_repeats(names, f"image_sets {tuple(image_sets)}", raise_problem)
     return entries
+
+
+def list_split(
+    root: str | Path, year: str, split: str, report: Report = raise_problem
+) -> list[ImageEntry]:
+    """List the images of one split, whether their files are there or not.
+
+    Args:
+        root: The devkit, or the folder that holds ``VOCdevkit``.
+        year: Such as ``"2007"``.
+        split: Such as ``"trainval"``.
+        report: Called for each line that cannot be used, each image that is listed twice and a
+            split without images; raises them by default. If it returns, the line is left out.
+
+    Raises:
+        FileNotFoundError: The root, the year or the split is missing.
+        ValueError: The split file is not text.
+    """
+    folder = _find_year(Path(root), year)
+    path = _find_split(folder, split)
+    ids = _read_split(path, report)
+    if not ids:
+        report("unusable list", f"{path}: the split lists no image")
+    _check_no_repeats(ids, path, report)
+    names = (f"VOC{year}/{image_id}" for image_id in dict.fromkeys(ids))
+    return [ImageEntry(name, folder, (year, split)) for name in names]
 
 
 def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -108,39 +141,48 @@ def _find_split(folder: Path, split: str) -> Path:
     return path
 
 
-def _read_split(path: Path) -> list[str]:
+def _read_split(path: Path, report: Report) -> list[str]:
     """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
+    try:
+        text = read_regular_file(path, _MAX_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     ids = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if len(fields) > 2 or (len(fields) == 2 and fields[1] not in _FLAGS):
-            raise ValueError(
+            report(
+                "unusable list",
                 f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
-                f"got {line.strip()!r}"
+                f"got {line.strip()!r}",
             )
-        if fields and fields[-1] != "-1":
+        elif fields and (fields[0] in (".", "..") or set(fields[0]) & set("/\\\0")):
+            report(
+                "name that leads outside",
+                f"{path}, line {number}: expected an image id, got {fields[0]!r}, which leads out "
+                "of the devkit's folders; refused",
+            )
+        elif fields and fields[-1] != "-1":
             ids.append(fields[0])
-    if not ids:
-        raise ValueError(f"{path}: the split lists no image")
-    _check_no_repeats(ids, path)
     return ids
 
 
-def _check_files(folder: Path, ids: list[str]) -> None:
+def _check_files(entries: list[ImageEntry]) -> None:
     """One directory listing each: thousands of ``stat`` calls are slow on network drives."""
-    for part, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
-        present = set(os.listdir(folder / part))
-        missing = [image_id for image_id in ids if image_id + suffix not in present]
+    for part in ("image", "annotation"):
+        paths = [getattr(entry, part) for entry in entries]
+        present = set(os.listdir(paths[0].parent))
+        missing = [path for path in paths if path.name not in present]
         if missing:
             raise FileNotFoundError(
-                f"{folder / part / (missing[0] + suffix)}: there is no such file "
-                f"({len(missing)} of {len(ids)} listed files are missing)"
+                f"{missing[0]}: there is no such file "
+                f"({len(missing)} of {len(paths)} listed files are missing)"
             )
 
 
-def _check_no_repeats(names: list[str], where: object) -> None:
+def _check_no_repeats(names: list[str], where: object, report: Report) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{where}: image {name!r} is listed twice")
+            report("listed twice", f"{where}: image {name!r} is listed twice")
         seen.add(name)

@@ -186,6 +186,12 @@ def check_content(path: Path | str, state: Any) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
         )
+    for key, kind in (("config", dict), ("classes", list), ("model", dict)):
+        if not isinstance(state[key], kind):
+            raise ValueError(
+                f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
+                f"got {type(state[key]).__name__}"
+            )
     if not isinstance(state["format"], int) or state["format"] > FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {state['format']}, this version of detmix reads up to "

@@ -56,6 +56,11 @@ class DataConfig:
         num_keypoints: Keypoints of an object, where the detector finds any; None for as many as
             the COCO file names. A run notes the number here.
         difficult: VOC: whether training keeps or drops objects marked difficult.
+        on_error: What becomes of a training image that is missing or cannot be used, or whose
+            annotation cannot: ``"raise"`` stops before the training starts, or at a picture that
+            does not decode when it is its turn; ``"skip"`` decodes all of them before the start
+            and leaves out the bad ones. Evaluation always raises: a score without an image is
+            another score. ``tools/check_data.py`` lists what is wrong with a data set.
         batch_size: Images of a training batch, in each process.
         eval_batch_size: Images of an evaluation batch, in each process.
         workers: Loader processes.
@@ -71,6 +76,7 @@ class DataConfig:
     classes: tuple[str, ...] | None = None
     num_keypoints: int | None = None
     difficult: Literal["keep", "drop"] = "keep"
+    on_error: Literal["raise", "skip"] = "raise"
     batch_size: int = 8
     eval_batch_size: int = 8
     workers: int = 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
+from torch import distributed
 from torch.utils.data import Dataset, Subset
 
 from detmix.data import AugmentedDataset, CocoDetection, VOCDetection, detection_transforms
@@ -30,15 +32,30 @@ def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
 
     Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects,
     crowds and images without objects, and boxes of COCO that reach beyond their image: the rules
-    of the devkit and of COCO need them.
+    of the devkit and of COCO need them; and it leaves out no image, whatever ``data.on_error`` is.
+
+    Raises:
+        OSError, ValueError: As the data sets; ValueError, too, if ``data.on_error=skip`` left out
+            other images in another process, as where each reads its own copy. All processes must
+            call it then.
     """
+    dataset = _open(config, train=train)
+    in_one = not (distributed.is_available() and distributed.is_initialized())
+    if train and config.data.on_error == "skip" and not in_one:
+        _check_same_images(dataset)
+    return dataset
+
+
+def _open(config: TrainConfig, *, train: bool) -> DetectionData:
     data = config.data
+    on_error = data.on_error if train else "raise"
     if data.format == "voc":
         return VOCDetection(
             data.root,
             image_sets=data.train if train else data.test,
             difficult=data.difficult if train else "keep",
             classes=data.class_names,
+            on_error=on_error,
         )
     files, needed = data.coco, target_keys(config.detector.name)
     return CocoDetection(
@@ -50,7 +67,21 @@ def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
         keypoints="keypoints" in needed,
         classes=data.classes,
         clip=train,
+        on_error=on_error,
     )
+
+
+def _check_same_images(dataset: DetectionData) -> None:
+    """Raise ValueError unless all processes have the same images: their steps would not match."""
+    digest = hashlib.blake2b("\n".join(dataset.names).encode(errors="replace")).hexdigest()
+    found: list[tuple[str, int]] = [("", 0)] * distributed.get_world_size()
+    distributed.all_gather_object(found, (digest, len(dataset.skipped)))
+    if len(set(found)) > 1:
+        counts = ", ".join(str(num_skipped) for _, num_skipped in found)
+        raise ValueError(
+            "data.on_error=skip left out other images in some processes than in others (of each "
+            f"process {counts}): the files that they read must be the same"
+        )
 
 
 def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:

@@ -278,21 +278,29 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
     """
     state = load_checkpoint(path)
+    for key, kind in (("config", dict), ("classes", list), ("model", dict)):
+        if not isinstance(state[key], kind):
+            raise ValueError(
+                f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
+                f"got {type(state[key]).__name__}"
+            )
     if "detector" not in state["config"]:
         raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:
         config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
-    except ValueError as error:
+        classes = list(config.data.class_names)
+        model = build_model(config, load_weights=False)
+    # RuntimeError, OverflowError: sizes that no memory holds.
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
-    if list(config.data.class_names) != list(state["classes"]):
+    if classes != list(state["classes"]):
         raise ValueError(
-            f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
-            f"{', '.join(config.data.class_names)}"
+            f"{path} is a detector of the classes {', '.join(map(str, state['classes']))}, not of "
+            f"{', '.join(classes)}"
         )
-    model = build_model(config, load_weights=False)
     try:
         model.load_state_dict(state.get("ema") or state["model"])
-    except (RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error
     if config.channels_last:  # as in training, so that the score is the same to the last digit
         model = model.to(memory_format=torch.channels_last)

@@ -1,0 +1,104 @@
+"""Leave out the images of a data set that cannot be used, and say which and why."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["SkippedImage", "check_on_error", "find_unusable", "in_threads", "skip_message"]
+
+Result = TypeVar("Result")
+
+# An OSError of another kind is of the machine, not of the data: a retry may go well, so that the
+# images of two runs would not be the same.
+_OF_THE_DATA = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError)
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that was left out.
+
+    Attributes:
+        name: Its name, as in the data set's ``names``.
+        kind: ``"missing file"``, ``"unusable annotation"`` or ``"unusable image"``.
+        reason: The error that it would have been.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ValueError unless it is ``"raise"`` or ``"skip"``."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+
+
+def find_unusable(
+    names: Sequence[str], checks: Sequence[tuple[str, Callable[[int], object]]]
+) -> dict[int, SkippedImage]:
+    """Check every image, in threads, with a progress bar where standard error is a terminal.
+
+    The result depends on the files alone: not on the number of threads or their order.
+
+    Args:
+        names: The images' names.
+        checks: Kinds of problems, each with what raises it, given an image's index. They are
+            called in this order; an image's first error is the one that counts.
+
+    Returns:
+        The images that cannot be used, by index.
+
+    Raises:
+        OSError: A file could not be read for a reason that may pass, such as a broken connection.
+    """
+
+    def check(index: int) -> SkippedImage | None:
+        for kind, call in checks:
+            try:
+                call(index)
+            except _OF_THE_DATA as error:
+                is_missing = isinstance(error, FileNotFoundError)
+                return SkippedImage(
+                    names[index], "missing file" if is_missing else kind, str(error)
+                )
+        return None
+
+    # disable=None: only where standard error is a terminal.
+    found = in_threads(check, len(names))
+    bar = tqdm(found, "checking images", len(names), leave=False, disable=None, delay=2)
+    return {index: skipped for index, skipped in enumerate(bar) if skipped is not None}
+
+
+def in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
+    """Yield ``call(0)``, ``call(1)``, ... in this order; decoding does not hold Python's lock."""
+    with ThreadPoolExecutor(max(2, min(32, os.cpu_count() or 1))) as pool:
+        try:
+            yield from pool.map(call, range(num))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object) -> str:
+    """Return what to warn of where images were left out.
+
+    Raises:
+        ValueError: There is no image left.
+    """
+    counts = Counter(image.kind for image in skipped)
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
+    reasons = [image.reason for image in skipped[:_NUM_SHOWN]]
+    more = len(skipped) - len(reasons)
+    text = "; ".join([*reasons, *([f"and {more} more"] if more else [])])
+    message = f"{where}: {len(skipped)} of {num_images} images left out ({kinds}): {text}"
+    if len(skipped) == num_images:
+        raise ValueError(f"{message}; there is none left")
+    return message

@@ -1,0 +1,365 @@
+"""``on_error="skip"``: bad images are left out of training, told and counted, always the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import assert_same_run
+from tiny import tiny_config
+from torch import distributed
+
+from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection, write_shapes, write_shapes_coco
+from detmix.data.coco_keypoints import read_keypoints
+from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training.datasets import open_dataset
+
+SPLIT = (("2007", "trainval"),)
+
+
+def only_user_warning(caught):
+    """Return the one warning's message; torchvision's decoder announces its end with another."""
+    (warning,) = (each for each in caught if each.category is UserWarning)
+    assert warning.filename == __file__
+    return str(warning.message)
+
+
+def open_voc(root, **options):
+    return VOCDetection(root, classes=SHAPE_CLASSES, **options)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Return a devkit of 12 images, and a function that breaks six of them in six ways."""
+    root = write_shapes(tmp_path / "shapes", num_train=12, num_test=4, image_size=64)
+    folder = root / "VOC2007"
+    ids = (folder / "ImageSets/Main/trainval.txt").read_text().split()
+
+    def damage():
+        images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
+        xml = [folder / "Annotations" / f"{name}.xml" for name in ids]
+        images[1].write_bytes(images[1].read_bytes()[:300])
+        images[3].unlink()
+        xml[4].unlink()
+        xml[6].write_text("<annotation>")
+        xml[7].write_text(re.sub("<name>.*?</name>", "<name>unicorn</name>", xml[7].read_text()))
+        Image.new("RGB", (9, 9)).save(images[10])
+        return [ids[index] for index in (1, 3, 4, 6, 7, 10)]
+
+    return root, ids, damage
+
+
+KINDS = [
+    "unusable image", "missing file", "missing file", "unusable annotation",
+    "unusable annotation", "unusable image",
+]  # fmt: skip
+
+
+class TestVOC:
+    def test_bad_images_are_left_out_and_told_once(self, voc):
+        root, ids, damage = voc
+        whole = open_voc(root)
+        bad = damage()
+        with pytest.warns(UserWarning, match="left out") as caught:
+            dataset = open_voc(root, on_error="skip")
+        message = only_user_warning(caught)
+        assert (
+            "6 of 12 images left out "
+            "(missing file: 2, unusable annotation: 2, unusable image: 2)" in message
+        )
+        assert message.endswith("and 1 more")
+        assert [image.name for image in dataset.skipped] == [f"VOC2007/{name}" for name in bad]
+        assert [image.kind for image in dataset.skipped] == KINDS
+        for image, name in zip(dataset.skipped, bad, strict=True):
+            assert name in image.reason
+        assert dataset.report.num_skipped == 6
+        assert dataset.report.num_images == len(dataset) == 6
+        good = [name for name in ids if name not in bad]
+        assert dataset.names == [f"VOC2007/{name}" for name in good]
+        for index, name in enumerate(good):
+            (image, target), (same, expected) = dataset[index], whole[ids.index(name)]
+            assert torch.equal(image, same)
+            assert torch.equal(target["boxes"], expected["boxes"])
+            assert torch.equal(target["labels"], expected["labels"])
+            assert target["image_id"] == index
+        assert dataset.report.num_objects == sum(
+            len(dataset.target(index)["boxes"]) for index in range(6)
+        )
+
+    def test_each_of_them_raises_by_default(self, voc):
+        root, ids, damage = voc
+        bad = damage()
+        split = root / "VOC2007/ImageSets/Main/trainval.txt"
+        for name in ids:
+            split.write_text(f"{name}\n")
+            if name in bad:
+                with pytest.raises((ValueError, FileNotFoundError), match=name):
+                    open_voc(root)[0]
+            else:
+                open_voc(root)[0]
+
+    def test_nothing_is_told_of_good_data(self, voc):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            dataset = open_voc(voc[0], on_error="skip")
+        assert dataset.skipped == ()
+        assert dataset.report == open_voc(voc[0]).report
+        assert open_voc(voc[0]).skipped == ()
+
+    def test_no_image_left(self, voc):
+        root, _, _ = voc
+        for path in (root / "VOC2007/JPEGImages").iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"12 of 12 images left out .*; there is none left"):
+            open_voc(root, on_error="skip")
+
+    @pytest.mark.parametrize("part", ["split", "year", "repeat"])
+    def test_what_is_wrong_as_a_whole_raises(self, voc, part):
+        root, ids, _ = voc
+        split = root / "VOC2007/ImageSets/Main/trainval.txt"
+        image_sets = (("2012", "trainval"),) if part == "year" else SPLIT
+        if part == "split":
+            split.unlink()
+        elif part == "repeat":
+            split.write_text(f"{ids[0]}\n{ids[0]}\n")
+        with pytest.raises((ValueError, FileNotFoundError)):
+            open_voc(root, image_sets=image_sets, on_error="skip")
+
+    def test_an_error_of_the_machine_raises(self, voc, monkeypatch):
+        """A disk that fails for a moment must not change what is trained on."""
+
+        def fail(path, max_bytes):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+        monkeypatch.setattr("detmix.data.image_file.read_regular_file", fail)
+        with pytest.raises(OSError, match=r"Input/output error.*jpg"):
+            open_voc(voc[0], on_error="skip")
+
+    def test_the_argument_is_checked(self, voc):
+        with pytest.raises(ValueError, match=r'"raise" or "skip", got \'ignore\''):
+            open_voc(voc[0], on_error="ignore")
+
+
+def break_coco(root):
+    """Break images 1, 2, 3, 4 and 5 of 8 in five ways; return their names."""
+    path = root / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    names = [entry["file_name"] for entry in content["images"]]
+    ids = [entry["id"] for entry in content["images"]]
+    images = root / "train2017"
+    (images / names[1]).write_bytes((images / names[1]).read_bytes()[:-200])
+    (images / names[2]).unlink()
+    first = {
+        image_id: next(a for a in content["annotations"] if a["image_id"] == image_id)
+        for image_id in ids
+    }
+    first[ids[3]]["bbox"] = [1, 2, "x", 4]
+    content["images"][4]["width"] = -5
+    first[ids[5]]["segmentation"] = {"size": [3, 3], "counts": [1]}
+    path.write_text(json.dumps(content))
+    return names
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write_shapes_coco(tmp_path / "coco", num_train=8, num_test=2, image_size=64)
+
+
+def open_coco(root, **options):
+    path = root / "annotations/instances_train2017.json"
+    return CocoDetection(root / "train2017", path, **options)
+
+
+class TestCoco:
+    @pytest.mark.parametrize("masks", [False, True])
+    def test_bad_images_are_left_out_and_told_once(self, coco, masks):
+        whole = open_coco(coco, masks=masks)
+        names = break_coco(coco)
+        bad = [1, 2, 3, 4, 5] if masks else [1, 2, 3, 4]
+        with pytest.warns(UserWarning, match=f"{len(bad)} of 8 images left out") as caught:
+            dataset = open_coco(coco, masks=masks, on_error="skip")
+        only_user_warning(caught)
+        assert [image.name for image in dataset.skipped] == [names[index] for index in bad]
+        assert [image.kind for image in dataset.skipped] == [
+            "unusable image", "missing file", *["unusable annotation"] * (len(bad) - 2)
+        ]  # fmt: skip
+        assert dataset.report.num_skipped == len(bad)
+        good = [index for index in range(8) if index not in bad]
+        assert dataset.image_ids == [whole.image_ids[index] for index in good]
+        for mine, theirs in enumerate(good):
+            (image, target), (same, expected) = dataset[mine], whole[theirs]
+            assert torch.equal(image, same)
+            assert target.keys() == expected.keys()
+            for key in target.keys() - {"image_id"}:
+                assert torch.equal(target[key], expected[key])
+            assert target["image_id"] == expected["image_id"]
+
+    def test_nothing_is_told_of_good_data(self, coco):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            dataset = open_coco(coco, masks=True, keypoints=True, on_error="skip")
+        assert dataset.report == open_coco(coco).report
+        assert dataset.skipped == ()
+
+    @pytest.mark.parametrize("field", ["image_id", "id"])
+    def test_an_annotation_of_no_image_raises(self, coco, field):
+        path = coco / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0][field] = 10**6 if field == "image_id" else None
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"annotation .*id must be"):
+            open_coco(coco, on_error="skip")
+
+    def test_bad_keypoints(self, coco):
+        path = coco / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0]["keypoints"] = [1, 2]
+        path.write_text(json.dumps(content))
+        assert open_coco(coco, on_error="skip").skipped == ()
+        with pytest.warns(UserWarning, match="1 of 8 images left out .*keypoints must be a list"):
+            assert len(open_coco(coco, keypoints=True, on_error="skip")) == 7
+
+
+@pytest.mark.parametrize("value", [10**400, 1e39, -1e39, float("nan"), float("inf")])
+def test_keypoints_that_no_float32_holds(value):
+    with pytest.raises(ValueError, match="keypoints must be finite numbers, got "):
+        read_keypoints([1, value, 2], 1)
+
+
+IN_PROCESS = """
+import json, sys, warnings
+from torch import distributed
+from detmix.training import TrainConfig, parse_args
+from detmix.training.datasets import open_dataset
+
+rank, store, classes, *roots = sys.argv[1:]
+distributed.init_process_group("gloo", f"file://{store}", rank=int(rank), world_size=2)
+warnings.simplefilter("ignore")
+for root in roots:
+    args = [f"--data.root={root}", f"--data.classes={classes}", "--data.on_error=skip"]
+    try:
+        print(len(open_dataset(parse_args(TrainConfig, args), train=True)), "images")
+    except ValueError as error:
+        print(error)
+"""
+
+
+class TestTraining:
+    def test_only_training_leaves_out(self, voc):
+        """A score without an image is another score."""
+        root, _, damage = voc
+        damage()
+        args = [f"--data.root={root}", f"--data.classes={json.dumps(list(SHAPE_CLASSES))}"]
+        config = parse_args(TrainConfig, [*args, "--data.on_error=skip"])
+        with pytest.warns(UserWarning, match="6 of 12 images left out"):
+            assert len(open_dataset(config, train=True)) == 6
+        folder = root / "VOC2007"
+        test = (folder / "ImageSets/Main/test.txt").read_text().split()
+        (folder / "Annotations" / f"{test[0]}.xml").write_text("<annotation>")
+        with pytest.raises(ValueError, match=rf"{test[0]}\.xml: not well-formed"):
+            open_dataset(config, train=False)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            open_dataset(parse_args(TrainConfig, args), train=True)
+
+    def test_coco(self, coco):
+        break_coco(coco)
+        args = ["--data.format=coco", f"--data.root={coco}", "--data.on_error=skip"]
+        with pytest.warns(UserWarning, match="4 of 8 images left out"):
+            assert len(open_dataset(parse_args(TrainConfig, args), train=True)) == 4
+
+    def test_a_run_equals_one_on_the_good_images(self, voc, tmp_path, fresh_accelerator):
+        """Also with a worker; what is left out does not depend on who reads it."""
+        root, ids, damage = voc
+        bad = damage()
+        options = ("epochs=1", "data.batch_size=2", "eval_every=1")
+        for name, workers in (("skip", 0), ("worker", 1)):
+            config = tiny_config(
+                root, tmp_path / name, *options, "data.on_error=skip", f"data.workers={workers}"
+            )
+            with pytest.warns(UserWarning, match="6 of 12 images left out"):
+                DetectorTrainer(config).fit()
+        good = [name for name in ids if name not in bad]
+        (root / "VOC2007/ImageSets/Main/trainval.txt").write_text("\n".join(good))
+        DetectorTrainer(tiny_config(root, tmp_path / "good", *options)).fit()
+        assert_same_run(tmp_path / "skip", tmp_path / "good")
+        assert_same_run(tmp_path / "skip", tmp_path / "worker")
+
+    @pytest.mark.slow
+    def test_processes_must_leave_out_the_same(self, voc, tmp_path):
+        """Both open one copy of the data; then each its own, and in one more is broken."""
+        root, _, damage = voc
+        shutil.copytree(root, tmp_path / "whole")
+        damage()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", IN_PROCESS, str(rank), str(tmp_path / "store"),
+                 json.dumps(list(SHAPE_CLASSES)), str(root), str(other)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank, other in enumerate((root, tmp_path / "whole"))
+        ]  # fmt: skip
+        for process in processes:
+            first, second = process.communicate(timeout=120)[0].splitlines()
+            assert first == "6 images"
+            assert "left out other images in some processes" in second
+            assert "(of each process 6, 0)" in second
+
+    @pytest.mark.filterwarnings("ignore:.*images left out")
+    @pytest.mark.parametrize("same", [True, False])
+    def test_what_another_process_left_out_is_compared(self, voc, monkeypatch, same):
+        root, _, damage = voc
+        damage()
+
+        def gather(found, mine):
+            found[:] = [mine, mine if same else (mine[0], 5)]
+
+        for name, value in (
+            ("is_initialized", lambda: True),
+            ("get_world_size", lambda: 2),
+            ("all_gather_object", gather),
+        ):
+            monkeypatch.setattr(distributed, name, value)
+        args = [f"--data.root={root}", f"--data.classes={json.dumps(list(SHAPE_CLASSES))}"]
+        config = parse_args(TrainConfig, [*args, "--data.on_error=skip"])
+        if same:
+            assert len(open_dataset(config, train=True)) == 6
+            return
+        with pytest.raises(ValueError, match=r"other images .*of each process 6, 5\)"):
+            open_dataset(config, train=True)
+
+    def test_a_resumed_run_leaves_out_the_same(self, voc, tmp_path, fresh_accelerator):
+        root, _, damage = voc
+        damage()
+        options = ("data.batch_size=2", "data.on_error=skip", "schedule.name=constant")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            DetectorTrainer(tiny_config(root, tmp_path / "whole", *options, "epochs=2")).fit()
+            DetectorTrainer(tiny_config(root, tmp_path / "parts", *options, "epochs=1")).fit()
+            again = tiny_config(root, tmp_path / "parts", *options, "epochs=2", "resume=auto")
+            DetectorTrainer(again).fit()
+        whole, parts = (
+            torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
+            for name in ("whole", "parts")
+        )
+        for name, tensor in whole.items():
+            torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0)
+
+
+def test_paths_are_plain(voc):
+    """What is left out is told by the names that the data set uses."""
+    root, _, damage = voc
+    damage()
+    with pytest.warns(UserWarning, match="left out"):
+        dataset = open_voc(str(root), on_error="skip")
+    assert not {image.name for image in dataset.skipped} & set(dataset.names)
+    assert all(Path(dataset.image_path(index)).is_file() for index in range(len(dataset)))

@@ -1,0 +1,476 @@
+"""Files made to do harm: every one is refused, by an error that names it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import tarfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fuzz import DOCTYPES, XML, limits, time_limit
+from PIL import EpsImagePlugin, Image
+from tiny import SETTINGS
+
+from detmix.data import SHAPE_CLASSES, CocoDetection, ImageClasses, VOCDetection, read_annotation
+from detmix.data.check_voc import check_voc
+from detmix.data.image_file import decode_image_bytes, read_image_size, read_jpeg
+from detmix.data.image_index import list_images
+from detmix.detectors.weight_file import read_weight_file
+from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+
+
+def jpeg(width=60, height=40, **options):
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    folder = tmp_path / "devkit" / "VOC2007"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    (folder / "Annotations/a.xml").write_bytes(XML)
+    (folder / "JPEGImages/a.jpg").write_bytes(jpeg())
+    (folder / "ImageSets/Main/trainval.txt").write_text("a\n")
+    return folder
+
+
+class TestXML:
+    @pytest.mark.parametrize("doctype", DOCTYPES)
+    def test_document_types_are_refused(self, devkit, doctype):
+        path = devkit / "Annotations/a.xml"
+        text = XML.decode().replace("<annotation>", doctype + "<annotation>")
+        path.write_text(text.replace("dog", "&l9;"))
+        with (
+            limits(),
+            time_limit(),
+            pytest.raises(ValueError, match=r"a\.xml: document type .*ref"),
+        ):
+            VOCDetection(devkit.parent)
+
+    def test_what_is_refused_would_have_expanded(self):
+        from xml.etree import ElementTree
+
+        text = XML.decode().replace("<annotation>", DOCTYPES[1] + "<annotation>")
+        root = ElementTree.fromstring(text.replace("dog", "&l9;"))
+        assert len(root[-1].findtext("name")) == 100_000
+
+    def test_a_large_file_is_not_parsed(self, devkit):
+        path = devkit / "Annotations/a.xml"
+        path.write_bytes(b"<annotation>" + b"<a/>" * 2**21 + b"</annotation>")
+        with pytest.raises(ValueError, match=r"a\.xml: refused: 8388633 bytes, .* most 8388608"):
+            read_annotation(path)
+
+    @pytest.mark.parametrize("inner", [b"<a>" * 200_000, b"<a>" * 200_000 + b"</a>" * 200_000])
+    def test_deep_nesting_does_not_exhaust_the_stack(self, devkit, inner):
+        path = devkit / "Annotations/a.xml"
+        path.write_bytes(XML.replace(b"<segmented>", inner + b"<segmented>"))
+        with limits(), time_limit():
+            if b"</a>" in inner:
+                assert len(read_annotation(path).objects) == 2
+            else:
+                with pytest.raises(ValueError, match=r"a\.xml: not well-formed"):
+                    read_annotation(path)
+
+    @pytest.mark.parametrize("width", ["1e300", "99999999999999999999", "2147483649"])
+    def test_sizes_that_no_image_has(self, devkit, width):
+        path = devkit / "Annotations/a.xml"
+        path.write_bytes(XML.replace(b"<width>60", f"<width>{width}".encode()))
+        with pytest.raises(ValueError, match=r"a\.xml, <size>: expected whole pixels, got "):
+            VOCDetection(devkit.parent)
+
+    @pytest.mark.parametrize("name", ["../../../secret.jpg", "/etc/passwd", "b.jpg", "", "\u202e"])
+    def test_the_filename_in_it_opens_nothing(self, devkit, name):
+        """The image is the one beside the annotation, whatever the annotation says."""
+        expected = VOCDetection(devkit.parent)[0][0]
+        (devkit / "JPEGImages/b.jpg").write_bytes(jpeg(8, 8))
+        path = devkit / "Annotations/a.xml"
+        path.write_bytes(XML.replace(b"a.jpg", name.encode()))
+        dataset = VOCDetection(devkit.parent)
+        assert dataset.image_path(0) == devkit / "JPEGImages/a.jpg"
+        assert torch.equal(dataset[0][0], expected)
+
+
+OUTSIDE = ("../../../etc/passwd", "/etc/passwd", "..", ".", "a/../a", "sub/a", "..\\a", "a\0")
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", OUTSIDE)
+    @pytest.mark.parametrize("on_error", ["raise", "skip"])
+    def test_split_lists(self, devkit, name, on_error):
+        (devkit / "ImageSets/Main/trainval.txt").write_text(f"a\n{name}\n")
+        message = rf"trainval\.txt, line 2: .*{re.escape(repr(name))}, which leads out"
+        with pytest.raises(ValueError, match=message):
+            VOCDetection(devkit.parent, on_error=on_error)
+
+    def test_a_target_outside_that_is_there(self, devkit):
+        """Without the check both files of such a name would be found."""
+        (devkit / "secret.jpg").write_bytes(jpeg())
+        (devkit / "secret.xml").write_bytes(XML)
+        (devkit / "ImageSets/Main/trainval.txt").write_text("../secret\n")
+        with pytest.raises(ValueError, match="leads out"):
+            VOCDetection(devkit.parent)
+
+    @pytest.mark.parametrize("name", ["../b.png", "/etc/passwd", "a/../../b.png", "..", "a\0.png"])
+    @pytest.mark.parametrize("on_error", ["raise", "skip"])
+    def test_coco_file_names(self, tmp_path, name, on_error):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "b.png").write_bytes(jpeg())
+        content = {
+            "images": [{"id": 7, "file_name": name, "width": 60, "height": 40}],
+            "annotations": [],
+            "categories": [{"id": 1, "name": "dog"}],
+        }
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"a\.json, image 7: .*file_name"):
+            CocoDetection(tmp_path / "images", tmp_path / "a.json", on_error=on_error)
+
+    @pytest.mark.parametrize("data", [b"\xff\xfea\0", b"caf\xe9\n", b"\x80" * 10])
+    def test_a_list_that_is_not_utf8_is_named(self, devkit, data):
+        (devkit / "ImageSets/Main/trainval.txt").write_bytes(data)
+        with pytest.raises(ValueError, match=r"trainval\.txt: expected a list .*UTF-8"):
+            VOCDetection(devkit.parent)
+
+
+@needs_pipes
+class TestPipesAndDevices:
+    """Opened in the ordinary way a pipe blocks for ever, and a device never ends."""
+
+    FILES = ("Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/trainval.txt")
+
+    @pytest.fixture(params=["pipe", "link to a device"])
+    def replace(self, request):
+        def replace(path):
+            path.unlink(missing_ok=True)
+            if request.param == "pipe":
+                os.mkfifo(path)
+            else:
+                path.symlink_to("/dev/zero")
+
+        return replace
+
+    @pytest.mark.parametrize("file", FILES)
+    def test_in_a_devkit(self, devkit, replace, file):
+        replace(devkit / file)
+        with time_limit(), pytest.raises((ValueError, OSError), match=Path(file).name):
+            VOCDetection(devkit.parent)[0]
+        with time_limit():
+            found = check_voc(devkit.parent, {"train": [("2007", "trainval")]})
+        assert [Path(file).name in p.message for p in found.problems] == [True]
+
+    def test_as_an_image_of_unknown_size(self, devkit, replace):
+        (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"width", b"x"))
+        replace(devkit / "JPEGImages/a.jpg")
+        with time_limit(), pytest.raises(ValueError, match=r"a\.jpg: expected a regular file"):
+            VOCDetection(devkit.parent)
+
+    def test_as_a_shard_and_as_an_image_to_classify(self, tmp_path, replace):
+        (tmp_path / "val/cat").mkdir(parents=True)
+        replace(tmp_path / "train.tar")
+        replace(tmp_path / "val/cat/a.png")
+        with time_limit(), pytest.raises(ValueError, match=r"train\.tar: expected a regular file"):
+            ImageClasses(tmp_path, "train")
+        with time_limit(), pytest.raises(ValueError, match=r"a\.png: expected a regular file"):
+            ImageClasses(tmp_path, "val")[0]
+
+    def test_a_link_to_a_file_is_as_good_as_the_file(self, devkit):
+        expected = VOCDetection(devkit.parent)[0][0]
+        path = devkit / "JPEGImages/a.jpg"
+        path.rename(devkit / "elsewhere.jpg")
+        path.symlink_to(devkit / "elsewhere.jpg")
+        assert torch.equal(VOCDetection(devkit.parent)[0][0], expected)
+
+
+def with_size(data, width, height):
+    """Have the head of a JPEG claim another size."""
+    start = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+
+
+class TestImages:
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize(
+        "before", [b"", b"\xff\xfe\0\x08\xff\xc0\0\x0b\x08\0", b"junk\xff\xff"]
+    )
+    def test_a_jpeg_bomb(self, tmp_path, progressive, before):
+        """12.9 GB of pixels in a few thousand bytes; a comment that looks like a frame is none."""
+        data = with_size(jpeg(progressive=progressive), 65_500, 65_500)
+        data = data[:2] + before + data[2:]
+        (tmp_path / "a.jpg").write_bytes(data)
+        message = r"a\.jpg: refused: 65500 x 65500 pixels"
+        with limits(), time_limit(), pytest.raises(ValueError, match=message):
+            read_jpeg(tmp_path / "a.jpg")
+
+    def test_large_images_are_decoded_if_pillow_is_told_to(self, monkeypatch):
+        data = jpeg(80, 60)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2399)
+        with pytest.raises(ValueError, match="x: refused: 80 x 60 pixels, expected at most 4798"):
+            decode_image_bytes(data, "x")
+        for limit in (2400, None):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            assert decode_image_bytes(data, "x").shape == (3, 60, 80)
+
+    def test_a_jpeg_of_very_many_scans(self):
+        """Each of them costs a pass over the whole image: one of 2 MB could take minutes."""
+        data = jpeg(4000, 3000, progressive=True, quality=1)
+        scan = data.find(b"\xff\xda")
+        data = data[:-2] + data[scan:-2] * 100 + data[-2:]
+        with pytest.raises(ValueError, match=r"x: refused: \d+ scans, expected at most 100"):
+            decode_image_bytes(data, "x")
+
+    @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {}])
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    def test_good_images_are_not_refused(self, options, mode):
+        from detmix.data.image_file import _jpeg_size
+
+        file = io.BytesIO()
+        picture = Image.effect_noise((47, 33), 80).convert(mode)
+        thumbnail = with_size(jpeg(16, 16), 65_500, 65_500)
+        picture.save(file, "JPEG", comment=thumbnail, **options)
+        assert _jpeg_size(file.getvalue()) == (33, 47)
+        assert decode_image_bytes(file.getvalue(), "x").shape == (3, 33, 47)
+
+    @pytest.mark.parametrize(
+        "data", [b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0", b"\xff\xd8\xff\xc0"]
+    )
+    def test_a_head_cut_off(self, data):
+        with pytest.raises(ValueError, match="x: broken JPEG file"):
+            decode_image_bytes(data, "x")
+
+    def test_a_png_bomb(self, tmp_path):
+        import zlib
+
+        head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+        chunk = b"IHDR" + head
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+        data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4
+        (tmp_path / "a.png").write_bytes(data)
+        with limits(), time_limit():
+            with pytest.raises(ValueError, match=r"a\.png: refused: .*bomb"):
+                decode_image_bytes(data, tmp_path / "a.png")
+            with pytest.raises(
+                ValueError, match=r"a\.png: the image's size cannot be read: .*bomb"
+            ):
+                read_image_size(tmp_path / "a.png")
+
+    def test_no_postscript_is_run(self, tmp_path, monkeypatch):
+        """Pillow hands an EPS file to Ghostscript, an interpreter."""
+
+        def run(*args, **kwargs):
+            raise AssertionError("Ghostscript was called")
+
+        monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+        data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+        (tmp_path / "a.png").write_bytes(data)
+        with pytest.raises(ValueError, match="x: not an image of a known format"):
+            decode_image_bytes(data, "x")
+        with pytest.raises(ValueError, match=r"a\.png: .* not an image of a known format"):
+            read_image_size(tmp_path / "a.png")
+        with Image.open(io.BytesIO(data)) as image, pytest.raises(AssertionError):
+            image.load()
+
+    def test_a_sparse_file_is_not_read(self, tmp_path):
+        with open(tmp_path / "a.jpg", "wb") as file:
+            file.truncate(2**40)
+        with limits(), pytest.raises(ValueError, match=r"a\.jpg: refused: 1099511627776 bytes"):
+            read_jpeg(tmp_path / "a.jpg")
+
+
+def add(archive, name, data=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+class TestTar:
+    @pytest.mark.parametrize(
+        ("name", "fields", "message"),
+        [
+            ("/etc/cat/a.png", {}, "leads outside; refused"),
+            ("train/../../cat/a.png", {}, "leads outside; refused"),
+            ("../cat/a.png", {"type": tarfile.DIRTYPE}, "leads outside; refused"),
+            ("cat/a.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
+            ("cat/a.png", {"type": tarfile.LNKTYPE, "linkname": "../../x"}, "is a link"),
+            ("cat/a.png", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}, "special file"),
+            ("cat/a.png", {"type": tarfile.BLKTYPE}, "special file"),
+            ("cat/a.png", {"type": tarfile.FIFOTYPE}, "special file"),
+            ("cat/a.txt", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
+            ("a.png", {"pax_headers": {"path": "../../cat/a.png"}}, "leads outside; refused"),
+            ("a.png", {"pax_headers": {"linkpath": "/etc", "path": "/cat/a.png"}}, "leads outside"),
+        ],
+    )
+    def test_members(self, tmp_path, name, fields, message):
+        with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            add(archive, "train/cat/good.png", jpeg())
+            add(archive, name, **fields)
+        with pytest.raises(ValueError, match=rf"train\.tar: member .*{message}"):
+            ImageClasses(tmp_path, "train")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["train.tar"]
+
+    @pytest.mark.parametrize("kind", [b"x", b"L", b"g", b"0", b"S"])
+    @pytest.mark.parametrize("size", [2**33 - 1, 2**50, 2**62])
+    def test_headers_that_claim_more_than_there_is(self, tmp_path, kind, size):
+        with tarfile.open(tmp_path / "train.tar", "w") as archive:
+            add(archive, "train/cat/good.png", jpeg())
+        header = tarfile.TarInfo("train/cat/a.png")
+        header.size, header.type = size, kind
+        block = header.tobuf(tarfile.GNU_FORMAT)
+        data = (tmp_path / "train.tar").read_bytes()
+        (tmp_path / "train.tar").write_bytes(block + data)
+        with limits(), time_limit(), pytest.raises((ValueError, OSError), match=r"train\.tar"):
+            list_images(tmp_path, "train")
+
+
+class Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TestPickles:
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+    @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.tar", "a.safetensors"])
+    @pytest.mark.parametrize("how", ["archive", "old format", "plain", "in a namespace"])
+    @pytest.mark.parametrize("load", [load_checkpoint, load_detector, read_weight_file])
+    def test_code_is_not_run(self, tmp_path, name, how, load):
+        touched, path = tmp_path / "touched", tmp_path / name
+        bad = Malicious(touched)
+        state = {"format": 1, "model": bad, "config": {"detector": {}}, "classes": []}
+        if how == "plain":
+            path.write_bytes(pickle.dumps(state))
+        elif how == "in a namespace":
+            torch.save({**state, "model": {}, "args": argparse.Namespace(a=bad)}, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=how == "archive")
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load(path)
+        assert not touched.exists()
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"config": None}, "expected config to be a dict, got NoneType"),
+            ({"config": [1]}, "expected config to be a dict, got list"),
+            ({"config": {}}, "is not a checkpoint of a detector"),
+            ({"classes": 5}, "expected classes to be a list, got int"),
+            ({"classes": [5, None]}, "is a detector of the classes 5, None, not of "),
+            ({"model": torch.zeros(2)}, "expected model to be a dict, got Tensor"),
+            ({"model": {5: torch.zeros(2)}}, "does not fit its configuration"),
+            ({"ema": 5}, "does not fit its configuration"),
+            (
+                {"config": SETTINGS | {"detector": {"anchor_sizes": [1]}}},
+                "the configuration in .*anchor_sizes",
+            ),
+            (
+                {"config": SETTINGS | {"detector": {"head_dim": 2**62}}},
+                "the configuration in .*last.pt",
+            ),
+            ({"config": SETTINGS | {"optim": {"lr": 10**400}}}, "the configuration in .*large"),
+        ],
+    )
+    def test_a_detector_with_other_content(self, tmp_path, change, message):
+        state = {"format": 1, "model": {}, "config": SETTINGS, "classes": list(SHAPE_CLASSES)}
+        torch.save(state | change, tmp_path / "last.pt")
+        with limits(), pytest.raises(ValueError, match=message) as caught:
+            load_detector(tmp_path / "last.pt")
+        assert str(tmp_path / "last.pt") in str(caught.value)
+
+
+SPEC = {"class_path": "subprocess.Popen", "init_args": {"args": "touch MADE", "shell": True}}
+
+
+def nested_specs(made):
+    """Yield configurations that have jsonargparse call a class, as values and as strings."""
+    value = json.loads(json.dumps(SPEC).replace("MADE", str(made)))
+    for depth in range(3):
+        yield {"detector": {"options": {"rpn_nms_thresh": value}}}
+        yield {"detector": {"options": {"rpn_nms_thresh": [value]}}}
+        yield {"detector": {"options": value}}
+        yield {"detector": value}
+        yield {"data": {"root": value, "classes": value}}
+        value = json.dumps(value).replace("_", "\\u005f") if depth else json.dumps(value)
+
+
+class TestConfigs:
+    def test_no_class_is_called(self, tmp_path):
+        """A configuration, alone or in a checkpoint, must not be a program."""
+        made, path, checkpoint = tmp_path / "made", tmp_path / "a.yaml", tmp_path / "last.pt"
+        for config in nested_specs(made):
+            path.write_text(json.dumps(config))
+            with pytest.raises(ValueError, match=r"a\.yaml"):
+                parse_args(TrainConfig, ["--config", str(path)])
+            state = {"format": 1, "model": {}, "classes": [], "config": {"detector": {}} | config}
+            torch.save(state, checkpoint)
+            with pytest.raises(ValueError, match=r"last\.pt"):
+                load_detector(checkpoint)
+        time.sleep(0.2)
+        assert not made.exists()
+
+    def test_nor_from_the_command_line(self):
+        option = "--detector.options.rpn_nms_thresh.class_path=calendar.Calendar"
+        with pytest.raises(ValueError, match="class_path is refused"):
+            parse_args(TrainConfig, [option])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "!!python/object/apply:pathlib.Path.touch [{path}]",
+            "seed: !!python/object/apply:os.system ['touch {path}']",
+            "run_dir: !!python/object/new:pathlib.PosixPath [{path}]",
+            "detector: {{options: {{a: !!python/name:os.system }}}}",
+        ],
+    )
+    def test_no_code_is_run(self, tmp_path, text):
+        path = tmp_path / "a.yaml"
+        path.write_text(text.format(path=tmp_path / "touched"))
+        with pytest.raises(ValueError, match=r"a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(path)])
+        assert not (tmp_path / "touched").exists()
+
+    def test_one_of_them_would_run(self, tmp_path):
+        text = f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yaml.unsafe_load(text)
+        assert (tmp_path / "made").exists()
+
+    def test_aliases_that_multiply(self, tmp_path):
+        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+        lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+        text = "detector:\n  options:\n" + "\n".join(f"    {line}" for line in lines)
+        (tmp_path / "a.yaml").write_text(text)
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+    def test_deep_nesting(self, tmp_path):
+        (tmp_path / "a.yaml").write_text(f"seed: {'[' * 990}{']' * 990}\n")
+        with pytest.raises(ValueError, match=r"nested too deeply .*a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+    def test_numbers_too_large_for_a_float(self, tmp_path):
+        (tmp_path / "a.yaml").write_text(f"optim: {{lr: {'9' * 400}}}\n")
+        with pytest.raises(ValueError, match=r"too large .*a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
