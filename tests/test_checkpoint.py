@@ -283,3 +283,9 @@ def test_changed_options():
         "optim.lr": (0.1, 0.2),
         "seed": (0, 1),
     }
+
+
+def test_changed_options_of_the_detector():
+    before = {"detector": {"name": "fcos", "options": {}}}
+    now = {"detector": {"name": "fcos", "options": {"nms_thresh": 0.5}}}
+    assert changed_options(before, now) == {"detector.options": ({}, {"nms_thresh": 0.5})}

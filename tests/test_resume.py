@@ -306,6 +306,15 @@ class TestRefused:
         message = "is of a training with 25 images, this one has 24"
         self.assert_refused(stopped, shapes_root, "adamw", [], message)
 
+    def test_as_many_other_images(self, shapes_root, stopped):
+        state = load_checkpoint(stopped / "last.pt")
+        del state["images"]  # as of an earlier version
+        save_checkpoint(stopped / "last.pt", state)
+        DetectorTrainer(config_for(shapes_root, stopped, "adamw", "resume=auto"))
+        save_checkpoint(stopped / "last.pt", {**state, "images": "0" * 32})
+        message = "is of a training on as many, but other images"
+        self.assert_refused(stopped, shapes_root, "adamw", [], message)
+
     def test_what_has_changed_is_said(self, shapes_root, stopped, caplog):
         caplog.set_level("INFO", "detmix")
         overrides = ("mixing.p=0.25", "optim.lr=0.5", "data.workers=0", "resume=auto")

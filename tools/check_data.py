@@ -2,6 +2,7 @@
 """List all that is wrong with the images and annotations of a data set, before a training does.
 
 python tools/check_data.py --config configs/voc2007_cpu.yaml --data.root data/VOCdevkit
+python tools/check_data.py --pretrain --config configs/pretrain/tiny_imagenet_resnet18.yaml
 
 Exit codes: 0 no problems, 1 problems found, 2 the command itself was wrong.
 """
@@ -13,18 +14,19 @@ import json
 import sys
 from collections.abc import Sequence
 
-from detmix.data.check import DataCheck
-from detmix.data.check_coco import check_coco
-from detmix.data.check_voc import check_voc
+from detmix.data import DataCheck, check_coco, check_images, check_voc
 from detmix.detectors import target_keys
-from detmix.training import TrainConfig, parse_args
+from detmix.training import PretrainConfig, TrainConfig, parse_args
 from detmix.training.console import run_tool
 
 
 def main(args: Sequence[str]) -> None:
     """Check the images to train on and to evaluate on, and print what was found."""
     parsed, overrides = _parser().parse_known_args(args)
-    found = check(parse_args(TrainConfig, overrides))
+    if parsed.pretrain:
+        found = check_classes(parse_args(PretrainConfig, overrides))
+    else:
+        found = check(parse_args(TrainConfig, overrides))
     if parsed.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
@@ -34,7 +36,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def check(config: TrainConfig) -> DataCheck:
-    """Check the data of a training's configuration."""
+    """Check the data of a detector's configuration."""
     data, files = config.data, config.data.coco
     if data.format == "voc":
         return check_voc(data.root, {"train": data.train, "test": data.test}, data.class_names)
@@ -48,11 +50,23 @@ def check(config: TrainConfig) -> DataCheck:
     )
 
 
+def check_classes(config: PretrainConfig) -> DataCheck:
+    """Check the data of a classifier's configuration."""
+    data = config.data
+    splits = {"train": data.train, "test": data.val}
+    return check_images(data.root, splits, class_limit=data.class_limit)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="List all problems of a data set: missing and broken files, wrong sizes, "
         "unknown classes, bad boxes, images listed twice or in train and test.",
         epilog="All options of tools/train.py say what the data set is: --config, --data.root, ...",
+    )
+    parser.add_argument(
+        "--pretrain",
+        action="store_true",
+        help="check images by class, with the options of tools/pretrain.py",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from detmix.evaluation import plot_batch, plot_box_weights, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
+from detmix.training.accelerator import make_accelerator
 from detmix.training.console import run_tool
 from detmix.training.datasets import with_data_noted
-from detmix.training.loop import make_accelerator
 from detmix.training.preview import mixed_batch, mixed_pair, some_predictions
 from detmix.training.weight_sample import sample_box_weights
 

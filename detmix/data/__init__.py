@@ -10,6 +10,10 @@ from detmix.data.augment import (
     AugmentedDataset,
     detection_transforms,
 )
+from detmix.data.check import DataCheck
+from detmix.data.check_coco import check_coco
+from detmix.data.check_images import check_images
+from detmix.data.check_voc import check_voc
 from detmix.data.coco import CocoDetection
 from detmix.data.coco_table import CocoReport
 from detmix.data.image_classes import ImageClasses
@@ -25,6 +29,7 @@ from detmix.data.loaders import (
 from detmix.data.object_crops import write_object_crops
 from detmix.data.shapes import SHAPE_CLASSES, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
+from detmix.data.skipping import SkippedImage
 from detmix.data.voc import VOC_CLASSES, VOCDetection, VOCReport
 from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation, write_annotation
 
@@ -35,14 +40,19 @@ __all__ = [
     "AugmentedDataset",
     "CocoDetection",
     "CocoReport",
+    "DataCheck",
     "EpochBatchSampler",
     "ImageClasses",
     "MixCollate",
+    "SkippedImage",
     "TransformedImages",
     "VOCAnnotation",
     "VOCDetection",
     "VOCObject",
     "VOCReport",
+    "check_coco",
+    "check_images",
+    "check_voc",
     "classification_transforms",
     "collate",
     "detection_transforms",

@@ -1,7 +1,8 @@
 """What is wrong with a whole data set, all at once: what every check has in common.
 
-The checks themselves are :func:`detmix.data.check_voc.check_voc` and
-:func:`detmix.data.check_coco.check_coco`. Legend: N objects of one image.
+The checks themselves are :func:`detmix.data.check_voc.check_voc`,
+:func:`detmix.data.check_coco.check_coco` and :func:`detmix.data.check_images.check_images`.
+Legend: N objects of one image.
 """
 
 from __future__ import annotations
@@ -103,15 +104,12 @@ class ImageCheck:
         Returns:
             The annotation's height and width; the image's where it says none.
         """
-        try:
-            data = read_regular_file(path, MAX_IMAGE_BYTES)
-            self.digest = hashlib.blake2b(data, digest_size=16).digest()
-            image = decode(data, path)
-        except FileNotFoundError:
-            self.report("missing file", f"{path}: there is no such image file")
-            return size
-        except (ValueError, OSError) as error:
-            self.report("unusable image", str(error))
+        image = self.decode(
+            str(path),
+            lambda: read_regular_file(path, MAX_IMAGE_BYTES),
+            lambda data: decode(data, path),
+        )
+        if image is None:
             return size
         if min(size) == 0:
             return image.shape[-2], image.shape[-1]
@@ -120,6 +118,20 @@ class ImageCheck:
         except ValueError as error:
             self.report("another size", str(error))
         return size
+
+    def decode(
+        self, where: str, read: Callable[[], bytes], decode: Callable[[bytes], Tensor]
+    ) -> Tensor | None:
+        """Return the decoded image ``(3, H, W)``; report what hinders and return None."""
+        try:
+            data = read()
+            self.digest = hashlib.blake2b(data, digest_size=16).digest()
+            return decode(data)
+        except FileNotFoundError:
+            self.report("missing file", f"{where}: there is no such image file")
+        except (ValueError, OSError) as error:
+            self.report("unusable image", str(error))
+        return None
 
 
 def check_boxes(
@@ -159,6 +171,7 @@ class DataCheck:
 
     Args:
         classes: The class names.
+        has_objects: Whether the images have objects with boxes; else each is of one class.
 
     Attributes:
         problems: All problems.
@@ -167,14 +180,15 @@ class DataCheck:
         num_objects: The usable objects of each subset.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], *, has_objects: bool = True) -> None:
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []
         self.num_images: Counter[str] = Counter()
         self.num_objects: Counter[str] = Counter()
         self._classes = classes
+        self._has_objects = has_objects
         self._by_class: Counter[str] = Counter()  # of train
-        self._digests: dict[bytes, tuple[str, Path]] = {}
+        self._digests: dict[bytes, tuple[str, str]] = {}
 
     @property
     def is_clean(self) -> bool:
@@ -186,32 +200,32 @@ class DataCheck:
         where = self.notes if kind in NOTES else self.problems
         where.append(Problem(kind, subset, message))
 
-    def run(self, subset: str, paths: Sequence[Path], check: Callable[[int], ImageCheck]) -> None:
+    def run(self, subset: str, images: Sequence[str], check: Callable[[int], ImageCheck]) -> None:
         """Check the images of a subset in threads, with a progress bar on a terminal.
 
         Args:
             subset: ``"train"`` or ``"test"``.
-            paths: The images' files.
+            images: The images' files, or where else they lie.
             check: Given an image's index, checks it.
         """
-        checks = in_threads(check, len(paths))
-        bar = tqdm(checks, f"checking {subset}", len(paths), leave=False, disable=None)
-        for path, found in zip(paths, bar, strict=True):
+        checks = in_threads(check, len(images))
+        bar = tqdm(checks, f"checking {subset}", len(images), leave=False, disable=None)
+        for image, found in zip(images, bar, strict=True):
             for kind, message in found.found:
                 self.add(kind, subset, message)
             total = found.num_objects.total()
-            if not total:
-                self.add("image without objects", subset, f"{path}")
+            if self._has_objects and not total and not found.found:
+                self.add("image without objects", subset, image)
             self.num_images[subset] += 1
             self.num_objects[subset] += total
             if subset == "train":
                 self._by_class += found.num_objects
             if found.digest is not None:
-                self._compare(found.digest, subset, path)
+                self._compare(found.digest, subset, image)
 
     def finish(self) -> DataCheck:
         """Add what shows only when all images are read."""
-        if self.num_images["train"]:
+        if self._has_objects and self.num_images["train"]:
             for name in self._classes:
                 if not self._by_class[name]:
                     self.add("class without objects", "train", name)
@@ -234,11 +248,12 @@ class DataCheck:
             num_shown: How many of each kind; None for all.
         """
         counts = (
-            f"{subset}: {number} images, {self.num_objects[subset]} objects"
+            f"{subset}: {number} images"
+            + (f", {self.num_objects[subset]} objects" if self._has_objects else "")
             for subset, number in self.num_images.items()
         )
         parts = ["\n".join(counts) or "no images", *_groups(self.problems, PROBLEMS, num_shown)]
-        parts.append(f"{len(self.problems)} problems" if self.problems else "no problems")
+        parts.append(_count(len(self.problems)))
         if self.notes:
             parts += ["worth a look:", *_groups(self.notes, NOTES, num_shown)]
         return "\n\n".join(parts)
@@ -246,13 +261,17 @@ class DataCheck:
     def __str__(self) -> str:
         return self.describe(num_shown=20)
 
-    def _compare(self, digest: bytes, subset: str, path: Path) -> None:
-        other, first = self._digests.setdefault(digest, (subset, path))
-        if first == path and other == subset:
+    def _compare(self, digest: bytes, subset: str, image: str) -> None:
+        other, first = self._digests.setdefault(digest, (subset, image))
+        if first == image and other == subset:
             return
         kind = "same picture twice" if other == subset else "in train and test"
-        same = f"has the same content as {first} of" if first != path else "is in"
-        self.add(kind, subset, f"{path} {same} {other}")
+        same = f"has the same content as {first} of" if first != image else "is in"
+        self.add(kind, subset, f"{image} {same} {other}")
+
+
+def _count(number: int) -> str:
+    return "no problems" if not number else "1 problem" if number == 1 else f"{number} problems"
 
 
 def _groups(found: Sequence[Problem], kinds: dict[str, str], num_shown: int | None) -> list[str]:

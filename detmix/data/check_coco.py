@@ -129,4 +129,4 @@ def _check_images(
         if seen.setdefault(name, image_id) != image_id:
             where = f"{table.path}, images {seen[name]} and {image_id}"
             result.add("listed twice", subset, f"{where} are both {name!r}")
-    result.run(subset, [folder / name for name in images.names], check_image)
+    result.run(subset, [str(folder / name) for name in images.names], check_image)

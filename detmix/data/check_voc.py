@@ -45,7 +45,7 @@ def check_voc(
         images = list(entries.values())
         result.run(
             subset,
-            [entry.image for entry in images],
+            [str(entry.image) for entry in images],
             lambda index, images=images: _check_image(images[index], classes),  # type: ignore[misc]
         )
     return result.finish()

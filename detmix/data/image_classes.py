@@ -6,8 +6,10 @@ Legend: I images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset
 
 from detmix.data.image_file import decode_image_bytes
 from detmix.data.image_index import StoredImage, list_images, read_image_bytes
+from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
 
 __all__ = ["ImageClasses"]
 
@@ -40,11 +43,14 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
             workers share them.
         classes: The classes in the order of their labels, usually those of the training split;
             by default those of this split, sorted.
+        on_error: ``"skip"`` leaves out images that cannot be decoded, as
+            :class:`detmix.data.VOCDetection` does; not for validation.
 
     Attributes:
         classes: The class names; label ``k`` is ``classes[k]``.
         labels: Every image's label.
         names: Every image's name, such as ``"train/n02124075/n02124075_0.webp"``.
+        skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: There is neither a folder nor an archive for the split.
@@ -63,7 +69,9 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
         class_limit: int | None = None,
         in_memory: bool = False,
         classes: Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
+        check_on_error(on_error)
         if class_limit is not None and class_limit < 1:
             raise ValueError(f"class_limit must be at least 1 or None, got {class_limit}")
         images = list_images(root, split)
@@ -77,6 +85,9 @@ class ImageClasses(Dataset[tuple[Tensor, int]]):
             raise ValueError(
                 f"{where}: no image is of the classes {', '.join(self.classes[:3])}, ..."
             )
+        self.skipped: tuple[SkippedImage, ...] = ()
+        if on_error == "skip":
+            images, self.skipped = _leave_out(images, where)
         self._images = images
         self.labels = tuple(to_label[image.class_name] for image in images)
         self.names = tuple(image.name for image in images)
@@ -141,6 +152,19 @@ def _check_known(images: Sequence[StoredImage], classes: tuple[str, ...], where:
             f"{where}: class {unknown.class_name!r}, of {unknown.name}, is not among the "
             f"{len(classes)} expected classes {', '.join(classes[:3])}, ..."
         )
+
+
+def _leave_out(
+    images: list[StoredImage], where: str
+) -> tuple[list[StoredImage], tuple[SkippedImage, ...]]:
+    """Leave out images that cannot be decoded; warn once of them."""
+    names = [image.name for image in images]
+    unusable = find_unusable(names, [("unusable image", lambda index: _decode(images[index]))])
+    skipped = tuple(unusable.values())
+    if skipped:
+        message = skip_message(skipped, len(images), where)
+        warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
+    return [image for index, image in enumerate(images) if index not in unusable], skipped
 
 
 def _decode(image: StoredImage) -> Tensor:

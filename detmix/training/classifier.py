@@ -21,11 +21,13 @@ from detmix.data import (
     train_loader,
 )
 from detmix.detectors import build_classifier
+from detmix.training.accelerator import make_accelerator
 from detmix.training.image_mixing import build_batch_mix
 from detmix.training.inference import evaluating
-from detmix.training.loop import Trainer, make_accelerator
+from detmix.training.loop import Trainer
 from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.progress import Evaluation
+from detmix.training.same_images import check_same_images
 
 __all__ = ["ClassificationResult", "ClassifierTrainer"]
 
@@ -76,7 +78,9 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         accelerator = make_accelerator(config)
         data = config.data
         options: dict[str, Any] = {"class_limit": data.class_limit, "in_memory": data.in_memory}
-        images = ImageClasses(data.root, data.train, **options)
+        images = ImageClasses(data.root, data.train, on_error=data.on_error, **options)
+        if data.on_error == "skip":
+            check_same_images(images.names, len(images.skipped))
         val_images = ImageClasses(data.root, data.val, classes=images.classes, **options)
         self._names = images.names
         self.train_set = TransformedImages(
@@ -103,7 +107,7 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         self._std = 255 * torch.tensor(data.std, **shape)[:, None, None]
         torch.manual_seed(config.seed)
         model = build_classifier(config.model, len(images.classes))
-        super().__init__(config, accelerator, model, loader, images.classes)
+        super().__init__(config, accelerator, model, loader, images.classes, images.names)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set the epoch, in running workers too."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import detmix
 from detmix.training.interrupt import Interrupted
 from detmix.training.loop import NonFiniteLossError
 
@@ -29,7 +32,7 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         signal, as shells have it.
     """
     try:
-        with _shown_log():
+        with _shown_log(), _short_warnings():
             main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
         print(f"error: {_summary(error)}", file=sys.stderr)
@@ -58,6 +61,24 @@ def _shown_log() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show warnings of detmix, such as of images left out, without the line of code."""
+    full = warnings.formatwarning
+    package = os.path.dirname(detmix.__file__)
+
+    def short(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> str:
+        if filename.startswith(package):
+            return f"warning: {message}\n"
+        return full(message, category, filename, *args, **kwargs)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = full
 
 
 def _summary(error: BaseException) -> str:

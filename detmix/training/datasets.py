@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
-from torch import distributed
 from torch.utils.data import Dataset, Subset
 
 from detmix.data import AugmentedDataset, CocoDetection, VOCDetection, detection_transforms
 from detmix.detectors import target_keys
 from detmix.mixing import DetectionMixer, MixedDataset, Sample
 from detmix.training.config import TrainConfig
+from detmix.training.same_images import check_same_images
 
 __all__ = [
     "DetectionData",
@@ -40,9 +39,8 @@ def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
             call it then.
     """
     dataset = _open(config, train=train)
-    in_one = not (distributed.is_available() and distributed.is_initialized())
-    if train and config.data.on_error == "skip" and not in_one:
-        _check_same_images(dataset)
+    if train and config.data.on_error == "skip":
+        check_same_images(dataset.names, len(dataset.skipped))
     return dataset
 
 
@@ -69,19 +67,6 @@ def _open(config: TrainConfig, *, train: bool) -> DetectionData:
         clip=train,
         on_error=on_error,
     )
-
-
-def _check_same_images(dataset: DetectionData) -> None:
-    """Raise ValueError unless all processes have the same images: their steps would not match."""
-    digest = hashlib.blake2b("\n".join(dataset.names).encode(errors="replace")).hexdigest()
-    found: list[tuple[str, int]] = [("", 0)] * distributed.get_world_size()
-    distributed.all_gather_object(found, (digest, len(dataset.skipped)))
-    if len(set(found)) > 1:
-        counts = ", ".join(str(num_skipped) for _, num_skipped in found)
-        raise ValueError(
-            "data.on_error=skip left out other images in some processes than in others (of each "
-            f"process {counts}): the files that they read must be the same"
-        )
 
 
 def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
 from detmix.mixing import MixedDataset, Target
+from detmix.training.accelerator import make_accelerator
 from detmix.training.build import build_mixer, start_model
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import (
@@ -20,7 +21,7 @@ from detmix.training.datasets import (
     open_dataset,
 )
 from detmix.training.inference import Prediction, detect, score, to_device
-from detmix.training.loop import Trainer, make_accelerator
+from detmix.training.loop import Trainer
 from detmix.training.progress import Evaluation
 from detmix.training.scoring import Score, build_evaluator, summarize
 
@@ -73,7 +74,8 @@ class DetectorTrainer(Trainer[Score]):
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         torch.manual_seed(config.seed)
         model, config = start_model(config)
-        super().__init__(config, accelerator, model, loader, config.data.class_names)
+        classes = config.data.class_names
+        super().__init__(config, accelerator, model, loader, classes, self._data.names)
         self.config: TrainConfig = config
 
     def begin_epoch(self, epoch: int) -> None:

@@ -278,12 +278,6 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
     """
     state = load_checkpoint(path)
-    for key, kind in (("config", dict), ("classes", list), ("model", dict)):
-        if not isinstance(state[key], kind):
-            raise ValueError(
-                f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
-                f"got {type(state[key]).__name__}"
-            )
     if "detector" not in state["config"]:
         raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:

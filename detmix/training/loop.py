@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic
 
@@ -41,8 +41,9 @@ from detmix.training.optim import (
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
 from detmix.training.resume import Newest, check_fits, load_newest, tell
 from detmix.training.run_folder import RunFolder, versions
+from detmix.training.same_images import digest_of
 
-__all__ = ["NonFiniteLossError", "Trainer", "make_accelerator"]
+__all__ = ["NonFiniteLossError", "Trainer"]
 
 _ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
 
@@ -51,24 +52,16 @@ class NonFiniteLossError(RuntimeError):
     """A loss was NaN or infinite; the message names the images of the step."""
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
-    """Return the engine for the configuration's device and precision, and set the threads."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    # Else accelerate would take an accelerator that is neither, such as Apple's.
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    return Accelerator(mixed_precision=config.precision, cpu=cpu)
-
-
 class Trainer(abc.ABC, Generic[Result]):
     """Trains a model; `fit` runs to the end.
 
     Args:
         config: The configuration.
-        accelerator: From `make_accelerator`.
+        accelerator: From `detmix.training.accelerator.make_accelerator`.
         model: The model, on any device.
         loader: The training batches, with an `EpochBatchSampler`.
         classes: Class names, which the checkpoints carry.
+        names: The training images' names.
 
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
@@ -83,10 +76,12 @@ class Trainer(abc.ABC, Generic[Result]):
         model: nn.Module,
         loader: DataLoader[Any],
         classes: tuple[str, ...],
+        names: Sequence[str],
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.classes = classes
+        self._images = digest_of(names)
         self.loader = loader
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
         if config.precision == "fp16" and accelerator.device.type == "cpu":
@@ -319,6 +314,7 @@ class Trainer(abc.ABC, Generic[Result]):
             "position": vars(self.position).copy(),
             "steps_per_epoch": len(self.sampler),
             "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
+            "images": self._images,
         }
 
     def _save_last(self) -> None:

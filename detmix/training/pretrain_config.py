@@ -29,6 +29,9 @@ class ImageDataConfig:
         val: The split to validate on.
         class_limit: Use this many classes only, the first by name; None for all.
         in_memory: Whether all images are decoded once and held in memory as they are.
+        on_error: What becomes of a training image that does not decode: ``"raise"`` stops when it
+            is its turn; ``"skip"`` decodes all of them before the start and leaves out the bad
+            ones. Validation always raises.
         mean: What is subtracted from an image's channels in [0, 1]; a detector that starts from
             the weights does the same.
         std: What the channels are divided by then.
@@ -42,6 +45,7 @@ class ImageDataConfig:
     val: str = "val"
     class_limit: int | None = None
     in_memory: bool = False
+    on_error: Literal["raise", "skip"] = "raise"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     batch_size: int = 256

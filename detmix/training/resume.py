@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from detmix.training.checkpoint import LAST, PREVIOUS, check_classes, check_content, read_whole
 
-__all__ = ["Newest", "changed_options", "check_fits", "load_newest", "tell"]
+__all__ = ["PLACES", "Newest", "changed_options", "check_fits", "load_newest", "tell"]
 
 _log = logging.getLogger(__name__)
-# Options that say where a run lies and not what it does.
-_PLACES = ("run_dir", "resume")
+PLACES = ("run_dir", "resume")
+"""Options that say where a run lies and not what it does."""
+# A mapping with whatever keys somebody gives it: compared as a whole.
+_FREE = "detector.options"
 # A run does not go on with other values of these: where it is in an epoch, or its best score so
 # far, would mean something else.
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
@@ -76,9 +78,10 @@ def changed_options(
         The two values by dotted name, for options that both have; the run's folder is none.
     """
     changed: dict[str, tuple[Any, Any]] = {}
-    for name in before.keys() & now.keys() - set(_PLACES):
+    for name in before.keys() & now.keys() - set(PLACES):
         values = before[name], now[name]
-        if all(isinstance(value, Mapping) for value in values):
+        is_section = f"{prefix}{name}" != _FREE
+        if is_section and all(isinstance(value, Mapping) for value in values):
             changed |= changed_options(*values, prefix=f"{prefix}{name}.")
         elif values[0] != values[1]:
             changed[f"{prefix}{name}"] = values
@@ -90,7 +93,8 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
 
     Args:
         newest: The checkpoint.
-        present: ``config``, ``classes``, ``steps_per_epoch`` and ``num_images`` of the run.
+        present: ``config``, ``classes``, ``steps_per_epoch``, ``num_images`` and ``images`` of the
+            run.
     """
     path, state, _ = newest
     check_classes(path, state["classes"], present["classes"])
@@ -101,6 +105,10 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
                 f"{path} is of a training with {before} {what}, this one has {now}: the training "
                 "images, the batch size and the number of processes must stay the same"
             )
+    if state.get("images", present["images"]) != present["images"]:
+        raise ValueError(
+            f"{path} is of a training on as many, but other images, or the same in another order"
+        )
     for name, (before, now) in changed_options(state["config"], present["config"]).items():
         if name in _FIXED:
             raise ValueError(f"{path} is of a training with {name}={before}, this one has {now}")

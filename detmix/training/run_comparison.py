@@ -14,12 +14,11 @@ import numpy as np
 from detmix.evaluation.figures import shorten
 from detmix.evaluation.metrics import SCORE_NAMES, Metrics, check_same_task
 from detmix.evaluation.voc_result import align, none_if_nan
+from detmix.training.resume import PLACES
 from detmix.training.runs import Run
 
 __all__ = ["RunComparison", "RunSummary", "compare_runs"]
 
-# Options that say where a run lies and not what it does.
-_PLACES = ("run_dir", "resume")
 # The final loss is the mean of this share of the records.
 _FINAL = 0.1
 # Numbers of an evaluation that the table shows, by the name that it gives them.
@@ -168,7 +167,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         )
     check_same_task({name: run.metrics for name, run in by_name.items()})
     configs = {name: _dotted(run.config) for name, run in by_name.items()}
-    for place in _PLACES:
+    for place in PLACES:
         for config in configs.values():
             config.pop(place, None)
     return RunComparison(
