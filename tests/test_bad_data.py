@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,7 +13,6 @@ import torch
 from PIL import Image
 from runs import assert_same_run
 from tiny import tiny_config
-from torch import distributed
 
 from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection, write_shapes, write_shapes_coco
 from detmix.data.coco_keypoints import read_keypoints
@@ -235,24 +231,6 @@ def test_keypoints_that_no_float32_holds(value):
         read_keypoints([1, value, 2], 1)
 
 
-IN_PROCESS = """
-import json, sys, warnings
-from torch import distributed
-from detmix.training import TrainConfig, parse_args
-from detmix.training.datasets import open_dataset
-
-rank, store, classes, *roots = sys.argv[1:]
-distributed.init_process_group("gloo", f"file://{store}", rank=int(rank), world_size=2)
-warnings.simplefilter("ignore")
-for root in roots:
-    args = [f"--data.root={root}", f"--data.classes={classes}", "--data.on_error=skip"]
-    try:
-        print(len(open_dataset(parse_args(TrainConfig, args), train=True)), "images")
-    except ValueError as error:
-        print(error)
-"""
-
-
 class TestTraining:
     def test_only_training_leaves_out(self, voc):
         """A score without an image is another score."""
@@ -292,50 +270,6 @@ class TestTraining:
         DetectorTrainer(tiny_config(root, tmp_path / "good", *options)).fit()
         assert_same_run(tmp_path / "skip", tmp_path / "good")
         assert_same_run(tmp_path / "skip", tmp_path / "worker")
-
-    @pytest.mark.slow
-    def test_processes_must_leave_out_the_same(self, voc, tmp_path):
-        """Both open one copy of the data; then each its own, and in one more is broken."""
-        root, _, damage = voc
-        shutil.copytree(root, tmp_path / "whole")
-        damage()
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", IN_PROCESS, str(rank), str(tmp_path / "store"),
-                 json.dumps(list(SHAPE_CLASSES)), str(root), str(other)],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank, other in enumerate((root, tmp_path / "whole"))
-        ]  # fmt: skip
-        for process in processes:
-            first, second = process.communicate(timeout=120)[0].splitlines()
-            assert first == "6 images"
-            assert "left out other images in some processes" in second
-            assert "(of each process 6, 0)" in second
-
-    @pytest.mark.filterwarnings("ignore:.*images left out")
-    @pytest.mark.parametrize("same", [True, False])
-    def test_what_another_process_left_out_is_compared(self, voc, monkeypatch, same):
-        root, _, damage = voc
-        damage()
-
-        def gather(found, mine):
-            found[:] = [mine, mine if same else (mine[0], 5)]
-
-        for name, value in (
-            ("is_initialized", lambda: True),
-            ("get_world_size", lambda: 2),
-            ("all_gather_object", gather),
-        ):
-            monkeypatch.setattr(distributed, name, value)
-        args = [f"--data.root={root}", f"--data.classes={json.dumps(list(SHAPE_CLASSES))}"]
-        config = parse_args(TrainConfig, [*args, "--data.on_error=skip"])
-        if same:
-            assert len(open_dataset(config, train=True)) == 6
-            return
-        with pytest.raises(ValueError, match=r"other images .*of each process 6, 5\)"):
-            open_dataset(config, train=True)
 
     def test_a_resumed_run_leaves_out_the_same(self, voc, tmp_path, fresh_accelerator):
         root, _, damage = voc

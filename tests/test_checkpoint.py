@@ -144,18 +144,18 @@ class TestNewest:
 
     def test_whole(self, run_dir):
         assert sorted(os.listdir(run_dir)) == [LAST, PREVIOUS]
-        newest = load_newest(run_dir)
+        newest = load_newest(run_dir, {})
         assert (newest.path, newest.problem) == (run_dir / LAST, None)
         assert newest.state["position"] == {"step": 3}
 
     def test_none(self, tmp_path):
-        assert load_newest(tmp_path) is None
-        assert load_newest(tmp_path / "missing") is None
+        assert load_newest(tmp_path, {}) is None
+        assert load_newest(tmp_path / "missing", {}) is None
 
     @pytest.mark.parametrize("change", ["missing", "empty", "half", "flipped", "garbage"])
     def test_the_one_before(self, run_dir, change):
         damage(run_dir / LAST, change)
-        newest = load_newest(run_dir)
+        newest = load_newest(run_dir, {})
         assert newest.path == run_dir / PREVIOUS
         assert str(run_dir / LAST) in newest.problem
         assert newest.state["position"] == {"step": 2}
@@ -164,12 +164,12 @@ class TestNewest:
         damage(run_dir / LAST, "half")
         damage(run_dir / PREVIOUS, "flipped")
         with pytest.raises(ValueError, match=f"{run_dir} cannot .*{LAST} is .*{PREVIOUS} is bro"):
-            load_newest(run_dir)
+            load_newest(run_dir, {})
 
     def test_a_newer_format_is_not_passed_over(self, run_dir):
         torch.save({**STATE, "format": FORMAT + 1}, run_dir / LAST)
         with pytest.raises(ValueError, match=f"{LAST} has checkpoint format"):
-            load_newest(run_dir)
+            load_newest(run_dir, {})
 
 
 def damage(path, how):

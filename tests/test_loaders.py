@@ -236,9 +236,11 @@ def test_a_worker_ends_with_a_sigterm_of_its_parent():
         load()
 
 
-def test_a_process_with_a_failed_loader_ends():
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_with_a_failed_loader_ends(method):
     """Its worker is still there then: the interpreter ends it, and waits for it."""
     code = (
+        f"import multiprocessing; multiprocessing.set_start_method('{method}')\n"
         "from detmix.data.loaders import train_loader\n"
         "batches = iter(train_loader([(0, {})] * 9, 1, seed=0, workers=1))\n"
         "next(batches)\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import traceback
 from datetime import timedelta
 
@@ -23,6 +24,7 @@ from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotatio
 from detmix.mixing import DetectionMixUp, MixedDataset
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint
 from detmix.training.loop import NonFiniteLossError
+from detmix.training.processes import OtherProcessError
 
 PLAIN_SGD = ("optim.name=sgd", "optim.momentum=0.9", "schedule.warmup_steps=0")
 # Every anchor and every proposal is sampled, and there are as many of each in every image: no
@@ -122,6 +124,54 @@ def train(*args):
     }
 
 
+def meet_a_broken_image(root, run_dir, num_processes, rank):
+    """Train until process 1 alone cannot read its next image."""
+    trainer = trainer_of(root, run_dir, num_processes, "eval_every=9")
+    read = trainer._data._read_image
+
+    def broken(index):
+        if rank == 1 and trainer.position.step == 3:
+            raise ValueError(f"sample {index}: broken")
+        return read(index)
+
+    trainer._data._read_image = broken
+    with pytest.raises((ValueError, OtherProcessError)) as caught:
+        trainer.fit()
+    model = {n: v.clone() for n, v in trainer.plain_model.state_dict().items()}
+    return {
+        "error": (type(caught.value).__name__, str(caught.value)),
+        "step": trainer.position.step,
+        "model": model,
+    }
+
+
+def stop_in_evaluation(root, run_dir, num_processes, rank):
+    """Train until process 1 alone gets a signal while it evaluates."""
+    trainer = trainer_of(root, run_dir, num_processes)
+    trainer.in_evaluation = 1 if rank == 1 else None
+    with pytest.raises(Interrupted) as caught:
+        trainer.fit()
+    return caught.value.signum, trainer.position.step
+
+
+def disagree(roots, folder, num_processes, rank):
+    """Begin in each process with another checkpoint, other images, another configuration."""
+    root, found = roots["fasterrcnn"], []
+    cases = {
+        "checkpoint": (root, ["resume=auto"], ["resume=auto"]),
+        "images": (roots["fasterrcnn" if rank else "retinanet"], ["data.train_limit=8"]),
+        "configuration": (root, [], ["seed=3"]),
+    }
+    for name, (data, *overrides) in cases.items():
+        # the folder of process 0 alone has a checkpoint
+        run_dir = folder / str(rank) / ("resumed" if name == "checkpoint" and not rank else name)
+        options = overrides[min(rank, len(overrides) - 1)]
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            trainer_of(data, run_dir, num_processes, *RCNN, *options)
+        found.append(str(caught.value))
+    return found
+
+
 def fail(root, run_dir, num_processes, rank):
     """Train until process 1 alone meets a loss that is not finite."""
     trainer = trainer_of(root, run_dir, num_processes, "eval_every=9")
@@ -153,6 +203,10 @@ def work(rank, roots, folder):
             found[name] = train(roots[name], runs / name, 2, *overrides)
         found["resumed"] = train(roots["fasterrcnn"], runs / "resumed", 2, *RCNN, "resume=auto")
         found["failed"] = fail(roots["retinanet"], runs / "failed", 2, rank)
+        root = roots["retinanet"]
+        found["broken"] = meet_a_broken_image(root, runs / "broken", 2, rank)
+        found["stopped"] = stop_in_evaluation(root, runs / "stopped", 2, rank)
+        found["disagreed"] = disagree(roots, folder, 2, rank)
     except Exception:
         found["traceback"] = traceback.format_exc()
     torch.save(found, folder / f"{rank}.pt")
@@ -265,7 +319,8 @@ def test_a_run_on_one_process_goes_on_on_two(one, two):
 
 def test_only_the_first_process_writes(two):
     folders = two[1]
-    assert {path.name for path in (folders / "0").iterdir()} == {*DETECTORS, "resumed", "failed"}
+    written = {*DETECTORS, "resumed", "failed", "broken", "stopped"}
+    assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
     step = load_checkpoint(folders / "1" / "resumed" / "last.pt")["position"]["step"]
     assert step == RESUMED_AFTER
@@ -287,6 +342,37 @@ def test_all_stop_at_a_loss_that_one_finds_not_finite(two):
     for key, value in state["model"].items():
         assert torch.equal(value, first["model"][key])
         assert torch.equal(value, second["model"][key])
+
+
+def test_all_stop_at_an_image_that_one_cannot_read(two):
+    parts, folders = two
+    first, second = (part["broken"] for part in parts)
+    assert second["error"][0] == "ValueError"
+    assert re.fullmatch(r"sample \d+: broken", second["error"][1])
+    assert first["error"] == ("OtherProcessError", f"another process stops: {second['error'][1]}")
+    assert first["step"] == second["step"] == 3
+    state = load_checkpoint(folders / "0" / "broken" / "last.pt")
+    assert state["position"]["step"] == 3
+    for key, value in state["model"].items():
+        assert torch.equal(value, first["model"][key])
+        assert torch.equal(value, second["model"][key])
+
+
+def test_a_signal_to_one_that_evaluates_stops_all(two):
+    parts, folders = two
+    assert {part["stopped"] for part in parts} == {(signal.SIGTERM, 7)}, "a step after the epoch"
+    state = load_checkpoint(folders / "0" / "stopped" / "last.pt")
+    assert state["position"]["step"] == 7
+
+
+def test_all_begin_alike_or_not_at_all(two):
+    first, second = (part["disagreed"] for part in two[0])
+    assert first == second
+    for message, name in zip(
+        first, ("the checkpoint to go on from", "the test images", "seed"), strict=True
+    ):
+        assert re.match(rf"the processes must agree on {name}: process 0 has \S+", message)
+    assert re.search(r"'step': \d+.* process 1 has None", first[0])
 
 
 @pytest.mark.parametrize("place", ["batch", "dataset"])

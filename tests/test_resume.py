@@ -219,8 +219,13 @@ class TestResume:
 
         trainer = Twice(config_for(shapes_root, tmp_path / "run", "adamw"))
         trainer.in_step, trainer.signum = 1, signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            trainer.fit()
+        # A shell has its background jobs ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_handlers_are_put_back(self, shapes_root, tmp_path):
         before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -265,8 +270,8 @@ class TestRefused:
             (["detector.head_dim=16"], "does not fit the configuration: .*size mismatch"),
             (["backbone.levels=[2,3]"], "does not fit the configuration: .*key"),
             (["backbone.trainable_layers=2"], "does not fit the configuration: .*group"),
-            (["data.batch_size=8"], "training with 6 steps in an epoch, this one has 3"),
-            (["data.train_limit=8"], "training with 6 steps in an epoch, this one has 2"),
+            (["data.batch_size=8"], "with 4 images in a batch of all processes, this one has 8"),
+            (["data.train_limit=8"], "with 24 images, this one has 8"),
             (
                 ["data.classes=[circle, cross, square, triangle, star]"],
                 "other classes: class 3 was star, is now triangle",
@@ -300,20 +305,72 @@ class TestRefused:
         message = rf"is of a training with {name}=\w+, this one has {value}"
         self.assert_refused(stopped, shapes_root, "adamw", [override], message)
 
-    def test_other_images_of_as_many_steps(self, shapes_root, stopped):
+    @pytest.mark.parametrize("subset", ["train", "test"])
+    def test_as_many_other_images(self, shapes_root, stopped, tmp_path, subset):
+        root = tmp_path / "data"
+        shutil.copytree(shapes_root, root)
+        (path,) = root.rglob("trainval.txt" if subset == "train" else "test.txt")
+        names = path.read_text().split()
+        path.write_text("\n".join(names[::-1]))
+        message = f"is of a training with other {subset} images"
+        self.assert_refused(stopped, root, "adamw", [], message)
+
+    def test_as_many_steps_of_other_batches(self, shapes_root, tmp_path):
+        options = ("data.batch_size=9", "mixing.p=0")
+        trainer = Stopping(config_for(shapes_root, tmp_path / "run", "adamw", *options))
+        trainer.in_step = 1
+        with pytest.raises(Interrupted):
+            trainer.fit()
+        options = ["data.batch_size=12", "mixing.p=0"]
+        message = "with 9 images in a batch of all processes, this one has 12"
+        self.assert_refused(tmp_path / "run", shapes_root, "adamw", options, message)
+
+    def test_other_test_data_in_the_coco_format(self, shapes_root, stopped):
         state = load_checkpoint(stopped / "last.pt")
-        save_checkpoint(stopped / "last.pt", {**state, "num_images": 25})
-        message = "is of a training with 25 images, this one has 24"
+        state["config"]["data"]["coco"]["test_annotations"] = "others.json"
+        save_checkpoint(stopped / "last.pt", state)
+        message = "is of a training with data.coco.test_annotations=others.json, this one has"
         self.assert_refused(stopped, shapes_root, "adamw", [], message)
 
-    def test_as_many_other_images(self, shapes_root, stopped):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"position": {"epoch": "a", "batch": 0, "step": 0}},
+            {"position": {"epoch": 0, "batch": -3, "step": 0}},
+            {"position": {"epoch": 0, "batch": 0, "step": 0, "best": "hi"}},
+            {"position": {"epoch": 0, "other": 1}},
+            {"meter": {"sums": {"loss": 1.0}}},
+            {"meter": {"sums": []}},
+            {"optimizer": {"state": [], "param_groups": []}},
+            {"ema": []},
+        ],
+    )
+    def test_wrong_values(self, shapes_root, stopped, change):
         state = load_checkpoint(stopped / "last.pt")
-        del state["images"]  # as of an earlier version
-        save_checkpoint(stopped / "last.pt", state)
-        DetectorTrainer(config_for(shapes_root, stopped, "adamw", "resume=auto"))
-        save_checkpoint(stopped / "last.pt", {**state, "images": "0" * 32})
-        message = "is of a training on as many, but other images"
+        save_checkpoint(stopped / "last.pt", {**state, **change})
+        self.assert_refused(stopped, shapes_root, "adamw", ["optim.ema_decay=0.9"], "")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"backbone": None}, "does not fit the configuration"),
+            ({"detector": "x"}, "of another kind of training: it has no section detector"),
+            ({"optim": []}, "of another kind of training: it has no section optim"),
+        ],
+    )
+    def test_wrong_sections(self, shapes_root, stopped, change, message):
+        state = load_checkpoint(stopped / "last.pt")
+        config = {**state["config"], **change}
+        save_checkpoint(stopped / "last.pt", {**state, "config": config})
         self.assert_refused(stopped, shapes_root, "adamw", [], message)
+
+    def test_a_checkpoint_of_an_earlier_version(self, shapes_root, stopped):
+        state = load_checkpoint(stopped / "last.pt")
+        for name in ("images", "num_images", "batch_size"):
+            del state[name]
+        save_checkpoint(stopped / "last.pt", state)
+        trainer = DetectorTrainer(config_for(shapes_root, stopped, "adamw", "resume=auto"))
+        assert trainer.position.step == 2
 
     def test_what_has_changed_is_said(self, shapes_root, stopped, caplog):
         caplog.set_level("INFO", "detmix")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
+from detmix.training.checkpoint import temporary_path
 from detmix.training.inference import to_device
 from detmix.training.run_folder import RunFolder
 
@@ -85,7 +88,7 @@ class TestRun:
         names = {path.name for path in config.run_dir.iterdir()}
         assert names == {
             "config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "last.pt",
-            "previous.pt", "best.pt",
+            "previous.pt", "best.pt", ".lock",
         }  # fmt: skip
         file = config.run_dir / "config.yaml"
         assert parse_args(TrainConfig, ["--config", str(file)]) == config
@@ -178,6 +181,30 @@ class TestFolder:
         with pytest.raises(error):
             DetectorTrainer(tiny_config(shapes_root, tmp_path / "run", override))
         assert not (tmp_path / "run").exists()
+
+    def test_one_process_at_a_time(self, tmp_path):
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from detmix.training.run_folder import RunFolder\n"
+            "folder = RunFolder(Path(sys.argv[1]), {}); print('there', flush=True); input()"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "run")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert other.stdout.readline() == b"there\n"
+        temporary = temporary_path(tmp_path / "run" / "last.pt")
+        temporary.write_text("the other's")
+        with pytest.raises(FileExistsError, match="run: another process is training there"):
+            RunFolder(tmp_path / "run", {}, resume=True)
+        assert temporary.exists()
+        other.kill()
+        other.wait()
+        RunFolder(tmp_path / "run", {}, resume=True).close()
+        assert not temporary.exists()
+        with RunFolder(tmp_path / "run", {}, resume=True):  # in one process it is nobody else
+            RunFolder(tmp_path / "run", {}, resume=True).close()
 
     def test_lines_of_what_is_done_again_are_dropped(self, tmp_path):
         folder = RunFolder(tmp_path / "run", {})

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -83,6 +84,9 @@ class EpochBatchSampler(Sampler[list[int]]):
         rank: Number of this process, from 0.
         num_processes: Number of processes.
 
+    Attributes:
+        batch_size: B.
+
     Raises:
         ValueError: If there are not enough samples for a single batch.
     """
@@ -106,6 +110,7 @@ class EpochBatchSampler(Sampler[list[int]]):
             seed=seed,
             drop_last=True,
         )
+        self.batch_size = batch_size
         self._batches = BatchSampler(self._order, batch_size, drop_last=True)
         self._start = 0
 
@@ -229,9 +234,10 @@ def init_worker(worker_id: int) -> None:
     # First of all: a thread that is started before, as by the import below, would not have the
     # signal blocked, and the whole process would die of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # on Linux
+    parent = parent_process()  # os.getppid() is another where a server forks the workers
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # on Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_obey_parent, args=(parent.pid,), daemon=True).start()
     import cv2
 
     cv2.setNumThreads(0)

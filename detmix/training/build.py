@@ -53,11 +53,12 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     Returns:
         The detector, with its pretrained weights, and the completed configuration.
     """
-    newest = load_newest(config.run_dir) if config.resume == "auto" else None
+    resume = config.resume == "auto"
+    newest = load_newest(config.run_dir, config.as_dict()) if resume else None
     if newest is not None:
         saved = newest.state["config"]
-        options = saved.get("detector", {}).get("options", {})
-        backbone = saved.get("backbone", {})
+        options = (saved["detector"] or {}).get("options", {})
+        backbone = saved["backbone"] or {}
         config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
     model: Any = build_model(config, load_weights=newest is None)
     used = {name: list(getattr(model.transform, name)) for name in STATISTICS}

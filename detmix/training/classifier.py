@@ -27,7 +27,6 @@ from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
 from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.progress import Evaluation
-from detmix.training.same_images import check_same_images
 
 __all__ = ["ClassificationResult", "ClassifierTrainer"]
 
@@ -79,8 +78,6 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         data = config.data
         options: dict[str, Any] = {"class_limit": data.class_limit, "in_memory": data.in_memory}
         images = ImageClasses(data.root, data.train, on_error=data.on_error, **options)
-        if data.on_error == "skip":
-            check_same_images(images.names, len(images.skipped))
         val_images = ImageClasses(data.root, data.val, classes=images.classes, **options)
         self._names = images.names
         self.train_set = TransformedImages(
@@ -107,7 +104,8 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         self._std = 255 * torch.tensor(data.std, **shape)[:, None, None]
         torch.manual_seed(config.seed)
         model = build_classifier(config.model, len(images.classes))
-        super().__init__(config, accelerator, model, loader, images.classes, images.names)
+        names = {"train": images.names, "test": val_images.names}
+        super().__init__(config, accelerator, model, loader, images.classes, names)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set the epoch, in running workers too."""

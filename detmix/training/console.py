@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch.distributed import DistError
+
 import detmix
 from detmix.training.interrupt import Interrupted
 from detmix.training.loop import NonFiniteLossError
+from detmix.training.processes import OtherProcessError
 
 __all__ = ["run_tool"]
 
 # ImportError: an optional package is not installed.
-_USER_ERRORS = (ValueError, IndexError, OSError, ImportError, NonFiniteLossError)
+_USER_ERRORS = (
+    ValueError,
+    IndexError,
+    OSError,
+    ImportError,
+    NonFiniteLossError,
+    OtherProcessError,
+)
+# How gloo tells that the process at the other end has gone; nccl has an error of its own.
+_LOST = re.compile(r"(?i)gloo.*(connection (closed|reset|refused)|timed out|socket)", re.DOTALL)
 
 
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:
@@ -35,7 +48,12 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         with _shown_log(), _short_warnings():
             main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
-        print(f"error: {_summary(error)}", file=sys.stderr)
+        print(f"{_prefix()}: {_summary(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and not _LOST.search(str(error)):
+            raise
+        print(f"{_prefix()}: lost another process; its own error tells why", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -44,6 +62,12 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _prefix() -> str:
+    """Return how an error begins: of several processes, with the number of this one."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"error in process {os.environ.get('RANK', '0')}" if several else "error"
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from detmix.data import AugmentedDataset, CocoDetection, VOCDetection, detection
 from detmix.detectors import target_keys
 from detmix.mixing import DetectionMixer, MixedDataset, Sample
 from detmix.training.config import TrainConfig
-from detmix.training.same_images import check_same_images
 
 __all__ = [
     "DetectionData",
@@ -34,17 +33,8 @@ def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
     of the devkit and of COCO need them; and it leaves out no image, whatever ``data.on_error`` is.
 
     Raises:
-        OSError, ValueError: As the data sets; ValueError, too, if ``data.on_error=skip`` left out
-            other images in another process, as where each reads its own copy. All processes must
-            call it then.
+        OSError, ValueError: As the data sets.
     """
-    dataset = _open(config, train=train)
-    if train and config.data.on_error == "skip":
-        check_same_images(dataset.names, len(dataset.skipped))
-    return dataset
-
-
-def _open(config: TrainConfig, *, train: bool) -> DetectionData:
     data = config.data
     on_error = data.on_error if train else "raise"
     if data.format == "voc":

@@ -75,7 +75,8 @@ class DetectorTrainer(Trainer[Score]):
         torch.manual_seed(config.seed)
         model, config = start_model(config)
         classes = config.data.class_names
-        super().__init__(config, accelerator, model, loader, classes, self._data.names)
+        names = {"train": self._data.names, "test": self.test_data.names}
+        super().__init__(config, accelerator, model, loader, classes, names)
         self.config: TrainConfig = config
 
     def begin_epoch(self, epoch: int) -> None:

@@ -6,7 +6,6 @@ What is trained is left to a subclass. B is the batch size of one process.
 from __future__ import annotations
 
 import abc
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -35,16 +34,19 @@ from detmix.training.model_state import (
 from detmix.training.optim import (
     build_optimizer,
     learning_rate_factor,
-    load_optimizer,
     scale_learning_rate,
 )
+from detmix.training.options import flat_options
+from detmix.training.processes import OtherProcessError, check_agreement, share_step
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
-from detmix.training.resume import Newest, check_fits, load_newest, tell
+from detmix.training.resume import Newest, check_fits, digests_of, load_newest, tell
 from detmix.training.run_folder import RunFolder, versions
-from detmix.training.same_images import digest_of
+from detmix.training.training_state import TrainingState
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 
+# What may differ between the machines of a run.
+_LOCAL = ("data.root", "data.workers", "threads")
 _ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
 
 
@@ -61,12 +63,13 @@ class Trainer(abc.ABC, Generic[Result]):
         model: The model, on any device.
         loader: The training batches, with an `EpochBatchSampler`.
         classes: Class names, which the checkpoints carry.
-        names: The training images' names.
+        images: The names of the images of ``train`` and ``test``.
 
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
         ValueError: If there are checkpoints to resume from, but none is whole; if the last does
-            not fit, or the precision the device.
+            not fit, or the precision the device; if the processes do not agree on the
+            configuration, the images or the checkpoint.
     """
 
     def __init__(
@@ -76,12 +79,12 @@ class Trainer(abc.ABC, Generic[Result]):
         model: nn.Module,
         loader: DataLoader[Any],
         classes: tuple[str, ...],
-        names: Sequence[str],
+        images: Mapping[str, Sequence[str]],
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.classes = classes
-        self._images = digest_of(names)
+        self._images = digests_of(images)
         self.loader = loader
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
         if config.precision == "fp16" and accelerator.device.type == "cpu":
@@ -96,14 +99,19 @@ class Trainer(abc.ABC, Generic[Result]):
         self.model, self.optimizer = accelerator.prepare(self.plain_model, optimizer)
         self.position = Position()
         self._meter = LossMeter()
+        self._changing = TrainingState(
+            self.plain_model, self.ema, self.optimizer, accelerator.scaler, self._meter
+        )
         self._guard = InterruptGuard()
         self._stop: int | None = None  # the signal that all processes know of
+        self._batch: Any = None  # the last one
+        self._broken: Exception | None = None  # why there is no next one
         self._saved_at = time.monotonic()
         resume = config.resume == "auto"
-        newest = load_newest(config.run_dir) if resume else None
+        newest = load_newest(config.run_dir, config.as_dict()) if resume else None
+        self._check_agreement(newest)  # only then the main process may move what all have read
         if newest is not None:
             self._restore(newest)
-        accelerator.wait_for_everyone()  # all must have read what the main process may move now
         self.folder: RunFolder | None = None
         if accelerator.is_main_process:
             self.folder = RunFolder(config.run_dir, config.as_dict(), resume=resume)
@@ -142,6 +150,8 @@ class Trainer(abc.ABC, Generic[Result]):
             Interrupted: After SIGINT or SIGTERM; a checkpoint of the last whole step is saved.
             NonFiniteLossError: If a loss is not finite, when a checkpoint of the step before is
                 saved, or the weights are not.
+            OSError, ValueError: If an image cannot be read, when a checkpoint of the step before
+                is saved; OtherProcessError in the other processes.
             OSError: If a file cannot be written, as on a full disk, or a loader's worker was
                 killed (`ChildProcessError`); the checkpoints are kept.
         """
@@ -158,13 +168,17 @@ class Trainer(abc.ABC, Generic[Result]):
                 self._train_epoch(bar)
 
     def stop_if_asked(self) -> None:
-        """Save a checkpoint and raise `Interrupted` if a signal has come."""
-        self._stop_at(self._guard.signum)
+        """Save a checkpoint and raise `Interrupted` if a signal has come.
+
+        Several processes go on until they hear of it together, in the next step.
+        """
+        if self.accelerator.num_processes == 1:
+            self._stop_at(self._guard.signum)
 
     def _stop_at(self, signum: int | None) -> None:
         if signum is None:
             return
-        self._save_last()
+        self._save_for_all()
         position = self.position
         raise Interrupted(
             signum,
@@ -181,6 +195,7 @@ class Trainer(abc.ABC, Generic[Result]):
         num_processes = self.accelerator.num_processes
         for batch in self._batches():
             losses, rate = self._step(batch)
+            self._batch = batch
             position.batch += 1
             position.step += 1
             self._meter.update(losses, len(batch[0]) * num_processes)
@@ -199,12 +214,21 @@ class Trainer(abc.ABC, Generic[Result]):
             self._save_last()
 
     def _batches(self) -> Iterator[Any]:
-        """Yield the rest of the epoch; save what was trained before an image that is broken."""
+        """Yield the rest of the epoch; save what was trained before an image that is broken.
+
+        One of several processes that meets such an image yields its last batch again, so as to
+        take part in the step in which the others hear of it.
+        """
+        self._broken = None
         try:
             yield from self.loader
-        except Exception:
-            self._save_last()
-            raise
+        except Exception as error:
+            if self.accelerator.num_processes == 1 or self._batch is None:
+                self._save_last()
+                raise
+            self._broken = error
+        if self._broken is not None:
+            yield self._batch
 
     def _step(self, batch: Any) -> tuple[dict[str, Tensor], float]:
         """Take one optimizer step; return the losses of all processes and the learning rate."""
@@ -222,11 +246,20 @@ class Trainer(abc.ABC, Generic[Result]):
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        means, are_finite = self._share({**losses, "loss": total})
-        if not all(are_finite):
+        news = share_step(
+            self.accelerator,
+            {**losses, "loss": total},
+            is_broken=self._broken is not None,
+            signum=self._guard.signum,
+        )
+        if news.is_broken or not all(news.are_finite):
             restore_statistics(self.plain_model, statistics)
-            own_is_finite = are_finite[self.accelerator.process_index]
+        if news.is_broken:
+            self._fail_without_batch()
+        if not all(news.are_finite):
+            own_is_finite = news.are_finite[self.accelerator.process_index]
             self._fail(None if own_is_finite else self._describe_step(losses, batch))
+        self._stop = news.signum
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         if config.optim.clip_norm is not None:
@@ -234,38 +267,28 @@ class Trainer(abc.ABC, Generic[Result]):
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
-        return means, config.optim.lr * factor
-
-    def _share(self, losses: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[bool]]:
-        """Exchange losses between the processes, and note a signal to any of them.
-
-        This waits for the device once in every step. Torchvision's detectors do so throughout
-        their forward pass anyway, and the backward pass is queued behind it as a whole.
-
-        Args:
-            losses: This process's, by name; the last is the sum of the others.
-
-        Returns:
-            The mean of each over the processes, and whether the sum is finite in each process.
-        """
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        signum = torch.full_like(values[:1], self._guard.signum or 0)
-        news = self.accelerator.gather(torch.cat([values, signum])).view(-1, len(losses) + 1)
-        sums, signums = news[:, -2:].T.tolist()
-        self._stop = int(max(signums)) or None
-        means = dict(zip(losses, news[:, :-1].mean(dim=0), strict=True))
-        return means, [math.isfinite(total) for total in sums]
+        return news.means, config.optim.lr * factor
 
     def _describe_step(self, losses: dict[str, Tensor], batch: Any) -> str:
         values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
         return f"{values}; images of the step: {self.describe(batch)}"
+
+    def _fail_without_batch(self) -> None:
+        """Save, and raise the error of the loader, or what tells of those of other processes."""
+        # A worker's error is its whole traceback: the last line tells what it was.
+        cause = str(self._broken).splitlines()[-1:] if self._broken is not None else []
+        causes = gather_object(cause)
+        self._save_for_all()
+        if self._broken is not None:
+            raise self._broken
+        raise OtherProcessError(f"another process stops: {'; '.join(causes)}")
 
     def _fail(self, cause: str | None) -> None:
         """Raise an error that tells the causes of all processes; None for one that has none."""
         causes = gather_object([] if cause is None else [cause])
         saved = f"The weights before this step are saved in {self.config.run_dir / LAST}"
         if is_finite(self.plain_model):
-            self._save_last()
+            self._save_for_all()
         else:  # a gradient of a step before was not finite, though its loss was
             saved = "The weights are not finite either: the checkpoint before is left as it is"
         raise NonFiniteLossError(
@@ -313,9 +336,18 @@ class Trainer(abc.ABC, Generic[Result]):
             "versions": versions(),
             "position": vars(self.position).copy(),
             "steps_per_epoch": len(self.sampler),
+            "batch_size": self.sampler.batch_size * self.accelerator.num_processes,
             "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
             "images": self._images,
         }
+
+    def _check_agreement(self, newest: Newest | None) -> None:
+        """Raise `ValueError` unless all processes do the same."""
+        options = flat_options(self.config.as_dict())
+        facts = {name: value for name, value in options.items() if name not in _LOCAL}
+        facts |= {f"the {subset} images": digest for subset, digest in self._images.items()}
+        where = None if newest is None else (newest.path.name, newest.state.get("position"))
+        check_agreement(self.accelerator, {**facts, "the checkpoint to go on from": where})
 
     def _save_last(self) -> None:
         if not is_finite(self.plain_model):
@@ -326,17 +358,12 @@ class Trainer(abc.ABC, Generic[Result]):
         self._saved_at = time.monotonic()
         if not self.folder:
             return
-        scaler = self.accelerator.scaler
-        state = {
-            **self._state(),
-            "model": self.plain_model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "meter": self._meter.state_dict(),
-        }
-        self.folder.save_last(state)
+        self.folder.save_last({**self._state(), **self._changing.state_dict()})
+
+    def _save_for_all(self) -> None:
+        """Save before all processes stop: ``torchrun`` ends the others when the first one does."""
+        self._save_last()
+        self.accelerator.wait_for_everyone()
 
     def _restore(self, newest: Newest) -> None:
         path, state, _ = newest
@@ -345,18 +372,11 @@ class Trainer(abc.ABC, Generic[Result]):
             self._restore_state(state)
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit the configuration: {error}") from error
         if self.accelerator.is_main_process:
             tell(newest, self.config.as_dict())
 
     def _restore_state(self, state: dict[str, Any]) -> None:
-        self.plain_model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"] or state["model"])
-            self.ema.n_averaged.fill_(state["ema_updates"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._meter.load_state_dict(state["meter"], self.accelerator.device)
+        self._changing.load_state_dict(state, self.accelerator.device)
         self.position = Position(**state["position"])

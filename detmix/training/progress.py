@@ -32,6 +32,14 @@ class Position:
     evaluation_due: bool = False
     best: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("epoch", "batch", "step"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+        if not isinstance(self.best, float | int | None):
+            raise ValueError(f"best must be a number or None, got {self.best!r}")
+
 
 @dataclass(frozen=True)
 class Evaluation(Generic[Result]):

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detmix.training.checkpoint import LAST, PREVIOUS, check_classes, check_content, read_whole
+from detmix.training.options import changed_options
+from detmix.training.progress import Position
 
-__all__ = ["PLACES", "Newest", "changed_options", "check_fits", "load_newest", "tell"]
+__all__ = ["Newest", "check_fits", "digests_of", "load_newest", "tell"]
 
 _log = logging.getLogger(__name__)
-PLACES = ("run_dir", "resume")
-"""Options that say where a run lies and not what it does."""
-# A mapping with whatever keys somebody gives it: compared as a whole.
-_FREE = "detector.options"
 # A run does not go on with other values of these: where it is in an epoch, or its best score so
 # far, would mean something else.
-_FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
+_FIXED = (
+    "seed",
+    "data.format",
+    "data.test",
+    "data.test_limit",
+    "data.val",
+    "data.coco.test_annotations",
+    "data.coco.test_images",
+)
 # What else must stay the same, so that a place in an epoch is the same.
-_SIZES = {"steps_per_epoch": "steps in an epoch", "num_images": "images"}
+_SIZES = {
+    "num_images": "images",
+    "batch_size": "images in a batch of all processes",
+    "steps_per_epoch": "steps in an epoch",
+}
 
 
 class Newest(NamedTuple):
@@ -38,18 +49,20 @@ class Newest(NamedTuple):
     problem: str | None
 
 
-def load_newest(run_dir: Path) -> Newest | None:
+def load_newest(run_dir: Path, config: Mapping[str, Any]) -> Newest | None:
     """Load the newest checkpoint of a run that is whole.
 
     Args:
         run_dir: The run's folder, with the files `LAST` and `PREVIOUS`, or without.
+        config: The run's configuration, as plain values.
 
     Returns:
         The last checkpoint; the one before it if the last is broken, or missing because the run
         was killed while it gave them their names; None of a run without checkpoints.
 
     Raises:
-        ValueError: If none is whole; as `load_checkpoint` for one that is not of this detmix.
+        ValueError: If none is whole; as `load_checkpoint` for one that is not of this detmix; if
+            it is of another kind of training.
     """
     problems = []
     for path in (run_dir / LAST, run_dir / PREVIOUS):
@@ -58,34 +71,18 @@ def load_newest(run_dir: Path) -> Newest | None:
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        return Newest(path, check_content(path, state), problems[0] if problems else None)
+        _check_kind(path, check_content(path, state)["config"], config)
+        return Newest(path, state, problems[0] if problems else None)
     if not any((run_dir / name).exists() for name in (LAST, PREVIOUS)):
         return None
     raise ValueError(f"{run_dir} cannot be resumed: {'; '.join(problems)}")
 
 
-def changed_options(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> dict[str, tuple[Any, Any]]:
-    """Return the options that two configurations, as plain values, set differently.
-
-    Args:
-        before: A configuration.
-        now: Another one.
-        prefix: Put before the names.
-
-    Returns:
-        The two values by dotted name, for options that both have; the run's folder is none.
-    """
-    changed: dict[str, tuple[Any, Any]] = {}
-    for name in before.keys() & now.keys() - set(PLACES):
-        values = before[name], now[name]
-        is_section = f"{prefix}{name}" != _FREE
-        if is_section and all(isinstance(value, Mapping) for value in values):
-            changed |= changed_options(*values, prefix=f"{prefix}{name}.")
-        elif values[0] != values[1]:
-            changed[f"{prefix}{name}"] = values
-    return dict(sorted(changed.items()))
+def _check_kind(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in now.items():
+        # One that is None may be a section as well.
+        if isinstance(value, dict) and not isinstance(before.get(name, ""), dict | None):
+            raise ValueError(f"{path} is of another kind of training: it has no section {name}")
 
 
 def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
@@ -93,8 +90,7 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
 
     Args:
         newest: The checkpoint.
-        present: ``config``, ``classes``, ``steps_per_epoch``, ``num_images`` and ``images`` of the
-            run.
+        present: What a checkpoint of the run would say now.
     """
     path, state, _ = newest
     check_classes(path, state["classes"], present["classes"])
@@ -103,15 +99,30 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
         if before != now:
             raise ValueError(
                 f"{path} is of a training with {before} {what}, this one has {now}: the training "
-                "images, the batch size and the number of processes must stay the same"
+                "images and the batch of all processes must stay the same"
             )
-    if state.get("images", present["images"]) != present["images"]:
+    before, now = state.get("images", present["images"]), present["images"]
+    if before != now:
+        other = [
+            name for name in now if not isinstance(before, dict) or before.get(name) != now[name]
+        ]
         raise ValueError(
-            f"{path} is of a training on as many, but other images, or the same in another order"
+            f"{path} is of a training with other {' and '.join(other)} images, or with the same in "
+            "another order"
         )
     for name, (before, now) in changed_options(state["config"], present["config"]).items():
         if name in _FIXED:
             raise ValueError(f"{path} is of a training with {name}={before}, this one has {now}")
+
+
+def digests_of(images: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return a digest of each subset's images' names in their order."""
+    texts = {  # a file's name may be no valid text
+        subset: "\n".join(names).encode(errors="surrogatepass") for subset, names in images.items()
+    }
+    return {
+        subset: hashlib.blake2b(text, digest_size=16).hexdigest() for subset, text in texts.items()
+    }
 
 
 def tell(newest: Newest, config: Mapping[str, Any]) -> None:
@@ -124,7 +135,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
     path, state, problem = newest
     if problem is not None:
         _log.warning("%s; the checkpoint before it is used", problem)
-    position = state["position"]
-    _log.info("going on from %s, step %d of epoch %d", path, position["batch"], position["epoch"])
+    position = Position(**state["position"])
+    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
     for name, (before, now) in changed_options(state["config"], config).items():
         _log.warning("%s has changed: it was %s, it is now %s", name, before, now)

@@ -14,7 +14,7 @@ import numpy as np
 from detmix.evaluation.figures import shorten
 from detmix.evaluation.metrics import SCORE_NAMES, Metrics, check_same_task
 from detmix.evaluation.voc_result import align, none_if_nan
-from detmix.training.resume import PLACES
+from detmix.training.options import flat_options
 from detmix.training.runs import Run
 
 __all__ = ["RunComparison", "RunSummary", "compare_runs"]
@@ -166,10 +166,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
             f"{len(runs)} runs have the names {', '.join(by_name)} only: read_runs tells them apart"
         )
     check_same_task({name: run.metrics for name, run in by_name.items()})
-    configs = {name: _dotted(run.config) for name, run in by_name.items()}
-    for place in PLACES:
-        for config in configs.values():
-            config.pop(place, None)
+    configs = {name: flat_options(run.config) for name, run in by_name.items()}
     return RunComparison(
         runs={name: _summarize(run) for name, run in by_name.items()},
         options=_differences(configs),
@@ -204,17 +201,6 @@ def _evaluation(metrics: Metrics, step: int) -> dict[str, float]:
         for name, series in metrics.eval.items()
         if name != "seconds" and step in series.steps
     }
-
-
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _differences(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@
             last.pt          the newest checkpoint
             previous.pt      the one before it, should it be broken
             best.pt          the one with the highest score: a detector's mAP, a classifier's top-1
+            .lock            held by the process that writes here
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -36,6 +37,9 @@ from detmix.training.checkpoint import (
     write_atomically,
     write_errors,
 )
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["RunFolder", "check_run_dir", "versions"]
 
@@ -76,13 +80,15 @@ class RunFolder:
         resume: Whether to go on in a folder that exists.
 
     Raises:
-        FileExistsError: If the folder holds something and ``resume`` is not set.
+        FileExistsError: If the folder holds something and ``resume`` is not set, or another
+            process writes there.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._lock = _lock(path)
         for file in (self.last, self.best, self.metrics):
             temporary_path(file).unlink(missing_ok=True)  # of a killed run
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -172,11 +178,12 @@ class RunFolder:
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is still held back.
+        """Write out what is still held back, and let others write.
 
         Raises:
             OSError: If that cannot be written.
         """
+        self._lock.close()
         board, self._board = self._board, None
         if board is not None:
             with write_errors(self.path / "tensorboard"):
@@ -194,6 +201,21 @@ class RunFolder:
         # Of two errors the first one tells more.
         with suppress(OSError) if error is not None else nullcontext():
             self.close()
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Keep other processes from a folder until the file that is returned is closed."""
+    file = open(path / ".lock", "ab")  # noqa: SIM115
+    if sys.platform == "win32":
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise FileExistsError(f"{path}: another process is training there") from None
+    except OSError:  # not every file system has locks
+        pass
+    return file
 
 
 def _write(file: Any, text: str) -> None:

@@ -1,0 +1,83 @@
+"""What the processes of a run tell each other, so that they do the same at the same step.
+
+P is the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+__all__ = ["OtherProcessError", "StepNews", "check_agreement", "share_step"]
+
+
+class OtherProcessError(RuntimeError):
+    """This process is well, but another one has stopped; the message tells why."""
+
+
+class StepNews(NamedTuple):
+    """What a process learns of a step in all processes.
+
+    Attributes:
+        means: The mean of each loss over the processes, by name.
+        are_finite: Whether the sum of the losses is, in each of the P processes.
+        is_broken: Whether any process has no batch for the step.
+        signum: A signal that came to any process, or None.
+    """
+
+    means: dict[str, Tensor]
+    are_finite: list[bool]
+    is_broken: bool
+    signum: int | None
+
+
+def share_step(
+    accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
+) -> StepNews:
+    """Exchange what a step came to between the processes.
+
+    This waits for the device once in every step. Torchvision's detectors do so throughout their
+    forward pass anyway, and the backward pass is queued behind it as a whole.
+
+    Args:
+        accelerator: Of the run.
+        losses: This process's, by name; the last is the sum of the others.
+        is_broken: Whether this process has no batch for the step; its losses do not count then.
+        signum: A signal that came to this process, or None.
+    """
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    flags = values.new_tensor([is_broken, signum or 0])
+    news = accelerator.gather(torch.cat([values, flags])).view(-1, len(losses) + 2)  # (P, ...)
+    sums, are_broken, signums = news[:, -3:].T.tolist()
+    return StepNews(
+        means=dict(zip(losses, news[:, :-2].mean(dim=0), strict=True)),
+        are_finite=[math.isfinite(total) for total in sums],
+        is_broken=any(are_broken),
+        signum=int(max(signums)) or None,
+    )
+
+
+def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` in all processes unless these are the same in all of them.
+
+    Args:
+        accelerator: Of the run.
+        facts: Plain values by what they are; every process must call this.
+    """
+    if accelerator.num_processes == 1:
+        return
+    first, *others = gather_object([dict(facts)])
+    for rank, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            values = first.get(name), other.get(name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"the processes must agree on {name}: process 0 has {values[0]}, process "
+                    f"{rank} has {values[1]}"
+                )
