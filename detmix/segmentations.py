@@ -18,8 +18,10 @@ import numpy.typing as npt
 __all__ = ["read_polygons", "read_rle"]
 
 _CORNERS = 3
-# pycocotools walks along every edge in steps of 1/5 pixel and keeps them all.
 _LARGEST_COORDINATE = 1e6
+# pycocotools walks along every edge in steps of 1/5 pixel and keeps them all: a million pixels take
+# 40 MB. Around an object of COCO it is a few thousand.
+_LONGEST_OUTLINE = 1e6
 _MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
 
 
@@ -33,15 +35,28 @@ def read_polygons(polygons: list[Any]) -> list[array[float]]:
         The float64 coordinates of those with three points or more.
 
     Raises:
-        ValueError: One is no list of an even number of finite numbers of at most a million, or
-            none has three points; says which, the value and what was expected.
+        ValueError: One is no list of an even number of finite numbers of at most a million, none
+            has three points, or their outlines are longer than a million pixels; says which, the
+            value and what was expected.
     """
-    read = [_read_polygon(polygon, number) for number, polygon in enumerate(polygons)]
-    kept = [coordinates for coordinates in read if len(coordinates) >= 2 * _CORNERS]
+    kept = []
+    longest = 0.0  # that the outlines may be, by their largest coordinates
+    for number, polygon in enumerate(polygons):
+        coordinates, largest = _read_polygon(polygon, number)
+        if len(coordinates) >= 2 * _CORNERS:
+            kept.append(coordinates)
+            longest += len(coordinates) * largest
     if not kept:
         raise ValueError(
             f"no polygon of the segmentation has three points or more, got {_short(polygons)}"
         )
+    if longest > _LONGEST_OUTLINE:
+        length = sum(map(_outline, kept))
+        if length > _LONGEST_OUTLINE:
+            raise ValueError(
+                f"the polygons of the segmentation have {length:.0f} pixels of outline, expected "
+                f"at most {_LONGEST_OUTLINE:.0f}"
+            )
     return kept
 
 
@@ -138,7 +153,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _read_polygon(polygon: Any, number: int) -> array[float]:
+def _outline(coordinates: array[float]) -> float:
+    """Return the length of a polygon's outline, of each edge the longer side."""
+    points = np.frombuffer(coordinates).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
+    """Return a polygon's coordinates and the largest of them, without its sign."""
     where = f"polygon {number} of the segmentation"
     try:
         coordinates = array("d", polygon)
@@ -157,4 +179,4 @@ def _read_polygon(polygon: Any, number: int) -> array[float]:
             f"{where} has the coordinate {wrong}; expected finite numbers of at most "
             f"{_LARGEST_COORDINATE:g} pixels"
         )
-    return coordinates
+    return coordinates, largest

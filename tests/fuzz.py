@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,6 +208,18 @@ def break_image(rng: Rng) -> bytes:
     for _ in range(rng.choice((1, 1, 3))):
         data = break_bytes(data, rng) or b"x"
     return data
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return the header of a tar archive's member; a size below 0 is written in base 256."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def zigzag(num_points: int, extent: float) -> list[float]:
+    """Return a polygon to and fro, left to right: next to no area, and edges of any length."""
+    return [value for n in range(num_points) for value in (extent * (-1) ** n, float(n))]
 
 
 def break_values(value: Any, rng: Rng, values: tuple[Any, ...], times: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import socket
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from runs import assert_same_run
 from tiny import tiny_config
 
 from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection, write_shapes, write_shapes_coco
+from detmix.data.check_voc import check_voc
 from detmix.data.coco_keypoints import read_keypoints
 from detmix.training import DetectorTrainer, TrainConfig, parse_args
 from detmix.training.datasets import open_dataset
@@ -140,9 +142,50 @@ class TestVOC:
         with pytest.raises(OSError, match=r"Input/output error.*jpg"):
             open_voc(voc[0], on_error="skip")
 
+    @pytest.mark.parametrize("kind", ["link to itself", "socket", "long name"])
+    def test_errors_of_the_data(self, voc, monkeypatch, kind):
+        root, ids, _ = voc
+        folder = root / "VOC2007"
+        put_in_place(kind, folder / "JPEGImages" / f"{ids[1]}.jpg", monkeypatch)
+        if kind == "long name":
+            split = folder / "ImageSets/Main/trainval.txt"
+            split.write_text("\n".join([*ids, "n" * 300]))
+        with pytest.warns(UserWarning, match=r"1 of 1[23] images left out"):
+            dataset = open_voc(root, on_error="skip")
+        (skipped,) = dataset.skipped
+        assert skipped.name == f"VOC2007/{ids[1] if kind != 'long name' else 'n' * 300}"
+        with pytest.raises((OSError, ValueError), match=skipped.name[8:]):
+            open_voc(root)[1]
+
+    @pytest.mark.parametrize("size", [True, False])
+    def test_a_broken_image_is_no_annotation(self, voc, size):
+        """Also where the annotation leaves its size to the image; as the check says it."""
+        root, ids, _ = voc
+        image, xml = (root / "VOC2007" / part for part in ("JPEGImages", "Annotations"))
+        (image / f"{ids[1]}.jpg").write_bytes(b"\xff\xd8junk")
+        if not size:
+            path = xml / f"{ids[1]}.xml"
+            path.write_text(re.sub("<size>.*</size>", "", path.read_text(), flags=re.DOTALL))
+        with pytest.warns(UserWarning, match=r"\(unusable image: 1\)"):
+            open_voc(root, on_error="skip")
+        (problem,) = check_voc(root, {"train": SPLIT}, SHAPE_CLASSES).problems
+        assert problem.kind == "unusable image"
+
     def test_the_argument_is_checked(self, voc):
         with pytest.raises(ValueError, match=r'"raise" or "skip", got \'ignore\''):
             open_voc(voc[0], on_error="ignore")
+
+
+def put_in_place(kind, path, monkeypatch):
+    """Put something that is no image in an image's place."""
+    if kind == "link to itself":
+        path.unlink()
+        path.symlink_to(path)
+    elif kind == "socket":
+        path.unlink()
+        monkeypatch.chdir(path.parent)  # a socket's path must be short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
 
 
 def break_coco(root):
@@ -205,6 +248,38 @@ class TestCoco:
             dataset = open_coco(coco, masks=True, keypoints=True, on_error="skip")
         assert dataset.report == open_coco(coco).report
         assert dataset.skipped == ()
+
+    @pytest.mark.parametrize("size", [True, False])
+    @pytest.mark.parametrize("kind", ["link to itself", "socket", "long name", "no folder"])
+    def test_errors_of_the_data(self, coco, monkeypatch, kind, size):
+        path = coco / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        item, other = content["images"][1], content["images"][0]["file_name"]
+        put_in_place(kind, coco / "train2017" / item["file_name"], monkeypatch)
+        renamed = {"long name": "n" * 300, "no folder": f"{other}/a.jpg"}
+        item["file_name"] = renamed.get(kind, item["file_name"])
+        if not size:
+            del item["width"]
+        path.write_text(json.dumps(content))
+        with pytest.warns(UserWarning, match=r"1 of 8 images left out \(unusable image: 1\)"):
+            dataset = open_coco(coco, on_error="skip")
+        assert [image.name for image in dataset.skipped] == [item["file_name"]]
+        with pytest.raises((OSError, ValueError), match=re.escape(item["file_name"])):
+            open_coco(coco)[1]
+
+    def test_an_image_without_a_file_name(self, coco):
+        path = coco / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        image_id = content["images"][1]["id"]
+        del content["images"][1]["file_name"]
+        path.write_text(json.dumps(content))
+        message = rf"1 of 8 .*\(unusable annotation: 1\): .*image {image_id}: expected a file_name"
+        with pytest.warns(UserWarning, match=message):
+            dataset = open_coco(coco, on_error="skip")
+        assert len(dataset) == 7
+        assert [image.name for image in dataset.skipped] == [f"image {image_id}"]
+        with pytest.raises(ValueError, match="expected a file_name, got None"):
+            open_coco(coco)
 
     @pytest.mark.parametrize("field", ["image_id", "id"])
     def test_an_annotation_of_no_image_raises(self, coco, field):

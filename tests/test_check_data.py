@@ -266,10 +266,15 @@ def test_it_finds_what_the_data_sets_find(devkit):
     for name in "abcdefgh":
         corners = rng.integers(-10, 75, (6, 4)).tolist()
         texts[name] = xml(*(("dog", *corner) for corner in corners))
+    texts["i"] = xml(("dog", 61, 1, 70, 9))
     folder = devkit(texts)
     with pytest.warns(UserWarning, match="boxes were"):
         report = VOCDetection(folder.parent, classes=("dog",)).report
-    found = check(folder)
+    found = check_voc(folder.parent, {"train": SETS["train"]}, classes=("dog",))
+    assert found.num_objects["train"] == report.num_objects
+    notes = [note.message for note in found.notes if note.kind == "image without objects"]
+    assert len(notes) == report.num_empty_images > 0
+    assert str(folder / "JPEGImages/i.jpg") in notes
     assert kinds(found).count("box without area") == report.num_without_area > 0
     assert kinds(found).count("box beyond the image") == report.num_clipped > 0
 
@@ -300,6 +305,10 @@ class TestTool:
         code, _, err = run(*options, "5")
         assert code == 2
         assert "error: " in err
+        for wrong in ("x", "-1", "1.5", "9" * 5000):
+            code, _, err = run(f"--show={wrong}")
+            assert code == 2
+            assert f"--show: must be a whole number, not negative, got '{wrong}'" in err
 
     def test_json_and_config(self, run, devkit, tmp_path):
         folder = devkit({"a": GOOD, "b": xml(("cat", 1, 1, 9, 9)), "c": xml(("cat", 1, 1, 9, 9))})
@@ -323,6 +332,10 @@ class TestTool:
         )
         assert code == 0, out
         assert "train: 10 images" in out
+        options = ("--detector.name=keypointrcnn", "--data.num_keypoints=17")
+        code, out, _ = run("--data.format=coco", f"--data.root={coco}", *options)
+        assert code == 1
+        assert "names 4 keypoints for each object, expected 17" in out
 
 
 @pytest.mark.slow

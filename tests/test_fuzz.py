@@ -27,7 +27,9 @@ from fuzz import (
     break_xml,
     good_image,
     limits,
+    tar_header,
     time_limit,
+    zigzag,
 )
 from safetensors.torch import save as save_safetensors
 from tiny import SETTINGS
@@ -100,7 +102,7 @@ def jpeg(root, rng):
     if rng.random() < 0.8:
         return read, "a.jpg"
     # As with a torchvision that has no decoders any more.
-    return mock.patch("detmix.data.image_file.decode_image", None)(read), "a.jpg"
+    return mock.patch("detmix.data.image_file.decode_jpeg", None)(read), "a.jpg"
 
 
 def split(root, rng):
@@ -143,6 +145,14 @@ def coco_content():
 def coco(root, rng, image=None):
     root.mkdir(parents=True, exist_ok=True)
     content = break_values(coco_content(), rng, VALUES, 0 if image else rng.choice((1, 1, 2, 4)))
+    first = coco_content()["annotations"][0]
+    if image is None and rng.random() < 0.1:
+        polygon = zigzag(rng.choice((3, 20, 300)), rng.choice((20, 1e4, 1e6)))
+        content = coco_content()
+        content["annotations"][0] = first | {"segmentation": [polygon] * rng.choice((1, 10))}
+    elif image is None and rng.random() < 0.1:
+        content = coco_content()
+        rng.choice((content["annotations"], content["images"])).append({**first, "file_name": "x"})
     data = json.dumps(content).encode(errors="replace")
     if image is None and rng.random() < 0.3:
         data = break_bytes(data, rng)
@@ -183,6 +193,10 @@ def tar(root, rng):
     for _ in range(rng.choice((0, 1, 3))):
         start = 512 * rng.randrange(len(data) // 512)  # a header, more likely than not
         data[start + rng.randrange(512)] = rng.choice((0, 48, 55, 128, 255, *b"LKxgS157"))
+    if rng.random() < 0.2:
+        kind, size = rng.choice(b"0157LxgSZ"), rng.choice((-1, -511, -512, -1024, -(2**60)))
+        start = 512 * rng.randrange(len(data) // 512)
+        data[start : start + 512] = tar_header("train/n/0.png", size, bytes([kind]))
     data = break_bytes(bytes(data), rng) if rng.random() < 0.5 else data
     (root / "train.tar").write_bytes(data)
     return lambda: list_images(root, "train"), "train.tar"

@@ -18,15 +18,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fuzz import DOCTYPES, XML, limits, time_limit
+from fuzz import DOCTYPES, XML, limits, tar_header, time_limit, zigzag
 from PIL import EpsImagePlugin, Image
 from tiny import SETTINGS
 
 from detmix.data import SHAPE_CLASSES, CocoDetection, ImageClasses, VOCDetection, read_annotation
+from detmix.data.check_coco import check_coco
 from detmix.data.check_voc import check_voc
 from detmix.data.image_file import decode_image_bytes, read_image_size, read_jpeg
 from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
+from detmix.evaluation import read_voc_results, score_predictions
+from detmix.segmentations import read_polygons
 from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
@@ -188,6 +191,36 @@ class TestPipesAndDevices:
         with time_limit(), pytest.raises(ValueError, match=r"a\.png: expected a regular file"):
             ImageClasses(tmp_path, "val")[0]
 
+    def test_as_annotations_of_coco(self, tmp_path, replace):
+        path = tmp_path / "a.json"
+        replace(path)
+        message = r"a\.json: expected a regular file"
+        with limits(), time_limit(), pytest.raises(ValueError, match=message):
+            CocoDetection(tmp_path, path)
+        with limits(), time_limit():
+            (problem,) = check_coco({"train": (tmp_path, path)}).problems
+        assert re.search(message, problem.message)
+
+    @pytest.mark.parametrize("name", ["predictions", "annotations"])
+    def test_as_what_is_scored(self, tmp_path, replace, name):
+        files = {"predictions": [], "annotations": coco_content(0, 0, 5, 0, 5, 5)}
+        for key, content in files.items():
+            files[key] = tmp_path / f"{key}.json"
+            files[key].write_text(json.dumps(content))
+        assert score_predictions(**files).num_images == 1
+        replace(files[name])
+        with (
+            limits(),
+            time_limit(),
+            pytest.raises(ValueError, match=rf"{name}\.json: expected a regular"),
+        ):
+            score_predictions(**files)
+
+    def test_as_result_files_of_voc(self, tmp_path, replace):
+        replace(tmp_path / "comp4_det_test_dog.txt")
+        with time_limit(), pytest.raises(FileNotFoundError, match=r"lacks comp4_det_test_dog\.txt"):
+            read_voc_results(tmp_path, ["a"], ["dog"])
+
     def test_a_link_to_a_file_is_as_good_as_the_file(self, devkit):
         expected = VOCDetection(devkit.parent)[0][0]
         path = devkit / "JPEGImages/a.jpg"
@@ -246,10 +279,11 @@ class TestImages:
         assert decode_image_bytes(file.getvalue(), "x").shape == (3, 33, 47)
 
     @pytest.mark.parametrize(
-        "data", [b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0", b"\xff\xd8\xff\xc0"]
+        "data",
+        [b"\xff\xd8" + more for more in (b"", b"junk", b"\xff", b"\xff\xe0\0", b"\xff\xc0")],
     )
     def test_a_head_cut_off(self, data):
-        with pytest.raises(ValueError, match="x: broken JPEG file"):
+        with pytest.raises(ValueError, match=r"x: broken JPEG file of .*: Image is incomplete"):
             decode_image_bytes(data, "x")
 
     def test_a_png_bomb(self, tmp_path):
@@ -336,6 +370,83 @@ class TestTar:
         (tmp_path / "train.tar").write_bytes(block + data)
         with limits(), time_limit(), pytest.raises((ValueError, OSError), match=r"train\.tar"):
             list_images(tmp_path, "train")
+
+    @pytest.mark.parametrize("kind", [b"0", b"5", b"S", b"Z"])
+    @pytest.mark.parametrize("size", [-1, -512, -1024])
+    @pytest.mark.parametrize("before", [b"", tar_header("train/cat/a.png", 0)])
+    def test_sizes_below_zero(self, tmp_path, kind, size, before):
+        """``tarfile`` goes back by as much, and may meet the same header for ever."""
+        data = before + tar_header("train/cat/b.png", size, kind) + bytes(1024)
+        (tmp_path / "train.tar").write_bytes(data)
+        message = "a link or another special file" if kind == b"S" and size == -1 else "broken"
+        with time_limit(), pytest.raises(ValueError, match=rf"train\.tar: .*{message}"):
+            list_images(tmp_path, "train")
+
+    def test_a_size_that_is_not_that_of_the_archive(self, tmp_path):
+        with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            add(archive, "train/cat/a.png", pax_headers={"GNU.sparse.realsize": "5000"})
+            add(archive, "train/cat/b.png", bytes(9999))
+        with pytest.raises(ValueError, match=r"train\.tar: .*has a wrong size, 5000 bytes"):
+            list_images(tmp_path, "train")
+
+    @pytest.mark.parametrize("many", [True, False])
+    def test_headers_that_lead_tarfile_to_other_errors(self, tmp_path, many):
+        """It calls itself for each header of one member, and reads a sparse map beyond the end."""
+        extended = bytearray(tar_header("train/cat/a.png", 0, tarfile.GNUTYPE_SPARSE))
+        extended[482] = 1
+        extended[148:156] = b" " * 8
+        extended[148:156] = b"%06o\0 " % sum(extended)
+        data = tar_header("x", 0, tarfile.XHDTYPE) * 3000 if many else bytes(extended)
+        (tmp_path / "train.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=r"train\.tar: not a tar archive, or a broken one"):
+            list_images(tmp_path, "train")
+
+
+def coco_content(*polygon):
+    item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 30}
+    return {
+        "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
+        "annotations": [item | {"segmentation": [polygon]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+
+
+class TestPolygons:
+    """pycocotools keeps every fifth of a pixel of every edge: 2 GB for 20 points far apart."""
+
+    @pytest.fixture(params=[(20, 1e6), (60_000, 20)])
+    def files(self, request, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(coco_content(*zigzag(*request.param))))
+        (tmp_path / "a.png").write_bytes(jpeg())
+        return tmp_path, path
+
+    def test_in_a_data_set(self, files):
+        with limits(), time_limit():
+            with pytest.raises(ValueError, match=r"a\.json, annotation 1 .* pixels of outline"):
+                CocoDetection(*files, masks=True)
+            (problem,) = check_coco({"train": files}, masks=True).problems
+        assert "pixels of outline, expected at most 1000000" in problem.message
+
+    def test_in_what_is_scored(self, files):
+        (files[0] / "b.json").write_text("[]")
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.json, .* of outline"):
+            score_predictions(files[0] / "b.json", files[1], iou_type="segm")
+
+    @pytest.mark.parametrize(("right", "is_refused"), [(4e5, False), (4e5 + 1, True)])
+    def test_the_bound(self, right, is_refused):
+        """By hand: three edges whose longer sides are two times `right` and 200,000."""
+        polygon = [0, 0, right, 0, right, 2e5]
+        if is_refused:
+            with pytest.raises(ValueError, match="have 1000002 pixels of outline"):
+                read_polygons([polygon])
+        else:
+            assert read_polygons([polygon])[0].tolist() == polygon
+
+    def test_a_fine_outline_is_good(self):
+        angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
+        polygon = np.stack([4000 + 3000 * np.cos(angles), 4000 + 3000 * np.sin(angles)], 1)
+        assert len(read_polygons([polygon.ravel().tolist()])[0]) == 100_000
 
 
 class Malicious:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fuzz import time_limit
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -164,6 +165,44 @@ class TestErrors:
         write_tar(tmp_path / "val.tar", [("val/cat/notes.txt", b"x")])
         with pytest.raises(ValueError, match=r"val\.tar: no member is an image"):
             ImageClasses(tmp_path, "val")
+
+    def test_links_to_other_files_and_folders_are_followed(self, folders, tmp_path):
+        """As torchvision does, which follows all of them."""
+        cat, elsewhere = tmp_path / "train" / "cat", tmp_path / "elsewhere"
+        (cat / "deep").mkdir(parents=True)
+        shutil.copytree(folders / "train", elsewhere)
+        (cat / "deep/b.jpg").symlink_to(elsewhere / "cat/b.jpg")
+        (cat / "more").symlink_to(elsewhere)
+        (cat / "same").symlink_to(cat / "deep")
+        (tmp_path / "train" / "dog").symlink_to(elsewhere / "dog")
+        (elsewhere / "dog" / "x").symlink_to(elsewhere / "ant")
+        theirs = ImageFolder(
+            tmp_path / "train", is_valid_file=lambda p: "/._" not in p and p[-3:] not in "txt csv"
+        )
+        names = [Path(path).relative_to(tmp_path).as_posix() for path, _ in theirs.samples]
+        dataset = ImageClasses(tmp_path)
+        assert list(dataset.names) == names
+        assert dataset.labels == tuple(theirs.targets)
+
+    def test_links_in_circles(self, folders, tmp_path):
+        """Followed for ever, two of them would give more paths than there are atoms."""
+        shutil.copytree(folders / "train", tmp_path / "train")
+        expected = ImageClasses(tmp_path).names
+        cat = tmp_path / "train/cat"
+        for name, target in {"x": ".", "y": "..", "z": cat, "deep/x": "..", "deep/y": "/"}.items():
+            (cat / name).symlink_to(target)
+        with time_limit():
+            assert ImageClasses(tmp_path).names == expected
+        for first in range(12):
+            (cat / f"{first}").mkdir()
+            picture(4, 4).save(cat / f"{first}/a.png")
+            for second in set(range(12)) - {first}:
+                (cat / f"{first}/{second}").symlink_to(f"../{second}")
+        with time_limit():
+            names = ImageClasses(tmp_path).names
+        assert {f"train/cat/{n}/{m}/a.png" for n in range(12) for m in range(12) if n != m} < {
+            *names
+        }
 
     @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\nrubbish", b"text", b"\xff\xd8\xff"])
     def test_a_broken_image_is_named(self, folders, tmp_path, data):

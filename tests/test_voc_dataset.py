@@ -220,6 +220,8 @@ def test_split_files(tmp_path):
     bodies = {"a": SIZE + DOG, "b": SIZE, "c": SIZE}
     root = make_devkit(tmp_path, bodies, split="a  1\n\n b -1 \nc  0\n")
     assert VOCDetection(root).names == ["VOC2007/a", "VOC2007/c"]
+    make_devkit(tmp_path, bodies, split="\ufeffa\nb\nc")  # as Windows' editors write it
+    assert VOCDetection(root).names == ["VOC2007/a", "VOC2007/b", "VOC2007/c"]
     for lines, message in (
         ("a\nb\na", "'a' is listed twice"),
         ("", "lists no image"),

@@ -46,7 +46,11 @@ def check(config: TrainConfig) -> DataCheck:
         "test": (data.root / files.test_images, data.root / files.test_annotations),
     }
     return check_coco(
-        subsets, masks="masks" in needed, keypoints="keypoints" in needed, classes=data.classes
+        subsets,
+        masks="masks" in needed,
+        keypoints="keypoints" in needed,
+        classes=data.classes,
+        num_keypoints=data.num_keypoints,
     )
 
 
@@ -76,9 +80,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
     if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+        raise argparse.ArgumentTypeError(f"must be a whole number, not negative, got {text!r}")
     return number
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy.typing as npt
 from torch import Tensor
 from tqdm import tqdm
 
-from detmix.data.clean_boxes import clean_boxes
+from detmix.data.clean_boxes import clean_boxes, keep_boxes
 from detmix.data.image_file import MAX_IMAGE_BYTES, check_image_size
-from detmix.data.regular_file import read_regular_file
 from detmix.data.skipping import in_threads
+from detmix.regular_file import read_regular_file
 
-__all__ = ["NOTES", "PROBLEMS", "DataCheck", "ImageCheck", "Problem", "check_boxes"]
+__all__ = ["NOTES", "PROBLEMS", "DataCheck", "ImageCheck", "Problem"]
 
 _TINY = 2
 
@@ -47,10 +47,13 @@ NOTES = {
     "same picture twice": "files with the same content, both in train or both in test",
     "image without objects": "all of it is background",
     "class without objects": "none to train on",
+    "class that is not trained": "its objects are not evaluated",
     "tiny box": f"a side shorter than {_TINY} pixels",
     "same object twice": "the same box and class in one image",
 }
 """What is worth a look, but may well be meant."""
+
+_HARMLESS = {*NOTES, "box without area"}  # an image with these only is in the data set
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,47 @@ class ImageCheck:
             self.report("another size", str(error))
         return size
 
+    def read_boxes(
+        self,
+        boxes: npt.NDArray[np.float64],
+        names: Sequence[str],
+        size: tuple[int, int],
+        describe: Callable[[int], str],
+        *,
+        clip: bool = True,
+    ) -> None:
+        """Count the usable objects; report every box that is wrong, or worth a look.
+
+        Args:
+            boxes: ``(N, 4)`` x1, y1, x2, y2 in pixels as they are in the file.
+            names: The class of each.
+            size: The image's height and width; if 0, the boxes cannot be checked.
+            describe: Says in which file a box stands and how.
+            clip: False where boxes are used as they are, also those without area.
+        """
+        if min(size) == 0:
+            self.num_objects.update(names)
+            return
+        clean = clean_boxes(boxes, np.tile(np.array(size, dtype=np.int64), (len(boxes), 1)))
+        is_finite = np.isfinite(keep_boxes(boxes).boxes)
+        is_usable = clean.has_area if clip else np.all(is_finite, axis=1)
+        is_tiny = (clean.boxes[:, 2:] - clean.boxes[:, :2]).min(axis=1, initial=np.inf) < _TINY
+        seen: set[tuple[Any, ...]] = set()
+        for row, name in enumerate(names):
+            self.num_objects[name] += int(is_usable[row])
+            if not clip and not is_usable[row]:
+                self.report("unusable annotation", f"{describe(row)}: too large for float32")
+            elif not clean.has_area[row]:
+                self.report("box without area", describe(row))
+            elif clean.is_clipped[row]:
+                self.report("box beyond the image", describe(row))
+            elif is_tiny[row]:
+                self.report("tiny box", describe(row))
+            identity = (name, *boxes[row].tolist())
+            if identity in seen:
+                self.report("same object twice", describe(row))
+            seen.add(identity)
+
     def decode(
         self, where: str, read: Callable[[], bytes], decode: Callable[[bytes], Tensor]
     ) -> Tensor | None:
@@ -132,38 +176,6 @@ class ImageCheck:
         except (ValueError, OSError) as error:
             self.report("unusable image", str(error))
         return None
-
-
-def check_boxes(
-    boxes: npt.NDArray[np.float64],
-    names: Sequence[str],
-    size: tuple[int, int],
-    describe: Callable[[int], str],
-) -> Iterable[tuple[str, str]]:
-    """Yield kind and message of every box of an image that is wrong, or worth a look.
-
-    Args:
-        boxes: ``(N, 4)`` x1, y1, x2, y2 in pixels as they are in the file.
-        names: The class of each.
-        size: The image's height and width; if 0, the boxes cannot be checked.
-        describe: Says in which file a box stands and how.
-    """
-    if min(size) == 0:
-        return
-    clean = clean_boxes(boxes, np.tile(np.array(size, dtype=np.int64), (len(boxes), 1)))
-    is_tiny = (clean.boxes[:, 2:] - clean.boxes[:, :2]).min(axis=1, initial=np.inf) < _TINY
-    seen: set[tuple[Any, ...]] = set()
-    for row, name in enumerate(names):
-        if not clean.has_area[row]:
-            yield "box without area", describe(row)
-        elif clean.is_clipped[row]:
-            yield "box beyond the image", describe(row)
-        elif is_tiny[row]:
-            yield "tiny box", describe(row)
-        identity = (name, *boxes[row].tolist())
-        if identity in seen:
-            yield "same object twice", describe(row)
-        seen.add(identity)
 
 
 class DataCheck:
@@ -214,7 +226,7 @@ class DataCheck:
             for kind, message in found.found:
                 self.add(kind, subset, message)
             total = found.num_objects.total()
-            if self._has_objects and not total and not found.found:
+            if self._has_objects and not total and {kind for kind, _ in found.found} <= _HARMLESS:
                 self.add("image without objects", subset, image)
             self.num_images[subset] += 1
             self.num_objects[subset] += total

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detmix.data.check import DataCheck, ImageCheck, check_boxes
+from detmix.data.check import DataCheck, ImageCheck
 from detmix.data.image_file import decode_jpeg_bytes
 from detmix.data.voc import VOC_CLASSES
 from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation
@@ -75,12 +75,11 @@ def _check_image(entry: ImageEntry, classes: Sequence[str]) -> ImageCheck:
     for item in annotation.objects:
         if item.name in classes:
             objects.append(item)
-            check.num_objects[item.name] += 1
         else:
             check.report("unknown class", f"{entry.annotation}: {item.name!r}")
     boxes = np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4)
     describe = partial(_describe, entry, size, objects)
-    check.found += check_boxes(boxes, [item.name for item in objects], size, describe)
+    check.read_boxes(boxes, [item.name for item in objects], size, describe)
     return check
 
 

@@ -25,8 +25,8 @@ from detmix.data.coco_masks import SegmentationBlock
 from detmix.data.coco_table import CocoReport, CocoTable
 from detmix.data.image_file import MAX_IMAGE_BYTES, check_image_size, decode_image_bytes
 from detmix.data.problems import raise_problem
-from detmix.data.regular_file import read_regular_file
 from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
+from detmix.regular_file import read_regular_file
 
 __all__ = ["CocoDetection", "CocoReport", "choose_categories"]
 
@@ -218,9 +218,13 @@ def _leave_out(
     for index, image_id in enumerate(ids):
         if image_id in rejected:
             unusable[index] = SkippedImage(names[index], *rejected[image_id])
-    skipped = tuple(unusable[index] for index in sorted(unusable))
+    nameless = [
+        SkippedImage(f"image {image_id}", *rejected[image_id])
+        for image_id in sorted(rejected.keys() - set(ids))
+    ]
+    skipped = (*(unusable[index] for index in sorted(unusable)), *nameless)
     if skipped:
-        message = skip_message(skipped, len(names), table.path)
+        message = skip_message(skipped, len(names) + len(nameless), table.path)
         warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
     return table.without_images({ids[index] for index in unusable}), skipped
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco_masks import pack_segmentation
+from detmix.data.coco_masks import pack_item, strip_item
 from detmix.data.problems import Report, raise_problem
+from detmix.regular_file import MAX_JSON_BYTES, read_regular_file
 
 __all__ = ["CocoCategory", "CocoFile", "CocoImages", "CocoObjects", "read_coco"]
 
@@ -110,8 +111,9 @@ def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_p
         path: The JSON file.
         masks: Whether to read the segmentations.
         report: Called for each image and each annotation with a value that cannot be used; raises
-            it by default. If it returns, the size of the image is 0, one whose name leads outside
-            and the annotation are left out.
+            it by default. If it returns, an image whose size is wrong has the size 0, one without
+            an id or a usable name is left out with its annotations, and so is an annotation; of
+            images with one id the first is kept, of annotations all.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -120,9 +122,9 @@ def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_p
     """
     content = _load(Path(path), masks)
     categories = _read_categories(content["categories"], f"{path}, category")
-    images = _read_images(content["images"], f"{path}, image", report)
+    images, rejected = _read_images(content["images"], f"{path}, image", report)
     where = f"{path}, annotation"
-    objects = _read_objects(content["annotations"], images.ids, categories, where, report)
+    objects = _read_objects(content["annotations"], images.ids, rejected, categories, where, report)
     return CocoFile(categories, images, objects)
 
 
@@ -134,10 +136,13 @@ def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_hook=_pack_segmentation if masks else _drop_segmentation)
+        data = read_regular_file(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
+    try:
+        text = data.decode("utf-8-sig")
+        del data  # of COCO's half a gigabyte
+        content = json.loads(text, object_hook=pack_item if masks else strip_item)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -165,23 +170,9 @@ def _check_part(content: dict[str, Any], part: str, path: Path) -> None:
             raise ValueError(f'{path}: item {number} of "{part}" must be an object, got {item!r}')
 
 
-def _pack_segmentation(item: dict[str, Any]) -> dict[str, Any]:
-    if item.get("segmentation"):
-        try:
-            item["segmentation"] = pack_segmentation(item["segmentation"])
-        except ValueError as error:  # told later: here nobody knows whether the object is used
-            item["segmentation"] = error
-    return item
-
-
-def _drop_segmentation(item: dict[str, Any]) -> dict[str, Any]:
-    item.pop("segmentation", None)
-    return item
-
-
 def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCategory, ...]:
     categories = []
-    for category_id, item in _by_id(items, where):
+    for category_id, item in _by_id(items, where, raise_problem):
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
@@ -194,13 +185,19 @@ def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCateg
     return tuple(categories)
 
 
-def _read_images(items: list[dict[str, Any]], where: str, report: Report) -> CocoImages:
+def _read_images(
+    items: list[dict[str, Any]], where: str, report: Report
+) -> tuple[CocoImages, set[int]]:
+    """Return the images, and the ids of those whose names cannot be used."""
     ids, names, sizes = [], [], []
-    for image_id, item in _by_id(items, where):
-        try:
-            name = _read_name(item.get("file_name"))
-        except ValueError as error:
-            report("name that leads outside", f"{where} {image_id}: {error}", image_id)
+    rejected = set()
+    for image_id, item in _by_id(items, where, report):
+        name: Any = item.get("file_name")
+        problem = _name_problem(name)
+        if problem is not None:
+            kind, message = problem
+            report(kind, f"{where} {image_id}: {message}, got {name!r}", image_id)
+            rejected.add(image_id)
             continue
         height, width = (item.get(key) or 0 for key in ("height", "width"))
         for key, side in (("height", height), ("width", width)):
@@ -211,21 +208,23 @@ def _read_images(items: list[dict[str, Any]], where: str, report: Report) -> Coc
         ids.append(image_id)
         names.append(name)
         sizes.append((height, width))
-    return CocoImages(ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2))
+    return CocoImages(ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2)), rejected
 
 
-def _read_name(name: Any) -> str:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"expected a file_name, got {name!r}")
+def _name_problem(name: Any) -> tuple[str, str] | None:
+    """Return the kind of what is wrong with a file's name, and a message."""
+    if not isinstance(name, str) or not name:
+        return "unusable annotation", "expected a file_name"
     path = PurePath(name)
-    if path.anchor or ".." in path.parts:
-        raise ValueError(f"file_name leads out of the images' folder, got {name!r}; refused")
-    return name
+    if path.anchor or ".." in path.parts or "\0" in name:
+        return "name that leads outside", "refused: file_name leads out of the images' folder"
+    return None
 
 
 def _read_objects(
     items: list[dict[str, Any]],
     image_ids: list[int],
+    rejected: set[int],
     categories: tuple[CocoCategory, ...],
     where: str,
     report: Report,
@@ -236,7 +235,9 @@ def _read_objects(
     boxes = []
     kept = []
     for number, item in enumerate(items):
-        annotation_id = _read_id(item, number, where)
+        annotation_id = _read_id(item, number, where, report)
+        if annotation_id is None:
+            continue
         try:
             row = (
                 annotation_id,
@@ -247,16 +248,17 @@ def _read_objects(
             )
             boxes.append(_read_box(item.get("bbox")))
         except ValueError as error:
-            hint = " (is this a captions file?)" if "caption" in item else ""
-            message = f"{where} {annotation_id}: {error}{hint}"
             image = item.get("image_id")
-            is_known = type(image) is int and image in images
-            report("unusable annotation", message, image if is_known else None)
+            image = image if type(image) is int else None
+            if image not in rejected:  # what is wrong with it has been said
+                hint = " (is this a captions file?)" if "caption" in item else ""
+                message = f"{where} {annotation_id}: {error}{hint}"
+                report("unusable annotation", message, image if image in images else None)
             continue
         rows.append(row)
         kept.append(item)
     columns = list(zip(*rows, strict=True)) or [()] * 5
-    _check_no_repeats(columns[0], where)
+    _report_repeats(columns[0], where, report)
     return CocoObjects(
         ids=np.array(columns[0], dtype=np.int64),
         image_index=np.array(columns[1], dtype=np.int64),
@@ -269,30 +271,35 @@ def _read_objects(
     )
 
 
-def _by_id(items: list[dict[str, Any]], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ids and items, sorted by the ids."""
-    ids = [_read_id(item, number, where) for number, item in enumerate(items)]
-    _check_no_repeats(ids, where)
-    for number in sorted(range(len(ids)), key=ids.__getitem__):
-        yield ids[number], items[number]
+def _by_id(
+    items: list[dict[str, Any]], where: str, report: Report
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return ids and items, sorted by the ids; of several with one id the first."""
+    ids: list[int] = []
+    found: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(items):
+        item_id = _read_id(item, number, where, report)
+        if item_id is not None:
+            ids.append(item_id)
+            found.setdefault(item_id, item)
+    _report_repeats(ids, where, report)
+    return sorted(found.items())
 
 
-def _read_id(item: dict[str, Any], number: int, where: str) -> int:
+def _read_id(item: dict[str, Any], number: int, where: str, report: Report) -> int | None:
     value = item.get("id")
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        hint = ", got none" if "id" not in item else f", got {value!r}"
-        raise ValueError(f"{where} number {number} (from 0): id must be an integer{hint}")
-    return value
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    got = repr(value) if "id" in item else "none"
+    message = f"{where} number {number} (from 0): id must be an integer, got {got}"
+    report("unusable annotation", message)
+    return None
 
 
-def _check_no_repeats(ids: list[int] | tuple[int, ...], where: str) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[int] = set()
-    for number in ids:
-        if number in seen:
-            raise ValueError(f"{where} {number}: the id is there twice")
-        seen.add(number)
+def _report_repeats(ids: list[int] | tuple[int, ...], where: str, report: Report) -> None:
+    for number, count in Counter(ids).items():
+        for _ in range(count - 1):
+            report("unusable annotation", f"{where} {number}: the id is there twice")
 
 
 def _look_up(item: dict[str, Any], key: str, known: dict[int, int]) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from detmix.segmentations import read_polygons, read_rle
 
-__all__ = ["SegmentationBlock", "pack_segmentation", "rle_size"]
+__all__ = ["SegmentationBlock", "pack_item", "pack_segmentation", "rle_size", "strip_item"]
 
 _HEADER = np.dtype(np.uint32)
 
@@ -58,6 +58,22 @@ class SegmentationBlock:
         for mask, transposed in zip(masks, columnwise, strict=True):
             cv2.transpose(transposed, mask)  # 7 times as fast as NumPy's copy
         return torch.from_numpy(masks)
+
+
+def pack_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Pack the ``segmentation`` of an object of the JSON; one that cannot be used is its error."""
+    if item.get("segmentation"):
+        try:
+            item["segmentation"] = pack_segmentation(item["segmentation"])
+        except ValueError as error:  # told later: here nobody knows whether the object is used
+            item["segmentation"] = error
+    return item
+
+
+def strip_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Leave the ``segmentation`` of an object of the JSON out."""
+    item.pop("segmentation", None)
+    return item
 
 
 def pack_segmentation(value: Any) -> bytes:

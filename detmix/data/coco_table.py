@@ -21,6 +21,7 @@ from detmix.data.coco_keypoints import read_keypoints
 from detmix.data.coco_masks import rle_size
 from detmix.data.image_file import read_image_size
 from detmix.data.problems import Report, raise_problem
+from detmix.data.skipping import is_of_the_data
 
 __all__ = ["CocoReport", "CocoTable"]
 
@@ -110,7 +111,9 @@ class CocoTable:
                 if report is raise_problem:
                     raise FileNotFoundError(message) from None
                 report("missing file", message, images.ids[index])
-            except ValueError as error:
+            except (ValueError, OSError) as error:
+                if not is_of_the_data(error):
+                    raise
                 report("unusable image", str(error), images.ids[index])
         return replace(self, images=replace(images, sizes=sizes))
 

@@ -8,6 +8,7 @@ gives the same pixels, then takes over.
 from __future__ import annotations
 
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detmix.data.regular_file import open_regular_file, read_regular_file
+from detmix.regular_file import open_regular_file, read_regular_file
 
 try:
-    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # a torchvision without decoders
-    decode_image = None
+    decode_jpeg = None
 
 __all__ = [
     "MAX_IMAGE_BYTES",
@@ -94,7 +95,7 @@ def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
         raise ValueError(f"{name}: not an image: the file is empty")
     if data.startswith(_JPEG_START):
         _refuse_bomb(data, name)
-        if decode_image is not None:
+        if decode_jpeg is not None:
             return _decode_jpeg(data, name)
     from PIL import Image, UnidentifiedImageError
 
@@ -155,10 +156,11 @@ def _decode_jpeg(data: bytes, name: str | Path) -> Tensor:
     try:
         # bytearray: a tensor must not be made on memory that Python takes for immutable.
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
+        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
         return image
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0].rpartition(", ")[2]
+        # torch puts its function, source file and line before the reason.
+        reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0])
         raise ValueError(f"{name}: broken JPEG file of {len(data)} bytes: {reason}") from error
 
 

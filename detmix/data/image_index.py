@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from detmix.data.image_file import MAX_IMAGE_BYTES
 from detmix.data.problems import Report, raise_problem
-from detmix.data.regular_file import open_regular_file, read_regular_file
+from detmix.regular_file import open_regular_file, read_regular_file
 
 __all__ = ["StoredImage", "list_images", "read_image_bytes"]
 
@@ -104,29 +104,52 @@ def read_image_bytes(image: StoredImage) -> bytes:
 
 
 def _list_folder(folder: Path, report: Report) -> list[StoredImage]:
-    from torchvision.datasets import ImageFolder
-
     entries = (entry.name for entry in os.scandir(folder) if entry.is_dir())
     classes = sorted(name for name in entries if not _is_hidden(name))
     if not classes:
         raise ValueError(f"{folder}: holds no class folder; expected <class>/<image> in it")
-    to_index = {name: index for index, name in enumerate(classes)}
     start = len(str(folder)) + 1
-    samples = ImageFolder.make_dataset(
-        str(folder),
-        to_index,
-        is_valid_file=lambda path: _is_image(path[start:].split(os.sep)),
-        allow_empty=True,
-    )
-    used = {index for _, index in samples}
-    for name, index in to_index.items():
-        if index not in used:
+    images: list[StoredImage] = []
+    for name in classes:
+        num_before = len(images)
+        for parent, files in sorted(_walk(str(folder / name))):
+            for path in (os.path.join(parent, file) for file in sorted(files)):
+                if _is_image(path[start:].split(os.sep)):
+                    stored = Path(folder.name, path[start:]).as_posix()
+                    images.append(StoredImage(name, stored, path))
+        if len(images) == num_before:
             report("missing file", f"{folder / name}: the class has no image")
-    names = (Path(folder.name, path[start:]).as_posix() for path, _ in samples)
-    return [
-        StoredImage(classes[index], name, path)
-        for (path, index), name in zip(samples, names, strict=True)
-    ]
+    return images
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder and its files, as ``os.walk`` does, which would follow links in circles.
+
+    Links are followed, but not to a folder that they are in; and of those behind other links only
+    one to each place: where a dozen folders link to each other, there are a billion ways.
+    """
+    ahead = {folder: (_lineage(folder), False)}  # all that it is in, and whether behind a link
+    places = set()  # that links behind links have led to
+    for parent, names, files in os.walk(folder, followlinks=True):
+        above, is_linked = ahead.pop(parent)
+        followed = []
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            place, is_link = os.path.realpath(path), os.path.islink(path)
+            if place in above or (is_link and is_linked and place in places):
+                continue
+            if is_link and is_linked:
+                places.add(place)
+            ahead[path] = above | _lineage(place), is_linked or is_link
+            followed.append(name)
+        names[:] = followed
+        yield parent, files
+
+
+def _lineage(folder: str) -> set[str]:
+    """Return the real paths of a folder and of all that it is in."""
+    place = Path(os.path.realpath(folder))
+    return {str(place), *map(str, place.parents)}
 
 
 def _find_shards(root: Path, split: str) -> list[Path]:
@@ -163,16 +186,29 @@ def _read_members(shard: Path) -> list[tarfile.TarInfo]:
         _check_uncompressed(file, shard)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = archive.getmembers()
+                members = list(_iterate_members(archive))
                 end = archive.offset
-        # MemoryError: a broken header may claim a length of any size.
-        except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a broken header leads tarfile to all kinds of errors
             raise ValueError(f"{shard}: not a tar archive, or a broken one: {error}") from error
         # tarfile stops at a damaged header as it does at the end of the archive.
         file.seek(end)
         if any(file.read(tarfile.BLOCKSIZE)):
             raise ValueError(f"{shard}: broken tar archive: damaged or cut off at byte {end}")
     return members
+
+
+def _iterate_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """As ``archive.getmembers()``, which a size below 0 sends back for ever (CVE-2025-8194)."""
+    start = 0
+    while (member := archive.next()) is not None:
+        end = member.offset_data + member.size
+        is_plain = member.isreg() and not member.issparse()
+        if member.size < 0 or archive.offset <= start or (is_plain and end > archive.offset):
+            raise ValueError(f"member {member.name!r} has a wrong size, {member.size} bytes")
+        start = archive.offset
+        yield member
 
 
 def _check_uncompressed(file: BinaryIO, shard: Path) -> None:

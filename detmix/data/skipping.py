@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,26 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["SkippedImage", "check_on_error", "find_unusable", "in_threads", "skip_message"]
+__all__ = [
+    "SkippedImage",
+    "check_on_error",
+    "find_unusable",
+    "in_threads",
+    "is_of_the_data",
+    "skip_message",
+]
 
 Result = TypeVar("Result")
 
-# An OSError of another kind is of the machine, not of the data: a retry may go well, so that the
-# images of two runs would not be the same.
-_OF_THE_DATA = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError)
+_OF_THE_DATA = (
+    ValueError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# A link to itself, a socket, a name that is too long: those without a class.
+_ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _NUM_SHOWN = 5
 
 
@@ -40,6 +54,15 @@ def check_on_error(on_error: str) -> None:
     """Raise ValueError unless it is ``"raise"`` or ``"skip"``."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+
+
+def is_of_the_data(error: ValueError | OSError) -> bool:
+    """Tell whether a file is at fault that cannot be used, and not the machine.
+
+    A retry may go well where it is the machine, so that the images of two runs would not be the
+    same.
+    """
+    return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 
 def find_unusable(
@@ -65,7 +88,9 @@ def find_unusable(
         for kind, call in checks:
             try:
                 call(index)
-            except _OF_THE_DATA as error:
+            except (ValueError, OSError) as error:
+                if not is_of_the_data(error):
+                    raise
                 is_missing = isinstance(error, FileNotFoundError)
                 return SkippedImage(
                     names[index], "missing file" if is_missing else kind, str(error)

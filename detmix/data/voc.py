@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from detmix.data.clean_boxes import clean_boxes
 from detmix.data.image_file import check_image_size, read_image_size, read_jpeg
 from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
-from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation
+from detmix.data.voc_annotation import VOCAnnotation, read_annotation
 from detmix.data.voc_layout import ImageEntry, list_entries
 
 __all__ = ["VOC_CLASSES", "VOCDetection", "VOCReport"]
@@ -209,7 +209,7 @@ class _Reader:
         self.entries = entries
         self._classes = classes
         self._labels = {name: label for label, name in enumerate(classes, 1)}
-        self._read: dict[str, tuple[tuple[int, int], tuple[VOCObject, ...]]] = {}
+        self._read: dict[str, VOCAnnotation] = {}
 
     def find_usable(self, where: str) -> tuple[list[ImageEntry], tuple[SkippedImage, ...]]:
         """Return the images that can be used, and the others; warn once of these."""
@@ -218,7 +218,7 @@ class _Reader:
             ("unusable annotation", lambda index: self._annotation(entries[index])),
             (
                 "unusable image",
-                lambda index: _read_image(entries[index], self._annotation(entries[index])[0]),
+                lambda index: _read_image(entries[index], self._size(entries[index])),
             ),
         ]
         unusable = find_unusable([entry.name for entry in entries], checks)
@@ -234,9 +234,8 @@ class _Reader:
         boxes: list[tuple[float, float, float, float]] = []
         sizes: list[tuple[int, int]] = []
         for index, entry in enumerate(entries):
-            size, objects = self._annotation(entry)
-            sizes.append(size)
-            for item in objects:
+            sizes.append(self._size(entry))
+            for item in self._annotation(entry).objects:
                 rows.append((self._labels[item.name], index, item.difficult))
                 boxes.append(item.box)
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
@@ -249,8 +248,7 @@ class _Reader:
             entries=entries,
         )
 
-    def _annotation(self, entry: ImageEntry) -> tuple[tuple[int, int], tuple[VOCObject, ...]]:
-        """Return the image's height and width, and its objects."""
+    def _annotation(self, entry: ImageEntry) -> VOCAnnotation:
         if entry.name not in self._read:
             annotation = read_annotation(entry.annotation)
             for number, item in enumerate(annotation.objects):
@@ -259,8 +257,15 @@ class _Reader:
                         f"{entry.annotation}: object {number} has the unknown class {item.name!r}; "
                         f"known are {', '.join(self._classes)}"
                     )
-            self._read[entry.name] = _image_size(annotation, entry), annotation.objects
+            self._read[entry.name] = annotation
         return self._read[entry.name]
+
+    def _size(self, entry: ImageEntry) -> tuple[int, int]:
+        """Return height and width, from the image's header where the annotation lacks them."""
+        annotation = self._annotation(entry)
+        if annotation.width > 0 and annotation.height > 0:
+            return annotation.height, annotation.width
+        return read_image_size(entry.image)
 
 
 @dataclass(frozen=True)
@@ -324,13 +329,6 @@ def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"classes names {twice!r} twice")
     return names
-
-
-def _image_size(annotation: VOCAnnotation, entry: ImageEntry) -> tuple[int, int]:
-    """Return height and width, from the image's header where the annotation lacks them."""
-    if annotation.width > 0 and annotation.height > 0:
-        return annotation.height, annotation.width
-    return read_image_size(entry.image)
 
 
 def _read_image(entry: ImageEntry, size: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
 from detmix.data.problems import Report, raise_problem
-from detmix.data.regular_file import read_regular_file
+from detmix.regular_file import read_regular_file
 
 __all__ = ["VOCAnnotation", "VOCObject", "read_annotation", "write_annotation"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detmix.data.problems import Report, raise_problem
-from detmix.data.regular_file import read_regular_file
+from detmix.regular_file import read_regular_file
 
 __all__ = ["ImageEntry", "list_entries", "list_split"]
 
@@ -144,7 +144,7 @@ def _find_split(folder: Path, split: str) -> Path:
 def _read_split(path: Path, report: Report) -> list[str]:
     """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
-        text = read_regular_file(path, _MAX_BYTES).decode()
+        text = read_regular_file(path, _MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     ids = []

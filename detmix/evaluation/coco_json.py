@@ -22,6 +22,7 @@ from detmix.evaluation.coco_checks import check_ground_truth, check_predictions
 from detmix.evaluation.coco_inputs import CocoImage, Instances
 from detmix.evaluation.coco_masks import encode_masks
 from detmix.evaluation.coco_result import COCOResult, IouType
+from detmix.regular_file import MAX_JSON_BYTES, read_regular_file
 
 __all__ = [
     "encode_masks",
@@ -225,8 +226,10 @@ def _load(path: Path, expected: str) -> Any:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, {expected}")
     try:
-        return json.loads(path.read_bytes())
+        data = read_regular_file(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # also bytes that are no text
         raise ValueError(f"{path}: not JSON: {error}; {expected}") from error

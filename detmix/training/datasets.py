@@ -6,7 +6,13 @@ from dataclasses import replace
 
 from torch.utils.data import Dataset, Subset
 
-from detmix.data import AugmentedDataset, CocoDetection, VOCDetection, detection_transforms
+from detmix.data import (
+    AugmentedDataset,
+    CocoDetection,
+    VOCDetection,
+    coco_keypoints,
+    detection_transforms,
+)
 from detmix.detectors import target_keys
 from detmix.mixing import DetectionMixer, MixedDataset, Sample
 from detmix.training.config import TrainConfig
@@ -102,11 +108,7 @@ def check_keypoints(config: TrainConfig, dataset: DetectionData, *, train: bool)
 def check_same_keypoints(train_data: DetectionData, test_data: DetectionData) -> None:
     """Raise ValueError if the keypoints of two data sets, where both have any, differ."""
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
-    if names and test_names and names != test_names:
-        raise ValueError(
-            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
-            f"{', '.join(names)}"
-        )
+    coco_keypoints.check_same_keypoints(names, test_names)
 
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["open_regular_file", "read_regular_file"]
+__all__ = ["MAX_JSON_BYTES", "open_regular_file", "read_regular_file"]
+
+MAX_JSON_BYTES = 2**34
+"""No file of annotations or predictions larger than this is read; COCO's have half a gigabyte."""
 
 
 @contextmanager
