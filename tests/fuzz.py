@@ -27,6 +27,15 @@ NUMBERS = (
     "7,5", "None", "true", "[1]", "{}", "1" * 5000, "½", "\u00a0", "a" * 100_000,
 )  # fmt: skip
 
+
+def _multiply(form: str) -> list[str]:
+    lines = [form % ", ".join([f"*a{n - 1}"] * 10) for n in range(1, 10)]
+    return ["a0: &a0 {x: y}", *(f"a{n}: &a{n} {line}" for n, line in enumerate(lines, 1))]
+
+
+YAML_BOMBS = _multiply("[%s]"), _multiply("{<<: [%s]}")
+"""Lines of YAML in which aliases, or merge keys, stand for 10^9 values."""
+
 XML = b"""<?xml version="1.0" encoding="UTF-8"?>
 <annotation>
   <folder>VOC2007</folder>

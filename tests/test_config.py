@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
@@ -63,6 +64,11 @@ class TestPrecedence:
         assert config.mixing.p == 0.75
         assert parse("--epochs", "9", f"--config={first}").epochs == 3
         assert parse("--epochs", "9", "--epochs", "8").epochs == 8
+
+    def test_dotted_names_and_merged_sections_in_a_file(self):
+        config = parse("--config", "optim.lr: 0.5\nmixing: {<<: {p: 0.25}, alpha: 2.0}")
+        assert config.optim.lr == 0.5
+        assert (config.mixing.p, config.mixing.alpha) == (0.25, 2.0)
 
     def test_types(self):
         config = parse(
@@ -235,6 +241,9 @@ class TestShippedConfigs:
         anchors = {"retinanet": 9, "ssd300_vgg16": 4, "ssdlite320_mobilenet_v3_large": 6}
         assert len(state[last]) == classes * anchors.get(config.detector.name, 1)
         assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
+        with torch.device("meta"):  # what load_detector compares a checkpoint with
+            outline = build_model(config, load_weights=False).state_dict()
+        assert {k: v.shape for k, v in outline.items()} == {k: v.shape for k, v in state.items()}
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
     @pytest.mark.parametrize("mix", ["none", "mixup", "cutout", "cutmix", "mixup+cutmix"])

@@ -17,9 +17,11 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from fuzz import (
     NUMBERS,
     XML,
+    YAML_BOMBS,
     break_bytes,
     break_image,
     break_jpeg,
@@ -42,6 +44,8 @@ from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
 from detmix.training import PretrainConfig, TrainConfig, load_checkpoint, load_detector, parse_args
 from detmix.training.build import build_model
+from detmix.training.run_comparison import compare_runs
+from detmix.training.runs import read_runs
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 # How many cases of each kind by default, and of the long test.
@@ -53,6 +57,7 @@ KINDS = {
     "coco": (40, 1000),
     "tar": (20, 300),
     "config": (12, 400),
+    "run": (40, 1000),
     "checkpoint": (40, 1000),
     "weights": (10, 200),
     "detector": (0, 60),
@@ -68,7 +73,13 @@ TEXTS = (
     "!!binary aGk=", "2020-01-01", "'", '"', "|", "? a", "{class_path: os.system}",
     "{class_path: calendar.Calendar, init_args: {firstweekday: 3}}", "[" * 3000, "{a: " * 2000,
     "[" * 990 + "]" * 990, "- " * 500, "\t", "\x00", "\x85", "1:1:1", "0o7", "=", "<<", "@x", "`",
-    "9" * 5000, "x" * 100_000,
+    "9" * 5000, "x" * 100_000, "/dev/zero", "[/dev/zero]", "{<<: [{a: 1}, {b: 2}]}",
+    "!!timestamp x", "[" * 50_000 + "]" * 50_000, "1:" * 500 + "1.", "0x_",
+)  # fmt: skip
+# Of whole files, at the end of a configuration.
+BOMBS = (
+    *YAML_BOMBS, ["a: &a {b: *a}"], ["config: /dev/zero"], ["__path__: /dev/zero"],
+    ["data.coco: /dev/zero"], ["__default_config__: [/dev/zero]"], ["optim: {__path__: /dev/zero}"],
 )  # fmt: skip
 
 
@@ -202,24 +213,60 @@ def tar(root, rng):
     return lambda: list_images(root, "train"), "train.tar"
 
 
-def config(root, rng):
-    path = rng.choice(CONFIGS)
-    lines = path.read_text().splitlines()
+def break_config(text, rng):
+    lines = text.splitlines()
     for _ in range(rng.choice((1, 1, 2, 4))):
         number = rng.randrange(len(lines))
         key, colon, _ = lines[number].partition(":")
-        match rng.randrange(5):
+        match rng.randrange(6):
             case 0:
                 del lines[number]
                 lines = lines or [""]
             case 1:
                 lines.insert(number, rng.choice(lines))
+            case 2:
+                lines += rng.choice(BOMBS)
             case _ if colon:
                 lines[number] = f"{key}: {rng.choice((*TEXTS, *NUMBERS))}"
     data = "\n".join(lines).encode(errors="replace")
-    (root / "config.yaml").write_bytes(break_bytes(data, rng) if rng.random() < 0.3 else data)
+    return break_bytes(data, rng) if rng.random() < 0.3 else data
+
+
+def config(root, rng):
+    path = rng.choice(CONFIGS)
+    (root / "config.yaml").write_bytes(break_config(path.read_text(), rng))
     kind = PretrainConfig if path.parent.name == "pretrain" else TrainConfig
     return lambda: parse_args(kind, ["--config", str(root / "config.yaml")]), "config.yaml"
+
+
+def run(root, rng):
+    name = rng.choice(("config.yaml", "config.yaml", "versions.json", "metrics.jsonl"))
+    lines = [
+        {"event": "train", "step": 1, "epoch": 0.5, "loss": 3.5, "lr": 0.1},
+        {"event": "eval", "step": 2, "epoch": 1.0, "mean_ap": 0.25, "ap50": None, "seconds": 2.0},
+    ]
+    files = {
+        "config.yaml": yaml.safe_dump(TrainConfig().as_dict()).encode(),
+        "versions.json": json.dumps({"python": "3.11.2", "torch": "2.6"}).encode(),
+        "metrics.jsonl": "\n".join(map(json.dumps, lines)).encode(),
+    }
+    for folder in ("good", "bad"):
+        (root / folder).mkdir(exist_ok=True)
+        for file, data in files.items():
+            (root / folder / file).write_bytes(data)
+    if name == "config.yaml":
+        data = break_config(files[name].decode(), rng)
+    else:
+        text = rng.choice([t for t in (*NUMBERS, *TEXTS) if t.strip()])
+        data = break_bytes(files[name].replace(b"2", text.encode()), rng)
+    (root / "bad" / name).write_bytes(data)
+
+    def read():
+        found = compare_runs(read_runs([root / "good", root / "bad"]))
+        assert json.dumps(found.as_dict())
+        assert str(found)
+
+    return read, name
 
 
 def state():

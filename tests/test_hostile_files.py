@@ -12,15 +12,16 @@ import struct
 import tarfile
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from fuzz import DOCTYPES, XML, limits, tar_header, time_limit, zigzag
+from fuzz import DOCTYPES, XML, YAML_BOMBS, limits, tar_header, time_limit, zigzag
 from PIL import EpsImagePlugin, Image
-from tiny import SETTINGS
+from tiny import SETTINGS, tiny_config
 
 from detmix.data import SHAPE_CLASSES, CocoDetection, ImageClasses, VOCDetection, read_annotation
 from detmix.data.check_coco import check_coco
@@ -28,9 +29,13 @@ from detmix.data.check_voc import check_voc
 from detmix.data.image_file import decode_image_bytes, read_image_size, read_jpeg
 from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
+from detmix.detectors.weight_matching import SourceWeights, load_matching
 from detmix.evaluation import read_voc_results, score_predictions
 from detmix.segmentations import read_polygons
-from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args
+from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args, plain_yaml
+from detmix.training.build import build_model, start_model
+from detmix.training.run_comparison import compare_runs
+from detmix.training.runs import read_runs
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 
@@ -487,7 +492,9 @@ class TestCheckpoints:
             ({"config": [1]}, "expected config to be a dict, got list"),
             ({"config": {}}, "is not a checkpoint of a detector"),
             ({"classes": 5}, "expected classes to be a list, got int"),
-            ({"classes": [5, None]}, "is a detector of the classes 5, None, not of "),
+            ({"classes": [5, None]}, "expected texts in classes"),
+            ({"format": [1]}, "has checkpoint format list, "),
+            ({"classes": ["a"]}, "is a detector of the classes a, not of "),
             ({"model": torch.zeros(2)}, "expected model to be a dict, got Tensor"),
             ({"model": {5: torch.zeros(2)}}, "does not fit its configuration"),
             ({"ema": 5}, "does not fit its configuration"),
@@ -500,6 +507,9 @@ class TestCheckpoints:
                 "the configuration in .*last.pt",
             ),
             ({"config": SETTINGS | {"optim": {"lr": 10**400}}}, "the configuration in .*large"),
+            # 160 GB, of which nothing is asked for.
+            ({"config": SETTINGS | {"detector": {"head_dim": 200_000}}}, "does not fit its config"),
+            ({"ema": torch.zeros(2)}, "does not fit its configuration"),
         ],
     )
     def test_a_detector_with_other_content(self, tmp_path, change, message):
@@ -508,6 +518,95 @@ class TestCheckpoints:
         with limits(), pytest.raises(ValueError, match=message) as caught:
             load_detector(tmp_path / "last.pt")
         assert str(tmp_path / "last.pt") in str(caught.value)
+
+    def test_lists_that_hold_one_another(self, tmp_path):
+        """A pickle writes each once, JSON as often as it is there."""
+        value = ["x"]
+        for _ in range(9):
+            value = [value] * 10
+        state = {"format": 1, "model": {}, "config": {"detector": {"a": value}}, "classes": []}
+        torch.save(state, tmp_path / "last.pt")
+        with (
+            limits(),
+            time_limit(),
+            pytest.raises(ValueError, match=r"last\.pt, .* at most 262144"),
+        ):
+            load_detector(tmp_path / "last.pt")
+        torch.save(state | {"config": {}, "classes": value}, tmp_path / "last.pt")
+        with limits(), time_limit(), pytest.raises(ValueError, match="expected texts in classes"):
+            load_checkpoint(tmp_path / "last.pt")
+
+    def test_averaged_weights_that_are_none(self, tmp_path):
+        state = {"format": 1, "model": {"a": torch.zeros(2)}, "config": {}, "classes": []}
+        torch.save(state | {"ema": torch.zeros(2)}, tmp_path / "last.pt")
+        with pytest.raises(ValueError, match=r"last\.pt holds no state dict"):
+            read_weight_file(tmp_path / "last.pt")
+        torch.save(state | {"ema": None}, tmp_path / "last.pt")
+        assert read_weight_file(tmp_path / "last.pt").state.keys() == {"a"}
+
+    def test_other_kinds_of_numbers(self, tmp_path):
+        """Torch drops the imaginary part, and the fraction, at most with a warning."""
+        config = parse_args(TrainConfig, ["--config", json.dumps(SETTINGS)])
+        torch.manual_seed(0)
+        good = build_model(config, load_weights=False).state_dict()
+        random_state = torch.get_rng_state()
+        state = {"format": 1, "config": SETTINGS, "classes": list(SHAPE_CLASSES)}
+        torch.save(state | {"model": good}, tmp_path / "last.pt")
+        torch.manual_seed(0)
+        loaded = load_detector(tmp_path / "last.pt")[0].state_dict()
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in good.items())
+        name = "backbone.body.conv1.weight"
+        for kind in (torch.complex64, torch.int64):
+            torch.save(state | {"model": good | {name: good[name].to(kind)}}, tmp_path / "last.pt")
+            with pytest.raises(ValueError, match=rf"last\.pt does not fit .*(?s:.*){name}"):
+                load_detector(tmp_path / "last.pt")
+
+    @pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+    def test_other_kinds_of_numbers_to_start_from(self, kind):
+        layer = torch.nn.Linear(2, 2)
+        state = {name: tensor.to(kind) for name, tensor in layer.state_dict().items()}
+        with pytest.raises(ValueError, match=r"x does not .* numbers: weight \w+, expected real"):
+            load_matching(layer, SourceWeights("x", state), model="y", heads=(), head="")
+
+    @pytest.mark.parametrize(
+        "config", [{"detector": "x"}, {"backbone": None}, {"detector": {"options": 5}}]
+    )
+    def test_to_go_on_from(self, tmp_path, config):
+        state = {"format": 1, "model": {}, "config": config, "classes": list(SHAPE_CLASSES)}
+        torch.save(state, tmp_path / "last.pt")
+        with pytest.raises(ValueError, match=r"the configuration in .*last\.pt"):
+            start_model(tiny_config(tmp_path, tmp_path, "resume=auto"))
+
+
+class TestArchives:
+    """A file of weights is as large in memory as on the disk."""
+
+    def test_compressed(self, tmp_path):
+        torch.save({"a": torch.zeros(2**26, dtype=torch.uint8)}, tmp_path / "a.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "a.pt") as good,
+            zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+        ):
+            for name in good.namelist():
+                bomb.writestr(name, good.read(name))
+        assert (tmp_path / "b.pt").stat().st_size < 2**17
+        assert torch.load(tmp_path / "b.pt", weights_only=True)["a"].nbytes == 2**26
+        with pytest.raises(ValueError, match=r"b\.pt is broken: the entry of .* is wrong"):
+            read_weight_file(tmp_path / "b.pt")
+
+    def test_entries_that_share_their_bytes(self, tmp_path):
+        torch.save(
+            {str(i): torch.zeros(1000 if i else 2**20) for i in range(99)}, tmp_path / "a.pt"
+        )
+        with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+            first, *others = [i for i in archive.infolist() if "/data/" in i.filename]
+            for info in others:
+                info.header_offset = first.header_offset
+                info.file_size = info.compress_size = first.file_size
+            archive.writestr(zipfile.ZipInfo("b"), "")  # has the directory written again
+        with pytest.raises(ValueError, match=r"a\.pt is broken: its entries are larger than the"):
+            read_weight_file(tmp_path / "a.pt")
 
 
 SPEC = {"class_path": "subprocess.Popen", "init_args": {"args": "touch MADE", "shell": True}}
@@ -568,20 +667,147 @@ class TestConfigs:
             yaml.unsafe_load(text)
         assert (tmp_path / "made").exists()
 
-    def test_aliases_that_multiply(self, tmp_path):
-        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-        lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    @pytest.mark.parametrize("lines", YAML_BOMBS, ids=["aliases", "merge keys"])
+    def test_aliases_and_merge_keys_that_multiply(self, tmp_path, lines):
         text = "detector:\n  options:\n" + "\n".join(f"    {line}" for line in lines)
         (tmp_path / "a.yaml").write_text(text)
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.yaml"):
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"more than 10000.*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
 
-    def test_deep_nesting(self, tmp_path):
-        (tmp_path / "a.yaml").write_text(f"seed: {'[' * 990}{']' * 990}\n")
-        with pytest.raises(ValueError, match=r"nested too deeply .*a\.yaml"):
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("[x, &a [x, {x: y}], *a]", 1 + 1 + 2 * (1 + 1 + 3)),
+            ("{x: &a {x: y}, y: {<<: [*a, *a]}}", 1 + 1 + 3 + 1 + (1 + 1 + 1 + 3 + 3)),
+        ],
+    )
+    def test_values_are_counted_as_aliases_multiply_them(self, monkeypatch, text, size):
+        monkeypatch.setattr(plain_yaml, "_MAX_VALUES", size)
+        assert plain_yaml.load_plain_yaml(text) == yaml.safe_load(text)
+        monkeypatch.setattr(plain_yaml, "_MAX_VALUES", size - 1)
+        with pytest.raises(yaml.YAMLError, match=f"more than {size - 1} values"):
+            plain_yaml.load_plain_yaml(text)
+
+    @pytest.mark.parametrize("depth", [33, 990, 100_000])
+    def test_deep_nesting(self, tmp_path, depth):
+        (tmp_path / "a.yaml").write_text(f"seed: {'[' * depth}{']' * depth}\n")
+        with pytest.raises(ValueError, match=r"nested too deeply, .*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+    @needs_pipes
+    @pytest.mark.parametrize(
+        "config",
+        [
+            "detector: FILE",
+            "optim: FILE",
+            "loss: FILE",
+            "data: {coco: FILE}",
+            "data.coco: FILE",
+            "data: '{coco: FILE}'",
+            "config: FILE",
+            "config: [FILE]",
+            "__path__: FILE",
+            "detector: {__path__: FILE}",
+            "__default_config__: FILE",
+            "detector: {__default_config__: FILE}",
+        ],
+    )
+    def test_no_other_file_is_opened(self, tmp_path, config):
+        path, checkpoint = tmp_path / "a.yaml", tmp_path / "last.pt"
+        (tmp_path / "b.yaml").write_text("{}")
+        os.mkfifo(tmp_path / "pipe")
+        for name in ("b.yaml", "pipe"):
+            path.write_text(config.replace("FILE", str(tmp_path / name)))
+            with time_limit(), pytest.raises(ValueError, match=r"option.*a\.yaml"):
+                parse_args(TrainConfig, ["--config", str(path)])
+            saved = {"detector": {}} | yaml.safe_load(path.read_text())
+            state = {"format": 1, "model": {}, "config": saved, "classes": []}
+            torch.save(state, checkpoint)
+            with time_limit(), pytest.raises(ValueError, match=r"last\.pt.* option"):
+                load_detector(checkpoint)
+
+    @needs_pipes
+    def test_a_pipe_a_device_and_a_large_file(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.yaml")
+        (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+        (tmp_path / "large.yaml").write_text("seed: 1 #" + "x" * 2**18)
+        for name, message in (
+            ("pipe", "regular"),
+            ("zero", "regular"),
+            ("large", "at most 262144"),
+        ):
+            path = tmp_path / f"{name}.yaml"
+            with time_limit(), pytest.raises(ValueError, match=rf"{message}.*{name}\.yaml"):
+                parse_args(TrainConfig, ["--config", str(path)])
 
     def test_numbers_too_large_for_a_float(self, tmp_path):
         (tmp_path / "a.yaml").write_text(f"optim: {{lr: {'9' * 400}}}\n")
         with pytest.raises(ValueError, match=r"too large .*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+
+RUN = {
+    "config.yaml": yaml.safe_dump(TrainConfig().as_dict()),
+    "versions.json": '{"python": "3.11"}',
+    "metrics.jsonl": '{"event": "train", "step": 1, "epoch": 1, "loss": 1, "lr": 1}\n',
+}
+
+
+class TestRunFolders:
+    @pytest.fixture
+    def run(self, tmp_path):
+        for name, text in RUN.items():
+            (tmp_path / name).write_text(text)
+        return tmp_path
+
+    def test_a_good_one(self, run):
+        assert compare_runs(read_runs([run])).runs[run.name].planned_epochs == 20
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("config.yaml", "\n".join(YAML_BOMBS[0])),
+            ("config.yaml", "\n".join(YAML_BOMBS[1])),
+            ("config.yaml", "[" * 990 + "]" * 990),
+            ("config.yaml", "x: " + "[" * 100_000 + "]" * 100_000),
+            ("config.yaml", "a: &a {b: *a}"),
+            ("config.yaml", "epochs: x"),
+            ("config.yaml", "epochs: [1]"),
+            ("config.yaml", "x: !!timestamp x"),
+            ("config.yaml", "x: " + "1:" * 500 + "1."),
+            ("config.yaml", "x: " + "9" * 5000),
+            ("config.yaml", "x: " + "y" * 2**18),
+            ("versions.json", "[" * 100_000),
+            ("versions.json", '{"torch": ' + "[" * 400 + "]" * 400 + "}"),
+            ("versions.json", '{"torch": ' + "9" * 5000 + "}"),
+            ("metrics.jsonl", RUN["metrics.jsonl"] + "[" * 100_000),
+            ("metrics.jsonl", RUN["metrics.jsonl"].replace("1", "9" * 5000)),
+            ("metrics.jsonl", RUN["metrics.jsonl"].replace("1", "9" * 400)),
+            ("metrics.jsonl", RUN["metrics.jsonl"].replace('step": 1', 'step": 1e300')),
+        ],
+    )
+    def test_bad_ones(self, run, name, text):
+        (run / name).write_text(text)
+        with limits(), time_limit(), pytest.raises(ValueError, match=rf"{re.escape(name)}"):
+            read_runs([run])
+
+    @needs_pipes
+    @pytest.mark.parametrize("name", RUN)
+    def test_pipes_and_devices(self, run, name):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        with time_limit(), pytest.raises(FileNotFoundError, match=re.escape(name)):
+            read_runs([run])
+        (run / name).unlink()
+        (run / name).symlink_to("/dev/zero")
+        with limits(), time_limit(), pytest.raises(FileNotFoundError, match=re.escape(name)):
+            read_runs([run])
+
+    def test_a_day_can_be_written_as_json(self, run):
+        """PyYAML makes an object of it, which JSON has not."""
+        (run / "config.yaml").write_text("x: 2020-01-01\n")
+        other = run / "other"
+        other.mkdir()
+        for name, text in RUN.items():
+            (other / name).write_text(text)
+        assert "2020-01-01" in json.dumps(compare_runs(read_runs([run, other])).as_dict())

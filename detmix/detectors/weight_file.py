@@ -8,19 +8,28 @@ checkpoints of detmix.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["CHECKPOINT_KEYS", "WeightFile", "read_torch_file", "read_weight_file"]
+__all__ = [
+    "CHECKPOINT_KEYS",
+    "WeightFile",
+    "kind_of",
+    "model_state",
+    "read_torch_file",
+    "read_weight_file",
+]
 
 # Where checkpoints keep their state dict.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -28,6 +37,10 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 # How torch names what a pickle would import.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+# How an archive of torch.save begins; older formats have no entries and no checksums.
+_ARCHIVE = b"PK\x03\x04"
+# The bit of an entry's attributes that makes a folder of it.
+_FOLDER = 0x10
 CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
 """What every checkpoint of detmix holds."""
 
@@ -58,12 +71,14 @@ class WeightFile:
         return tuple(value) if is_one and all(isinstance(v, (int, float)) for v in value) else None
 
 
-def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
+def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
     """Read a file of ``torch.save`` onto the CPU, in the present or the old format.
 
     Args:
         path: The file.
         what: What the file is, for errors.
+        checksums: Whether to check them, which reads the file once more. Torch writes them and
+            does not look at them: a tensor with flipped bits would go unnoticed.
 
     Returns:
         What was saved: tensors and plain values.
@@ -76,6 +91,11 @@ def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} {path}")
+    with open(path, "rb") as file:
+        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+        problem = _find_problem(file, what, checksums) if is_archive else None
+    if problem is not None:
+        raise ValueError(f"{path} {problem}")
     try:
         # A Namespace is plain values by name: torchvision's training scripts save their arguments.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -93,9 +113,29 @@ def read_torch_file(path: Path | str, what: str = "checkpoint") -> Any:
             f"{path} is not a {what} that loads with weights_only=True: {reason}"
         ) from error
     except Exception as error:  # flipped bytes have torch raise nearly anything
-        if "TorchScript" in str(error):
-            raise ValueError(f"{path} is a TorchScript archive, expected a {what}") from error
         raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
+
+
+def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
+    """Say what is wrong with an archive of torch, None if nothing is."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+            if any(part.filename.endswith("/constants.pkl") for part in parts):
+                return f"is a TorchScript archive, expected a {what}"
+            for part in parts:
+                # Torch compresses nothing: what is compressed may be a thousand times as large,
+                # and what it takes for shorter, or for a folder, it would fill with whatever lies
+                # in memory.
+                if part.compress_size != part.file_size or part.external_attr & _FOLDER:
+                    return f"is broken: the entry of {part.filename} in it is wrong"
+            # Entries may have the same bytes for their content.
+            if sum(part.file_size for part in parts) > file.seek(0, os.SEEK_END):
+                return "is broken: its entries are larger than the file"
+            name = archive.testzip() if checksums else None
+    except Exception as error:  # flipped bytes have it raise nearly anything
+        return f"is broken: {type(error).__name__}: {error}"
+    return None if name is None else f"is broken: the checksum of {name} in it is wrong"
 
 
 def read_weight_file(path: Path | str) -> WeightFile:
@@ -115,7 +155,7 @@ def read_weight_file(path: Path | str) -> WeightFile:
         content = read_torch_file(path, "file of weights")
     config: Mapping[str, Any] = {}
     if isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS:
-        state = content.get("ema") or content["model"]
+        state = model_state(content)
         if isinstance(content["config"], dict):
             config = content["config"]
     else:
@@ -127,6 +167,19 @@ def read_weight_file(path: Path | str) -> WeightFile:
             f"{', '.join(_CONTAINERS)}, found {kind}"
         )
     return WeightFile(_strip_prefixes(state), config)
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the averaged weights in a checkpoint of detmix, or the only ones."""
+    average = checkpoint.get("ema")
+    return checkpoint["model"] if average is None else average
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Return ``"real"``, ``"complex"`` or ``"whole"``: what torch would convert without a word."""
+    if tensor.is_complex():
+        return "complex"
+    return "real" if tensor.is_floating_point() else "whole"
 
 
 def _read_safetensors(path: Path | str) -> dict[str, Tensor] | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from detmix.detectors.weight_file import kind_of
+
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LoadReport", "SourceWeights", "load_matching"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -99,7 +101,8 @@ def load_matching(
         What was loaded.
 
     Raises:
-        ValueError: Naming the keys that are missing, unexpected or of another shape.
+        ValueError: Naming the keys that are missing, unexpected, of another shape, or of complex
+            or whole numbers in the place of real ones.
     """
     own = {k: v for k, v in module.state_dict().items() if not _is_in(k, heads)}
     left_out = [key for key in weights.state if _is_in(key, heads)]
@@ -112,11 +115,17 @@ def load_matching(
         for k, v in own.items()
         if k in state and state[k].shape != v.shape
     ]
-    if missing or unexpected or reshaped:
+    other = [
+        f"{k} {kind_of(state[k])}, expected {kind_of(v)}"
+        for k, v in own.items()
+        if k in state and kind_of(state[k]) != kind_of(v) and not k.endswith(_COUNTER)
+    ]
+    if missing or unexpected or reshaped or other:
         problems = [
             _listing("missing", missing),
             _listing("unexpected", unexpected),
             _listing("of another shape", reshaped),
+            _listing("of other numbers", other),
         ]
         raise ValueError(
             f"{weights.source} does not fit {model}: {'; '.join(filter(None, problems))}"

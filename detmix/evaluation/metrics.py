@@ -5,6 +5,7 @@ Shape legend: K records of one kind.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detmix.data.regular_file import read_regular_file
+
 # What a run is scored by, as a chart's axis names it.
 SCORE_NAMES = {"voc": "mAP", "coco": "AP", "classifier": "top-1 accuracy"}
 
+# More than the records of every step of a long run take.
+_MAX_BYTES = 2**30
+_MAX_STEP = 2**53  # above it a float holds not every whole number
 # Epoch and value of a step.
 _Point = tuple[float, float]
 
@@ -109,7 +115,7 @@ def read_metrics(path: str | Path) -> Metrics:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
     points: dict[str, dict[str, dict[int, _Point]]] = {"train": {}, "eval": {}}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_regular_file(path, _MAX_BYTES).decode(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -164,8 +170,9 @@ def odd_window(num_records: int, share: float) -> int:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: {line[:80]!r} is not JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"{where}: {line[:80]!r} is not JSON ({reason})") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {line[:80]!r} is not a JSON object")
     return record
@@ -184,7 +191,7 @@ def _values(record: dict[str, Any], where: str) -> tuple[int, float, dict[str, f
         if not (_is_number(record[key]) or (key == "mean_ap" and record[key] is None)):
             raise ValueError(f"{where}: {key!r} is {record[key]!r}, expected a number")
     step = float(record["step"])
-    if not step.is_integer():
+    if not step.is_integer() or abs(step) > _MAX_STEP:
         raise ValueError(f"{where}: 'step' is {record['step']!r}, expected a whole number")
     values = {
         key: math.nan if value is None else float(value)
@@ -195,7 +202,8 @@ def _values(record: dict[str, Any], where: str) -> tuple[int, float, dict[str, f
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and not (isinstance(value, int) and abs(value) > sys.float_info.max)
 
 
 def _series(points: dict[int, _Point]) -> Series:

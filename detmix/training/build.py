@@ -52,14 +52,21 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
 
     Returns:
         The detector, with its pretrained weights, and the completed configuration.
+
+    Raises:
+        ValueError: If a checkpoint to go on from has a configuration of no detector; and as
+            `build_detector` does.
     """
     resume = config.resume == "auto"
     newest = load_newest(config.run_dir, config.as_dict()) if resume else None
     if newest is not None:
         saved = newest.state["config"]
-        options = (saved["detector"] or {}).get("options", {})
-        backbone = saved["backbone"] or {}
-        config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
+        try:
+            options = saved.get("detector", {}).get("options", {})
+            backbone = saved.get("backbone", {})
+            config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"the configuration in {newest.path}: {error}") from error
     model: Any = build_model(config, load_weights=newest is None)
     used = {name: list(getattr(model.transform, name)) for name in STATISTICS}
     return model, _note(config, used, norm_epsilon(model), has_reduced_tail(model))

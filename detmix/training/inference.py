@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,14 @@ from torchvision.models.detection.transform import resize_boxes, resize_keypoint
 from tqdm import tqdm
 
 from detmix.data.loaders import explain_dead_workers
+from detmix.detectors.weight_file import kind_of, model_state
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
 from detmix.training.build import build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parsing import parse_args
+from detmix.training.plain_yaml import MAX_BYTES
 
 __all__ = ["detect", "evaluate", "evaluating", "load_detector", "predict", "score", "to_device"]
 
@@ -281,10 +283,12 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     if "detector" not in state["config"]:
         raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:
-        config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
+        config = parse_args(TrainConfig, ["--config", _as_text(state["config"]), *overrides])
         classes = list(config.data.class_names)
-        model = build_model(config, load_weights=False)
-    # RuntimeError, OverflowError: sizes that no memory holds.
+        # Without memory yet, of which a few bytes can ask for more than there is.
+        with torch.device("meta"):
+            outline = build_model(config, load_weights=False)
+    # RuntimeError, OverflowError: sizes that no address holds, or nesting that no stack does.
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
     if classes != list(state["classes"]):
@@ -293,9 +297,39 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
             f"{', '.join(classes)}"
         )
     try:
-        model.load_state_dict(state.get("ema") or state["model"])
-    except (AttributeError, RuntimeError, TypeError) as error:
+        weights = model_state(state)
+        _check_fit(outline, weights)
+        model = build_model(config, load_weights=False)
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error
     if config.channels_last:  # as in training, so that the score is the same to the last digit
         model = model.to(memory_format=torch.channels_last)
     return model.eval(), config
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration as JSON, at most some characters more than one may have.
+
+    A few lists in a checkpoint that hold one another can stand for more than memory holds.
+    """
+    text = ""
+    for part in json.JSONEncoder().iterencode(config):
+        text += part
+        if len(text) > MAX_BYTES:
+            break
+    return text
+
+
+def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise an error unless the weights are those of a model in names, shapes and kinds.
+
+    Args:
+        outline: The model on the meta device; it is not to be used any more.
+        weights: Its state dict, or whatever a file has for one.
+    """
+    kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
+    outline.load_state_dict(weights, assign=True)
+    for name, tensor in weights.items():
+        if name in kinds and kind_of(tensor) != kinds[name]:
+            raise ValueError(f"{name}: expected {kinds[name]} numbers, got {kind_of(tensor)} ones")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from itertools import pairwise
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
+
+from detmix.data.regular_file import read_regular_file
+from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
 
 __all__ = ["parse_args"]
 
 Config = TypeVar("Config")
 
-# More than any configuration has; a few lines of aliases may stand for more than memory holds.
-_MAX_VALUES = 10_000
 # By these jsonargparse imports a class and calls it, wherever a value may be of any type: a
 # configuration, and a checkpoint that carries one, could run code.
 _CALLS = ("class_path", "init_args", "dict_kwargs")
@@ -27,7 +30,8 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over
     earlier ones. ``--print_config`` prints the result and ends the process, as ``--help`` does.
 
-    A file holds values alone: one that names a class to be called is refused.
+    A file holds values alone: one that names a class to be called, or another file to be read in
+    the place of a section, is refused.
 
     Args:
         cls: The configuration's dataclass, of plain values and further dataclasses.
@@ -40,39 +44,73 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     """
     parser = ArgumentParser(description=description, exit_on_error=False, parser_mode=_MODE)
     parser.add_argument(
-        "--config", action="config", help="A YAML file, or its content; may be given repeatedly."
+        "--config",
+        action=_config_action(cls),
+        help="A YAML file, or its content; may be given repeatedly.",
     )
     parser.add_class_arguments(cls, None)
     try:
         parsed = parser.parse_args(list(args))
-        _check_values(parsed.as_dict())  # also of the command line
+        _check_calls(parsed.as_dict())  # also of the command line
         fields = dict(parser.instantiate(parsed))
         fields.pop("config")
         return cls(**fields)
     # OverflowError: a float field with an integer of hundreds of digits.
-    except (ArgumentError, OverflowError, TypeError, ValueError) as error:
+    except (ArgumentError, OSError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{error}{_files(args)}") from error
 
 
+def _config_action(cls: type) -> type[ActionConfigFile]:
+    """Return what reads a configuration of a dataclass for jsonargparse, which would open more."""
+
+    class ConfigFile(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+            text = values
+            if os.path.exists(values):
+                text = read_regular_file(values, MAX_BYTES).decode()
+            try:
+                config = _load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(f"the configuration is refused: {error}") from error
+            if not isinstance(config, dict):
+                raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
+            _check_options(cls, config)
+            self.apply_config(parser, cfg, self.dest, text)
+
+    return ConfigFile
+
+
+def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> None:
+    """Raise ValueError unless all keys are options, and all sections mappings or null.
+
+    In place of a section jsonargparse takes the path of a file, and ``config`` for one of all.
+    """
+    kinds = get_type_hints(cls)
+    for key, value in config.items():
+        name, _, rest = str(key).partition(".")
+        if name not in kinds:
+            raise ValueError(f"{prefix}{key} is no option; expected one of {', '.join(kinds)}")
+        types = (kinds[name], *get_args(kinds[name]))
+        section: Any = next(filter(is_dataclass, types), None)
+        inner = {rest: value} if rest else value
+        if section is not None and isinstance(inner, Mapping):
+            _check_options(section, inner, f"{prefix}{name}.")
+        elif section is not None and inner is not None:
+            raise ValueError(f"{prefix}{name}: expected options by name, got {inner!r:.200}")
+
+
 def _load(text: str) -> Any:
-    """Load YAML as jsonargparse does by itself, but plain values only."""
-    try:
-        value = get_loader("yaml")(text)
-        _check_values(value)
-    except RecursionError:
-        raise ValueError("the configuration is nested too deeply") from None
+    """Load plain values for jsonargparse, also each text within a configuration."""
+    value = load_plain_yaml(text)
+    _check_calls(value)
     return value
 
 
-def _check_values(value: Any) -> None:
-    """Raise ValueError if a value names a class to be called, or stands for far too many."""
-    num_values = 0
-    for key in islice(_keys(value), _MAX_VALUES):
-        num_values += 1
+def _check_calls(value: Any) -> None:
+    """Raise ValueError if a value names a class to be called."""
+    for key in _keys(value):
         if key in _CALLS:
             raise ValueError(f"{key} is refused: a configuration holds plain values alone")
-    if num_values == _MAX_VALUES:
-        raise ValueError(f"the configuration has more than {_MAX_VALUES} values")
 
 
 def _keys(value: Any) -> Iterator[Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from detmix.data.regular_file import read_regular_file
 from detmix.evaluation.metrics import Metrics, read_metrics
+from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
 
 __all__ = ["Run", "read_run", "read_runs"]
 
@@ -71,7 +73,14 @@ def read_run(folder: str | Path) -> Run:
     if not metrics.train and not metrics.eval:
         raise ValueError(f"{folder / 'metrics.jsonl'}: nothing is recorded yet")
     config = _read_mapping(folder / "config.yaml")
+    if not isinstance(config.get("epochs"), int | None):
+        raise ValueError(
+            f"{folder / 'config.yaml'}: expected epochs to be a whole number, "
+            f"got {config['epochs']!r:.80}"
+        )
     versions = _read_mapping(folder / "versions.json")
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise ValueError(f"{folder / 'versions.json'}: expected a text for every name")
     return Run(Path(os.path.abspath(folder)).name, metrics, config, versions)
 
 
@@ -88,10 +97,10 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_regular_file(path, MAX_BYTES).decode(errors="replace")
     try:
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        value = json.loads(text) if path.suffix == ".json" else load_plain_yaml(text)
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is broken: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__}, expected a mapping")
