@@ -492,7 +492,7 @@ class TestCheckpoints:
             ({"config": [1]}, "expected config to be a dict, got list"),
             ({"config": {}}, "is not a checkpoint of a detector"),
             ({"classes": 5}, "expected classes to be a list, got int"),
-            ({"classes": [5, None]}, "expected texts in classes"),
+            ({"classes": [5, None]}, "expected strings in classes"),
             ({"format": [1]}, "has checkpoint format list, "),
             ({"classes": ["a"]}, "is a detector of the classes a, not of "),
             ({"model": torch.zeros(2)}, "expected model to be a dict, got Tensor"),
@@ -533,7 +533,7 @@ class TestCheckpoints:
         ):
             load_detector(tmp_path / "last.pt")
         torch.save(state | {"config": {}, "classes": value}, tmp_path / "last.pt")
-        with limits(), time_limit(), pytest.raises(ValueError, match="expected texts in classes"):
+        with limits(), time_limit(), pytest.raises(ValueError, match="expected strings in classes"):
             load_checkpoint(tmp_path / "last.pt")
 
     def test_averaged_weights_that_are_none(self, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.data.regular_file import read_regular_file
+from detmix.regular_file import read_regular_file
 
 # What a run is scored by, as a chart's axis names it.
 SCORE_NAMES = {"voc": "mAP", "coco": "AP", "classifier": "top-1 accuracy"}

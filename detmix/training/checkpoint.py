@@ -167,7 +167,7 @@ def check_content(path: Path | str, state: Any) -> dict[str, Any]:
                 f"got {type(state[key]).__name__}"
             )
     if not all(isinstance(name, str) for name in state["classes"]):
-        raise ValueError(f"{path} is not a checkpoint of detmix: expected texts in classes")
+        raise ValueError(f"{path} is not a checkpoint of detmix: expected strings in classes")
     found = state["format"]
     if not isinstance(found, int) or found > FORMAT:
         found = found if isinstance(found, int | str | None) else type(found).__name__

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
 
-from detmix.data.regular_file import read_regular_file
+from detmix.regular_file import read_regular_file
 from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
 
 __all__ = ["parse_args"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from detmix.data.regular_file import read_regular_file
 from detmix.evaluation.metrics import Metrics, read_metrics
+from detmix.regular_file import read_regular_file
 from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
 
 __all__ = ["Run", "read_run", "read_runs"]
@@ -80,7 +80,7 @@ def read_run(folder: str | Path) -> Run:
         )
     versions = _read_mapping(folder / "versions.json")
     if not all(isinstance(version, str) for version in versions.values()):
-        raise ValueError(f"{folder / 'versions.json'}: expected a text for every name")
+        raise ValueError(f"{folder / 'versions.json'}: expected a string for every name")
     return Run(Path(os.path.abspath(folder)).name, metrics, config, versions)
 
 
