@@ -11,9 +11,9 @@ from detmix.training.config import (
 )
 from detmix.training.data_config import CocoConfig, DataConfig
 from detmix.training.detector import DetectorTrainer
+from detmix.training.failures import NonFiniteLossError
 from detmix.training.inference import evaluate, load_detector, predict
 from detmix.training.interrupt import Interrupted
-from detmix.training.loop import NonFiniteLossError
 from detmix.training.parsing import parse_args
 from detmix.training.pretrain_config import (
     ImageAugmentConfig,

@@ -14,9 +14,8 @@ from typing import Any
 from torch.distributed import DistError
 
 import detmix
+from detmix.training.failures import NonFiniteLossError, OtherProcessError
 from detmix.training.interrupt import Interrupted
-from detmix.training.loop import NonFiniteLossError
-from detmix.training.processes import OtherProcessError
 
 __all__ = ["run_tool"]
 

@@ -21,6 +21,12 @@ from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
 from detmix.mixing import sample_seed
 from detmix.training.checkpoint import LAST
 from detmix.training.config import LoopConfig
+from detmix.training.failures import (
+    describe_losses,
+    non_finite_loss,
+    non_finite_weights,
+    stopped_elsewhere,
+)
 from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
 from detmix.training.model_state import (
@@ -37,21 +43,16 @@ from detmix.training.optim import (
     scale_learning_rate,
 )
 from detmix.training.options import flat_options
-from detmix.training.processes import OtherProcessError, check_agreement, share_step
+from detmix.training.processes import check_agreement, share_step
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
 from detmix.training.resume import Newest, check_fits, digests_of, load_newest, tell
 from detmix.training.run_folder import RunFolder, versions
 from detmix.training.training_state import TrainingState
 
-__all__ = ["NonFiniteLossError", "Trainer"]
+__all__ = ["Trainer"]
 
 # What may differ between the machines of a run.
 _LOCAL = ("data.root", "data.workers", "threads")
-_ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss was NaN or infinite; the message names the images of the step."""
 
 
 class Trainer(abc.ABC, Generic[Result]):
@@ -258,7 +259,7 @@ class Trainer(abc.ABC, Generic[Result]):
             self._fail_without_batch()
         if not all(news.are_finite):
             own_is_finite = news.are_finite[self.accelerator.process_index]
-            self._fail(None if own_is_finite else self._describe_step(losses, batch))
+            self._fail(None if own_is_finite else describe_losses(losses, self.describe(batch)))
         self._stop = news.signum
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
@@ -269,10 +270,6 @@ class Trainer(abc.ABC, Generic[Result]):
             self.ema.update_parameters(self.plain_model)
         return news.means, config.optim.lr * factor
 
-    def _describe_step(self, losses: dict[str, Tensor], batch: Any) -> str:
-        values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
-        return f"{values}; images of the step: {self.describe(batch)}"
-
     def _fail_without_batch(self) -> None:
         """Save, and raise the error of the loader, or what tells of those of other processes."""
         # A worker's error is its whole traceback: the last line tells what it was.
@@ -281,7 +278,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self._save_for_all()
         if self._broken is not None:
             raise self._broken
-        raise OtherProcessError(f"another process stops: {'; '.join(causes)}")
+        raise stopped_elsewhere(causes)
 
     def _fail(self, cause: str | None) -> None:
         """Raise an error that tells the causes of all processes; None for one that has none."""
@@ -291,10 +288,7 @@ class Trainer(abc.ABC, Generic[Result]):
             self._save_for_all()
         else:  # a gradient of a step before was not finite, though its loss was
             saved = "The weights are not finite either: the checkpoint before is left as it is"
-        raise NonFiniteLossError(
-            f"a loss is not finite at step {self.position.step} (epoch {self.position.epoch}): "
-            f"{'; in another process: '.join(causes)}. {saved}. {_ADVICE}"
-        )
+        raise non_finite_loss(causes, self.position, saved)
 
     def _log(self, rate: float, bar: Any) -> None:
         meter = self._meter
@@ -351,10 +345,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _save_last(self) -> None:
         if not is_finite(self.plain_model):
-            raise NonFiniteLossError(
-                f"the weights are not finite at step {self.position.step}: the checkpoint before "
-                f"is left as it is. {_ADVICE}"
-            )
+            raise non_finite_weights(self.position)
         self._saved_at = time.monotonic()
         if not self.folder:
             return

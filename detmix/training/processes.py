@@ -14,11 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-__all__ = ["OtherProcessError", "StepNews", "check_agreement", "share_step"]
-
-
-class OtherProcessError(RuntimeError):
-    """This process is well, but another one has stopped; the message tells why."""
+__all__ = ["StepNews", "check_agreement", "share_step"]
 
 
 class StepNews(NamedTuple):
