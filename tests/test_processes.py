@@ -22,7 +22,7 @@ from tiny import read_metrics, tiny_config
 from detmix.data.loaders import train_loader
 from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
 from detmix.mixing import DetectionMixUp, MixedDataset
-from detmix.training import DetectorTrainer, Interrupted, load_checkpoint
+from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
 from detmix.training.failures import NonFiniteLossError, OtherProcessError
 
 PLAIN_SGD = ("optim.name=sgd", "optim.momentum=0.9", "schedule.warmup_steps=0")
@@ -158,12 +158,20 @@ def disagree(roots, folder, num_processes, rank):
     root, found = roots["fasterrcnn"], []
     cases = {
         "checkpoint": (root, ["resume=auto"], ["resume=auto"]),
+        "weights": (root, ["resume=auto"], ["resume=auto"]),
+        "model": (root, [], ["detector.head_dim=16"]),
         "images": (roots["fasterrcnn" if rank else "retinanet"], ["data.train_limit=8"]),
         "configuration": (root, [], ["seed=3"]),
     }
     for name, (data, *overrides) in cases.items():
         # the folder of process 0 alone has a checkpoint
         run_dir = folder / str(rank) / ("resumed" if name == "checkpoint" and not rank else name)
+        if name == "weights":
+            run_dir = folder / "weights" / str(rank)
+            state = load_checkpoint(folder / "0" / "failed" / "last.pt")
+            state["model"]["rpn.head.cls_logits.bias"] += rank
+            run_dir.mkdir(parents=True)
+            save_checkpoint(run_dir / "last.pt", state)
         options = overrides[min(rank, len(overrides) - 1)]
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             trainer_of(data, run_dir, num_processes, *RCNN, *options)
@@ -368,10 +376,16 @@ def test_all_begin_alike_or_not_at_all(two):
     first, second = (part["disagreed"] for part in two[0])
     assert first == second
     for message, name in zip(
-        first, ("the checkpoint to go on from", "the test images", "seed"), strict=True
-    ):
+        first,
+        (
+            "the checkpoint to go on from", "the checkpoint to go on from", "detector.head_dim",
+            "the test images", "seed",
+        ),
+        strict=True,
+    ):  # fmt: skip
         assert re.match(rf"the processes must agree on {name}: process 0 has \S+", message)
     assert re.search(r"'step': \d+.* process 1 has None", first[0])
+    assert re.search(r"process 0 has last.pt at .* process 1 has last.pt at ", first[1])
 
 
 @pytest.mark.parametrize("place", ["batch", "dataset"])

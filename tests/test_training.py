@@ -203,8 +203,34 @@ class TestFolder:
         other.wait()
         RunFolder(tmp_path / "run", {}, resume=True).close()
         assert not temporary.exists()
-        with RunFolder(tmp_path / "run", {}, resume=True):  # in one process it is nobody else
-            RunFolder(tmp_path / "run", {}, resume=True).close()
+
+    def test_one_process_may_hold_a_folder_twice(self, tmp_path):
+        """As where a cell of a notebook is run again."""
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from detmix.training.run_lock import RunLock\n"
+            "RunLock(Path(sys.argv[1]))"
+        )
+
+        def is_free():
+            args = [sys.executable, "-c", code, str(tmp_path / "run")]
+            return subprocess.run(args, capture_output=True, check=False).returncode == 0
+
+        folder = RunFolder(tmp_path / "run", {})
+        folder = RunFolder(tmp_path / "run", {}, resume=True)  # the first one is collected
+        RunFolder(tmp_path / "run", {}, resume=True).close()
+        assert not is_free()
+        folder.close()
+        assert is_free()
+        with folder:
+            assert not is_free()
+        assert is_free()
+
+    def test_a_lock_alone_is_no_run(self, tmp_path):
+        (tmp_path / ".lock").touch()
+        RunFolder(tmp_path, {}).close()
+        with pytest.raises(FileExistsError, match="is never overwritten"):
+            RunFolder(tmp_path, {})
 
     def test_lines_of_what_is_done_again_are_dropped(self, tmp_path):
         folder = RunFolder(tmp_path / "run", {})

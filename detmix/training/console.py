@@ -14,7 +14,7 @@ from typing import Any
 from torch.distributed import DistError
 
 import detmix
-from detmix.training.failures import NonFiniteLossError, OtherProcessError
+from detmix.training.failures import NonFiniteLossError, OtherProcessError, one_line
 from detmix.training.interrupt import Interrupted
 
 __all__ = ["run_tool"]
@@ -28,8 +28,10 @@ _USER_ERRORS = (
     NonFiniteLossError,
     OtherProcessError,
 )
-# How gloo tells that the process at the other end has gone; nccl has an error of its own.
-_LOST = re.compile(r"(?i)gloo.*(connection (closed|reset|refused)|timed out|socket)", re.DOTALL)
+# Characters of an error of torch's, whose messages may hold a stack.
+_MOST = 500
+# How gloo and nccl tell that the process at the other end has gone.
+_LOST = re.compile(r"(?i)connection (closed|reset) by peer|remote process (has )?exited")
 
 
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:
@@ -47,12 +49,14 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         with _shown_log(), _short_warnings():
             main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
-        print(f"{_prefix()}: {_summary(error)}", file=sys.stderr)
+        print(f"{_prefix()}: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not isinstance(error, DistError) and not _LOST.search(str(error)):
+        is_lost = _LOST.search(str(error))
+        if not is_lost and not isinstance(error, DistError):
             raise
-        print(f"{_prefix()}: lost another process; its own error tells why", file=sys.stderr)
+        hint = "lost another process, whose own error tells why: " if is_lost else ""
+        print(f"{_prefix()}: {hint}{one_line(error)[:_MOST]}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -94,6 +98,8 @@ def _short_warnings() -> Iterator[None]:
 
     def short(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> str:
         if filename.startswith(package):
+            if os.environ.get("RANK", "0") != "0":  # the first process tells
+                return ""
             return f"warning: {message}\n"
         return full(message, category, filename, *args, **kwargs)
 
@@ -102,14 +108,3 @@ def _short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = full
-
-
-def _summary(error: BaseException) -> str:
-    """Return the error's message as one line; of one out of a loader's worker only its last.
-
-    A worker's error arrives as its whole traceback within a message.
-    """
-    text = str(error).strip() or type(error).__name__
-    if "DataLoader worker process" in text:
-        text = text.splitlines()[-1].partition(": ")[2] or text
-    return " ".join(text.split())

@@ -14,6 +14,7 @@ __all__ = [
     "describe_losses",
     "non_finite_loss",
     "non_finite_weights",
+    "one_line",
     "stopped_elsewhere",
 ]
 
@@ -54,6 +55,17 @@ def non_finite_weights(position: Position) -> NonFiniteLossError:
         f"the weights are not finite at step {position.step}: the checkpoint before is left as it "
         f"is. {_ADVICE}"
     )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line; of one out of a loader's worker only its last.
+
+    A worker's error arrives as its whole traceback within a message.
+    """
+    text = str(error).strip() or type(error).__name__
+    if "DataLoader worker process" in text:
+        text = text.splitlines()[-1].partition(": ")[2] or text
+    return " ".join(text.split())
 
 
 def stopped_elsewhere(causes: Sequence[str]) -> OtherProcessError:

@@ -25,6 +25,7 @@ from detmix.training.failures import (
     describe_losses,
     non_finite_loss,
     non_finite_weights,
+    one_line,
     stopped_elsewhere,
 )
 from detmix.training.interrupt import Interrupted, InterruptGuard
@@ -42,17 +43,14 @@ from detmix.training.optim import (
     learning_rate_factor,
     scale_learning_rate,
 )
-from detmix.training.options import flat_options
 from detmix.training.processes import check_agreement, share_step
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
-from detmix.training.resume import Newest, check_fits, digests_of, load_newest, tell
+from detmix.training.resume import Newest, check_fits, describe, digests_of, load_newest, tell
 from detmix.training.run_folder import RunFolder, versions
+from detmix.training.run_lock import RunLock
 from detmix.training.training_state import TrainingState
 
 __all__ = ["Trainer"]
-
-# What may differ between the machines of a run.
-_LOCAL = ("data.root", "data.workers", "threads")
 
 
 class Trainer(abc.ABC, Generic[Result]):
@@ -86,6 +84,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self.accelerator = accelerator
         self.classes = classes
         self._images = digests_of(images)
+        self._num_images = {subset: len(names) for subset, names in images.items()}
         self.loader = loader
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
         if config.precision == "fp16" and accelerator.device.type == "cpu":
@@ -97,28 +96,38 @@ class Trainer(abc.ABC, Generic[Result]):
         self.plain_model = model.to(accelerator.device)
         self.ema = moving_average(self.plain_model, config.optim.ema_decay)
         optimizer = build_optimizer(self.plain_model, config.optim)
-        self.model, self.optimizer = accelerator.prepare(self.plain_model, optimizer)
         self.position = Position()
         self._meter = LossMeter()
-        self._changing = TrainingState(
-            self.plain_model, self.ema, self.optimizer, accelerator.scaler, self._meter
-        )
         self._guard = InterruptGuard()
         self._stop: int | None = None  # the signal that all processes know of
         self._batch: Any = None  # the last one
         self._broken: Exception | None = None  # why there is no next one
         self._saved_at = time.monotonic()
-        resume = config.resume == "auto"
-        newest = load_newest(config.run_dir, config.as_dict()) if resume else None
-        self._check_agreement(newest)  # only then the main process may move what all have read
-        if newest is not None:
-            self._restore(newest)
         self.folder: RunFolder | None = None
-        if accelerator.is_main_process:
-            self.folder = RunFolder(config.run_dir, config.as_dict(), resume=resume)
-            if newest is not None and newest.problem is not None:
-                self.folder.take_previous()
-            self.folder.forget_after(self.position.step, evaluation=self.position.evaluation_due)
+        resume = config.resume == "auto"
+        is_to_lock = resume and accelerator.is_main_process and config.run_dir.is_dir()
+        # Nobody else may go on from the checkpoint that is read here.
+        with RunLock(config.run_dir) if is_to_lock else nullcontext():
+            newest = load_newest(config.run_dir, config.as_dict()) if resume else None
+            # Before processes with other models wait for each other, and before the main process
+            # moves what all must have read.
+            self._check_agreement(newest)
+            self.model, self.optimizer = accelerator.prepare(self.plain_model, optimizer)
+            self._changing = TrainingState(
+                self.plain_model, self.ema, self.optimizer, accelerator.scaler, self._meter
+            )
+            if newest is not None:
+                self._restore(newest)
+            if accelerator.is_main_process:
+                self.folder = self._open_folder(newest)
+
+    def _open_folder(self, newest: Newest | None) -> RunFolder:
+        config, position = self.config, self.position
+        folder = RunFolder(config.run_dir, config.as_dict(), resume=config.resume == "auto")
+        if newest is not None and newest.problem is not None:
+            folder.take_previous()
+        folder.forget_after(position.step, evaluation=position.evaluation_due)
+        return folder
 
     @abc.abstractmethod
     def begin_epoch(self, epoch: int) -> None:
@@ -224,6 +233,8 @@ class Trainer(abc.ABC, Generic[Result]):
         try:
             yield from self.loader
         except Exception as error:
+            # Where a server forks the workers, a signal to all processes may end these.
+            self.stop_if_asked()
             if self.accelerator.num_processes == 1 or self._batch is None:
                 self._save_last()
                 raise
@@ -272,10 +283,11 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _fail_without_batch(self) -> None:
         """Save, and raise the error of the loader, or what tells of those of other processes."""
-        # A worker's error is its whole traceback: the last line tells what it was.
-        cause = str(self._broken).splitlines()[-1:] if self._broken is not None else []
-        causes = gather_object(cause)
-        self._save_for_all()
+        causes = gather_object([] if self._broken is None else [one_line(self._broken)])
+        try:
+            self._save_for_all()
+        except OSError as error:
+            raise OSError(f"{error}, when {'; '.join(causes)}") from error
         if self._broken is not None:
             raise self._broken
         raise stopped_elsewhere(causes)
@@ -337,11 +349,13 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _check_agreement(self, newest: Newest | None) -> None:
         """Raise `ValueError` unless all processes do the same."""
-        options = flat_options(self.config.as_dict())
-        facts = {name: value for name, value in options.items() if name not in _LOCAL}
-        facts |= {f"the {subset} images": digest for subset, digest in self._images.items()}
-        where = None if newest is None else (newest.path.name, newest.state.get("position"))
-        check_agreement(self.accelerator, {**facts, "the checkpoint to go on from": where})
+        if self.accelerator.num_processes == 1:
+            return
+        facts: dict[str, str | None] = {}
+        for subset, digest in self._images.items():
+            facts[f"the {subset} images"] = f"{self._num_images[subset]}, digest {digest[:8]}"
+        facts["the checkpoint to go on from"] = None if newest is None else describe(newest)
+        check_agreement(self.accelerator, self.config.as_dict(), facts)
 
     def _save_last(self) -> None:
         if not is_finite(self.plain_model):

@@ -14,7 +14,23 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from detmix.training.options import flat_options
+
 __all__ = ["StepNews", "check_agreement", "share_step"]
+
+
+# What may differ between the machines of a run: places, and what they can do.
+_LOCAL = (
+    "backbone.weights",
+    "data.coco.test_annotations",
+    "data.coco.test_images",
+    "data.coco.train_annotations",
+    "data.coco.train_images",
+    "data.root",
+    "data.workers",
+    "detector.weights",
+    "threads",
+)
 
 
 class StepNews(NamedTuple):
@@ -59,16 +75,18 @@ def share_step(
     )
 
 
-def check_agreement(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
+def check_agreement(
+    accelerator: Accelerator, config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
     """Raise `ValueError` in all processes unless these are the same in all of them.
 
     Args:
         accelerator: Of the run.
-        facts: Plain values by what they are; every process must call this.
+        config: The configuration as plain values; places and workers may differ.
+        facts: What else must be the same, plain values by what they are.
     """
-    if accelerator.num_processes == 1:
-        return
-    first, *others = gather_object([dict(facts)])
+    options = {name: value for name, value in flat_options(config).items() if name not in _LOCAL}
+    first, *others = gather_object([{**options, **facts}])
     for rank, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):
             values = first.get(name), other.get(name)

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from detmix.training.checkpoint import LAST, PREVIOUS, check_classes, check_content, read_whole
 from detmix.training.options import changed_options
 from detmix.training.progress import Position
 
-__all__ = ["Newest", "check_fits", "digests_of", "load_newest", "tell"]
+__all__ = ["Newest", "check_fits", "describe", "digests_of", "load_newest", "tell"]
 
 _log = logging.getLogger(__name__)
 # A run does not go on with other values of these: where it is in an epoch, or its best score so
@@ -23,9 +25,9 @@ _FIXED = (
     "data.test",
     "data.test_limit",
     "data.val",
-    "data.coco.test_annotations",
-    "data.coco.test_images",
 )
+# The sections by which kinds of training are told apart.
+_KINDS = ("detector", "model")
 # What else must stay the same, so that a place in an epoch is the same.
 _SIZES = {
     "num_images": "images",
@@ -79,9 +81,10 @@ def load_newest(run_dir: Path, config: Mapping[str, Any]) -> Newest | None:
 
 
 def _check_kind(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for name, value in now.items():
-        # One that is None may be a section as well.
-        if isinstance(value, dict) and not isinstance(before.get(name, ""), dict | None):
+    for name in (name for name, value in now.items() if isinstance(value, dict)):
+        # One that is None may be a section as well; an earlier version may not know one.
+        missing = "" if name in _KINDS else None
+        if not isinstance(before.get(name, missing), dict | None):
             raise ValueError(f"{path} is of another kind of training: it has no section {name}")
 
 
@@ -113,6 +116,16 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
     for name, (before, now) in changed_options(state["config"], present["config"]).items():
         if name in _FIXED:
             raise ValueError(f"{path} is of a training with {name}={before}, this one has {now}")
+
+
+def describe(newest: Newest) -> str:
+    """Return the name of a checkpoint, where its training was and a digest of its weights."""
+    digest = hashlib.blake2b(digest_size=4)
+    for name, tensor in newest.state["model"].items():
+        digest.update(str(name).encode())
+        if isinstance(tensor, torch.Tensor):
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return f"{newest.path.name} at {newest.state.get('position')}, digest {digest.hexdigest()}"
 
 
 def digests_of(images: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -37,9 +37,7 @@ from detmix.training.checkpoint import (
     write_atomically,
     write_errors,
 )
-
-if sys.platform != "win32":
-    import fcntl
+from detmix.training.run_lock import LOCK, RunLock
 
 __all__ = ["RunFolder", "check_run_dir", "versions"]
 
@@ -64,11 +62,15 @@ def versions() -> dict[str, str]:
 
 def check_run_dir(path: Path, *, resume: bool) -> None:
     """Raise `FileExistsError` if a folder holds something and is not to be resumed."""
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not resume and path.exists() and (not path.is_dir() or _holds_anything(path)):
         raise FileExistsError(
             f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
             "with --resume auto"
         )
+
+
+def _holds_anything(path: Path) -> bool:
+    return any(file.name != LOCK for file in path.iterdir())
 
 
 class RunFolder:
@@ -88,7 +90,7 @@ class RunFolder:
         check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = _lock(path)
+        self._lock = RunLock(path)
         for file in (self.last, self.best, self.metrics):
             temporary_path(file).unlink(missing_ok=True)  # of a killed run
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -183,13 +185,15 @@ class RunFolder:
         Raises:
             OSError: If that cannot be written.
         """
-        self._lock.close()
+        self._lock.release()
         board, self._board = self._board, None
         if board is not None:
             with write_errors(self.path / "tensorboard"):
                 board.close()
 
     def __enter__(self) -> RunFolder:
+        if not self._lock.release.alive:  # as of a trainer that goes on
+            self._lock = RunLock(self.path)
         return self
 
     def __exit__(
@@ -201,21 +205,6 @@ class RunFolder:
         # Of two errors the first one tells more.
         with suppress(OSError) if error is not None else nullcontext():
             self.close()
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """Keep other processes from a folder until the file that is returned is closed."""
-    file = open(path / ".lock", "ab")  # noqa: SIM115
-    if sys.platform == "win32":
-        return file
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise FileExistsError(f"{path}: another process is training there") from None
-    except OSError:  # not every file system has locks
-        pass
-    return file
 
 
 def _write(file: Any, text: str) -> None:
