@@ -57,7 +57,7 @@ def read_regular_file(path: str | Path, max_bytes: int) -> bytes:
         num_bytes = os.fstat(file.fileno()).st_size
         if num_bytes > max_bytes:
             raise ValueError(f"{path}: refused: {num_bytes} bytes, expected at most {max_bytes}")
-        return file.read()
+        return file.read(num_bytes)  # no more: it may grow, and some of the system's say 0
 
 
 def _open_at_once(path: str, flags: int) -> int:

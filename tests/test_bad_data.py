@@ -16,6 +16,7 @@ from runs import assert_same_run
 from tiny import tiny_config
 
 from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection, write_shapes, write_shapes_coco
+from detmix.data.check_coco import check_coco
 from detmix.data.check_voc import check_voc
 from detmix.data.coco_keypoints import read_keypoints
 from detmix.training import DetectorTrainer, TrainConfig, parse_args
@@ -219,6 +220,34 @@ def open_coco(root, **options):
 
 
 class TestCoco:
+    def test_what_is_dropped_anyway_may_be_unusable(self, coco):
+        """As labelling tools write boxes without area; each image of the training has an object."""
+        path = coco / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        for number, image in enumerate(content["images"]):
+            size = {"size": [3, 3], "counts": [9]}
+            content["annotations"] += [
+                {"id": 1000 + number, "image_id": image["id"], "category_id": 1, **item}
+                for item in [
+                    {"bbox": [1, 1, 9, 9], "iscrowd": 1, "segmentation": size},
+                    {"bbox": [1, 1, 0, 9], "iscrowd": 0, "segmentation": [[1, 1, 1, 10]]},
+                    {"bbox": [500, 1, 9, 9], "iscrowd": 0},
+                ][number % 3 : number % 3 + 1]
+            ]
+        path.write_text(json.dumps(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            options = {"masks": True, "crowd": "drop", "empty": "drop"}
+            expected = open_coco(coco, **options)
+            dataset = open_coco(coco, **options, on_error="skip")
+        assert dataset.skipped == ()
+        assert dataset.report == expected.report
+        assert dataset.names == expected.names
+        found = check_coco({"train": (coco / "train2017", path)}, masks=True)
+        assert {problem.kind for problem in found.problems} <= {
+            "box without area", "box beyond the image"
+        }  # fmt: skip
+
     @pytest.mark.parametrize("masks", [False, True])
     def test_bad_images_are_left_out_and_told_once(self, coco, masks):
         whole = open_coco(coco, masks=masks)

@@ -175,6 +175,8 @@ def test_counts_are_those_of_the_data_set(root, edit):
     def change(content):
         for item in content["annotations"][::3]:
             item["bbox"] = [500, 500, 3, 3]
+        for item in content["annotations"][1::3]:
+            item["iscrowd"] = 1
         last = content["images"][-1]["id"]
         for item in content["annotations"]:
             if item["image_id"] == last:
@@ -184,7 +186,8 @@ def test_counts_are_those_of_the_data_set(root, edit):
         edit(subset, change)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            report = CocoDetection(root / folder, root / path, clip=subset == "train").report
+            rules = {"clip": True, "crowd": "drop"} if subset == "train" else {"clip": False}
+            report = CocoDetection(root / folder, root / path, **rules).report
         found = check(root)
         assert found.num_objects[subset] == report.num_objects
         empty = [n for n in found.notes if (n.kind, n.subset) == ("image without objects", subset)]

@@ -20,6 +20,7 @@ from coco_oracle import (
 )
 
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, encode_masks
+from detmix.evaluation.coco_ap import score_entries
 from detmix.evaluation.coco_masks import mask_areas
 
 CLASSES = ("cat", "dog", "cow")
@@ -715,6 +716,25 @@ class TestResult:
         assert isinstance(result, COCOResult)
         with pytest.raises(AttributeError):
             result.ap = 1.0
+
+
+def test_ids_of_64_bits():
+    def score(first_image, first_category, backend="auto"):
+        images = [{"id": first_image + index, "height": 9, "width": 9} for index in range(3)]
+        categories = [{"id": first_category + index, "name": f"{index}"} for index in range(2)]
+        entries = [
+            {
+                "image_id": image["id"],
+                "category_id": categories[index % 2]["id"],
+                "bbox": [index, 1, 5, 5],
+                "score": 0.5,
+            }
+            for index, image in enumerate(images)
+        ]
+        truth = {"images": images, "categories": categories, "annotations": entries[:2]}
+        return score_entries(truth, entries, backend=backend).as_dict()
+
+    assert score(2**62, 1) == score(1, 2**62) == score(1, 1, backend="pycocotools")
 
 
 def test_the_faster_backend_is_chosen_where_it_is_installed(monkeypatch):

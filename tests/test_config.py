@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,28 @@ class TestPrecedence:
         assert parse("--loss.background_weight", "0.5").loss == LossWeighting(0.5, "samples")
         both = parse("--config", "loss: null", "--loss.normalizer", "weights")
         assert both.loss == LossWeighting(1.0, "weights")
+
+    def test_a_path_that_is_not_there(self):
+        with pytest.raises(ValueError, match=r"there is no configuration nope\.yaml"):
+            parse_args(TrainConfig, ["--config", "nope.yaml"])
+
+    def test_a_path_at_home_and_a_pipe(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "mine.yaml").write_text("epochs: 3\n")
+        assert parse_args(TrainConfig, ["--config=~/mine.yaml"]).epochs == 3
+        reading, writing = os.pipe()
+        os.write(writing, b"epochs: 4\n")
+        os.close(writing)
+        assert parse_args(TrainConfig, [f"--config=/dev/fd/{reading}"]).epochs == 4
+
+    def test_as_many_classes_as_there_are(self):
+        classes = [f"class number {number}" for number in range(20_000)]
+        text = json.dumps({"data": {"classes": classes}})
+        assert parse_args(TrainConfig, ["--config", text]).data.class_names == tuple(classes)
+
+    def test_a_tag_of_yaml_itself(self):
+        text = "run_dir: !!str 2007\nepochs: 3"
+        assert parse_args(TrainConfig, ["--config", text]).run_dir == Path("2007")
 
     def test_options_of_the_detector_are_joined_by_dotted_overrides(self):
         config = parse(

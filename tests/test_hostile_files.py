@@ -519,6 +519,16 @@ class TestCheckpoints:
             load_detector(tmp_path / "last.pt")
         assert str(tmp_path / "last.pt") in str(caught.value)
 
+    def test_a_number_spread_over_a_tensor(self, tmp_path):
+        config = parse_args(TrainConfig, ["--config", json.dumps(SETTINGS)])
+        model = build_model(config, load_weights=False).state_dict()
+        spread = {name: torch.zeros(()).to(v.dtype).expand(v.shape) for name, v in model.items()}
+        state = {"format": 1, "config": SETTINGS, "classes": list(SHAPE_CLASSES)}
+        torch.save(state | {"model": spread}, tmp_path / "last.pt")
+        assert (tmp_path / "last.pt").stat().st_size < 200_000
+        with pytest.raises(ValueError, match="its tensors are larger than the file"):
+            load_detector(tmp_path / "last.pt")
+
     def test_lists_that_hold_one_another(self, tmp_path):
         """A pickle writes each once, JSON as often as it is there."""
         value = ["x"]
@@ -529,7 +539,7 @@ class TestCheckpoints:
         with (
             limits(),
             time_limit(),
-            pytest.raises(ValueError, match=r"last\.pt, .* at most 262144"),
+            pytest.raises(ValueError, match=r"last\.pt, .* at most 4194304"),
         ):
             load_detector(tmp_path / "last.pt")
         torch.save(state | {"config": {}, "classes": value}, tmp_path / "last.pt")
@@ -673,7 +683,7 @@ class TestConfigs:
     def test_aliases_and_merge_keys_that_multiply(self, tmp_path, lines):
         text = "detector:\n  options:\n" + "\n".join(f"    {line}" for line in lines)
         (tmp_path / "a.yaml").write_text(text)
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"more than 10000.*a\.yaml"):
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"more than 200000.*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
 
     @pytest.mark.parametrize(
@@ -729,18 +739,25 @@ class TestConfigs:
                 load_detector(checkpoint)
 
     @needs_pipes
-    def test_a_pipe_a_device_and_a_large_file(self, tmp_path):
-        os.mkfifo(tmp_path / "pipe.yaml")
+    @pytest.mark.parametrize("name", ["zero", "large"])
+    def test_a_device_and_a_large_file(self, tmp_path, name):
         (tmp_path / "zero.yaml").symlink_to("/dev/zero")
-        (tmp_path / "large.yaml").write_text("seed: 1 #" + "x" * 2**18)
-        for name, message in (
-            ("pipe", "regular"),
-            ("zero", "regular"),
-            ("large", "at most 262144"),
-        ):
-            path = tmp_path / f"{name}.yaml"
-            with time_limit(), pytest.raises(ValueError, match=rf"{message}.*{name}\.yaml"):
-                parse_args(TrainConfig, ["--config", str(path)])
+        (tmp_path / "large.yaml").write_text("seed: 1 #" + "x" * 2**22)
+        path = tmp_path / f"{name}.yaml"
+        with time_limit(), pytest.raises(ValueError, match=rf"at most 4194304.*{name}\.yaml"):
+            parse_args(TrainConfig, ["--config", str(path)])
+
+    @needs_pipes
+    def test_a_configuration_is_no_path(self, tmp_path, monkeypatch):
+        """Also where there is a file whose name is its text."""
+        monkeypatch.chdir(tmp_path)
+        Path("conf.yaml").write_text("epochs: 3")
+        Path("epochs: 3").write_text("epochs: 4")
+        os.mkfifo("{epochs: 5}")
+        with time_limit():
+            assert parse_args(TrainConfig, ["--config", "conf.yaml"]).epochs == 3
+            assert parse_args(TrainConfig, ["--config", "epochs: 3"]).epochs == 3
+            assert parse_args(TrainConfig, ["--config", "{epochs: 5}"]).epochs == 5
 
     def test_numbers_too_large_for_a_float(self, tmp_path):
         (tmp_path / "a.yaml").write_text(f"optim: {{lr: {'9' * 400}}}\n")
@@ -778,7 +795,7 @@ class TestRunFolders:
             ("config.yaml", "x: !!timestamp x"),
             ("config.yaml", "x: " + "1:" * 500 + "1."),
             ("config.yaml", "x: " + "9" * 5000),
-            ("config.yaml", "x: " + "y" * 2**18),
+            ("config.yaml", "x: " + "y" * 2**22),
             ("versions.json", "[" * 100_000),
             ("versions.json", '{"torch": ' + "[" * 400 + "]" * 400 + "}"),
             ("versions.json", '{"torch": ' + "9" * 5000 + "}"),

@@ -130,6 +130,7 @@ class ImageCheck:
         describe: Callable[[int], str],
         *,
         clip: bool = True,
+        is_left_out: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Count the usable objects; report every box that is wrong, or worth a look.
 
@@ -139,9 +140,12 @@ class ImageCheck:
             size: The image's height and width; if 0, the boxes cannot be checked.
             describe: Says in which file a box stands and how.
             clip: False where boxes are used as they are, also those without area.
+            is_left_out: ``(N,)``, objects that do not count, such as crowds; None for none.
         """
+        if is_left_out is None:
+            is_left_out = np.zeros(len(names), dtype=bool)
         if min(size) == 0:
-            self.num_objects.update(names)
+            self.num_objects.update(n for n, out in zip(names, is_left_out, strict=True) if not out)
             return
         clean = clean_boxes(boxes, np.tile(np.array(size, dtype=np.int64), (len(boxes), 1)))
         is_finite = np.isfinite(keep_boxes(boxes).boxes)
@@ -149,7 +153,7 @@ class ImageCheck:
         is_tiny = (clean.boxes[:, 2:] - clean.boxes[:, :2]).min(axis=1, initial=np.inf) < _TINY
         seen: set[tuple[Any, ...]] = set()
         for row, name in enumerate(names):
-            self.num_objects[name] += int(is_usable[row])
+            self.num_objects[name] += int(is_usable[row] & ~is_left_out[row])
             if not clip and not is_usable[row]:
                 self.report("unusable annotation", f"{describe(row)}: too large for float32")
             elif not clean.has_area[row]:

@@ -85,7 +85,9 @@ class _Check:
         num_keypoints = self._check_keypoints(categories, path, report)
         table = CocoTable.read(file, [category.id for category in categories], path)
         table = table.fill_sizes(folder, _ignore)
-        table.check_objects(report, masks=self._masks, num_keypoints=num_keypoints)
+        is_train = subset == "train"
+        is_used = table.is_used(clip=is_train, drop_crowd=is_train)
+        table.check_objects(report, is_used, masks=self._masks, num_keypoints=num_keypoints)
         for image_id in sorted(found.keys() - set(table.images.ids)):  # those left out
             for kind, message in found[image_id].found:
                 report(kind, message)
@@ -164,6 +166,7 @@ def _check_images(
             (height, width),
             lambda row: table.describe_box(offsets[index] + row),
             clip=subset == "train",
+            is_left_out=table.objects.iscrowd[rows] & (subset == "train"),
         )
         return check
 

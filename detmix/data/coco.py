@@ -125,7 +125,10 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.skipped: tuple[SkippedImage, ...] = ()
         if on_error == "skip":
             table.check_objects(
-                rejected, masks=masks, num_keypoints=len(self.keypoint_names) or None
+                rejected,
+                table.is_used(clip=clip, drop_crowd=crowd == "drop"),
+                masks=masks,
+                num_keypoints=len(self.keypoint_names) or None,
             )
             table, self.skipped = _leave_out(table, rejected, self._folder)
         table, counts = table.clean(

@@ -117,17 +117,28 @@ class CocoTable:
                 report("unusable image", str(error), images.ids[index])
         return replace(self, images=replace(images, sizes=sizes))
 
+    def is_used(self, *, clip: bool, drop_crowd: bool) -> npt.NDArray[np.bool_]:
+        """Return ``(M,)``, whether `clean` with these arguments keeps each object."""
+        has_area = self._clean_boxes().has_area if clip else np.ones(len(self.labels), dtype=bool)
+        return has_area & ~(self.objects.iscrowd & drop_crowd)
+
     def check_objects(
-        self, report: Report, *, masks: bool = False, num_keypoints: int | None = None
+        self,
+        report: Report,
+        is_used: npt.NDArray[np.bool_],
+        *,
+        masks: bool = False,
+        num_keypoints: int | None = None,
     ) -> None:
         """Report each object whose segmentation or keypoints cannot be used.
 
         Args:
             report: Called with each.
+            is_used: ``(M,)``, the objects to check.
             masks: Whether segmentations are needed.
             num_keypoints: How many keypoints an object has; None where they are not needed.
         """
-        for row in range(len(self.labels)):
+        for row in np.flatnonzero(is_used).tolist():
             image = self.images.ids[int(self.objects.image_index[row])]
             try:
                 if masks:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from detmix.evaluation.coco_result import COCOResult, IouType
 
+_MOST_EXACT = 2**53
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
 
@@ -91,7 +92,8 @@ def score_entries(
         ground_truth: an instances JSON's ``images``, ``categories`` and ``annotations``.
         results: in COCO's results format.
         iou_type: what to measure the overlap of.
-        backend: what computes it; ``"auto"`` for the faster one where it is installed.
+        backend: what computes it; ``"auto"`` for the faster one where it is installed and no id of
+            an image or category exceeds 2^53.
         keypoint_sigmas: K falloffs, for keypoints; without them COCO's 17, or for another K their
             mean for each, which is nobody's standard.
 
@@ -103,6 +105,8 @@ def score_entries(
         ImportError: a backend that is not installed.
     """
     check_choices(iou_type, backend)
+    if backend == "auto" and not _are_exact_floats(ground_truth):
+        backend = "pycocotools"
     coco_type, evaluation_type = _load_backend(backend)
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -115,6 +119,12 @@ def score_entries(
         evaluation.evaluate()
         evaluation.accumulate()
     return _result(evaluation, truth, results, iou_type)
+
+
+def _are_exact_floats(ground_truth: Entry) -> bool:
+    """Tell whether floats hold all ids, in which the faster backend looks images up."""
+    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
+    return all(abs(number) <= _MOST_EXACT for number in ids)
 
 
 def _load_backend(backend: Backend) -> tuple[Any, Any]:

@@ -298,7 +298,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         )
     try:
         weights = model_state(state)
-        _check_fit(outline, weights)
+        _check_fit(outline, weights, Path(path).stat().st_size)
         model = build_model(config, load_weights=False)
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -321,15 +321,18 @@ def _as_text(config: Mapping[str, Any]) -> str:
     return text
 
 
-def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:
     """Raise an error unless the weights are those of a model in names, shapes and kinds.
 
     Args:
         outline: The model on the meta device; it is not to be used any more.
         weights: Its state dict, or whatever a file has for one.
+        num_bytes: The size of that file: one number in it may be spread over a whole tensor.
     """
     kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
     outline.load_state_dict(weights, assign=True)
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > num_bytes:
+        raise ValueError(f"its tensors are larger than the file of {num_bytes} bytes")
     for name, tensor in weights.items():
         if name in kinds and kind_of(tensor) != kinds[name]:
             raise ValueError(f"{name}: expected {kinds[name]} numbers, got {kind_of(tensor)} ones")

@@ -12,12 +12,15 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
 
-from detmix.regular_file import read_regular_file
 from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
 
 __all__ = ["parse_args"]
 
 Config = TypeVar("Config")
+
+# It would take a configuration for the path of one where there is a file of that name; no system
+# has paths as long as this makes it.
+_NO_PATH = 10_000 * "\n"
 
 # By these jsonargparse imports a class and calls it, wherever a value may be of any type: a
 # configuration, and a checkpoint that carries one, could run code.
@@ -65,9 +68,7 @@ def _config_action(cls: type) -> type[ActionConfigFile]:
 
     class ConfigFile(ActionConfigFile):
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-            text = values
-            if os.path.exists(values):
-                text = read_regular_file(values, MAX_BYTES).decode()
+            text = values if _is_content(values) else _read(values)
             try:
                 config = _load(text)
             except yaml.YAMLError as error:
@@ -75,9 +76,23 @@ def _config_action(cls: type) -> type[ActionConfigFile]:
             if not isinstance(config, dict):
                 raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
             _check_options(cls, config)
-            self.apply_config(parser, cfg, self.dest, text)
+            self.apply_config(parser, cfg, self.dest, text + _NO_PATH)
 
     return ConfigFile
+
+
+def _is_content(text: str) -> bool:
+    """Tell a configuration from the path of one."""
+    return "\n" in text or ": " in text or text.lstrip().startswith("{")
+
+
+def _read(path: str) -> str:
+    """Read a file that the user names, which may be a pipe."""
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            return file.read(MAX_BYTES + 1).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration {path}") from None
 
 
 def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> None:

@@ -9,9 +9,13 @@ from jsonargparse import get_loader
 
 __all__ = ["MAX_BYTES", "load_plain_yaml"]
 
-MAX_BYTES = 2**18
-"""The most that is read of a file, and more than any configuration has."""
-_MAX_VALUES, _MAX_DEPTH = 10_000, 32
+MAX_BYTES = 2**22
+"""The most that is read of a file, and more than any configuration has, with all its classes."""
+_MAX_VALUES, _MAX_DEPTH = 200_000, 32
+# Tags of what YAML knows itself.
+_PLAIN_TAGS = tuple(
+    f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "map", "null", "seq", "str")
+)
 
 
 def load_plain_yaml(text: str) -> Any:
@@ -42,7 +46,7 @@ def _check_size(text: str) -> None:
     opened: list[tuple[str | None, int]] = []  # anchor of a list or mapping, values before it
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         tag = getattr(event, "tag", None)
-        if tag is not None:
+        if tag is not None and tag not in _PLAIN_TAGS:
             raise yaml.YAMLError(f"expected plain values without tags, got {tag}")
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()
