@@ -1,16 +1,23 @@
-"""Random COCO data, and pycocotools called by hand to compare with."""
+"""Random COCO data, files of it, and pycocotools called by hand to compare with."""
 
 import contextlib
 import copy
 import io
+import json
 import math
 import warnings
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detmix.evaluation import COCOEvaluator
+
+CLASSES = ("cat", "dog", "cow")
+CATEGORY_IDS = (90, 7, 31)  # neither contiguous nor in order
+IOU_TYPES = ("bbox", "segm", "keypoints")
 SIZE = (60, 80)  # of the images with masks, height and width
 DETECTION_STATS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -177,7 +184,95 @@ def one_entry(record, row, image_id, category_ids):
     return entry
 
 
-def only(results, key):
+def only(results, iou_type):
     """Results as ``loadRes`` needs them for one IoU type: the area must not be the box's."""
+    key = {"segm": "segmentation"}.get(iou_type, iou_type)
     keys = ("image_id", "category_id", "score", key)
     return [{name: entry[name] for name in keys} for entry in results]
+
+
+# ------------------------------------------------------------------- cases, evaluators and files
+
+
+def made_case(iou_type, seed=0, num_images=30):
+    predictions, targets = random_case(
+        seed, num_images, limit=60.0 if iou_type == "segm" else 300.0, levels=12
+    )
+    if iou_type == "segm":
+        add_masks(predictions, targets)
+    if iou_type == "keypoints":
+        add_keypoints(predictions, targets)
+    return predictions, targets
+
+
+def full_case(seed=0, num_images=25):
+    """With masks and keypoints."""
+    predictions, targets = made_case("segm", seed, num_images)
+    add_keypoints(predictions, targets)
+    return predictions, targets
+
+
+def evaluator_of(predictions, targets, batch_size=7, classes=CLASSES, **options):
+    evaluator = COCOEvaluator(classes, **{"category_ids": CATEGORY_IDS, **options})
+    for first in range(0, len(targets), batch_size):
+        batch = slice(first, first + batch_size)
+        evaluator.update(predictions[batch], targets[batch])
+    return evaluator
+
+
+def plain_evaluator(predictions, targets, **options):
+    evaluator = COCOEvaluator(["cat"], **options)
+    evaluator.update(predictions, targets)
+    return evaluator
+
+
+def detection(boxes, scores, labels=None, **more):
+    labels = [1] * len(scores) if labels is None else labels
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+        **more,
+    }
+
+
+def truth(boxes, image_id=1, labels=None, **more):
+    labels = [1] * len(boxes) if labels is None else labels
+    return {
+        "image_id": image_id,
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        **more,
+    }
+
+
+def foreign_files(folder, iou_type="bbox", change=None):
+    """Predictions, and annotations with polygons and crowds as uncompressed runs, as COCO's are."""
+    predictions, targets = full_case(seed=2)
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    for entry in ground_truth["annotations"]:
+        if entry["iscrowd"]:
+            rle = entry["segmentation"]
+            entry["segmentation"] = {"size": rle["size"], "counts": uncompressed(decode(rle))}
+        else:
+            entry["segmentation"] = box_polygon(entry["bbox"])
+    results = only(results, iou_type)
+    if change is not None:
+        change(ground_truth, results)
+    return write_json(folder / "p.json", results), write_json(folder / "gt.json", ground_truth)
+
+
+def box_polygon(bbox):
+    x, y, width, height = bbox
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def uncompressed(mask):
+    """Lengths of the runs of zeros and ones, column by column, zeros first."""
+    flat = np.concatenate([[0], mask.T.ravel().astype(int), [2]])
+    return np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+    return path

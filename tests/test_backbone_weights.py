@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -308,38 +307,7 @@ class TestNorm:
         ]
 
 
-class Malicious:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, call, *args):
-        self.call = call, args
-
-    def __reduce__(self):
-        return self.call
-
-
 class TestBadFiles:
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_code_is_not_run(self, path, tmp_path, zipped):
-        marker = tmp_path / "marker"
-        content = {"conv1.weight": torch.zeros(1), "x": Malicious(os.system, f"touch {marker}")}
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            ValueError, match=rf"{path} is not .*weights_only=True.*{os.name}\.syst"
-        ):
-            backbone(path)
-        assert not marker.exists()
-        torch.load(path, weights_only=False)
-        assert marker.exists(), "it would have made the file"
-
-    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-    def test_plain_pickle(self, path, tmp_path):
-        marker = tmp_path / "marker"
-        path.write_bytes(pickle.dumps({"x": Malicious(os.system, f"touch {marker}")}))
-        with pytest.raises(ValueError, match=f"{path} is not a file of weights"):
-            backbone(path)
-        assert not marker.exists()
-
     def test_arguments_of_a_training_script_are_harmless(self, resnet18, path):
         content = {"model": resnet18.state_dict(), "args": argparse.Namespace(lr=0.1, epochs=90)}
         torch.save(content, path)
@@ -382,12 +350,6 @@ class TestBadFiles:
     def test_whole_pickled_module(self, resnet18, path):
         torch.save(resnet18, path)
         with pytest.raises(ValueError, match=r"refers to torchvision\.models\.resnet\.ResNet, .*"):
-            backbone(path)
-
-    def test_truncated(self, resnet18, path):
-        torch.save(resnet18.state_dict(), path)
-        path.write_bytes(path.read_bytes()[:100_000])
-        with pytest.raises(ValueError, match=str(path)):
             backbone(path)
 
     @pytest.mark.parametrize(

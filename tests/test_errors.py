@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detmix.data import VOC_CLASSES, VOCDetection
-from detmix.evaluation import VOCEvaluator
+from detmix.evaluation import VOCEvaluator, analyze_errors, worst_images
 from detmix.evaluation.error_result import KINDS, OUTCOMES, SCOPES
-from detmix.evaluation.errors import HOIEM_GROUPS, analyze_errors
-from detmix.evaluation.image_errors import worst_images
+from detmix.evaluation.errors import HOIEM_GROUPS
 
 CLASSES = ("cat", "dog", "cow", "car")
 GROUPS = (("cat", "dog"), ("dog", "cow"))  # cat and cow are not similar
@@ -171,9 +170,8 @@ def check_against_the_loop(predictions, targets, classes, groups, threshold=0.5,
 
 
 def check_counts(analysis, result, predictions, outcomes):
-    """Counts of every class and scope from the outcomes; the operating points from the result."""
+    """Counts of every class and scope from the outcomes and the result."""
     assert analysis.mean_ap == pytest.approx(result.mean_ap, abs=1e-12, nan_ok=True)
-    assert sum(analysis.totals("all").values()) == len(outcomes)
     rows = sorted(
         (
             (-score, row, label, outcome)
@@ -198,11 +196,6 @@ def check_counts(analysis, result, predictions, outcomes):
         for scope in SCOPES:
             counts = {outcome: scopes[scope].count(outcome) for outcome in OUTCOMES}
             assert analysis.counts[scope][name] == counts
-        if scopes["best_f1"]:
-            correct = analysis.counts["best_f1"][name]["correct"]
-            false = sum(analysis.counts["best_f1"][name][kind] for kind in KINDS)
-            assert correct / (correct + false) == pytest.approx(point.precision)
-            assert correct / num == pytest.approx(point.recall)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -279,24 +272,6 @@ BOX, FAR = (0, 0, 10, 10), (50, 50, 60, 60)
 HALF, QUARTER = (0, 0, 10, 5), (0, 0, 5, 5)  # overlaps of exactly 1/2 and 1/4 with BOX
 
 
-@pytest.mark.parametrize(
-    ("detection", "options", "kind"),
-    [
-        (("cat", HALF, 0.9), {}, "localization"),  # the threshold itself is no match
-        (("cat", QUARTER, 0.9), {"background_iou": 0.25}, "localization"),
-        (("cat", QUARTER, 0.9), {"background_iou": 0.26}, "background"),
-        (("dog", QUARTER, 0.9), {"background_iou": 0.25}, "other_class"),
-        (("dog", QUARTER, 0.9), {"similar": [{"dog", "cat"}]}, "similar_class"),
-        (("dog", QUARTER, 0.9), {"similar": [{"dog", "cow"}]}, "other_class"),
-        (("dog", BOX, 0.9), {"similar": [{"dog", "cat"}]}, "similar_class"),
-        (("dog", QUARTER, 0.9), {"background_iou": 0.26}, "background"),
-        (("cat", FAR, 0.9), {}, "background"),
-    ],
-)
-def test_kinds_at_their_limits(detection, options, kind):
-    assert outcomes_of(analyze(image([("cat", BOX)], [detection]), **options)) == [kind]
-
-
 def test_own_class_comes_before_a_better_overlap_with_another():
     objects = [("cat", QUARTER), ("dog", BOX)]
     assert outcomes_of(analyze(image(objects, [("cat", BOX, 0.9)]))) == ["localization"]
@@ -307,25 +282,6 @@ def test_similar_comes_before_a_better_overlap_with_another():
     analysis = analyze(image(objects, [("cat", BOX, 0.9)]), similar=[("cat", "dog")])
     assert outcomes_of(analysis) == ["similar_class"]
     assert analysis.ap_gain["similar_class"] == 0  # as a dog it overlaps by a quarter only
-
-
-@pytest.mark.parametrize(
-    ("detections", "kind"),
-    [
-        ([("cat", BOX, 0.9), ("cat", BOX, 0.8), ("cat", FAR, 0.7)], "duplicate"),
-        ([("cat", (80, 0, 90, 9), 0.9), ("cat", BOX, 0.8), ("cat", FAR, 0.7)], "background"),
-        ([("cat", (50, 50, 60, 53), 0.9), ("cat", BOX, 0.8)], "localization"),
-        ([("cat", (50, 50, 60, 53), 0.9), ("cat", BOX, 0.8), ("cat", FAR, 0.7)], "localization"),
-        ([("cat", BOX, 0.9), ("dog", FAR, 0.8)], "other_class"),
-        ([("cat", BOX, 0.9), ("cow", FAR, 0.8)], "similar_class"),
-    ],
-)
-def test_a_detector_with_errors_of_one_kind_would_be_perfect_without(detections, kind):
-    analysis = analyze(image([("cat", BOX), ("cat", FAR)], detections), similar=[("cat", "cow")])
-    assert analysis.mean_ap < 0.9
-    assert analysis.ap_gain == pytest.approx(
-        {**dict.fromkeys(KINDS, 0.0), kind: 1 - analysis.mean_ap}
-    )
 
 
 def test_gains_worked_by_hand():

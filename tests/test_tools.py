@@ -106,13 +106,6 @@ class TestTrainAndEvaluate:
             assert re.search(rf"^{name} +{ap} ", evaluated, re.MULTILINE)
         assert "8 images" in evaluated
 
-    def test_train_never_overwrites(self, run, trained, shapes_root):
-        run_dir, _ = trained
-        before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
-        result = run("train", *tiny_args(shapes_root, run_dir))
-        assert_refused(result, f"{run_dir} exists and is never overwritten: .*--resume auto")
-        assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
-
     def test_predictions_are_drawn(self, run, trained, tmp_path):
         run_dir, _ = trained
         path = tmp_path / "predictions.png"
@@ -165,13 +158,6 @@ class TestTrainAndEvaluate:
         assert code == 0, err
         assert out.strip() == f"wrote {path}"
         assert min(Image.open(path).size) > 200
-
-    def test_files_that_are_no_checkpoint(self, run, trained, tmp_path):
-        broken = tmp_path / "broken.pt"
-        broken.write_bytes((trained[0] / "best.pt").read_bytes()[:100_000])
-        assert_refused(run("evaluate", broken), f"{broken} is broken")
-        missing = tmp_path / "missing.pt"
-        assert_refused(run("evaluate", missing), f"no checkpoint {missing}")
 
 
 class TestBadInput:

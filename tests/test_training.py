@@ -15,7 +15,6 @@ from tiny import read_metrics, tiny_config
 from detmix.training import (
     DetectorTrainer,
     TrainConfig,
-    load_checkpoint,
     load_detector,
     parse_args,
 )
@@ -122,19 +121,6 @@ class TestRun:
         assert best["position"]["step"] == [24, 36][scores.index(max(scores))]
         assert result.num_images == 8
 
-    @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-    def test_detector_loads(self, run, name):
-        model, config = load_detector(run[0].run_dir / name, ["--data.root", "elsewhere"])
-        assert str(config.data.root) == "elsewhere"
-        assert dataclasses.replace(config, data=run[0].data) == run[0]
-        assert not model.training
-        state = load_checkpoint(run[0].run_dir / name)["model"]
-        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
-
-    def test_detector_of_other_classes(self, run):
-        with pytest.raises(ValueError, match=r"last\.pt is a detector of the classes circle, .*"):
-            load_detector(run[0].run_dir / "last.pt", ["--data.classes", "[circle, cross]"])
-
     def test_detector_of_another_build(self, run):
         path = run[0].run_dir / "last.pt"
         with pytest.raises(
@@ -143,13 +129,6 @@ class TestRun:
             load_detector(path, ["--detector.head_dim", "16"])
         with pytest.raises(ValueError, match=r"in .*last\.pt, .*levels"):
             load_detector(path, ["--backbone.levels", "[9]"])
-
-    def test_is_never_overwritten(self, run, capsys):
-        config = run[0]
-        before = {p: p.read_bytes() for p in config.run_dir.rglob("*") if p.is_file()}
-        with pytest.raises(FileExistsError, match=f"{config.run_dir} exists and is never"):
-            DetectorTrainer(config)
-        assert {p: p.read_bytes() for p in config.run_dir.rglob("*") if p.is_file()} == before
 
     def test_resumed_after_its_end_does_nothing(self, run):
         config = dataclasses.replace(run[0], resume="auto")

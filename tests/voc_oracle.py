@@ -1,14 +1,17 @@
 """Pascal VOC's average precision twice more: a loop over detections, and the devkit's own way.
 
-Also random cases to compare on.
+Also random cases to compare on, and evaluators that have seen them.
 """
 
 import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from detmix.evaluation import VOCEvaluator
+from detmix.evaluation import VOCEvaluator, read_voc_results, write_voc_results
+
+INTERPOLATIONS = ("all-point", "11point")
 
 # ----------------------------------------------------- the devkit's algorithm on the devkit's files
 
@@ -50,6 +53,31 @@ def devkit_ap(result_file, annotations, name, interpolation, min_overlap=0.5):
     tp, fp = np.cumsum(tp), np.cumsum(fp)
     counted = tp + fp > 0  # before the first that counts there is no precision
     return loop_area(tp[counted] / npos, tp[counted] / (tp + fp)[counted], interpolation)
+
+
+def check_against_the_devkit(folder, annotations, predictions, targets, classes):
+    """AP equals the devkit's from the files, and is the very same once they are read back."""
+    names = list(annotations)
+    paths = write_voc_results(folder, names, predictions, classes)
+    results = results_of(predictions, targets, classes)
+    for result in results:
+        expected = [
+            devkit_ap(path, annotations, name, result.interpolation)
+            for path, name in zip(paths, classes, strict=True)
+        ]
+        np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
+    back = read_voc_results(folder, names, classes)
+    for again, result in zip(results_of(back, targets, classes), results, strict=True):
+        assert again.as_dict() == result.as_dict()
+    return results
+
+
+def results_of(predictions, targets, classes):
+    """By both interpolations."""
+    evaluator = VOCEvaluator(classes)
+    for first in range(0, len(targets), 3):
+        evaluator.update(predictions[first : first + 3], targets[first : first + 3])
+    return [evaluator.compute(interpolation) for interpolation in INTERPOLATIONS]
 
 
 # ---------------------------------------------------------------------------- the oracle: a loop
@@ -164,6 +192,26 @@ def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
     return predictions, targets
 
 
+# --------------------------------------------------------------------------- images and evaluators
+
+
+def image(boxes, scores=None, labels=None, **extra):
+    """A prediction if it has scores, else a target."""
+    record = {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels or [1] * len(boxes), dtype=torch.int64),
+    }
+    if scores is not None:
+        record["scores"] = torch.tensor(scores, dtype=torch.float32)
+    return record | extra
+
+
+def single(prediction, target, **options):
+    evaluator = VOCEvaluator(["cat"], **options)
+    evaluator.update([prediction], [target])
+    return evaluator.compute()
+
+
 def evaluate(predictions, targets, num_classes, threshold=0.5, batch_size=3):
     evaluator = VOCEvaluator([f"c{i}" for i in range(num_classes)], threshold)
     for first in range(0, len(predictions), batch_size):
@@ -171,3 +219,17 @@ def evaluate(predictions, targets, num_classes, threshold=0.5, batch_size=3):
             predictions[first : first + batch_size], targets[first : first + batch_size]
         )
     return evaluator
+
+
+def guesses(dataset, seed=0):
+    """For each image its objects shifted, of another class, found twice or not at all, in NumPy."""
+    rng, found = np.random.default_rng(seed), []
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        rows = rng.integers(0, max(len(target["boxes"]), 1), 2 * len(target["boxes"]))
+        boxes = target["boxes"].numpy()[rows] + rng.normal(0, 4, (len(rows), 1)).astype(np.float32)
+        labels = target["labels"].numpy()[rows]
+        labels = np.where(rng.random(len(rows)) < 0.2, 1, labels)
+        scores = rng.integers(1, 9, len(rows)).astype(np.float32) / 8  # many are equal
+        found.append({"boxes": boxes, "labels": labels, "scores": scores})
+    return found

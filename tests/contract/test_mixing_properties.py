@@ -1,6 +1,6 @@
-"""Any nesting of any mixers over any samples, against pixels counted one by one.
+"""Any nesting of mixup and CutMix over any samples, against pixels counted one by one.
 
-A tree is drawn: its leaves are samples, its nodes a mixer and what it draws. Beside it, plain
+A tree is drawn: its leaves are samples, its nodes a ratio or a rectangle. Beside it, plain
 Python keeps what each object ought to be.
 """
 
@@ -15,16 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixing_oracle import assert_pixels, assert_same_target, visible_pixels
+from mixing_oracle import TOLERANCE, assert_pixels, assert_same_target, visible_pixels
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
-from detmix import DetectionCutMix, DetectionMixUp, RandomChoice
+from detmix import DetectionCutMix, DetectionMixUp, RandomChoice, cutmix, mixup
 from detmix.mixing import Cut
-from detmix.mixing.ground_truth import check_sample
 
 FORMATS = {name: tv_tensors.BoundingBoxFormat[name] for name in ("XYXY", "XYWH", "CXCYWH")}
-DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
@@ -62,8 +60,7 @@ class Node:
 
     left: Any
     right: Any
-    how: Any
-    """A ratio, a `Cut`, or a pair of 0 or 1 and one of these for a `RandomChoice`."""
+    how: float | Cut
 
 
 @st.composite
@@ -93,12 +90,11 @@ def leaves(draw):
 def trees(draw, depth=3):
     if depth == 0 or (depth < 3 and draw(st.integers(0, 2)) == 0):
         return draw(leaves())
-    ratio = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0.01, 0.99))
-    place = st.floats(0, 1, exclude_max=True)
+    # with a nesting of 3, none comes to less than float32 holds
+    extremes = st.sampled_from([0.0, 1.0, 0.5, 1e-12, 1e-3, 1 - 1e-3])
+    ratio, place = st.one_of(extremes, st.floats(0.01, 0.99)), st.floats(0, 1, exclude_max=True)
     how = st.one_of(ratio, st.builds(Cut, ratio, place, place))
-    number = {float: 0, Cut: 1}
-    choice = how.map(lambda drawn: (number[type(drawn)], drawn))
-    return Node(draw(trees(depth - 1)), draw(trees(depth - 1)), draw(st.one_of(how, choice)))
+    return Node(draw(trees(depth - 1)), draw(trees(depth - 1)), draw(how))
 
 
 def make_leaf(leaf, dtype, masks):
@@ -141,10 +137,14 @@ def typed_boxes(boxes, leaf):
     return convert_bounding_box_format(typed, new_format=FORMATS[leaf.kind])
 
 
+def plain(tensor):
+    return tensor.as_subclass(torch.Tensor)
+
+
 def xyxy(boxes):
     if isinstance(boxes, tv_tensors.BoundingBoxes):
         boxes = convert_bounding_box_format(boxes, new_format=FORMATS["XYXY"])
-    return boxes.as_subclass(torch.Tensor).tolist()
+    return plain(boxes).tolist()
 
 
 def padded(mask, size):
@@ -179,8 +179,8 @@ def cut_rows(sides, rectangle, sizes, min_visibility):
 
 def pasted(image_a, image_b, rectangle):
     x1, y1, x2, y2 = rectangle
-    expected = image_a.as_subclass(torch.Tensor).clone()
-    expected[:, y1:y2, x1:x2] = image_b.as_subclass(torch.Tensor)[:, y1:y2, x1:x2]
+    expected = image_a.clone()
+    expected[:, y1:y2, x1:x2] = image_b[:, y1:y2, x1:x2]
     return expected
 
 
@@ -191,31 +191,26 @@ def evaluate(tree, dtype, masks, min_visibility):
     (sample_a, rows_a), (sample_b, rows_b) = (
         evaluate(part, dtype, masks, min_visibility) for part in (tree.left, tree.right)
     )
-    mixers = [DetectionMixUp(), DetectionCutMix(min_visibility=min_visibility)]
-    chosen = RandomChoice(mixers) if type(tree.how) is tuple else None
-    how = tree.how[1] if chosen else tree.how
-    mixer = chosen or mixers[isinstance(how, Cut)]
     before = copy.deepcopy((sample_a, sample_b))
-    for sample in (sample_a, sample_b):
-        check_sample(*sample, "sample")
-    image, target = mixer.mix_pair(sample_a, sample_b, tree.how)
-    for (old_image, old_target), (kept, kept_target) in zip(
-        (sample_a, sample_b), before, strict=True
-    ):
-        assert torch.equal(old_image.as_subclass(torch.Tensor), kept.as_subclass(torch.Tensor))
-        assert_same_target(old_target, kept_target)
-    plain_a, plain_b = (image.as_subclass(torch.Tensor) for image, _ in (sample_a, sample_b))
+    how, plain_a, plain_b = tree.how, plain(sample_a[0]), plain(sample_b[0])
     if isinstance(how, Cut):
-        region = [min(a, b) for a, b in zip(plain_a.shape[1:], plain_b.shape[1:], strict=True)]
-        rectangle = how.rectangle(tuple(region))
-        assert torch.equal(image.as_subclass(torch.Tensor), pasted(plain_a, plain_b, rectangle))
-        size = tuple(plain_a.shape[1:])
+        region = np.minimum(plain_a.shape[1:], plain_b.shape[1:]).tolist()
+        rectangle, size = how.rectangle(tuple(region)), tuple(plain_a.shape[1:])
+        settings = {"min_visibility": min_visibility}
+        image, target = cutmix(*sample_a, *sample_b, rectangle, **settings)
+        assert torch.equal(plain(image), pasted(plain_a, plain_b, rectangle))
         sizes = size, tuple(plain_b.shape[1:])
         rows = cut_rows((rows_a, rows_b), rectangle, sizes, min_visibility)
     else:
-        assert_pixels(image.as_subclass(torch.Tensor), plain_a, plain_b, how)
+        image, target = mixup(*sample_a, *sample_b, how)
+        assert_pixels(plain(image), plain_a, plain_b, how)
         size = tuple(image.shape[1:])
         rows = blended_rows((rows_a, rows_b), how, size)
+    for (old_image, old_target), (kept, kept_target) in zip(
+        (sample_a, sample_b), before, strict=True
+    ):
+        assert torch.equal(plain(old_image), plain(kept))
+        assert_same_target(old_target, kept_target)
     assert type(image) is type(sample_a[0])
     check_types(target, sample_a[1], sample_b[1], size)
     check_rows(target, rows)
@@ -248,7 +243,7 @@ def check_rows(target, rows):
     assert list(map(float, target["area"])) == pytest.approx([row.area for row in rows], rel=1e-5)
     if "masks" in target:
         assert target["masks"].dtype in (torch.uint8, torch.bool)
-        masks = target["masks"].as_subclass(torch.Tensor).bool()
+        masks = plain(target["masks"]).bool()
         assert len(masks) == len(rows)
         for mask, row in zip(masks, rows, strict=True):
             assert np.array_equal(mask.numpy(), row.mask)
@@ -259,15 +254,15 @@ def check_rows(target, rows):
 @settings(max_examples=100, deadline=None)
 @given(
     trees(),
-    st.sampled_from(list(DTYPES)),
+    st.sampled_from(list(TOLERANCE)),
     st.booleans(),
     st.sampled_from([0.0, 0.1, 0.3, 0.5]),
 )
-def test_any_nesting_of_any_mixers(tree, dtype, masks, min_visibility):
-    evaluate(tree, DTYPES[dtype], masks, min_visibility)
+def test_any_nesting(tree, dtype, masks, min_visibility):
+    evaluate(tree, dtype, masks, min_visibility)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(leaves(), max_size=5), st.floats(0, 1), st.integers(0, 2**31), st.booleans())
 def test_a_batch_of_anything(samples, p, seed, masks):
     mixers = [
@@ -285,9 +280,9 @@ def test_a_batch_of_anything(samples, p, seed, masks):
             batch, before, images, targets, params, strict=True
         ):
             assert_same_target(target, old_target)
-            assert torch.equal(image.as_subclass(torch.Tensor), old.as_subclass(torch.Tensor))
+            assert torch.equal(plain(image), plain(old))
             assert type(mixed) is type(image)
-            check_sample(mixed, mixed_target, "mixed")
+            mixup(mixed, mixed_target, mixed, mixed_target, 0.5)  # it can be mixed again
             count = len(mixed_target["boxes"])
             keys = {"labels", "box_weights", "names", "area", "masks"} & mixed_target.keys()
             assert all(len(mixed_target[key]) == count for key in keys)

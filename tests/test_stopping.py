@@ -1,10 +1,9 @@
-"""A run that is stopped and resumed, or fed by other workers, is bit for bit the same run."""
+"""How a run is stopped, and what a run goes on from; the rest is in the contract."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 
 import pytest
@@ -49,25 +48,6 @@ def config_for(shapes_root, run_dir, name, *overrides):
     )
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-class TestWorkers:
-    @pytest.mark.parametrize("workers", [1, 4])
-    def test_the_run_does_not_depend_on_them(self, shapes_root, tmp_path, whole, workers):
-        config = config_for(shapes_root, tmp_path / "run", "adamw", f"data.workers={workers}")
-        DetectorTrainer(config).fit()
-        assert_same_run(tmp_path / "run", whole["adamw"])
-
-    @pytest.mark.parametrize("place", ["dataset", "device"])
-    def test_nor_with_mixing_elsewhere(self, shapes_root, tmp_path, place):
-        for workers in (0, 4):
-            config = config_for(
-                shapes_root, tmp_path / str(workers), "adamw", f"mixing.place={place}",
-                f"data.workers={workers}", "epochs=2",
-            )  # fmt: skip
-            DetectorTrainer(config).fit()
-        assert_same_run(tmp_path / "0", tmp_path / "4")
-
-
 class TestResume:
     def stop(self, config, **when):
         trainer = Stopping(config)
@@ -81,20 +61,16 @@ class TestResume:
         trainer.fit()
         return trainer
 
-    @pytest.mark.parametrize(
-        ("name", "step"),
-        # within an epoch and within what the log sums up, at the end of an epoch, in the last step
-        [("adamw", 3), ("sgd", 6), ("sgd", 18)],
-    )
-    def test_after_any_step(self, shapes_root, tmp_path, whole, name, step):
-        config = config_for(shapes_root, tmp_path / "run", name)
+    @pytest.mark.parametrize("step", [6, 18])  # the last ones of an epoch and of all
+    def test_after_any_step(self, shapes_root, tmp_path, whole, step):
+        config = config_for(shapes_root, tmp_path / "run", "sgd")
         trainer, stop = self.stop(config, in_step=step)
         assert stop.signum == signal.SIGTERM
         assert f"after step {step} " in str(stop)
         state = load_checkpoint(config.run_dir / "last.pt")
         assert state["position"]["step"] == trainer.position.step == step
         self.go_on(config)
-        assert_same_run(config.run_dir, whole[name])
+        assert_same_run(config.run_dir, whole["sgd"])
 
     def test_again_and_again(self, shapes_root, tmp_path, whole):
         config = config_for(shapes_root, tmp_path / "run", "adamw")
@@ -102,63 +78,6 @@ class TestResume:
         for step in (1, 8, 11):
             self.stop(config, in_step=step, signum=signal.SIGINT)
         self.go_on(config)
-        assert_same_run(config.run_dir, whole["adamw"])
-
-    @pytest.mark.parametrize("number", [1, 3])
-    def test_in_an_evaluation(self, shapes_root, tmp_path, whole, number):
-        config = config_for(shapes_root, tmp_path / "run", "adamw")
-        self.stop(config, in_evaluation=number)
-        position = load_checkpoint(config.run_dir / "last.pt")["position"]
-        assert position["evaluation_due"]
-        assert position["step"] == number * STEPS_PER_EPOCH
-        again = self.go_on(config)
-        assert again.evaluations == 3 - (number - 1)
-        assert_same_run(config.run_dir, whole["adamw"])
-
-    def test_after_being_killed(self, shapes_root, tmp_path, whole):
-        """What was done after the last checkpoint is done again, and logged once."""
-        config = config_for(shapes_root, tmp_path / "run", "adamw")
-        self.stop(config, in_step=5)
-        kept = tmp_path / "kept.pt"
-        shutil.copy(config.run_dir / "last.pt", kept)
-        self.stop(dataclasses.replace(config, resume="auto"), in_step=8)
-        shutil.copy(kept, config.run_dir / "last.pt")
-        self.go_on(config)
-        assert_same_run(config.run_dir, whole["adamw"])
-
-    def test_killed_between_an_evaluation_and_its_checkpoint(
-        self, shapes_root, tmp_path, whole, monkeypatch
-    ):
-        config = config_for(shapes_root, tmp_path / "run", "adamw")
-        trainer = DetectorTrainer(config)
-        save = trainer._save_last
-
-        def die_after_evaluation():
-            if trainer.position.step == 12 and not trainer.position.evaluation_due:
-                raise SystemExit
-            save()
-
-        trainer._save_last = die_after_evaluation
-        with pytest.raises(SystemExit):
-            trainer.fit()
-        self.go_on(config)
-        assert_same_run(config.run_dir, whole["adamw"])
-
-    def test_from_the_checkpoint_before(self, shapes_root, tmp_path, whole, caplog):
-        config = config_for(shapes_root, tmp_path / "run", "adamw", "save_minutes=1e-9")
-        self.stop(config, in_step=8)
-        last, temporary = (config.run_dir / name for name in ("last.pt", ".last.pt.tmp"))
-        temporary.write_bytes(b"of a process that was killed")
-        data = bytearray(last.read_bytes())
-        data[len(data) // 2] ^= 1  # in the middle of a tensor
-        last.write_bytes(data)
-        trainer = Stopping(dataclasses.replace(config, resume="auto"))
-        assert trainer.position.step == 8  # saved twice: after the step, and for the signal
-        assert f"{last} is broken: the checksum of " in caplog.text
-        assert "wrong; the checkpoint before it is used" in caplog.text
-        assert not temporary.exists()
-        assert load_checkpoint(last)["position"]["step"] == 8, "it has taken the broken one's place"
-        trainer.fit()
         assert_same_run(config.run_dir, whole["adamw"])
 
     def test_after_a_full_disk(self, shapes_root, tmp_path, whole):
@@ -264,26 +183,6 @@ class TestRefused:
             trainer.fit()
         return tmp_path / "run"
 
-    @pytest.mark.parametrize(
-        ("overrides", "message"),
-        [
-            (["detector.head_dim=16"], "does not fit the configuration: .*size mismatch"),
-            (["backbone.levels=[2,3]"], "does not fit the configuration: .*key"),
-            (["backbone.trainable_layers=2"], "does not fit the configuration: .*group"),
-            (["data.batch_size=8"], "with 4 images in a batch of all processes, this one has 8"),
-            (["data.train_limit=8"], "with 24 images, this one has 8"),
-            (
-                ["data.classes=[circle, cross, square, triangle, star]"],
-                "other classes: class 3 was star, is now triangle",
-            ),
-        ],
-    )
-    def test_other_settings(self, shapes_root, stopped, overrides, message):
-        self.assert_refused(stopped, shapes_root, "adamw", overrides, message)
-
-    def test_another_optimizer(self, shapes_root, stopped):
-        self.assert_refused(stopped, shapes_root, "sgd", [], "optimizer is of another kind")
-
     def test_another_file(self, shapes_root, stopped):
         state = load_checkpoint(stopped / "last.pt")
         del state["optimizer"]  # as in best.pt
@@ -299,22 +198,6 @@ class TestRefused:
             DetectorTrainer(config)
         assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
-    @pytest.mark.parametrize("override", ["seed=1", "data.test_limit=4"])
-    def test_settings_that_must_not_change(self, shapes_root, stopped, override):
-        name, value = override.split("=")
-        message = rf"is of a training with {name}=\w+, this one has {value}"
-        self.assert_refused(stopped, shapes_root, "adamw", [override], message)
-
-    @pytest.mark.parametrize("subset", ["train", "test"])
-    def test_as_many_other_images(self, shapes_root, stopped, tmp_path, subset):
-        root = tmp_path / "data"
-        shutil.copytree(shapes_root, root)
-        (path,) = root.rglob("trainval.txt" if subset == "train" else "test.txt")
-        names = path.read_text().split()
-        path.write_text("\n".join(names[::-1]))
-        message = f"is of a training with other {subset} images"
-        self.assert_refused(stopped, root, "adamw", [], message)
-
     def test_as_many_steps_of_other_batches(self, shapes_root, tmp_path):
         options = ("data.batch_size=9", "mixing.p=0")
         trainer = Stopping(config_for(shapes_root, tmp_path / "run", "adamw", *options))
@@ -324,13 +207,6 @@ class TestRefused:
         options = ["data.batch_size=12", "mixing.p=0"]
         message = "with 9 images in a batch of all processes, this one has 12"
         self.assert_refused(tmp_path / "run", shapes_root, "adamw", options, message)
-
-    def test_a_section_that_an_earlier_version_did_not_have(self, shapes_root, stopped):
-        state = load_checkpoint(stopped / "last.pt")
-        del state["config"]["augment"]
-        save_checkpoint(stopped / "last.pt", state)
-        trainer = DetectorTrainer(config_for(shapes_root, stopped, "adamw", "resume=auto"))
-        assert trainer.position.step == 2
 
     @pytest.mark.parametrize(
         "change",
@@ -363,24 +239,6 @@ class TestRefused:
         config = {**state["config"], **change}
         save_checkpoint(stopped / "last.pt", {**state, "config": config})
         self.assert_refused(stopped, shapes_root, "adamw", [], message)
-
-    def test_a_checkpoint_of_an_earlier_version(self, shapes_root, stopped):
-        state = load_checkpoint(stopped / "last.pt")
-        for name in ("images", "num_images", "batch_size"):
-            del state[name]
-        save_checkpoint(stopped / "last.pt", state)
-        trainer = DetectorTrainer(config_for(shapes_root, stopped, "adamw", "resume=auto"))
-        assert trainer.position.step == 2
-
-    def test_what_has_changed_is_said(self, shapes_root, stopped, caplog):
-        caplog.set_level("INFO", "detmix")
-        overrides = ("mixing.p=0.25", "optim.lr=0.5", "data.workers=0", "resume=auto")
-        DetectorTrainer(config_for(shapes_root, stopped, "adamw", *overrides))
-        assert caplog.messages == [
-            f"going on from {stopped / 'last.pt'}, step 2 of epoch 0",
-            "mixing.p has changed: it was 0.8, it is now 0.25",
-            "optim.lr has changed: it was 0.002, it is now 0.5",
-        ]
 
     def test_new_settings_of_the_optimizer_count(self, shapes_root, stopped):
         config = config_for(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
+import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,11 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
-from detmix.data.loaders import collate
-from detmix.data.shapes_coco import write_shapes_coco
+from detmix.data import collate, write_shapes_coco
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.training import PretrainConfig, TrainConfig, parse_args
+from detmix.training import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -134,18 +136,48 @@ def test_coco_scores(coco_folder, capsys):
     assert {entry["category_id"] for entry in saved} == set(names["val_set"].category_ids)
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands_exist(command):
-    program, *args = command
-    if program == "python":
-        assert (ROOT / args[0]).is_file()
-    for arg in args:
-        if arg.startswith("configs/"):
-            assert (ROOT / arg).is_file()
-    configs = {"tools/train.py": TrainConfig, "tools/pretrain.py": PretrainConfig}
-    if args[:1] and args[0] in configs:
-        paths = [str(ROOT / a) if a.startswith("configs/") else a for a in args[1:]]
-        parse_args(configs[args[0]], paths)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs a tool as a command does, for what it prints."""
+
+    def run(tool: str, *args: str, status: int = 0) -> str:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [tool, *args])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(tool, run_name="__main__")
+        printed = capsys.readouterr()
+        assert (end.value.code or 0) == status, printed.err
+        return printed.out + printed.err
+
+    return run
+
+
+def tool_commands() -> list[list[str]]:
+    """Return the commands from the tool's name on, whoever starts the tool."""
+    places = [(c, [i for i, arg in enumerate(c) if arg.startswith("tools/")]) for c in commands()]
+    return [command[found[0] :] for command, found in places if found]
+
+
+@pytest.mark.parametrize("command", tool_commands(), ids=" ".join)
+def test_commands_are_understood(run, command):
+    tool, *args = command
+    if "--config" in args:
+        assert run(tool, *args, "--print_config")
+        return
+    options = {arg for arg in args if arg.startswith("--")}
+    names = takewhile(lambda arg: not arg.startswith("-"), args)
+    known = run(tool, *names, "--help") + run("tools/train.py", "--help")
+    assert options <= set(re.findall(r"--[\w.]+", known))
+
+
+def test_commands_are_found():
+    assert len(tool_commands()) > 15
+    assert {"tools/train.py", "tools/evaluate.py"} <= {tool for tool, *_ in tool_commands()}
+
+
+@pytest.mark.parametrize("option", ["mixing.q", "detector.nonsense"])
+def test_an_unknown_option_is_an_error(run, option):
+    assert option in run("tools/train.py", f"--{option}", "1", "--print_config", status=2)
 
 
 def test_ci_runs_the_documented_test_command():
@@ -162,6 +194,12 @@ def test_every_option_of_the_table_exists():
         value = config
         for key in option.split("."):
             value = value[key]
+
+
+def test_the_configurations_of_the_tables_exist():
+    names = re.findall(r"^\| `([\w]+\.yaml)`", README, flags=re.MULTILINE)
+    assert len(names) > 9
+    assert all((ROOT / "configs" / name).is_file() for name in names)
 
 
 def test_links_and_pictures_exist():

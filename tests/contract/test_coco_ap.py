@@ -1,0 +1,323 @@
+"""COCO's average precision against pycocotools called by hand, and cases done on paper."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from coco_oracle import (
+    CATEGORY_IDS,
+    CLASSES,
+    IOU_TYPES,
+    add_keypoints,
+    as_entries,
+    by_hand,
+    detection,
+    evaluator_of,
+    full_case,
+    made_case,
+    only,
+    plain_evaluator,
+    random_case,
+    truth,
+)
+from pycocotools.cocoeval import Params
+
+from detmix.evaluation import COCOEvaluator, encode_masks
+
+BACKENDS = (
+    "pycocotools",
+    pytest.param("faster-coco-eval", marks=pytest.mark.filterwarnings("error")),
+)
+NAN = math.nan
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    if request.param == "faster-coco-eval":
+        pytest.importorskip("faster_coco_eval")
+    return request.param
+
+
+# ------------------------------------------------------------------------------ against pycocotools
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+def test_same_numbers_as_pycocotools(iou_type, backend):
+    """Crowds, areas of their own and equal scores among the objects; a class has no objects."""
+    predictions, targets = made_case(iou_type)
+    result = evaluator_of(predictions, targets, iou_types=[iou_type], backend=backend).compute()
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    stats, by_class = by_hand(ground_truth, only(results, iou_type), iou_type)
+    tolerance = {"rtol": 0, "atol": 0 if backend == "pycocotools" else 1e-12}
+    for name, value in stats.items():
+        np.testing.assert_allclose(getattr(result, name), value, err_msg=name, **tolerance)
+    for name, category in zip(CLASSES, CATEGORY_IDS, strict=True):
+        got = result.ap_by_class[name], result.ap50_by_class[name]
+        np.testing.assert_allclose(got, by_class[category], err_msg=name, **tolerance)
+    assert 0.05 < result.ap < 0.95
+    assert math.isnan(result.ap_by_class["cow"])
+
+
+def test_several_types_of_one_evaluator():
+    predictions, targets = full_case(num_images=12)
+    options = {"iou_types": ("segm", "bbox", "keypoints"), "backend": "pycocotools"}
+    evaluator = evaluator_of(predictions, targets, **options)
+    assert evaluator.iou_types == options["iou_types"]
+    assert evaluator.compute() is evaluator.compute("segm")
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    for iou_type in evaluator.iou_types:
+        stats, _ = by_hand(ground_truth, only(results, iou_type), iou_type)
+        got = evaluator.compute(iou_type)
+        assert got.iou_type == iou_type
+        np.testing.assert_array_equal([getattr(got, name) for name in stats], [*stats.values()])
+
+
+def test_any_number_of_keypoints_with_sigmas():
+    predictions, targets = random_case(0, 20)
+    add_keypoints(predictions, targets, num=5)
+    sigmas = [0.02, 0.05, 0.1, 0.03, 0.08]
+    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    results = only(results, "keypoints")
+    mean = np.mean(Params("keypoints").kpt_oks_sigmas)
+    for given, used in ((sigmas, sigmas), (None, [mean] * 5)):
+        options = {"iou_types": ["keypoints"], "keypoint_sigmas": given}
+        result = evaluator_of(predictions, targets, **options).compute().as_dict()
+        stats, _ = by_hand(ground_truth, results, "keypoints", used)
+        assert {name: result[name] for name in stats} == pytest.approx(stats, abs=1e-12)
+        assert result["ap_small"] is result["ar1"] is None
+
+
+def test_batches_and_their_order_do_not_matter():
+    predictions, targets = made_case("bbox", seed=1)
+    expected = evaluator_of(predictions, targets).compute().as_dict()
+    assert evaluator_of(predictions, targets, batch_size=1).compute().as_dict() == expected
+    assert evaluator_of(predictions[::-1], targets[::-1]).compute().as_dict() == expected
+
+
+def test_tensors_and_arrays_of_any_float_dtype():
+    predictions, targets = made_case("bbox", seed=2, num_images=8)
+    expected = evaluator_of(predictions, targets).compute().as_dict()
+    tensors = [{k: torch.tensor(v) for k, v in p.items()} for p in predictions]
+    truths = [{k: torch.tensor(v) for k, v in t.items()} for t in targets]
+    assert evaluator_of(tensors, truths).compute().as_dict() == expected
+    for prediction in tensors:
+        prediction["boxes"] = prediction["boxes"].double().requires_grad_()
+    assert evaluator_of(tensors, truths).compute().as_dict() == expected
+
+
+def test_masks_encoded_early_give_the_same_result():
+    predictions, targets = made_case("segm", num_images=10)
+    expected = evaluator_of(predictions, targets, iou_types=["segm"]).compute().as_dict()
+    for record in (*predictions, *targets):
+        record["masks"] = encode_masks(record["masks"])
+    assert evaluator_of(predictions, targets, iou_types=["segm"]).compute().as_dict() == expected
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+def test_labels_that_are_category_ids_count_as_contiguous_ones(iou_type):
+    """As of detectors pretrained on COCO; what has no such id is passed over."""
+    predictions, targets = made_case(iou_type)
+    options = {"iou_types": [iou_type]}
+    expected = evaluator_of(predictions, targets, **options).compute().as_dict()
+    strangers, _ = made_case(iou_type, seed=7)
+    named = []
+    for prediction, stranger in zip(predictions, strangers, strict=True):
+        ids = np.array([0, *CATEGORY_IDS])[prediction["labels"]]
+        unknown = np.resize([1, 91, 0], len(stranger["labels"]))  # nobody asked for these
+        # They stand between the others, whose order stays.
+        places = np.random.default_rng(0).permutation(len(ids) + len(unknown))
+        places[: len(ids)].sort()
+        order = np.argsort(places)
+        both = {key: np.concatenate([prediction[key], stranger[key]]) for key in prediction}
+        both["labels"] = np.concatenate([ids, unknown])
+        named.append({key: torch.tensor(value[order]) for key, value in both.items()})
+    options["prediction_labels"] = "category_id"
+    assert evaluator_of(named, targets, **options).compute().as_dict() == expected
+    for prediction in named:
+        prediction["labels"] = prediction["labels"].numpy()
+        if iou_type == "segm":
+            prediction["masks"] = encode_masks(prediction["masks"])
+    assert evaluator_of(named, targets, **options).compute().as_dict() == expected
+    labels = [label for prediction in named for label in prediction["labels"].tolist()]
+    assert {0, 1, 91} < set(labels)  # left as they were
+
+
+def test_nothing_on_stdout(capsys, backend):
+    evaluator_of(*made_case("bbox", num_images=4), backend=backend).compute()
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------- on paper
+
+BOX, BESIDE, FAR = [0, 0, 10, 10], [0, 0, 10, 7.8], [50, 50, 60, 60]
+# IoU 0.78 reaches 0.5, 0.55, ..., 0.75: six of the ten thresholds.
+SIX = {"ap": 0.3, "ap50": 0.5, "ap75": 0.5, "ap_small": 0.3, "ap_medium": NAN, "ap_large": NAN}
+SIX |= {"ar1": 0.0, "ar10": 0.6, "ar100": 0.6, "ar": 0.6, "ar_small": 0.6}
+THREE = [[0, 0, 20, 20], [40, 0, 60, 20], [80, 0, 100, 20]]
+PARTS = [[5.0 * i, 0, 5 * i + 30, 30] for i in range(8)]  # of a large object
+LARGE = [[0, 0, 100, 100], [200, 0, 220, 20]]
+
+# Boxes found with their scores, objects, what else is known of those, numbers.
+ON_PAPER = {
+    "six thresholds behind a miss": ([BESIDE, FAR], [0.5, 0.9], [BOX], {}, SIX),
+    "half of the objects": ([BOX], [0.9], [BOX, FAR], {}, {"ap": 51 / 101}),
+    "a duplicate before the other half": (
+        [BOX, BOX, FAR], [0.9, 0.9, 0.1], [BOX, FAR], {}, {"ap": (51 + 50 * 2 / 3) / 101},
+    ),
+    "of equal scores the first": ([BOX, BESIDE], [0.5, 0.5], [BOX], {}, {"ap": 1}),
+    "of equal scores the first, worse": (
+        [BESIDE, BOX], [0.5, 0.5], [BOX], {}, {"ap": 0.6 + 0.4 * 0.5},
+    ),
+    "the annotation's area, not the box's": (
+        THREE[:1], [0.9], THREE[:1], {"area": [5000.0]}, {"ap_medium": 1, "ap_small": NAN},
+    ),
+    "a crowd takes any number": (
+        [*PARTS, LARGE[1]], [0.9] * 8 + [0.1], LARGE, {"iscrowd": [1, 0]}, {"ap": 1},
+    ),
+    # The first is found, the second is not found quite, the third is missed; a miss elsewhere.
+    "difficult objects count neither way": (
+        [THREE[0], [40, 0, 60, 15.6], [0, 50, 20, 70]], [0.9, 0.5, 0.7], THREE,
+        {"difficult": [1, 0, 1]}, SIX,
+    ),
+    # A small part of it is a false positive: its IoU is the plain one.
+    "a difficult object is no crowd": (
+        [[10, 10, 30, 30], LARGE[1]], [0.9, 0.5], LARGE, {"difficult": [1, 0]}, {"ap50": 0.5},
+    ),
+    "the best hundred count": ([FAR] * 100 + [BOX], [0.9] * 100 + [0.1], [BOX], {}, {"ap": 0}),
+    "boxes without area": (
+        [[5, 5, 5, 5], BOX], [0.9, 0.8], [BOX, [3, 3, 3, 9]], {}, {"ap50": 0.5 * 51 / 101},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ON_PAPER)
+def test_on_paper(case, backend):
+    boxes, scores, objects, known, expected = ON_PAPER[case]
+    target = truth(objects, **{key: torch.tensor(value) for key, value in known.items()})
+    result = plain_evaluator([detection(boxes, scores)], [target], backend=backend).compute()
+    got = {name: getattr(result, name) for name in expected}
+    assert got == pytest.approx(expected, nan_ok=True)
+    ignored = sum(known.get("iscrowd", known.get("difficult", [])))
+    assert result.num_objects == {"cat": len(objects) - ignored}
+    assert result.mean_ap == result.ap
+
+
+def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
+    points = torch.rand(17, 3, generator=torch.Generator().manual_seed(0)) * 40
+    points[:, 2] = 2
+    box = [0.0, 0, 40, 40]
+    shift = torch.tensor([500.0, 0, 0])
+    target = truth(
+        [box, [1000, 0, 1040, 40]],
+        keypoints=torch.stack([points, points + 2 * shift]),
+        difficult=torch.tensor([1, 0]),
+    )
+    there, far, other = (
+        {"boxes": [[x, 0, x + 40, 40]], "keypoints": (points + x / 500 * shift)[None]}
+        for x in (0.0, 500.0, 1000.0)
+    )
+
+    def average(*found):
+        boxes = [box for one in found for box in one["boxes"]]
+        keypoints = torch.cat([one["keypoints"] for one in found])
+        prediction = detection(boxes, [0.9, 0.8, 0.7][: len(found)], keypoints=keypoints)
+        options = {"iou_types": ["keypoints"], "backend": backend}
+        return plain_evaluator([prediction], [target], **options).compute().ap
+
+    assert average(there, other) == pytest.approx(1.0)  # counts neither way
+    assert average(far, other) == pytest.approx(0.5)  # a false positive above a true one
+
+
+# ------------------------------------------------------------------------------------- empty sides
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+class TestNothing:
+    def test_no_images(self, backend, iou_type):
+        result = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend).compute()
+        assert math.isnan(result.ap)
+        assert result.num_images == 0
+        assert result.as_dict()["ap_by_class"] == dict.fromkeys(CLASSES)
+
+    def test_no_detections_at_all(self, backend, iou_type):
+        shapes = {"masks": torch.ones(1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
+        evaluator = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend)
+        evaluator.update([detection([], [])], [truth([[0, 0, 20, 20]], **shapes)])
+        result = evaluator.compute()
+        assert result.ap == result.ap50_by_class["cat"] == result.ar == 0.0
+        assert math.isnan(result.ap_by_class["dog"])
+
+    def test_no_objects_at_all(self, backend, iou_type):
+        shapes = {"masks": torch.ones(1, 1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
+        found = detection([[0, 0, 20, 20]], [0.5], **shapes)
+        evaluator = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend)
+        evaluator.update([found, detection([], [])], [truth([]), truth([], 2)])
+        result = evaluator.compute()
+        assert math.isnan(result.ap)
+        assert result.num_images == 2
+        assert result.num_detections == {"cat": 1, "dog": 0, "cow": 0}
+
+    def test_images_without_anything_change_nothing(self, backend, iou_type):
+        predictions, targets = made_case(iou_type, num_images=8)
+        options = {"iou_types": [iou_type], "backend": backend}
+        evaluator = evaluator_of(predictions, targets, **options)
+        expected = evaluator.compute().as_dict()
+        evaluator.update([detection([], [])] * 2, [truth([], 10_001), truth([], 10_002)])
+        assert evaluator.compute().as_dict() == expected | {"num_images": 10}
+
+
+# -------------------------------------------------------------------------------- gathering state
+
+
+def test_repeated_images_are_dropped():
+    predictions, targets = made_case("bbox", num_images=10)
+    evaluator = evaluator_of(predictions, targets)
+    expected = evaluator.compute().as_dict()
+    evaluator.update(predictions[:3], targets[:3])
+    evaluator.update([*predictions[3:5], predictions[3]], [*targets[3:5], targets[3]])
+    assert evaluator.compute().as_dict() == expected
+
+
+def test_results_follow_updates_and_reset():
+    evaluator = evaluator_of(*made_case("bbox", num_images=5))
+    evaluator.reset()
+    assert evaluator.compute().num_images == 0
+    evaluator.update([detection([BOX], [0.5])], [truth([BOX])])
+    first = evaluator.compute()
+    assert first.ap == pytest.approx(1.0)
+    assert evaluator.compute() is first
+    evaluator.update([detection([], [])], [truth([BOX], 2)])
+    assert evaluator.compute().ap == pytest.approx(51 / 101)
+
+
+BAD = [
+    ("targets", "image_id", None),
+    ("targets", "image_id", "a"),
+    ("targets", "area", [-1.0]),
+    ("targets", "area", [NAN]),
+    ("targets", "iscrowd", [0, 1]),
+    ("targets", "file_name", 3),
+    ("targets", "masks", None),
+    ("targets", "keypoints", torch.ones(1, 17, 2)),
+    ("targets", "keypoints", torch.full((1, 17, 3), math.inf)),
+    ("predictions", "labels", [9]),
+    ("predictions", "boxes", [[5.0, 0, 4, 9]]),
+    ("predictions", "masks", torch.ones(2, 1, 9, 9)),
+    ("predictions", "keypoints", None),
+]
+
+
+@pytest.mark.parametrize(("side", "key", "value"), BAD)
+def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
+    shapes = {"masks": torch.ones(1, 1, 9, 9), "keypoints": torch.ones(1, 17, 3)}
+    found, there = detection([BOX], [0.5], **shapes), truth([BOX], **shapes)
+    evaluator = plain_evaluator([found], [there], iou_types=IOU_TYPES)
+    before = evaluator.compute().as_dict()
+    good = {"predictions": [found, found], "targets": [there | {"image_id": i} for i in (5, 2)]}
+    changed = {k: v for k, v in (good[side][1] | {key: value}).items() if v is not None}
+    with pytest.raises(ValueError, match=rf"{side}\[1\].*{key}"):
+        evaluator.update(**(good | {side: [good[side][0], changed]}))
+    assert evaluator.compute().as_dict() == before
+    evaluator.update(**good)  # no id is remembered either
+    assert evaluator.compute().num_images == 3

@@ -1,0 +1,298 @@
+"""Mixers on a batch, as a collate function and in a data set: the same in all three places."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import random
+
+import pytest
+import torch
+from mixing_oracle import DEVICES, Plain, assert_pixels, assert_same_target, make_image, on
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import tv_tensors
+
+from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, cutmix, mixup
+from detmix.data import MixCollate, collate
+from detmix.mixing import Cut, DetectionMixer, MixParams
+
+MIXERS = {
+    "mixup": DetectionMixUp,
+    "cutmix": DetectionCutMix,
+    "choice": lambda **settings: RandomChoice(
+        [DetectionMixUp(**settings), DetectionCutMix(**settings)]
+    ),
+}
+with_each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
+
+
+def samples_of(size=12, device="cpu"):
+    return [on(device, Plain()[index]) for index in range(size)]
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_same_samples(samples, expected):
+    for (image, target), (other, other_target) in zip(samples, expected, strict=True):
+        assert torch.equal(image, other)
+        assert_same_target(target, other_target)
+
+
+def assert_same_batch(batch, expected):
+    assert_same_samples(zip(*batch, strict=True), zip(*expected, strict=True))
+
+
+def untouched(sample, index):
+    """Whether it is sample ``index`` as it was, of weight 1."""
+    image, target = sample
+    return torch.equal(image, Plain()[index][0]) and target["box_weights"].tolist() == [1.0]
+
+
+class TestBatch:
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_transform_mixes_the_pairs_it_is_given(self, device):
+        samples, cut = samples_of(3, device), Cut(0.4, 0.3, 0.7)
+        choice = RandomChoice([DetectionMixUp(), DetectionCutMix(min_visibility=0.3)])
+        # the third image is 18 x 22, the first 16 x 24: common are 16 x 22
+        pasted = cutmix(*samples[0], *samples[2], cut.rectangle((16, 22)), min_visibility=0.3)
+        blended = mixup(*samples[0], *samples[2], 0.25)
+        for mixer, how, expected in (
+            (DetectionMixUp(fill=9), 0.25, mixup(*samples[0], *samples[2], 0.25, 9)),
+            (DetectionCutMix(min_visibility=0.3), cut, pasted),
+            (choice, (0, 0.25), blended),
+            (choice, (1, cut), pasted),
+        ):
+            mixed = mixer.transform(samples, [MixParams(2, how), None, None])
+            assert_same_samples(mixed[:1], [expected])
+            assert mixed[1][0] is samples[1][0]
+            assert mixed[1][1]["box_weights"].tolist() == [1.0]
+
+    @with_each_mixer
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+    def test_all_ways_to_pass_a_batch_agree(self, make, device, p):
+        samples, mix = samples_of(12, device), make(p=p)
+        images, targets = collate(samples)
+        before = copy.deepcopy(samples)
+        params = mix.make_params(12, seeded(5))
+        assert 0 < sum(param is None for param in params) < 12 or p != 0.5
+        expected = collate(mix.transform(samples, params))
+        state = torch.get_rng_state()
+        assert_same_batch(mix(images, targets, generator=seeded(5)), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+        for arguments in ((images, targets), (samples,), tuple(zip(*samples, strict=True))):
+            torch.manual_seed(5)
+            assert_same_batch(mix(*arguments), expected)
+        seeds = MixCollate(mix, seed=3)
+        assert_same_batch(seeds.mix_batch(images, targets), seeds(samples))
+        assert_same_samples(samples, before)
+        for (_, target), mixed, param in zip(samples, expected[1], params, strict=True):
+            assert mixed["image_id"] == target["image_id"]
+            assert mixed["box_weights"].device.type == device
+            if param is None:
+                assert_same_target(mixed, target | {"box_weights": torch.ones(1, device=device)})
+
+    @with_each_mixer
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+    @pytest.mark.parametrize("wrap", [torch.Tensor.clone, tv_tensors.Image])
+    def test_one_tensor_in_one_tensor_out(self, make, device, dtype, wrap):
+        for count in (4, 0):
+            images = wrap((torch.rand(count, 3, 18, 24) * 255).to(device, dtype))
+            targets = [target for _, target in samples_of(count, device)]
+            stacked, mixed = make(p=0.7)(images, targets, generator=seeded(1))
+            listed, expected = make(p=0.7)(list(images), targets, generator=seeded(1))
+            assert (type(stacked), stacked.shape, stacked.dtype) == (
+                type(images), images.shape, dtype,
+            )  # fmt: skip
+            for image, other, target, its in zip(stacked, listed, mixed, expected, strict=True):
+                # laid out otherwise in memory, a tie may be rounded to the other side
+                error = (image.double() - other.double()).abs().max()
+                assert error <= (dtype == torch.uint8)
+                assert_same_target(target, its)
+
+    @with_each_mixer
+    def test_a_batch_of_one_stays_as_it_is_and_one_of_none_is_none(self, make):
+        mix = make(p=1.0)
+        images, targets = mix(samples_of(1))
+        assert untouched((images[0], targets[0]), 0)
+        assert mix([], []) == ([], [])
+
+    @with_each_mixer
+    @pytest.mark.parametrize("p", [0.0, 1.0])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_images_without_annotations_come_out_with_empty_keys(self, make, p, device):
+        """`wrap_dataset_for_transforms_v2` leaves them a target of the image id alone."""
+        samples = [(make_image(9, 9, device=device), {"image_id": n}) for n in range(4)]
+        expected = {
+            "boxes": torch.zeros((0, 4), device=device),
+            "labels": torch.zeros(0, dtype=torch.int64, device=device),
+            "box_weights": torch.zeros(0, device=device),
+        }
+        for number, target in enumerate(make(p=p)(samples)[1]):
+            assert_same_target(target, {"image_id": number, **expected})
+            assert target["boxes"].device.type == target["labels"].device.type == device
+        assert all(target.keys() == {"image_id"} for _, target in samples)
+        for p_data in (0.0, 1.0):
+            mixed = MixedDataset([samples[0], on(device, Plain()[0])], make(p=p_data), seed=1)
+            assert all(expected.keys() <= target.keys() for _, target in mixed)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_cutmix_weights_are_the_shares_of_the_pixels(self, device):
+        mix, mixed = DetectionCutMix(p=1.0, min_visibility=0.0), 0
+        for seed in range(5):
+            batch = mix(samples_of(12, device), generator=seeded(seed))
+            for image, target in zip(*batch, strict=True):
+                index = target["image_id"]
+                own = target["box_weights"][target["labels"] == index + 1].sum().item()
+                pasted = (image[0] != Plain.value(index)).double().mean().item()
+                assert own == pytest.approx(1 - pasted, abs=1e-6)
+                mixed += len(target["boxes"]) == 2
+        assert mixed > 30
+
+    @with_each_mixer
+    def test_is_a_module_without_a_state_of_its_own(self, make):
+        mix = make(p=0.25).to("cpu").eval()
+        assert isinstance(mix, nn.Module)
+        assert isinstance(mix, DetectionMixer)
+        assert not mix.state_dict()
+        assert mix.p == 0.25
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_collate_function(self, num_workers):
+        mix, seen = DetectionMixUp(p=1.0), []
+        batches = DataLoader(Plain(), batch_size=3, collate_fn=mix, num_workers=num_workers)
+        for image, target in (sample for batch in batches for sample in zip(*batch, strict=True)):
+            own, partner = (Plain()[label - 1][0] for label in target["labels"].tolist())
+            weights = target["box_weights"].tolist()
+            assert sum(weights) == pytest.approx(1)
+            assert_pixels(image, own, partner, weights[0])
+            seen.append(target["image_id"])
+        assert seen == list(range(12))
+
+    @with_each_mixer
+    def test_a_data_set_mixes_with_the_partner_it_names(self, make):
+        mix, samples = make(p=0.7), samples_of()
+        mixed = MixedDataset(Plain(), mix, seed=1)
+        assert len(mixed) == 12
+        params = [mixed.draw_params(index) for index in range(12)]
+        assert 0 < params.count(None) < 12
+        for index, param in enumerate(params):
+            assert param is None or param.partner != index
+            pair = [samples[index], samples[0 if param is None else param.partner]]
+            expected = mix.transform(pair, [param and MixParams(1, param.how), None])
+            assert_same_samples([mixed[index]], expected[:1])
+
+    def test_data_sets_of_any_kind_and_in_each_other(self):
+        mix, plain = DetectionMixUp(p=1.0), Plain()
+        for dataset in (Subset(plain, [5, 2, 8]), [plain[5], plain[2], plain[8]]):
+            mixed = MixedDataset(dataset, mix, seed=1)
+            mixed.set_epoch(1)
+            samples = list(mixed)  # it ends
+            assert [target["labels"][0].item() for _, target in samples] == [6, 3, 9]
+            assert {n for _, t in samples for n in t["labels"].tolist()} == {6, 3, 9}
+            assert_same_samples([mixed[-1], mixed[-3]], [samples[2], samples[0]])
+        assert_same_samples(dataset, [plain[5], plain[2], plain[8]])  # unchanged
+        assert untouched(MixedDataset(Plain(1), mix, seed=1)[0], 0)
+        twice = MixedDataset(MixedDataset(plain, mix, seed=1), mix, seed=2)
+        for _, target in twice:
+            assert target["box_weights"].shape == (4,)
+            assert target["box_weights"].sum().item() == pytest.approx(1, rel=1e-6)
+        twice.set_epoch(4)
+        assert (mix.epoch, twice[0][1]["epoch"]) == (4, 4)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("place", ["collate_fn", "dataset"])
+    @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+    def test_reaches_persistent_workers(self, place, context):
+        mix = MIXERS["choice"](p=1.0, epochs=3, off_epochs=1)
+        mixed = MixedDataset(Plain(), mix, seed=1)
+        data, begin = (mixed, mixed) if place == "dataset" else (Plain(), mix)
+        loader = DataLoader(
+            data,
+            batch_size=6,
+            collate_fn=collate if place == "dataset" else mix,
+            num_workers=2,
+            persistent_workers=True,
+            multiprocessing_context=context,
+        )
+        for epoch in (0, 1, 2, 0):  # and it comes back on
+            begin.set_epoch(epoch)
+            samples = [sample for batch in loader for sample in zip(*batch, strict=True)]
+            plain = sum(untouched(sample, index) for index, sample in enumerate(samples))
+            # some of CutMix's rectangles are empty
+            assert plain == 12 if epoch == 2 else plain < 9
+            if place == "dataset":
+                assert {target["epoch"] for _, target in samples} == {epoch}
+                assert_same_samples(samples, list(mixed))
+
+    def test_each_mixer_of_a_choice_keeps_its_own(self):
+        mix = RandomChoice(
+            [
+                DetectionMixUp(p=1.0, epochs=4, off_epochs=3),
+                DetectionCutMix(p=1.0, epochs=4, off_epochs=1),
+            ]
+        )
+        for epoch, expected in enumerate([{0, 1}, {1}, {1}, set()]):
+            mix.set_epoch(epoch)
+            params = mix.make_params(40, seeded(0))
+            assert {param.how[0] for param in params if param is not None} == expected
+            assert (mix.active, mix.epoch) == (bool(expected), epoch)
+
+    @with_each_mixer
+    def test_off_changes_nothing_of_what_is_drawn(self, make):
+        mix, generators = make(p=1.0, epochs=2, off_epochs=1), [seeded(1), seeded(1)]
+        mix.make_params(4, generators[0])
+        mix.set_epoch(1)
+        assert mix.make_params(4, generators[1]) == [None] * 4
+        assert torch.equal(generators[0].get_state(), generators[1].get_state())
+        always = make(p=1.0, epochs=2)
+        always.set_epoch(1)
+        assert always.active
+
+    @with_each_mixer
+    def test_a_drawn_pair_is_always_mixed(self, make):
+        mix, rng = make(p=0.0), random.Random(0)
+        assert all(mix.draw_pair(rng) is not None for _ in range(50))
+        assert all(mix.draw(rng) is None for _ in range(50))
+
+    @with_each_mixer
+    @pytest.mark.parametrize("twin", ["deepcopy", "pickle", "torch.save"])
+    def test_copies_keep_settings_and_have_an_epoch_of_their_own(self, make, twin):
+        mix = make(p=0.7, epochs=5, off_epochs=2)
+        mix.set_epoch(3)
+        other = copied(mix, twin)
+        assert repr(other) == repr(mix)
+        assert (other.epoch, other.active) == (3, False)
+        other.set_epoch(0)
+        assert (mix.epoch, mix.active, other.active) == (3, False, True)
+        drawn = [mixer.draw_pair(random.Random(3)) for mixer in (mix, other)]
+        assert drawn[0] == drawn[1]
+        # in shared memory again
+        loader = DataLoader(
+            Plain(), batch_size=12, collate_fn=other, num_workers=1, persistent_workers=True
+        )
+        mixed = []
+        for epoch in (0, 3):
+            other.set_epoch(epoch)
+            (batch,) = loader
+            samples = enumerate(zip(*batch, strict=True))
+            mixed.append(not all(untouched(sample, index) for index, sample in samples))
+        assert mixed == [True, False]
+
+
+def copied(mix, twin):
+    if twin == "deepcopy":
+        return copy.deepcopy(mix)
+    if twin == "pickle":
+        return pickle.loads(pickle.dumps(mix))
+    torch.save(mix, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)

@@ -1,0 +1,349 @@
+"""What is drawn: the distributions that are promised, from (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from itertools import chain
+
+import pytest
+import torch
+from mixing_oracle import Plain, assert_same_target
+from torch.utils.data import DataLoader, DistributedSampler, Subset, default_collate
+from torchvision.transforms import v2
+
+from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice
+from detmix.data import (
+    SHAPE_CLASSES,
+    AugmentedDataset,
+    EpochBatchSampler,
+    MixCollate,
+    VOCDetection,
+    collate,
+    detection_transforms,
+    eval_loader,
+    train_loader,
+)
+from detmix.mixing import sample_seed
+
+MIXUP, CUTMIX = DetectionMixUp(p=1.0), DetectionCutMix(p=1.0)
+SOME = [
+    DetectionMixUp(p=0.5),
+    DetectionCutMix(p=0.5),
+    RandomChoice([DetectionMixUp(p=0.5), CUTMIX]),
+]
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_share(count, total, share):
+    """A binomial count, within four standard deviations."""
+    error = math.sqrt(share * (1 - share) / total)
+    assert count / total == pytest.approx(share, abs=4 * error + 1e-9)
+
+
+def assert_same_batches(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        for sample, expected in zip(
+            zip(*batch, strict=True), zip(*other, strict=True), strict=True
+        ):
+            assert torch.equal(sample[0], expected[0])
+            assert_same_target(sample[1], expected[1])
+
+
+def augmented(root, seed):
+    """Return the data set of the shapes in these files, augmented."""
+    transform = detection_transforms(None, train=True, photometric=0.5, crop=0.5)
+    return AugmentedDataset(VOCDetection(root, classes=SHAPE_CLASSES), transform, seed)
+
+
+def drawn(samples):
+    """Whatever tells one draw from another: the objects and their weights."""
+    return [(*t["labels"].tolist(), *t["box_weights"].tolist()) for _, t in samples]
+
+
+class TestDistributions:
+    @pytest.mark.parametrize("alpha", [0.5, 1.5, 8.0])
+    def test_ratios_have_the_moments_of_the_beta_distribution(self, alpha):
+        params = DetectionMixUp(alpha=alpha, p=1.0).make_params(8000, seeded(0))
+        ratios = [param.how for param in params]
+        variance = 1 / (4 * (2 * alpha + 1))
+        # Kurtosis of Beta(α, α) less 3 is -6 / (2α + 3).
+        variance_error = variance * math.sqrt((2 - 6 / (2 * alpha + 3)) / len(ratios))
+        mean_error = math.sqrt(variance / len(ratios))
+        assert statistics.fmean(ratios) == pytest.approx(0.5, abs=4 * mean_error)
+        assert statistics.pvariance(ratios, 0.5) == pytest.approx(variance, abs=4 * variance_error)
+        assert all(0 <= ratio <= 1 for ratio in ratios)
+
+    @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
+    def test_areas_of_rectangles_are_distributed_as_torchvision_s(self, alpha):
+        size, draws = (40, 60), 3000
+        torch.manual_seed(0)
+        transform, batch = v2.CutMix(alpha=alpha, num_classes=2), torch.zeros(2, 3, *size)
+        theirs = [1 - transform.make_params([batch])["lam_adjusted"] for _ in range(draws)]
+        ours = []
+        for param in DetectionCutMix(alpha=alpha, p=1.0).make_params(draws, seeded(0)):
+            x1, y1, x2, y2 = param.how.rectangle(size)
+            ours.append((x2 - x1) * (y2 - y1) / (size[0] * size[1]))
+        error = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / draws)
+        assert statistics.fmean(ours) == pytest.approx(statistics.fmean(theirs), abs=4 * error)
+        # Kolmogorov and Smirnov: a distance beyond 2.2 sqrt(2 / n) comes once in 10,000.
+        levels = [level / 50 for level in range(51)]
+        below, other = (
+            [sum(area <= level for area in areas) / draws for level in levels]
+            for areas in (ours, theirs)
+        )
+        distance = max(abs(a - b) for a, b in zip(below, other, strict=True))
+        assert distance < 2.2 * math.sqrt(2 / draws)
+
+    def test_rectangles_lie_everywhere_that_both_images_cover(self):
+        a, b = (torch.zeros(3, 10, 40), {}), (torch.ones(3, 30, 8), {})
+        mixed = [CUTMIX([a, b], generator=seeded(seed))[0][0] for seed in range(300)]
+        covered = torch.stack(mixed).sum(0)[0]
+        assert covered.shape == (10, 40)
+        assert (covered[:, :8] > 0).all()
+        assert (covered[:, 8:] == 0).all()
+
+    @pytest.mark.parametrize("mix", [DetectionMixUp(p=0.3), DetectionCutMix(p=0.3)])
+    def test_p_is_the_share_of_mixed_samples(self, mix):
+        params = mix.make_params(5000, seeded(0))
+        assert_share(sum(param is not None for param in params), 5000, 0.3)
+        mixed = MixedDataset(Plain(1000), mix, seed=1)
+        assert_share(sum(mixed.draw_params(i) is not None for i in range(1000)), 1000, 0.3)
+
+    @pytest.mark.parametrize("probabilities", [None, (1, 3), (0.2, 0.8), (0, 5)])
+    def test_a_choice_picks_as_it_should_and_leaves_each_mixer_its_chance(self, probabilities):
+        mix = RandomChoice([DetectionMixUp(p=0.2), DetectionCutMix(p=0.9)], probabilities)
+        second = (probabilities or (1, 1))[1] / sum(probabilities or (1, 1))
+        assert mix.p == pytest.approx((1 - second) * 0.2 + second * 0.9)
+        params = mix.make_params(4000, seeded(0))
+        numbers = [param.how[0] for param in params if param is not None]
+        assert_share(numbers.count(0), 4000, (1 - second) * 0.2)
+        assert_share(numbers.count(1), 4000, second * 0.9)
+        # one within another
+        outer = RandomChoice([mix, DetectionMixUp(p=0.0)], [1, 0])
+        params = outer.make_params(4000, seeded(0))
+        numbers = [param.how[1][0] for param in params if param is not None]
+        assert_share(numbers.count(1), 4000, second * 0.9)
+
+    @pytest.mark.parametrize("size", [2, 3, 8])
+    def test_in_a_batch_each_is_partner_once_and_never_its_own(self, size):
+        seen = set()
+        for seed in range(60):
+            partners = [param.partner for param in MIXUP.make_params(size, seeded(seed))]
+            assert sorted(partners) == list(range(size))
+            assert all(partner != index for index, partner in enumerate(partners))
+            seen |= set(enumerate(partners))
+        assert len(seen) == size * (size - 1)
+
+    def test_in_a_data_set_all_others_are_as_likely(self):
+        mixed, counts, epochs = MixedDataset(Plain(5), MIXUP, seed=3), collections.Counter(), 400
+        for epoch in range(epochs):
+            mixed.set_epoch(epoch)
+            counts.update((index, mixed.draw_params(index).partner) for index in range(5))
+        mixed.set_epoch(0)
+        assert len(counts) == 20
+        assert all(own != partner for own, partner in counts)
+        # Each of the 20 pairs is a binomial of 400 draws at 1/4; chi-squared of 15 degrees of
+        # freedom exceeds 44.3 once in 10,000.
+        chi_squared = sum((count - epochs / 4) ** 2 / (epochs / 4) for count in counts.values())
+        assert chi_squared < 44.3
+
+
+class TestSeeds:
+    def test_frozen_numbers(self):
+        # Runs of different versions are only comparable while these stay.
+        assert sample_seed(0, 0, 0) == 7683044551549099801
+        assert sample_seed(42, 7, 4951, "mixing") == 932380681451282824
+
+    def test_no_collision_and_uniform(self):
+        seeds = [
+            sample_seed(seed, epoch, index, stream)
+            for seed in (0, 1, 12, 2**40)
+            for epoch in range(24)
+            for index in range(100)
+            for stream in ("", "augment", "mixing")
+        ]
+        assert len(set(seeds)) == len(seeds)
+        assert 0 <= min(seeds) <= max(seeds) < 2**63
+        # Uniform: the mean of n numbers is off by 1 / sqrt(12 n).
+        mean = statistics.fmean(seed / 2**63 for seed in seeds)
+        assert mean == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(seeds)))
+
+    @pytest.mark.parametrize("mix", SOME)
+    def test_decide_for_each_sample_whatever_the_order_of_the_batch(self, mix):
+        seeds = [sample_seed(0, 0, index) for index in range(9)]
+        params = mix.make_params(9, seeds=seeds)
+        assert 0 < params.count(None) < 9
+        order = [4, 0, 8, 2, 6, 1, 3, 7, 5]
+        shuffled = mix.make_params(9, seeds=[seeds[index] for index in order])
+        for param, index in zip(shuffled, order, strict=True):
+            assert (param and param.how) == (params[index] and params[index].how)
+            assert param is None or order[param.partner] == params[index].partner
+        # in another batch: drawn alike, perhaps with another partner
+        part = mix.make_params(4, seeds=seeds[:4])
+        assert [p and p.how for p in part] == [p and p.how for p in params[:4]]
+
+    @pytest.mark.parametrize("mix", SOME)
+    def test_a_data_set_draws_from_seed_epoch_and_index_alone(self, mix):
+        mixed = MixedDataset(Plain(), mix, seed=1)
+        mixed.set_epoch(2)
+        state = torch.get_rng_state()
+        expected = list(mixed)
+        assert torch.equal(torch.get_rng_state(), state)
+        for workers in (0, 2):
+            torch.manual_seed(workers)  # which must not matter
+            # backwards, and each worker others of them
+            batches = DataLoader(
+                Subset(mixed, range(11, -1, -1)), 3, collate_fn=collate, num_workers=workers
+            )
+            samples = [sample for batch in batches for sample in zip(*batch, strict=True)]
+            assert_same_batches([collate(samples[::-1])], [collate(expected)])
+        runs = []
+        for seed, epoch in ((1, 2), (1, 3), (2, 2)):
+            other = MixedDataset(Plain(), mix, seed=seed)
+            other.set_epoch(epoch)
+            runs.append(drawn(other))
+        mix.set_epoch(0)
+        assert runs[0] == drawn(expected)
+        assert runs[0] != runs[1] != runs[2] != runs[0]
+
+    def test_one_data_set_within_another_of_the_same_seed_draws_its_own(self):
+        inner = MixedDataset(Plain(50), MIXUP, seed=1)
+        outer = MixedDataset(Subset(inner, range(50)), MIXUP, seed=1)
+        pairs = [(inner.draw_params(i), outer.draw_params(i)) for i in range(50)]
+        assert sum(a.partner == b.partner for a, b in pairs) < 5
+        assert not any(a.how == b.how for a, b in pairs)
+
+    @pytest.mark.parametrize("place", ["dataset", "collate_fn"])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_without_a_seed_torch_s_governs_and_no_two_workers_draw_alike(self, place, workers):
+        data, how = Plain(), MIXUP
+        if place == "dataset":
+            data, how = MixedDataset(data, MIXUP), collate
+        runs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            batches = DataLoader(data, 3, collate_fn=how, num_workers=workers)
+            runs.append([row for batch in batches for row in drawn(zip(*batch, strict=True))])
+        assert runs[0] == runs[1]
+        assert runs[0] != runs[2]
+        assert len({weights for *_, weights in runs[0]}) == 12
+
+
+class TestLoaders:
+    @pytest.mark.parametrize(("rank", "num_processes"), [(0, 1), (0, 2), (1, 2)])
+    def test_the_order_is_that_of_torch(self, rank, num_processes):
+        sampler = EpochBatchSampler(21, 2, 5, rank, num_processes)
+        oracle = DistributedSampler(range(21), num_processes, rank, True, seed=5, drop_last=True)
+        for epoch in (3, 4):
+            oracle.set_epoch(epoch)
+            order = list(oracle)
+            sampler.set_epoch(epoch)
+            assert [len(batch) for batch in sampler] == [2] * len(sampler)
+            assert list(chain(*sampler)) == order[: len(order) // 2 * 2]
+
+    @pytest.mark.parametrize("size", [16, 17, 19])
+    def test_two_processes_share_the_batches_of_one(self, size):
+        one = EpochBatchSampler(size, 4, seed=3)
+        two = [EpochBatchSampler(size, 2, 3, rank, 2) for rank in (0, 1)]
+        for sampler in (one, *two):
+            sampler.set_epoch(1)
+        assert len(one) == 4
+        assert [set(a + b) for a, b in zip(*two, strict=True)] == [set(batch) for batch in one]
+
+    @pytest.mark.parametrize("start", [0, 1, 3, 4, 9])
+    def test_an_epoch_can_begin_within(self, start):
+        sampler = EpochBatchSampler(13, 3, seed=1)
+        sampler.set_epoch(2)
+        whole = list(sampler)
+        assert len(set(chain(*whole))) == 12
+        sampler.set_epoch(2, start)
+        assert list(sampler) == whole[start:]
+        sampler.set_epoch(2)
+        assert list(sampler) == whole, "the next epoch begins at its beginning"
+
+    @pytest.mark.parametrize(
+        ("size", "batch_size", "num_processes"), [(3, 4, 1), (7, 4, 2), (0, 1, 1), (4, 0, 1)]
+    )
+    def test_too_few_samples(self, size, batch_size, num_processes):
+        with pytest.raises(ValueError, match=f"{batch_size}"):
+            EpochBatchSampler(size, batch_size, 0, 0, num_processes)
+
+    def test_mix_collate_is_a_function_of_seed_epoch_and_images(self):
+        samples = [Plain()[i] for i in (5, 2, 7, 1)]
+
+        def mixed(seed=0, epoch=0, samples=samples):
+            mix = DetectionMixUp(p=1.0)
+            mix.set_epoch(epoch)
+            torch.rand(3)  # the global generator plays no part
+            return MixCollate(mix, seed)(samples)
+
+        first = mixed()
+        assert_same_batches([mixed()], [first])
+        for other in (mixed(seed=1), mixed(epoch=1), mixed(samples=samples[::-1])):
+            assert drawn(zip(*other, strict=True)) != drawn(zip(*first, strict=True))
+
+    def test_augmentation_is_a_function_of_seed_epoch_and_index(self, shapes_root):
+        runs = []
+        for seed, epoch in ((7, 0), (7, 0), (7, 1), (8, 0)):
+            dataset = augmented(shapes_root, seed)
+            dataset.set_epoch(epoch)
+            torch.manual_seed(len(runs))  # which must not matter
+            runs.append([dataset[index] for index in range(6)])
+        assert_same_batches([collate(runs[1])], [collate(runs[0])])
+        for other in runs[2:]:
+            pairs = zip(runs[0], other, strict=True)
+            assert not all(torch.equal(a["boxes"], b["boxes"]) for (_, a), (_, b) in pairs)
+
+    @staticmethod
+    def epochs(root, workers, place, start=0):
+        """The batches of each of three epochs: real files, augmented and mixed."""
+        dataset = augmented(root, seed=7)
+        mix = DetectionMixUp(p=0.7, fill=114, epochs=3, off_epochs=1)
+        if place == "dataset":
+            dataset = MixedDataset(dataset, mix, seed=7)
+        on_batch = mix if place == "batch" else None
+        loader = train_loader(dataset, 4, seed=7, workers=workers, mix=on_batch)
+        for epoch in range(3):
+            dataset.set_epoch(epoch)
+            mix.set_epoch(epoch)
+            loader.batch_sampler.set_epoch(epoch, start)
+            yield list(loader)
+
+    @pytest.mark.parametrize("place", ["batch", "dataset"])
+    def test_batches_are_the_same_with_any_number_of_workers(self, shapes_root, place):
+        alone = list(self.epochs(shapes_root, 0, place))
+        for epoch, other in zip(alone, self.epochs(shapes_root, 2, place), strict=True):
+            assert_same_batches(other, epoch)
+        # begun within an epoch
+        for epoch, rest in zip(alone, self.epochs(shapes_root, 1, place, start=4), strict=True):
+            assert len(epoch) == 6
+            assert_same_batches(rest, epoch[4:])
+        first, second, last = ({t["image_id"]: t for _, ts in epoch for t in ts} for epoch in alone)
+        assert sorted(first) == sorted(second) == sorted(last) == list(range(24))
+        weights = [torch.cat([t["box_weights"] for t in e.values()]) for e in (first, second, last)]
+        assert 0 < weights[0].min() < 1
+        assert 0 < weights[1].min() < 1
+        assert (weights[2] == 1).all(), "the last epoch mixes nothing"
+
+    def test_a_mixer_collates_by_itself(self):
+        with pytest.raises(ValueError, match="collate_fn"):
+            train_loader(Plain(4), 2, seed=0, mix=MIXUP, collate_fn=default_collate)
+
+    @pytest.mark.parametrize(
+        ("size", "num_processes", "workers"), [(8, 1, 0), (10, 3, 0), (2, 3, 0), (5, 2, 1)]
+    )
+    def test_evaluation_visits_every_sample_once(self, size, num_processes, workers):
+        seen = []
+        for rank in range(num_processes):
+            loader = eval_loader(
+                Plain(size), 2, workers=workers, rank=rank, num_processes=num_processes
+            )
+            for _ in range(2):  # a second pass is the same
+                mine = [target["image_id"] for _, targets in loader for target in targets]
+            seen += mine
+        assert sorted(seen) == list(range(size))

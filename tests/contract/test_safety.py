@@ -1,0 +1,338 @@
+"""Files from elsewhere are data only: none runs code, opens another file or fills the memory."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import re
+import runpy
+import struct
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from fuzz import DOCTYPES, XML, YAML_BOMBS, limits, time_limit, zigzag
+from PIL import Image
+from tiny import tiny_config
+
+from detmix.data import CocoDetection, VOCDetection
+from detmix.detectors import BackboneConfig, build_backbone, load_backbone_weights
+from detmix.evaluation import score_predictions
+from detmix.training import (
+    DetectorTrainer,
+    TrainConfig,
+    load_checkpoint,
+    load_detector,
+    parse_args,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+
+
+def jpeg(width=60, height=40):
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    folder = tmp_path / "devkit" / "VOC2007"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    (folder / "Annotations/a.xml").write_bytes(XML)
+    (folder / "JPEGImages/a.jpg").write_bytes(jpeg())
+    (folder / "ImageSets/Main/trainval.txt").write_text("a\n")
+    return folder
+
+
+def coco_content(**image):
+    item = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 400}
+    return {
+        "images": [{"id": 7, "file_name": "a.png", "width": 60, "height": 40, **image}],
+        "annotations": [item | {"segmentation": [[0, 0, 5, 0, 5, 5]]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+
+
+def load_body(path):
+    load_backbone_weights(torchvision.models.resnet18(), path)
+
+
+def build_body(path):
+    build_backbone(BackboneConfig("resnet18", str(path)))
+
+
+class Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def write_malicious(path, how, touched):
+    """Write a checkpoint that makes a file when it is unpickled."""
+    bad = Malicious(touched)
+    state = {"format": 1, "model": bad, "config": {"detector": {}}, "classes": []}
+    if how == "plain":
+        path.write_bytes(pickle.dumps(state))
+    elif how == "in a namespace":
+        torch.save({**state, "model": {}, "args": argparse.Namespace(a=bad)}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=how == "archive")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["archive", "old format", "plain", "in a namespace"])
+class TestPickles:
+    @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+    @pytest.mark.parametrize("load", [load_checkpoint, load_detector, load_body, build_body])
+    def test_code_is_not_run(self, tmp_path, name, how, load):
+        path = tmp_path / name
+        write_malicious(path, how, tmp_path / "touched")
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load(path)
+        assert not (tmp_path / "touched").exists()
+
+    def test_nor_by_the_command(self, tmp_path, how, monkeypatch, capsys):
+        path = tmp_path / "best.pt"
+        write_malicious(path, how, tmp_path / "touched")
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(path)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+        assert end.value.code == 2
+        assert str(path) in capsys.readouterr().err
+        assert not (tmp_path / "touched").exists()
+
+    def test_nor_by_a_run_that_goes_on(self, shapes_root, tmp_path, how, fresh_accelerator):
+        (tmp_path / "run").mkdir()
+        write_malicious(tmp_path / "run" / "last.pt", how, tmp_path / "touched")
+        with pytest.raises(ValueError, match=r"last\.pt"):
+            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run", "resume=auto"))
+        assert not (tmp_path / "touched").exists()
+
+    def test_it_would_have_run(self, tmp_path, how):
+        path = tmp_path / "a.pt"
+        write_malicious(path, how, tmp_path / "touched")
+        if how == "plain":
+            pickle.loads(path.read_bytes())
+        else:
+            torch.load(path, weights_only=False)
+        assert (tmp_path / "touched").exists()
+
+
+SPEC = {"class_path": "subprocess.Popen", "init_args": {"args": "touch MADE", "shell": True}}
+
+
+def nested_specs(made):
+    """Yield configurations that have jsonargparse call a class, as values and as strings."""
+    value = json.loads(json.dumps(SPEC).replace("MADE", str(made)))
+    for depth in range(3):
+        yield {"detector": {"options": {"rpn_nms_thresh": value}}}
+        yield {"detector": {"options": {"rpn_nms_thresh": [value]}}}
+        yield {"detector": {"options": value}}
+        yield {"detector": value}
+        yield {"data": {"root": value, "classes": value}}
+        value = json.dumps(value).replace("_", "\\u005f") if depth else json.dumps(value)
+
+
+class TestConfigurations:
+    """They are no programs, alone or in a checkpoint."""
+
+    def refuse(self, folder, text):
+        """Assert that a configuration is refused, alone and in a checkpoint."""
+        path, checkpoint = folder / "a.yaml", folder / "last.pt"
+        path.write_text(text)
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(path)])
+        config = {"detector": {}} | yaml.safe_load(text)
+        torch.save({"format": 1, "model": {}, "classes": [], "config": config}, checkpoint)
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"last\.pt"):
+            load_detector(checkpoint)
+
+    def test_no_class_is_called(self, tmp_path):
+        for config in nested_specs(tmp_path / "made"):
+            self.refuse(tmp_path, json.dumps(config))
+        time.sleep(0.2)
+        assert not (tmp_path / "made").exists()
+
+    def test_nor_from_the_command_line(self):
+        option = "--detector.options.rpn_nms_thresh.class_path=calendar.Calendar"
+        with pytest.raises(ValueError, match="class_path"):
+            parse_args(TrainConfig, [option])
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "seed: !!python/object/apply:os.mkdir [{path}]",
+            "seed: !!python/object/apply:os.system ['touch {path}']",
+            "run_dir: !!python/object/new:pathlib.PosixPath [{path}]",
+            "detector: {{options: {{a: !!python/name:os.system }}}}",
+        ],
+    )
+    def test_no_code_is_run(self, tmp_path, text):
+        path = tmp_path / "a.yaml"
+        path.write_text(text.format(path=tmp_path / "touched"))
+        with pytest.raises(ValueError, match=r"a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(path)])
+        assert not (tmp_path / "touched").exists()
+        yaml.unsafe_load(path.read_text())
+        assert "apply" not in text or (tmp_path / "touched").exists(), "it would have run"
+
+    @needs_pipes
+    @pytest.mark.parametrize(
+        "config",
+        [
+            "detector: FILE",
+            "optim: FILE",
+            "data: {coco: FILE}",
+            "data.coco: FILE",
+            "config: FILE",
+            "config: [FILE]",
+            "detector: {__path__: FILE}",
+            "__default_config__: FILE",
+        ],
+    )
+    def test_no_other_file_is_opened(self, tmp_path, config):
+        (tmp_path / "b.yaml").write_text("{}")
+        os.mkfifo(tmp_path / "pipe")
+        for name in ("b.yaml", "pipe"):
+            self.refuse(tmp_path, config.replace("FILE", str(tmp_path / name)))
+
+    @pytest.mark.parametrize("lines", YAML_BOMBS, ids=["aliases", "merge keys"])
+    def test_aliases_and_merge_keys_that_multiply(self, tmp_path, lines):
+        text = "detector:\n  options:\n" + "\n".join(f"    {line}" for line in lines)
+        (tmp_path / "a.yaml").write_text(text)
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.yaml"):
+            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+
+OUTSIDE = ("../../../etc/passwd", "/etc/passwd", "..", ".", "a/../a", "sub/a", "..\\a", "a\0")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+class TestNames:
+    """None leads out of a data set's folders."""
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_in_lists(self, devkit, name, on_error):
+        (devkit / "ImageSets/Main/trainval.txt").write_text(f"a\n{name}\n")
+        with pytest.raises(ValueError, match=rf"trainval\.txt, line 2: .*{re.escape(repr(name))}"):
+            VOCDetection(devkit.parent, on_error=on_error)
+
+    def test_of_files_that_are_there(self, devkit, on_error):
+        (devkit / "secret.jpg").write_bytes(jpeg())
+        (devkit / "secret.xml").write_bytes(XML)
+        (devkit / "ImageSets/Main/trainval.txt").write_text("../secret\n")
+        with pytest.raises(ValueError, match=r"\.\./secret"):
+            VOCDetection(devkit.parent, on_error=on_error)
+
+    @pytest.mark.parametrize("name", ["../b.png", "/etc/passwd", "a/../../b.png", "..", "a\0.png"])
+    def test_in_coco_files(self, tmp_path, name, on_error):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "b.png").write_bytes(jpeg())
+        (tmp_path / "a.json").write_text(json.dumps(coco_content(file_name=name)))
+        with pytest.raises(ValueError, match=r"a\.json, image 7: .*file_name"):
+            CocoDetection(tmp_path / "images", tmp_path / "a.json", on_error=on_error)
+
+    @pytest.mark.parametrize("name", ["../../../secret.jpg", "/etc/passwd", "b.jpg", "", "\u202e"])
+    def test_in_annotations(self, devkit, name, on_error):
+        """The image is the one beside the annotation, whatever the annotation says."""
+        expected = VOCDetection(devkit.parent)[0][0]
+        (devkit / "JPEGImages/b.jpg").write_bytes(jpeg(8, 8))
+        (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"a.jpg", name.encode()))
+        dataset = VOCDetection(devkit.parent, on_error=on_error)
+        assert dataset.image_path(0) == devkit / "JPEGImages/a.jpg"
+        assert torch.equal(dataset[0][0], expected)
+
+
+class TestEntities:
+    @pytest.mark.parametrize("doctype", DOCTYPES)
+    def test_are_refused(self, devkit, doctype):
+        text = XML.decode().replace("<annotation>", doctype + "<annotation>")
+        (devkit / "Annotations/a.xml").write_text(text.replace("dog", "&l9;"))
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.xml"):
+            VOCDetection(devkit.parent, classes=["person", "dog"])
+
+    def test_would_have_expanded(self):
+        from xml.etree import ElementTree
+
+        text = XML.decode().replace("<annotation>", DOCTYPES[1] + "<annotation>")
+        root = ElementTree.fromstring(text.replace("dog", "&l9;"))
+        assert len(root[-1].findtext("name")) == 100_000
+
+
+@needs_pipes
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+class TestPipesAndDevices:
+    """Opened in the ordinary way a pipe blocks for ever, and a device never ends."""
+
+    def replace(self, path, kind):
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+
+    @pytest.mark.parametrize(
+        "file", ["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/trainval.txt"]
+    )
+    def test_in_a_devkit(self, devkit, kind, file):
+        self.replace(devkit / file, kind)
+        with time_limit(), pytest.raises((ValueError, OSError), match=Path(file).name):
+            VOCDetection(devkit.parent)[0]
+
+    @pytest.mark.parametrize("name", ["predictions", "annotations"])
+    def test_in_what_is_scored_and_trained_on(self, tmp_path, kind, name):
+        files = {"predictions": [], "annotations": coco_content()}
+        for key, content in files.items():
+            files[key] = tmp_path / f"{key}.json"
+            files[key].write_text(json.dumps(content))
+        assert score_predictions(**files).num_images == 1
+        self.replace(files[name], kind)
+        with limits(), time_limit(), pytest.raises(ValueError, match=rf"{name}\.json"):
+            score_predictions(**files)
+        if name == "annotations":
+            with limits(), time_limit(), pytest.raises(ValueError, match=rf"{name}\.json"):
+                CocoDetection(tmp_path, files[name])
+
+
+class TestMemory:
+    """Small files that would fill it."""
+
+    def test_an_image(self, devkit):
+        data = jpeg()
+        start = data.find(b"\xff\xc0") + 5
+        data = data[:start] + struct.pack(">HH", 65_500, 65_500) + data[start + 4 :]
+        (devkit / "JPEGImages/a.jpg").write_bytes(data)
+        size = re.compile(rb"(<width>|<height>)\d+")
+        (devkit / "Annotations/a.xml").write_bytes(size.sub(rb"\g<1>65500", XML))
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.jpg.*65500"):
+            VOCDetection(devkit.parent)[0]
+
+    @pytest.mark.parametrize("shape", [(20, 1e6), (60_000, 20)])
+    def test_outlines(self, tmp_path, shape):
+        content = coco_content()
+        content["annotations"][0]["segmentation"] = [zigzag(*shape)]
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        (tmp_path / "b.json").write_text("[]")
+        (tmp_path / "a.png").write_bytes(jpeg())
+        with limits(), time_limit():
+            with pytest.raises(ValueError, match=r"a\.json, annotation 1 "):
+                CocoDetection(tmp_path, tmp_path / "a.json", masks=True)
+            with pytest.raises(ValueError, match=r"a\.json"):
+                score_predictions(tmp_path / "b.json", tmp_path / "a.json", iou_type="segm")
