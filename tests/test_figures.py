@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from detmix.evaluation import (
     plot_box_weights,
     plot_precision_recall,
     plot_predictions,
-    plot_runs,
 )
 from detmix.evaluation.error_plots import plot_errors
 from detmix.evaluation.errors import analyze_errors
@@ -30,7 +27,6 @@ from detmix.evaluation.figures import (
     text_width,
     wrap_text,
 )
-from detmix.evaluation.metrics import read_metrics
 
 # As formulas the first two would be errors and the third would lose its dollars.
 NAMES = ("a$^$b", r"$\foo$", "x_$y$_z", "100%", "<b>&")
@@ -60,20 +56,9 @@ def predictions(path):
     plot_predictions(*some, NAMES, path, titles=NAMES, score_threshold=dict.fromkeys(NAMES, 0))
 
 
-def runs(path):
-    found = {}
-    for index, name in enumerate(NAMES):
-        file = path.with_name(f"{index}.jsonl")
-        record = {"event": "train", "step": 1, "epoch": 1, "loss": 10.0**index, "lr": 0.1}
-        file.write_text(json.dumps(record))
-        found[name] = read_metrics(file)
-    plot_runs(found, path)
-
-
 KINDS = {
     "batch": batch,
     "predictions": predictions,
-    "runs": runs,
     "curves": lambda path: plot_precision_recall(evaluator().compute(), path),
     "errors": lambda path: plot_errors(analyze_errors(evaluator().matching()), path),
     "weights": lambda path: plot_box_weights([0.5], path, title=" ".join(NAMES)),
@@ -107,15 +92,6 @@ def test_names_in_a_figure_of_ones_own(tmp_path):
     draw_boxes(axes, IMAGE, **TARGET, classes=NAMES)
     save_figure(figure, tmp_path / "boxes.png")
     assert [text.get_text() for text in axes.texts] == list(NAMES)
-
-
-def test_powers_of_ten_are_formulas(tmp_path, saved):
-    runs(tmp_path / "runs.png")
-    loss = saved[0].axes[0]
-    assert loss.get_yscale() == "log"
-    powers = [label for label in loss.get_yticklabels() if "^{" in label.get_text()]
-    assert len(powers) > 3
-    assert all(label.get_parse_math() for label in powers)
 
 
 @pytest.mark.parametrize(

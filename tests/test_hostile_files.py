@@ -28,8 +28,6 @@ from detmix.evaluation import read_voc_results
 from detmix.segmentations import read_polygons
 from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args, plain_yaml
 from detmix.training.build import build_model, start_model
-from detmix.training.run_comparison import compare_runs
-from detmix.training.runs import read_runs
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 
@@ -440,70 +438,3 @@ class TestConfigs:
         (tmp_path / "a.yaml").write_text(f"optim: {{lr: {'9' * 400}}}\n")
         with pytest.raises(ValueError, match=r"too large .*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
-
-
-RUN = {
-    "config.yaml": yaml.safe_dump(TrainConfig().as_dict()),
-    "versions.json": '{"python": "3.11"}',
-    "metrics.jsonl": '{"event": "train", "step": 1, "epoch": 1, "loss": 1, "lr": 1}\n',
-}
-
-
-class TestRunFolders:
-    @pytest.fixture
-    def run(self, tmp_path):
-        for name, text in RUN.items():
-            (tmp_path / name).write_text(text)
-        return tmp_path
-
-    def test_a_good_one(self, run):
-        assert compare_runs(read_runs([run])).runs[run.name].planned_epochs == 20
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("config.yaml", "\n".join(YAML_BOMBS[0])),
-            ("config.yaml", "\n".join(YAML_BOMBS[1])),
-            ("config.yaml", "[" * 990 + "]" * 990),
-            ("config.yaml", "x: " + "[" * 100_000 + "]" * 100_000),
-            ("config.yaml", "a: &a {b: *a}"),
-            ("config.yaml", "epochs: x"),
-            ("config.yaml", "epochs: [1]"),
-            ("config.yaml", "x: !!timestamp x"),
-            ("config.yaml", "x: " + "1:" * 500 + "1."),
-            ("config.yaml", "x: " + "9" * 5000),
-            ("config.yaml", "x: " + "y" * 2**22),
-            ("versions.json", "[" * 100_000),
-            ("versions.json", '{"torch": ' + "[" * 400 + "]" * 400 + "}"),
-            ("versions.json", '{"torch": ' + "9" * 5000 + "}"),
-            ("metrics.jsonl", RUN["metrics.jsonl"] + "[" * 100_000),
-            ("metrics.jsonl", RUN["metrics.jsonl"].replace("1", "9" * 5000)),
-            ("metrics.jsonl", RUN["metrics.jsonl"].replace("1", "9" * 400)),
-            ("metrics.jsonl", RUN["metrics.jsonl"].replace('step": 1', 'step": 1e300')),
-        ],
-    )
-    def test_bad_ones(self, run, name, text):
-        (run / name).write_text(text)
-        with limits(), time_limit(), pytest.raises(ValueError, match=rf"{re.escape(name)}"):
-            read_runs([run])
-
-    @needs_pipes
-    @pytest.mark.parametrize("name", RUN)
-    def test_pipes_and_devices(self, run, name):
-        (run / name).unlink()
-        os.mkfifo(run / name)
-        with time_limit(), pytest.raises(FileNotFoundError, match=re.escape(name)):
-            read_runs([run])
-        (run / name).unlink()
-        (run / name).symlink_to("/dev/zero")
-        with limits(), time_limit(), pytest.raises(FileNotFoundError, match=re.escape(name)):
-            read_runs([run])
-
-    def test_a_day_can_be_written_as_json(self, run):
-        """PyYAML makes an object of it, which JSON has not."""
-        (run / "config.yaml").write_text("x: 2020-01-01\n")
-        other = run / "other"
-        other.mkdir()
-        for name, text in RUN.items():
-            (other / name).write_text(text)
-        assert "2020-01-01" in json.dumps(compare_runs(read_runs([run, other])).as_dict())

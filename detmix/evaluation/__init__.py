@@ -16,7 +16,6 @@ from detmix.evaluation.image_errors import ImageErrors, worst_images
 from detmix.evaluation.pictures import plot_batch, plot_predictions
 from detmix.evaluation.plots import plot_learning_curve, plot_precision_recall
 from detmix.evaluation.report import write_report
-from detmix.evaluation.run_plots import plot_runs
 from detmix.evaluation.voc_ap import Interpolation, average_precision
 from detmix.evaluation.voc_evaluator import VOCEvaluator
 from detmix.evaluation.voc_files import read_voc_results, write_voc_results
@@ -45,7 +44,6 @@ __all__ = [
     "plot_learning_curve",
     "plot_precision_recall",
     "plot_predictions",
-    "plot_runs",
     "read_voc_results",
     "score_predictions",
     "worst_images",

@@ -29,7 +29,6 @@ BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 BOX_COLORS = (ORANGE, SKY_BLUE, GREEN, YELLOW, VERMILLION, PURPLE, BLUE)
 LINE_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY_BLUE, "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_MARKERS = "osD^vXP*<>"
 # Of lines with markers, which are seen whole also where they lie on an axis.
 UNCLIPPED: dict[str, Any] = {"clip_on": False, "zorder": 3}
 
@@ -99,18 +98,14 @@ def add_axes(figure: "Figure", left: float, bottom: float, width: float, height:
     return figure.add_axes(place)
 
 
-def stack_axes(
-    figure: "Figure", heights: Sequence[float], *, top: float = 0.15, bottom: float = 0.55
-) -> list["Axes"]:
+def stack_axes(figure: "Figure", heights: Sequence[float]) -> list["Axes"]:
     """Panels one above the other with a common horizontal axis, named at the lowest only.
 
     Args:
         figure: its height is set to what the panels need.
         heights: of the panels from top to bottom, in inches.
-        top: inches to leave free above them.
-        bottom: inches to leave free below them.
     """
-    gap, left = 0.22, 0.75
+    gap, left, top, bottom = 0.22, 0.75, 0.15, 0.55
     width = figure.get_figwidth() - left - 0.2
     total = top + sum(heights) + gap * (len(heights) - 1) + bottom
     figure.set_figheight(total)
@@ -147,13 +142,12 @@ def name_rate(axes: "Axes") -> None:
     )
 
 
-def line_style(index: int, *, marker: bool = False) -> dict[str, Any]:
-    """Colour and dashes (and the marker) of the index-th line of several; 28 differ."""
-    style = {
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the index-th line of several; 28 differ."""
+    return {
         "color": LINE_COLORS[index % len(LINE_COLORS)],
         "linestyle": _LINE_STYLES[index % len(_LINE_STYLES)],
     }
-    return {**style, "marker": _MARKERS[index % len(_MARKERS)]} if marker else style
 
 
 def add_legend(

@@ -22,8 +22,6 @@ SCORE_NAMES = {"voc": "mAP", "coco": "AP", "classifier": "top-1 accuracy"}
 # More than the records of every step of a long run take.
 _MAX_BYTES = 2**30
 _MAX_STEP = 2**53  # above it a float holds not every whole number
-# Epoch and value of a step.
-_Point = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +30,10 @@ class Series:
 
     Attributes:
         steps: ``(K,)`` int64, optimizer steps taken, increasing.
-        epochs: ``(K,)`` float64, epochs trained by then, with a fraction.
         values: ``(K,)`` float64, NaN where undefined.
     """
 
     steps: NDArray[np.int64]
-    epochs: NDArray[np.float64]
     values: NDArray[np.float64]
 
     def best(self) -> int | None:
@@ -84,23 +80,16 @@ class Metrics:
     @property
     def last_step(self) -> int:
         """Optimizer steps of the newest record; 0 where there is none."""
-        return max((int(series.steps[-1]) for series in self._all()), default=0)
-
-    @property
-    def last_epoch(self) -> float:
-        """Epochs of the newest record; 0 where there is none."""
-        return max((float(series.epochs[-1]) for series in self._all()), default=0.0)
-
-    def _all(self) -> list[Series]:
-        return [*self.train.values(), *self.eval.values()]
+        series = (*self.train.values(), *self.eval.values())
+        return max((int(one.steps[-1]) for one in series), default=0)
 
 
 def read_metrics(path: str | Path) -> Metrics:
     """Read a run's ``metrics.jsonl``, one JSON object a line.
 
-    Every line of ``"event": "train"`` has ``step``, ``epoch``, ``loss`` and ``lr``; every line of
-    ``"event": "eval"`` has ``step``, ``epoch`` and a detector's ``mean_ap`` (null where no class
-    had objects) or a classifier's ``top1``. Further numbers, or null, are kept under their names;
+    Every line of ``"event": "train"`` has ``step``, ``loss`` and ``lr``; every line of
+    ``"event": "eval"`` has ``step`` and a detector's ``mean_ap`` (null where no class had objects)
+    or a classifier's ``top1``. Further numbers but ``epoch``, or null, are kept under their names;
     other values and events are ignored, and so are empty lines. Where a resumed run has repeated
     a step, the later line counts.
 
@@ -114,7 +103,7 @@ def read_metrics(path: str | Path) -> Metrics:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
-    points: dict[str, dict[str, dict[int, _Point]]] = {"train": {}, "eval": {}}
+    points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
     lines = read_regular_file(path, _MAX_BYTES).decode(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -123,25 +112,13 @@ def read_metrics(path: str | Path) -> Metrics:
         record = _json_object(line, where)
         if record.get("event") not in points:
             continue
-        step, epoch, values = _values(record, where)
+        step, values = _values(record, where)
         for key, value in values.items():
-            points[record["event"]].setdefault(key, {})[step] = (epoch, value)
+            points[record["event"]].setdefault(key, {})[step] = value
     train, evaluations = (
         {key: _series(by_step) for key, by_step in group.items()} for group in points.values()
     )
     return Metrics(train, evaluations)
-
-
-def check_same_task(runs: Mapping[str, Metrics]) -> None:
-    """Raise ValueError if classifiers are among detectors: nothing of them can be compared."""
-    kinds = {name: metrics.kind for name, metrics in runs.items() if metrics.kind is not None}
-    classifiers = [name for name, kind in kinds.items() if kind == "classifier"]
-    detectors = [name for name, kind in kinds.items() if kind != "classifier"]
-    if classifiers and detectors:
-        raise ValueError(
-            f"{classifiers[0]} is a run of a classifier, {detectors[0]} one of a detector: their "
-            "losses and scores cannot be compared"
-        )
 
 
 def moving_average(values: Sequence[float] | NDArray[np.float64], window: int) -> NDArray[Any]:
@@ -178,12 +155,12 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _values(record: dict[str, Any], where: str) -> tuple[int, float, dict[str, float]]:
-    """Return step, epoch and all other numbers of a record, NaN for null."""
+def _values(record: dict[str, Any], where: str) -> tuple[int, dict[str, float]]:
+    """Return the step and all other numbers of a record, NaN for null."""
     needed = ["loss", "lr"]
     if record["event"] == "eval":
         needed = ["top1" if "top1" in record else "mean_ap"]
-    for key in ("step", *needed, "epoch"):
+    for key in ("step", *needed):
         if key not in record:
             raise ValueError(
                 f"{where}: the {record['event']} event has no {key!r}, expected a number"
@@ -198,7 +175,7 @@ def _values(record: dict[str, Any], where: str) -> tuple[int, float, dict[str, f
         for key, value in record.items()
         if key not in ("step", "epoch") and (value is None or _is_number(value))
     }
-    return int(step), float(record["epoch"]), values
+    return int(step), values
 
 
 def _is_number(value: Any) -> bool:
@@ -206,11 +183,7 @@ def _is_number(value: Any) -> bool:
     return is_number and not (isinstance(value, int) and abs(value) > sys.float_info.max)
 
 
-def _series(points: dict[int, _Point]) -> Series:
+def _series(points: dict[int, float]) -> Series:
     steps = sorted(points)
-    epochs, values = zip(*(points[step] for step in steps), strict=True)
-    return Series(
-        np.array(steps, dtype=np.int64),
-        np.array(epochs, dtype=np.float64),
-        np.array(values, dtype=np.float64),
-    )
+    values = [points[step] for step in steps]
+    return Series(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
