@@ -36,8 +36,6 @@ from safetensors.torch import save as save_safetensors
 from tiny import SETTINGS
 
 from detmix.data import CocoDetection, VOCDetection
-from detmix.data.check_coco import check_coco
-from detmix.data.check_voc import check_voc
 from detmix.data.image_file import read_image_size
 from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
@@ -91,10 +89,7 @@ def voc(root, rng, xml=None, image=None, split=b"a\n"):
     (folder / "ImageSets/Main/trainval.txt").write_bytes(split)
 
     def read():
-        if rng.random() < 0.2:
-            found = check_voc(root, {"train": [("2007", "trainval")]})
-            assert all(str(folder) in problem.message for problem in found.problems)
-        dataset = VOCDetection(root)
+        dataset = VOCDetection(root, on_error="skip" if rng.random() < 0.2 else "raise")
         return [dataset[index] for index in range(len(dataset))]
 
     return read
@@ -167,13 +162,11 @@ def coco(root, rng, image=None):
         data = break_bytes(data, rng)
     (root / "instances.json").write_bytes(data)
     (root / "a.png").write_bytes(image or good_image(rng, "PNG"))
-    masks, keypoints = rng.random() < 0.5, rng.random() < 0.5
+    options = {"masks": rng.random() < 0.5, "keypoints": rng.random() < 0.5}
+    options["on_error"] = "skip" if rng.random() < 0.2 else "raise"
 
     def read():
-        arguments = {"masks": masks, "keypoints": keypoints}
-        if rng.random() < 0.2:
-            check_coco({"train": (root, root / "instances.json")}, **arguments)
-        dataset = CocoDetection(root, root / "instances.json", **arguments)
+        dataset = CocoDetection(root, root / "instances.json", **options)
         return [dataset[index] for index in range(len(dataset))]
 
     return read, str(root)

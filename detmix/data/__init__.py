@@ -10,10 +10,6 @@ from detmix.data.augment import (
     AugmentedDataset,
     detection_transforms,
 )
-from detmix.data.check import DataCheck
-from detmix.data.check_coco import check_coco
-from detmix.data.check_images import check_images
-from detmix.data.check_voc import check_voc
 from detmix.data.coco import CocoDetection
 from detmix.data.coco_table import CocoReport
 from detmix.data.image_classes import ImageClasses
@@ -40,7 +36,6 @@ __all__ = [
     "AugmentedDataset",
     "CocoDetection",
     "CocoReport",
-    "DataCheck",
     "EpochBatchSampler",
     "ImageClasses",
     "MixCollate",
@@ -50,9 +45,6 @@ __all__ = [
     "VOCDetection",
     "VOCObject",
     "VOCReport",
-    "check_coco",
-    "check_images",
-    "check_voc",
     "classification_transforms",
     "collate",
     "detection_transforms",

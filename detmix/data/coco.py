@@ -28,7 +28,7 @@ from detmix.data.problems import raise_problem
 from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
 from detmix.regular_file import read_regular_file
 
-__all__ = ["CocoDetection", "CocoReport", "choose_categories"]
+__all__ = ["CocoDetection", "CocoReport"]
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -115,7 +115,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         rejected = _Rejected()
         report = rejected if on_error == "skip" else raise_problem
         file = read_coco(annotations, masks=masks, report=report)
-        chosen = choose_categories(file, classes, self._path)
+        chosen = _choose_categories(file, classes, self._path)
         self.classes = tuple(category.name for category in chosen)
         self.category_ids = tuple(category.id for category in chosen)
         self.keypoint_names = _keypoint_names(chosen, self._path) if keypoints else ()
@@ -199,11 +199,9 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
 
 class _Rejected(dict[int, tuple[str, str]]):
-    """Kind and message of the first error of each image, by its id; others are raised."""
+    """Kind and message of the first error of each image, by its id."""
 
-    def __call__(self, kind: str, message: str, image: int | None = None) -> None:
-        if image is None or kind == "name that leads outside":
-            raise ValueError(message)
+    def __call__(self, kind: str, message: str, image: int) -> None:
         self.setdefault(image, (kind, message))
 
 
@@ -242,14 +240,10 @@ def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
     return image
 
 
-def choose_categories(
+def _choose_categories(
     file: CocoFile, classes: Sequence[str] | None, path: Path
 ) -> list[CocoCategory]:
-    """Return the category of each class, for each name one.
-
-    Raises:
-        ValueError: There is none of a name, or two that have annotations; names the file.
-    """
+    """Return the category of each class, for each name one."""
     by_name: dict[str, list[CocoCategory]] = {}
     for category in file.categories:
         by_name.setdefault(category.name, []).append(category)

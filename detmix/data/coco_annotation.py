@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -110,10 +111,9 @@ def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_p
     Args:
         path: The JSON file.
         masks: Whether to read the segmentations.
-        report: Called for each image and each annotation with a value that cannot be used; raises
-            it by default. If it returns, an image whose size is wrong has the size 0, one without
-            an id or a usable name is left out with its annotations, and so is an annotation; of
-            images with one id the first is kept, of annotations all.
+        report: Called for each image and each annotation of one with a value that cannot be used;
+            raises it by default. If it returns, an image whose size is wrong has the size 0, one
+            without a name is left out with its annotations, and so is an annotation.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -172,7 +172,7 @@ def _check_part(content: dict[str, Any], part: str, path: Path) -> None:
 
 def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCategory, ...]:
     categories = []
-    for category_id, item in _by_id(items, where, raise_problem):
+    for category_id, item in _by_id(items, where):
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
@@ -191,14 +191,18 @@ def _read_images(
     """Return the images, and the ids of those whose names cannot be used."""
     ids, names, sizes = [], [], []
     rejected = set()
-    for image_id, item in _by_id(items, where, report):
-        name: Any = item.get("file_name")
-        problem = _name_problem(name)
-        if problem is not None:
-            kind, message = problem
-            report(kind, f"{where} {image_id}: {message}, got {name!r}", image_id)
+    for image_id, item in _by_id(items, where):
+        name = item.get("file_name")
+        if not isinstance(name, str) or not name:
+            message = f"{where} {image_id}: expected a file_name, got {name!r}"
+            report("unusable annotation", message, image_id)
             rejected.add(image_id)
             continue
+        if PurePath(name).anchor or ".." in PurePath(name).parts or "\0" in name:
+            raise ValueError(
+                f"{where} {image_id}: refused: file_name leads out of the images' folder, "
+                f"got {name!r}"
+            )
         height, width = (item.get(key) or 0 for key in ("height", "width"))
         for key, side in (("height", height), ("width", width)):
             if type(side) not in (int, float) or not 0 <= side <= 2**31 or side % 1:
@@ -209,16 +213,6 @@ def _read_images(
         names.append(name)
         sizes.append((height, width))
     return CocoImages(ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2)), rejected
-
-
-def _name_problem(name: Any) -> tuple[str, str] | None:
-    """Return the kind of what is wrong with a file's name, and a message."""
-    if not isinstance(name, str) or not name:
-        return "unusable annotation", "expected a file_name"
-    path = PurePath(name)
-    if path.anchor or ".." in path.parts or "\0" in name:
-        return "name that leads outside", "refused: file_name leads out of the images' folder"
-    return None
 
 
 def _read_objects(
@@ -235,9 +229,7 @@ def _read_objects(
     boxes = []
     kept = []
     for number, item in enumerate(items):
-        annotation_id = _read_id(item, number, where, report)
-        if annotation_id is None:
-            continue
+        annotation_id = _read_id(item, number, where)
         try:
             row = (
                 annotation_id,
@@ -250,15 +242,18 @@ def _read_objects(
         except ValueError as error:
             image = item.get("image_id")
             image = image if type(image) is int else None
-            if image not in rejected:  # what is wrong with it has been said
-                hint = " (is this a captions file?)" if "caption" in item else ""
-                message = f"{where} {annotation_id}: {error}{hint}"
-                report("unusable annotation", message, image if image in images else None)
+            if image in rejected:  # what is wrong with it has been said
+                continue
+            hint = " (is this a captions file?)" if "caption" in item else ""
+            message = f"{where} {annotation_id}: {error}{hint}"
+            if image is None or image not in images:
+                raise ValueError(message) from None
+            report("unusable annotation", message, image)
             continue
         rows.append(row)
         kept.append(item)
     columns = list(zip(*rows, strict=True)) or [()] * 5
-    _report_repeats(columns[0], where, report)
+    _check_no_repeats(columns[0], where)
     return CocoObjects(
         ids=np.array(columns[0], dtype=np.int64),
         image_index=np.array(columns[1], dtype=np.int64),
@@ -271,35 +266,25 @@ def _read_objects(
     )
 
 
-def _by_id(
-    items: list[dict[str, Any]], where: str, report: Report
-) -> list[tuple[int, dict[str, Any]]]:
-    """Return ids and items, sorted by the ids; of several with one id the first."""
-    ids: list[int] = []
-    found: dict[int, dict[str, Any]] = {}
-    for number, item in enumerate(items):
-        item_id = _read_id(item, number, where, report)
-        if item_id is not None:
-            ids.append(item_id)
-            found.setdefault(item_id, item)
-    _report_repeats(ids, where, report)
-    return sorted(found.items())
+def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[int, dict[str, Any]]]:
+    """Return ids and items, sorted by the ids."""
+    ids = [_read_id(item, number, where) for number, item in enumerate(items)]
+    _check_no_repeats(ids, where)
+    return sorted(zip(ids, items, strict=True), key=lambda pair: pair[0])
 
 
-def _read_id(item: dict[str, Any], number: int, where: str, report: Report) -> int | None:
+def _read_id(item: dict[str, Any], number: int, where: str) -> int:
     value = item.get("id")
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
     got = repr(value) if "id" in item else "none"
-    message = f"{where} number {number} (from 0): id must be an integer, got {got}"
-    report("unusable annotation", message)
-    return None
+    raise ValueError(f"{where} number {number} (from 0): id must be an integer, got {got}")
 
 
-def _report_repeats(ids: list[int] | tuple[int, ...], where: str, report: Report) -> None:
+def _check_no_repeats(ids: Sequence[int], where: str) -> None:
     for number, count in Counter(ids).items():
-        for _ in range(count - 1):
-            report("unusable annotation", f"{where} {number}: the id is there twice")
+        if count > 1:
+            raise ValueError(f"{where} {number}: the id is there twice")
 
 
 def _look_up(item: dict[str, Any], key: str, known: dict[int, int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_same_keypoints", "common_keypoints", "mirrored_order", "read_keypoints"]
+__all__ = ["common_keypoints", "mirrored_order", "read_keypoints"]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SIDE = re.compile("left|right", re.IGNORECASE)
@@ -39,15 +39,6 @@ def common_keypoints(names: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str,
                 "for all categories that have any"
             )
     return expected
-
-
-def check_same_keypoints(names: Sequence[str], test_names: Sequence[str]) -> None:
-    """Raise ValueError if the keypoints to train and to evaluate, where both have any, differ."""
-    if names and test_names and names != test_names:
-        raise ValueError(
-            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
-            f"{', '.join(names)}"
-        )
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:

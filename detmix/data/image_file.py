@@ -28,7 +28,6 @@ __all__ = [
     "MAX_IMAGE_BYTES",
     "check_image_size",
     "decode_image_bytes",
-    "decode_jpeg_bytes",
     "read_image_size",
     "read_jpeg",
 ]
@@ -63,11 +62,6 @@ def read_jpeg(path: Path) -> Tensor:
         data = read_regular_file(path, MAX_IMAGE_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such image file") from None
-    return decode_jpeg_bytes(data, path)
-
-
-def decode_jpeg_bytes(data: bytes, path: str | Path) -> Tensor:
-    """Decode the content of a JPEG file as :func:`read_jpeg` does, with its errors."""
     if not data.startswith(_JPEG_START):
         start = data[:4].hex(" ") or "nothing, it is empty"
         raise ValueError(f"{path}: not a JPEG file: expected it to begin with ff d8, got {start}")

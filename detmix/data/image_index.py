@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from detmix.data.image_file import MAX_IMAGE_BYTES
-from detmix.data.problems import Report, raise_problem
 from detmix.regular_file import open_regular_file, read_regular_file
 
 __all__ = ["StoredImage", "list_images", "read_image_bytes"]
@@ -54,26 +53,25 @@ class StoredImage:
         return self.path if self.offset is None else f"{self.path}: {self.name}"
 
 
-def list_images(root: str | Path, split: str, report: Report = raise_problem) -> list[StoredImage]:
+def list_images(root: str | Path, split: str) -> list[StoredImage]:
     """List the images of a split, sorted by class, then by folder, then by file name.
 
     Args:
         root: The folder of the splits.
         split: Names the folder ``root/<split>`` or the archives ``root/<split>.tar`` and
             ``root/<split>-*.tar``.
-        report: Called for each class whose folder has no image, each archive that is compressed,
-            broken or no tar archive, and each member of one that is a link, in no folder or has a
-            name that leads outside; raises it by default. If it returns, that is left out.
 
     Raises:
         FileNotFoundError: There is neither.
-        ValueError: There are no classes or no images in it.
+        ValueError: There are no classes or no images in it, a class has none, an archive is
+            compressed, broken or no tar archive, or a member of one is a link, in no folder or
+            has a name that leads outside.
     """
     root = Path(root)
     if (root / split).is_dir():
-        return _list_folder(root / split, report)
+        return _list_folder(root / split)
     shards = _find_shards(root, split)
-    images = [image for shard in shards for image in _list_shard(shard, split, report)]
+    images = [image for shard in shards for image in _list_shard(shard, split)]
     if not images:
         raise ValueError(f"{', '.join(map(str, shards))}: no member is an image")
     return sorted(images, key=lambda image: (image.class_name, *os.path.split(image.name)))
@@ -103,7 +101,7 @@ def read_image_bytes(image: StoredImage) -> bytes:
     return data
 
 
-def _list_folder(folder: Path, report: Report) -> list[StoredImage]:
+def _list_folder(folder: Path) -> list[StoredImage]:
     entries = (entry.name for entry in os.scandir(folder) if entry.is_dir())
     classes = sorted(name for name in entries if not _is_hidden(name))
     if not classes:
@@ -118,7 +116,7 @@ def _list_folder(folder: Path, report: Report) -> list[StoredImage]:
                     stored = Path(folder.name, path[start:]).as_posix()
                     images.append(StoredImage(name, stored, path))
         if len(images) == num_before:
-            report("missing file", f"{folder / name}: the class has no image")
+            raise ValueError(f"{folder / name}: the class has no image")
     return images
 
 
@@ -166,15 +164,10 @@ def _find_shards(root: Path, split: str) -> list[Path]:
     return shards
 
 
-def _list_shard(shard: Path, split: str, report: Report) -> list[StoredImage]:
+def _list_shard(shard: Path, split: str) -> list[StoredImage]:
     images = []
-    try:
-        members = _read_members(shard)
-    except ValueError as error:
-        report("unusable list", str(error))
-        return []
-    for member in members:
-        class_name = _class_of(member, shard, split, report)
+    for member in _read_members(shard):
+        class_name = _class_of(member, shard, split)
         if class_name is not None:
             place = (str(shard), member.offset_data, member.size)
             images.append(StoredImage(class_name, member.name.removeprefix("./"), *place))
@@ -222,23 +215,20 @@ def _check_uncompressed(file: BinaryIO, shard: Path) -> None:
             )
 
 
-def _class_of(member: tarfile.TarInfo, shard: Path, split: str, report: Report) -> str | None:
+def _class_of(member: tarfile.TarInfo, shard: Path, split: str) -> str | None:
     """Return the class of a member that is an image; None for what is left out."""
     parts = PurePosixPath(member.name).parts
     where = f"{shard}: member {member.name!r}"
     if member.name.startswith("/") or ".." in parts:
-        report("name that leads outside", f"{where} has a name that leads outside; refused")
-        return None
+        raise ValueError(f"{where} has a name that leads outside; refused")
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
-        report("unusable image", f"{where} is a link or another special file; expected images")
-        return None
+        raise ValueError(f"{where} is a link or another special file; expected images")
     if not _is_image(parts):
         return None
     if len(parts) < 2:
-        report("unusable image", f"{where} is in no folder; expected <class>/<file>")
-        return None
+        raise ValueError(f"{where} is in no folder; expected <class>/<file>")
     # Below train/ the class comes first, as in a folder; elsewhere the last folder is the class.
     above = parts[:-2]
     return parts[above.index(split) + 1] if split in above else parts[-2]

@@ -16,7 +16,6 @@ __all__ = [
     "SkippedImage",
     "check_on_error",
     "find_unusable",
-    "in_threads",
     "is_of_the_data",
     "skip_message",
 ]
@@ -98,12 +97,12 @@ def find_unusable(
         return None
 
     # disable=None: only where standard error is a terminal.
-    found = in_threads(check, len(names))
+    found = _in_threads(check, len(names))
     bar = tqdm(found, "checking images", len(names), leave=False, disable=None, delay=2)
     return {index: skipped for index, skipped in enumerate(bar) if skipped is not None}
 
 
-def in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
+def _in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
     """Yield ``call(0)``, ``call(1)``, ... in this order; decoding does not hold Python's lock."""
     with ThreadPoolExecutor(max(2, min(32, os.cpu_count() or 1))) as pool:
         try:

@@ -16,7 +16,6 @@ from xml.etree.ElementTree import Element, SubElement
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from detmix.data.problems import Report, raise_problem
 from detmix.regular_file import read_regular_file
 
 __all__ = ["VOCAnnotation", "VOCObject", "read_annotation", "write_annotation"]
@@ -59,7 +58,7 @@ class VOCAnnotation:
     objects: tuple[VOCObject, ...]
 
 
-def read_annotation(path: str | Path, report: Report = raise_problem) -> VOCAnnotation:
+def read_annotation(path: str | Path) -> VOCAnnotation:
     """Read one annotation file.
 
     Fields are found by their element names, in whatever order they stand. Only the annotation's
@@ -68,8 +67,6 @@ def read_annotation(path: str | Path, report: Report = raise_problem) -> VOCAnno
 
     Args:
         path: The XML file.
-        report: Called for each field that is missing or cannot be read; raises it by default. If
-            it returns, the object is left out, or the size is 0.
 
     Raises:
         OSError: There is no such file (FileNotFoundError), or it cannot be read.
@@ -78,17 +75,11 @@ def read_annotation(path: str | Path, report: Report = raise_problem) -> VOCAnno
             file, the object (counted from 0) and the value.
     """
     root = _parse(path)
-    width = height = 0
-    try:
-        width, height = _read_size(root, path)
-    except ValueError as error:
-        report("unusable annotation", str(error))
-    objects = []
-    for number, element in enumerate(root.iterfind("object")):
-        try:
-            objects.append(_read_object(element, f"{path}, object {number}"))
-        except ValueError as error:
-            report("unusable annotation", str(error))
+    width, height = _read_size(root, path)
+    objects = [
+        _read_object(element, f"{path}, object {number}")
+        for number, element in enumerate(root.iterfind("object"))
+    ]
     filename = (root.findtext("filename") or "").strip()
     return VOCAnnotation(filename, width, height, tuple(objects))
 

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detmix.data.problems import Report, raise_problem
 from detmix.regular_file import read_regular_file
 
-__all__ = ["ImageEntry", "list_entries", "list_split"]
+__all__ = ["ImageEntry", "list_entries"]
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
@@ -68,39 +67,23 @@ def list_entries(
     """
     entries: list[ImageEntry] = []
     for year, split in _check_image_sets(image_sets):
-        listed = list_split(root, year, split)
+        listed = _list_split(root, year, split)
         if check_files:
             _check_files(listed)
         entries.extend(listed)
-    names = [entry.name for entry in entries]
-    _check_no_repeats(names, f"image_sets {tuple(image_sets)}", raise_problem)
+    _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
     return entries
 
 
-def list_split(
-    root: str | Path, year: str, split: str, report: Report = raise_problem
-) -> list[ImageEntry]:
-    """List the images of one split, whether their files are there or not.
-
-    Args:
-        root: The devkit, or the folder that holds ``VOCdevkit``.
-        year: Such as ``"2007"``.
-        split: Such as ``"trainval"``.
-        report: Called for each line that cannot be used, each image that is listed twice and a
-            split without images; raises them by default. If it returns, the line is left out.
-
-    Raises:
-        FileNotFoundError: The root, the year or the split is missing.
-        ValueError: The split file is not text.
-    """
+def _list_split(root: str | Path, year: str, split: str) -> list[ImageEntry]:
+    """List the images of one split, whether their files are there or not."""
     folder = _find_year(Path(root), year)
     path = _find_split(folder, split)
-    ids = _read_split(path, report)
+    ids = _read_split(path)
     if not ids:
-        report("unusable list", f"{path}: the split lists no image")
-    _check_no_repeats(ids, path, report)
-    names = (f"VOC{year}/{image_id}" for image_id in dict.fromkeys(ids))
-    return [ImageEntry(name, folder, (year, split)) for name in names]
+        raise ValueError(f"{path}: the split lists no image")
+    _check_no_repeats(ids, path)
+    return [ImageEntry(f"VOC{year}/{image_id}", folder, (year, split)) for image_id in ids]
 
 
 def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -141,7 +124,7 @@ def _find_split(folder: Path, split: str) -> Path:
     return path
 
 
-def _read_split(path: Path, report: Report) -> list[str]:
+def _read_split(path: Path) -> list[str]:
     """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
         text = read_regular_file(path, _MAX_BYTES).decode("utf-8-sig")
@@ -151,18 +134,16 @@ def _read_split(path: Path, report: Report) -> list[str]:
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if len(fields) > 2 or (len(fields) == 2 and fields[1] not in _FLAGS):
-            report(
-                "unusable list",
+            raise ValueError(
                 f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
-                f"got {line.strip()!r}",
+                f"got {line.strip()!r}"
             )
-        elif fields and (fields[0] in (".", "..") or set(fields[0]) & set("/\\\0")):
-            report(
-                "name that leads outside",
+        if fields and (fields[0] in (".", "..") or set(fields[0]) & set("/\\\0")):
+            raise ValueError(
                 f"{path}, line {number}: expected an image id, got {fields[0]!r}, which leads out "
-                "of the devkit's folders; refused",
+                "of the devkit's folders; refused"
             )
-        elif fields and fields[-1] != "-1":
+        if fields and fields[-1] != "-1":
             ids.append(fields[0])
     return ids
 
@@ -180,9 +161,9 @@ def _check_files(entries: list[ImageEntry]) -> None:
             )
 
 
-def _check_no_repeats(names: list[str], where: object, report: Report) -> None:
+def _check_no_repeats(names: list[str], where: object) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            report("listed twice", f"{where}: image {name!r} is listed twice")
+            raise ValueError(f"{where}: image {name!r} is listed twice")
         seen.add(name)

@@ -60,7 +60,7 @@ class DataConfig:
             annotation cannot: ``"raise"`` stops before the training starts, or at a picture that
             does not decode when it is its turn; ``"skip"`` decodes all of them before the start
             and leaves out the bad ones. Evaluation always raises: a score without an image is
-            another score. ``tools/check_data.py`` lists what is wrong with a data set.
+            another score. ``tools/check_data.py`` prints what cannot be used.
         batch_size: Images of a training batch, in each process.
         eval_batch_size: Images of an evaluation batch, in each process.
         workers: Loader processes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch.utils.data import Dataset, Subset
 
@@ -10,7 +11,6 @@ from detmix.data import (
     AugmentedDataset,
     CocoDetection,
     VOCDetection,
-    coco_keypoints,
     detection_transforms,
 )
 from detmix.detectors import target_keys
@@ -31,18 +31,25 @@ __all__ = [
 DetectionData = VOCDetection | CocoDetection
 
 
-def open_dataset(config: TrainConfig, *, train: bool) -> DetectionData:
+def open_dataset(
+    config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
+) -> DetectionData:
     """Open the images and annotations to train or to evaluate on, as they are on disk.
 
     Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects,
     crowds and images without objects, and boxes of COCO that reach beyond their image: the rules
     of the devkit and of COCO need them; and it leaves out no image, whatever ``data.on_error`` is.
 
+    Args:
+        config: The training's configuration.
+        train: Whether to train on them.
+        on_error: In the place of these rules, ``"raise"`` or ``"skip"``.
+
     Raises:
         OSError, ValueError: As the data sets.
     """
     data = config.data
-    on_error = data.on_error if train else "raise"
+    on_error = on_error or (data.on_error if train else "raise")
     if data.format == "voc":
         return VOCDetection(
             data.root,
@@ -108,7 +115,11 @@ def check_keypoints(config: TrainConfig, dataset: DetectionData, *, train: bool)
 def check_same_keypoints(train_data: DetectionData, test_data: DetectionData) -> None:
     """Raise ValueError if the keypoints of two data sets, where both have any, differ."""
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
-    coco_keypoints.check_same_keypoints(names, test_names)
+    if names and test_names and names != test_names:
+        raise ValueError(
+            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
+            f"{', '.join(names)}"
+        )
 
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:
