@@ -13,7 +13,7 @@ from weight_files import assert_equal_tensors, pretraining_checkpoint, random_re
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 from detmix.detectors.detector_names import backbone_weights, option_defaults, option_names
-from detmix.detectors.torchvision_builder import check_builder, has_reduced_tail
+from detmix.detectors.torchvision_builder import check_builder
 from detmix.training.config import TrainConfig
 from detmix.training.parsing import parse_args
 
@@ -183,11 +183,10 @@ class TestPretrained:
     @pytest.mark.parametrize(
         ("name", "layers"),
         [
-            *((name, None) for name in BUILDERS),
+            *((name, None) for name in BUILDERS if name != SSDLITE),
             *(("retinanet_resnet50_fpn", layers) for layers in (0, 2, 5)),
             *(("fasterrcnn_mobilenet_v3_large_fpn", layers) for layers in (0, 4, 6)),
             *(("ssd300_vgg16", layers) for layers in (0, 3, 5)),
-            *(("ssdlite320_mobilenet_v3_large", layers) for layers in (0, 3, 6)),
         ],
     )
     def test_from_a_backbone(self, name, layers, monkeypatch):
@@ -202,19 +201,18 @@ class TestPretrained:
         assert structure(ours) == structure(theirs)
 
     def test_named_backbone_of_a_mobilenet(self, monkeypatch, caplog):
-        name = SSDLITE
+        name = "fasterrcnn_mobilenet_v3_large_fpn"
         state = shake(get_model("mobilenet_v3_large", weights=None)).state_dict()
         theirs = self.theirs(name, monkeypatch, state, weights_backbone="IMAGENET1K_V2")
         monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
         with caplog.at_level(logging.INFO, "detmix"):
             ours = build_detector(DetectorConfig(name), BackboneConfig(weights="DEFAULT"), 5)
-        keys = [key for key in ours.state_dict() if key.startswith("backbone.features.")]
+        keys = [key for key in ours.state_dict() if key.startswith("backbone.body.")]
         assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), keys) > 200
         assert caplog.messages == [
             "backbone.weights=MobileNet_V3_Large_Weights.IMAGENET1K_V2: all of mobilenet_v3_large "
             "loaded"
         ]
-        assert ours.transform.image_mean == [0.5, 0.5, 0.5]
 
     def test_file_for_a_resnet(self, tmp_path):
         resnet = random_resnet("resnet50")
@@ -307,15 +305,6 @@ class TestSettings:
         assert model.anchor_generator.sizes == ((4,), (8,), (16,), (32,), (64,))
         assert model.anchor_generator.num_anchors_per_location() == [1] * 5
 
-    @pytest.mark.parametrize("reduced", [None, True, False])
-    def test_tail_of_ssdlite(self, reduced):
-        config, backbone = DetectorConfig(SSDLITE), BackboneConfig(reduced_tail=reduced)
-        ours = on_meta(lambda: build_detector(config, backbone, 4))
-        assert has_reduced_tail(ours) is (reduced is not False)
-        assert len(list(ours.backbone.features.parameters())[-1]) == (
-            960 if reduced is False else 480
-        )
-
     def test_keypoints(self):
         config = DetectorConfig("keypointrcnn_resnet50_fpn")
         ours = on_meta(lambda: build_detector(config, BackboneConfig(), 2, num_keypoints=5))
@@ -367,18 +356,7 @@ class TestErrors:
             ("ssd300_vgg16", {}, {"fpn_channels": 64}, r"backbone\.fpn_channels=64 does not apply"),
             ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\) does not apply"),
             ("ssd300_vgg16", {}, {"stem": "small"}, r"backbone\.stem='small' does not apply"),
-            (
-                *("ssd300_vgg16", {}, {"reduced_tail": False}),
-                r"backbone\.reduced_tail=False does not apply .*--backbone\.reduced_tail null",
-            ),
-            (
-                *("fcos_resnet50_fpn", {}, {"reduced_tail": True}),
-                r"backbone\.reduced_tail=True does not apply",
-            ),
-            (
-                *(SSDLITE, {}, {"weights": "DEFAULT", "reduced_tail": True}),
-                r"reduced_tail=true does not go with backbone\.weights='DEFAULT'",
-            ),
+            (SSDLITE, {}, {"weights": "DEFAULT"}, r"narrower tail.*--detector\.weights COCO_V1"),
             (
                 *("fcos_resnet50_fpn", {"anchor_sizes": (8, 32, 64, 128, 512)}, {}),
                 r"anchor_sizes of fcos_resnet50_fpn must at most double .*got \(8, 32, 64,",

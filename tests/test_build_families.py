@@ -270,12 +270,6 @@ class TestErrors:
         assert config.detector == DetectorConfig("retinanet", min_size=SIZE)
 
     @pytest.mark.parametrize("name", FAMILIES)
-    def test_no_tail_to_reduce(self, name):
-        backbone = BackboneConfig("resnet18", reduced_tail=True, fpn_channels=32)
-        with pytest.raises(ValueError, match=r"reduced_tail is for .*SSDlite only, .*resnet18"):
-            build_detector(DetectorConfig(name), backbone, 3)
-
-    @pytest.mark.parametrize("name", FAMILIES)
     def test_one_anchor_size_for_each_level(self, name):
         with pytest.raises(ValueError, match=r"detector\.anchor_sizes must have 4 entries"):
             small(name, anchor_sizes=(16, 32))

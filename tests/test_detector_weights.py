@@ -14,7 +14,6 @@ from weight_files import assert_equal_tensors, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
 from detmix.detectors.detector_weights import load_detector_weights, named_epsilon
-from detmix.detectors.torchvision_builder import has_reduced_tail
 
 BUILDERS = list_models(module=detection)
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
@@ -208,36 +207,6 @@ class TestBuilders:
         v1 = member.name == "COCO_V1" and name.endswith("resnet50_fpn")
         assert named_epsilon(path, name) == (0.0 if v1 and "fcos" not in name else None)
         assert named_epsilon(str(member), name) == named_epsilon(path, name)
-
-    @pytest.mark.parametrize("start", ["DEFAULT", None])
-    def test_tail_of_ssdlite_is_the_files(self, tmp_path, start):
-        """Pretrained backbones have the whole tail, and so has what starts from their detectors."""
-        name, path = "ssdlite320_mobilenet_v3_large", tmp_path / "best.pt"
-        backbone = BackboneConfig(weights=start)
-        old = shake(build_detector(DetectorConfig(name), backbone, 21, load_weights=False))
-        torch.save(old.state_dict(), path)
-        new = build_detector(DetectorConfig(name, weights=str(path)), BackboneConfig(), 4)
-        found, expected = new.state_dict(), old.state_dict()
-        same = [key for key in found if found[key].shape == expected[key].shape]
-        assert assert_equal_tensors(found, expected, same) == len(found) - 12
-        assert has_reduced_tail(new) is has_reduced_tail(old) is (start is None)
-        assert trained(new) == trained(old)
-        # Without the file, the configuration must say it.
-        path.unlink()
-        again = BackboneConfig(reduced_tail=has_reduced_tail(new))
-        empty = build_detector(
-            DetectorConfig(name, weights=str(path)), again, 4, load_weights=False
-        )
-        empty.load_state_dict(new.state_dict())
-        assert repr(empty) == repr(new)
-
-    def test_tail_that_is_asked_for_and_is_not_the_files(self, tmp_path):
-        name, path = "ssdlite320_mobilenet_v3_large", tmp_path / "best.pt"
-        torch.save(build_detector(DetectorConfig(name), BackboneConfig(), 3).state_dict(), path)
-        with pytest.raises(ValueError, match=r"\(80, \d+, 1, 1\), expected \(160,"):
-            build_detector(
-                DetectorConfig(name, weights=str(path)), BackboneConfig(reduced_tail=False), 3
-            )
 
     def test_a_family_from_torchvisions_file(self, tmp_path):
         """Mask R-CNN on the default backbone is torchvision's."""

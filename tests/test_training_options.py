@@ -8,17 +8,13 @@ import pytest
 import torch
 from tiny import read_metrics, tiny_config
 
-from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 from detmix.mixing import DetectionMixUp
 from detmix.training import (
     DetectorTrainer,
     NonFiniteLossError,
-    TrainConfig,
     load_checkpoint,
     load_detector,
-    parse_args,
 )
-from detmix.training.build import build_model, start_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -194,18 +190,3 @@ class TestNonFiniteLoss:
         )  # fmt: skip
         with pytest.raises(NonFiniteLossError, match="is not finite at step"):
             DetectorTrainer(config).fit()
-
-
-def test_an_ssdlite_notes_the_tail_of_the_file_it_starts_from(tmp_path):
-    """Its checkpoints are rebuilt without that file, which may be gone by then."""
-    name = "ssdlite320_mobilenet_v3_large"
-    wide = build_detector(DetectorConfig(name), BackboneConfig(reduced_tail=False), 21)
-    torch.save(wide.state_dict(), tmp_path / "wide.pth")
-    config = parse_args(
-        TrainConfig, [f"--detector.name={name}", f"--detector.weights={tmp_path / 'wide.pth'}"]
-    )
-    model, config = start_model(config)
-    assert config.backbone.reduced_tail is False
-    (tmp_path / "wide.pth").unlink()
-    again = build_model(config, load_weights=False)
-    again.load_state_dict(model.state_dict())

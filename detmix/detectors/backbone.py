@@ -62,10 +62,6 @@ class BackboneConfig:
             (torchvision's names only); as in the pretraining.
         norm_eps: Epsilon of frozen batch norm (torchvision's names only); None for torchvision's,
             which is 0 with its COCO weights and 1e-5 otherwise. A run notes here what it has.
-        reduced_tail: Whether the last stage of SSDlite's MobileNet has half its channels
-            (arXiv 1905.02244, table 6); only for that detector. None for torchvision's
-            choice, which is the whole tail from pretrained weights of the backbone and the
-            reduced one otherwise, or for what the file of ``detector.weights`` has.
     """
 
     name: str = "resnet50"
@@ -76,7 +72,6 @@ class BackboneConfig:
     levels: tuple[int, ...] = (1, 2, 3, 4)
     stem: Stem = "standard"
     norm_eps: float | None = None
-    reduced_tail: bool | None = None
 
     def __post_init__(self) -> None:
         check_choice("backbone.norm", self.norm, get_args(Norm))
@@ -153,11 +148,6 @@ def build_backbone_with_report(
         raise ValueError(
             f"backbone.trainable_layers of {config.name} must be in 0..5, got "
             f"{config.trainable_layers}"
-        )
-    if config.reduced_tail is not None:
-        raise ValueError(
-            "backbone.reduced_tail is for the MobileNet of an SSDlite only, got "
-            f"{config.reduced_tail} with backbone.name={config.name}: set it to null"
         )
     if pretrained is None:
         pretrained = config.weights is not None

@@ -56,9 +56,8 @@ def build_detector(
         load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
             detector follows. Nothing is opened or downloaded then; what is no part of a state
             dict must be in the configuration: ``image_mean`` and ``image_std`` in
-            ``detector.options`` unless they are torchvision's, ``backbone.norm_eps`` unless the
-            weights' name or torchvision decides, and ``backbone.reduced_tail`` of an SSDlite that
-            started from a file with the whole tail.
+            ``detector.options`` unless they are torchvision's, and ``backbone.norm_eps`` unless
+            the weights' name or torchvision decides.
 
     Returns:
         One of torchvision's detectors, in training mode.

@@ -62,9 +62,8 @@ class DetectorConfig:
             ``"COCO_V1"``, for one of its builders, or for an R-CNN family on a ResNet-50; or a
             file: a checkpoint of ``tools/train.py`` or a state dict of torchvision's. All of it
             is taken but what depends on the classes, which is new for those of the data set (and
-            the keypoints' predictor where their number differs). An SSDlite has the tail that
-            its file has, reduced or whole. None for a new detector, on a backbone that may be
-            pretrained.
+            the keypoints' predictor where their number differs). None for a new detector, on a
+            backbone that may be pretrained.
 
     Raises:
         ValueError: If a value is out of range or an option of another type, or some do not apply

@@ -31,7 +31,6 @@ __all__ = [
     "named_epsilon",
     "norm_epsilon",
     "set_norm_epsilon",
-    "stored_shape",
 ]
 
 _SETTING = "detector.weights"
@@ -144,28 +143,6 @@ def load_detector_weights(
     report = load_matching(model, weights, model=model_name or name, heads=names, head=text)
     set_norm_epsilon(model, eps)
     return report
-
-
-def stored_shape(source: str, name: str, key: str) -> tuple[int, ...] | None:
-    """Return the shape of a tensor in a file of weights.
-
-    Args:
-        source: ``detector.weights``.
-        name: As `DetectorConfig.name`.
-        key: The tensor's.
-
-    Returns:
-        Its shape; None for a name of torchvision's weights, and where there is no such tensor.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is broken, or a name that is unknown.
-    """
-    if find_detector_weights(source, name) is not None:
-        return None
-    file = open_path(source, _SETTING, [member.name for member in detector_weights(name)])
-    tensor = file.state.get(key)
-    return None if tensor is None else tuple(tensor.shape)
 
 
 def named_epsilon(source: str, name: str) -> float | None:

@@ -1,7 +1,7 @@
 """Building a detector by the name of torchvision's own builder, backbone and all.
 
 Torchvision's builders download what they are asked to start from. `_StandIn` lets them build the
-same architecture (frozen norm, frozen layers, the wider tail of SSDlite) from tensors at hand.
+same architecture (frozen norm, frozen layers) from tensors at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from detmix.detectors.backbone import BackboneConfig
 from detmix.detectors.backbone_weights import load_into_classifier
 from detmix.detectors.detector_config import DetectorConfig, class_arguments, reset_flags
 from detmix.detectors.detector_names import backbone_weights, detector_class
-from detmix.detectors.detector_weights import stored_shape
 from detmix.detectors.families import (
     ASPECT_RATIOS,
     check_fcos_sizes,
@@ -29,14 +28,13 @@ from detmix.detectors.families import (
 from detmix.detectors.weight_matching import LoadReport, SourceWeights
 from detmix.detectors.weight_source import download, find_named, read_backbone_weights
 
-__all__ = ["build_by_name", "check_builder", "has_reduced_tail"]
+__all__ = ["build_by_name", "check_builder"]
 
 _SETTING = "backbone.weights"
 # The fields of the backbone's section that are for a builder too.
 _BACKBONE_FIELDS = {"weights", "trainable_layers", "norm_eps"}
-# The one whose MobileNet has a tail of two widths, and a convolution with as many outputs.
+# The one whose backbone is narrower than its classifier, where it does not start from that.
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
-_TAIL, _WHOLE_WIDTH = "backbone.features.1.0.3.0.weight", 160
 # What their builders give those that take anchors: the sizes of five levels.
 _SIZES = (32, 64, 128, 256, 512)
 
@@ -81,10 +79,10 @@ def check_builder(detector: DetectorConfig, backbone: BackboneConfig) -> None:
     """
     name = detector.name
     _check_backbone(detector, backbone)
-    if backbone.weights is not None and backbone.reduced_tail:
+    if backbone.weights is not None and name == _SSDLITE:
         raise ValueError(
-            "backbone.reduced_tail=true does not go with backbone.weights="
-            f"{backbone.weights!r}, which have the whole tail"
+            f"backbone.weights={backbone.weights!r} does not fit {name}, whose backbone has a "
+            "narrower tail: start from a whole detector with --detector.weights COCO_V1"
         )
     sizes, ratios = detector.anchor_sizes, detector.aspect_ratios
     if sizes is not None and len(sizes) != len(_SIZES):
@@ -112,8 +110,7 @@ def build_by_name(
     """Build a detector as torchvision's builder of that name does.
 
     Args:
-        detector: The detector; of its ``weights`` it matters here whether there are some, and the
-            tail that a file for SSDlite has.
+        detector: The detector; of its ``weights`` it matters here whether there are some.
         backbone: The section of the backbone.
         num_classes: K, the classes with background.
         num_keypoints: Keypoints of each object, for Keypoint R-CNN.
@@ -140,8 +137,6 @@ def build_by_name(
     read = None
     if backbone.weights is not None:
         start["weights_backbone"], read = _backbone_start(name, backbone.weights, load_weights)
-    elif _has_whole_tail(detector, backbone, load_weights):
-        start["weights_backbone"] = _random_start(name)
     elif detector.weights is not None:
         start["weights"] = _detector_start(name, arguments)
     if any(value is not None for value in start.values()):  # torchvision warns of it without any
@@ -154,22 +149,6 @@ def build_by_name(
     report = load_into_classifier(model.backbone.body, read, _network(name))
     _log.info("%s", report)
     return model, report
-
-
-def has_reduced_tail(model: nn.Module) -> bool | None:
-    """Return whether the MobileNet of an SSDlite has the reduced tail, None of other detectors."""
-    tail = model.state_dict().get(_TAIL)
-    return None if tail is None else len(tail) < _WHOLE_WIDTH
-
-
-def _has_whole_tail(detector: DetectorConfig, backbone: BackboneConfig, load_weights: bool) -> bool:
-    """Return whether a MobileNet without weights of its own has the tail of pretrained ones."""
-    if backbone.reduced_tail is not None:
-        return not backbone.reduced_tail
-    if detector.name != _SSDLITE or detector.weights is None or not load_weights:
-        return False
-    shape = stored_shape(detector.weights, detector.name, _TAIL)
-    return shape is not None and shape[:1] == (_WHOLE_WIDTH,)
 
 
 def _network(name: str) -> str:
@@ -230,11 +209,10 @@ def _max_trainable(name: str) -> int:
 def _check_backbone(detector: DetectorConfig, backbone: BackboneConfig) -> None:
     """Refuse at once all fields of the backbone's section that are not for a builder's own."""
     name = detector.name
-    own = _BACKBONE_FIELDS | ({"reduced_tail"} if name == _SSDLITE else set())
     reset = {
         field.name: field.default
         for field in fields(backbone)
-        if field.name not in own and getattr(backbone, field.name) != field.default
+        if field.name not in _BACKBONE_FIELDS and getattr(backbone, field.name) != field.default
     }
     problems = []
     if reset:

@@ -11,7 +11,6 @@ from torch import nn
 from detmix.detectors import build_detector, weight_losses
 from detmix.detectors.detector_config import STATISTICS
 from detmix.detectors.detector_weights import norm_epsilon
-from detmix.detectors.torchvision_builder import has_reduced_tail
 from detmix.mixing import DetectionCutMix, DetectionMixer, DetectionMixUp, RandomChoice
 from detmix.training.config import TrainConfig
 from detmix.training.resume import load_newest
@@ -42,10 +41,9 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     """Build the detector that a training starts with, and complete the configuration by it.
 
     The mean and deviation that images are normalised with belong to the pretrained weights, and so
-    do the epsilon of frozen batch norm and the tail of an SSDlite. They go into
-    ``detector.options``, ``backbone.norm_eps`` and ``backbone.reduced_tail``, so that the run's
-    checkpoints are whole without the file it started from; a run that is resumed needs that file,
-    or a network, no more.
+    does the epsilon of frozen batch norm. They go into ``detector.options`` and
+    ``backbone.norm_eps``, so that the run's checkpoints are whole without the file it started from;
+    a run that is resumed needs that file, or a network, no more.
 
     Args:
         config: The training's configuration.
@@ -64,23 +62,19 @@ def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
         try:
             options = saved.get("detector", {}).get("options", {})
             backbone = saved.get("backbone", {})
-            config = _note(config, options, backbone.get("norm_eps"), backbone.get("reduced_tail"))
+            config = _note(config, options, backbone.get("norm_eps"))
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the configuration in {newest.path}: {error}") from error
     model: Any = build_model(config, load_weights=newest is None)
     used = {name: list(getattr(model.transform, name)) for name in STATISTICS}
-    return model, _note(config, used, norm_epsilon(model), has_reduced_tail(model))
+    return model, _note(config, used, norm_epsilon(model))
 
 
-def _note(
-    config: TrainConfig, statistics: Mapping[str, Any], eps: float | None, tail: bool | None
-) -> TrainConfig:
-    """Note the statistics, the epsilon and the tail where the configuration leaves them open."""
+def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None) -> TrainConfig:
+    """Note the statistics and the epsilon where the configuration leaves them open."""
     detector, backbone = config.detector, config.backbone
     if backbone.norm_eps is None:
         backbone = replace(backbone, norm_eps=eps)
-    if backbone.reduced_tail is None:
-        backbone = replace(backbone, reduced_tail=tail)
     given = {name: value for name, value in detector.options.items() if value is not None}
     noted = {name: statistics[name] for name in STATISTICS if name in statistics}
     detector = replace(detector, options={**noted, **given})

@@ -29,6 +29,8 @@ __all__ = [
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 1
+# Options of earlier versions, by section and name, with the values that mean what is done now.
+_GONE = {("backbone", "reduced_tail"): (None, True)}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
 
@@ -174,4 +176,20 @@ def check_content(path: Path | str, state: Any) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
         )
-    return dict(state)
+    return {**state, "config": _without_gone(path, state["config"])}
+
+
+def _without_gone(path: Path | str, config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out options of earlier versions, but refuse what is not done any more."""
+    config = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in config.items()
+    }
+    for (section, name), meant in _GONE.items():
+        options = config.get(section)
+        value = options.pop(name, meant[0]) if isinstance(options, dict) else meant[0]
+        if value not in meant:
+            raise ValueError(
+                f"{path} is of an earlier version, with {section}.{name}={value}: this one has no "
+                f"such option, and does what {meant[-1]} meant"
+            )
+    return config
