@@ -59,9 +59,9 @@ def test_anchor_weights_follow_the_matches():
     anchors = torch.tensor(
         [[20.0, 20, 30, 30], [0.0, 0, 10, 10], [0.0, 0, 10, 5], [60.0, 60, 70, 70]]
     )
-    labels, matched, weights = model.rpn.match_anchors([anchors], [target])
+    labels, matched = model.rpn.assign_targets_to_anchors([anchors], [target])
     assert labels[0].tolist() == [1, 1, -1, 0]
-    assert weights[0].tolist() == pytest.approx([0.9, 0.1, 0.5, 0.5])
+    assert labels.weights[0].tolist() == pytest.approx([0.9, 0.1, 0.5, 0.5])
     theirs = super(type(model.rpn), model.rpn).assign_targets_to_anchors([anchors], [target])
     assert torch.equal(labels[0], theirs[0][0])
     assert torch.equal(matched[0], theirs[1][0])

@@ -1,7 +1,8 @@
 """Weighted losses of Faster, Mask and Keypoint R-CNN: torchvision's RPN and RoI heads.
 
-Both subclasses have a training ``forward`` of their own and leave evaluation to torchvision's.
-They add no parameters, buffers or random numbers.
+The RPN's subclass overrides how anchors are matched and what their loss is; that of the RoI heads
+has a training ``forward`` of its own, as torchvision's calls functions of its module there. They
+leave the rest to torchvision's and add no parameters, buffers or random numbers.
 
 Shapes: A anchors of one image over all levels, N objects, R sampled proposals of the batch,
 K classes with background 0.
@@ -13,12 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import (
-    RegionProposalNetwork,
-    concat_box_prediction_layers,
-)
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detmix.detectors.losses import (
     weighted_binary_cross_entropy,
@@ -49,6 +46,16 @@ Targets = list[dict[str, Tensor]]
 SMOOTH_L1_BETA = 1 / 9
 
 
+class _Labels(list[Tensor]):
+    """Labels of each image's anchors on their way through torchvision's ``forward``, with weights.
+
+    Attributes:
+        weights: ``(A,)`` for each image.
+    """
+
+    weights: list[Tensor]
+
+
 class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     """Torchvision's region proposal network with a weight for each sampled anchor.
 
@@ -57,120 +64,58 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
 
     loss_weighting: LossWeighting
 
-    def forward(
-        self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Propose boxes, and in training return the weighted losses.
-
-        Args:
-            images: The batch.
-            features: Feature maps by level name.
-            targets: Targets with ``boxes`` ``(N, 4)`` and, as a rule, ``box_weights`` ``(N,)``.
-
-        Returns:
-            Proposals of each image, and ``loss_objectness`` and ``loss_rpn_box_reg``, both
-            divided by the number of sampled anchors (none in evaluation).
-        """
-        if not self.training:
-            return super().forward(images, features, targets)  # type: ignore[no-any-return]
-        if targets is None:
-            raise ValueError("targets should not be None in training")
-        maps = list(features.values())
-        objectness, deltas = self.head(maps)
-        anchors = self.anchor_generator(images, maps)
-        num_anchors_per_level = [level[0].numel() for level in objectness]
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        # Proposals are taken as given by the second stage: no gradient flows through them.
-        proposals = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        boxes, _ = self.filter_proposals(
-            proposals, objectness, images.image_sizes, num_anchors_per_level
-        )
-        labels, matched_boxes, weights = self.match_anchors(anchors, targets)
-        regression_targets = self.box_coder.encode(matched_boxes, anchors)
-        return boxes, self.weighted_losses(objectness, deltas, labels, regression_targets, weights)
-
-    def match_anchors(
+    def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Assign each anchor a label, a box and a weight.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes.
 
-        The rule is that of ``assign_targets_to_anchors``, which does not tell its matches.
-
-        Args:
-            anchors: ``(A, 4)`` for each image.
-            targets: A target for each image.
-
-        Returns:
-            For each image: labels ``(A,)`` float32 (1 foreground, 0 background, -1 neither),
-            matched boxes ``(A, 4)``, weights ``(A,)``.
+        By torchvision's rule, whose own method does not tell which object an anchor matches.
         """
-        labels, matched_boxes, weights = [], [], []
-        for image_anchors, target, box_weights in zip(
-            anchors, targets, object_weights(targets), strict=True
-        ):
+        labels, matched_boxes = _Labels(), []
+        labels.weights = []
+        matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
+        for own, target, box_weights in zip(anchors, targets, object_weights(targets), strict=True):
             boxes = target["boxes"]
             if boxes.numel() == 0:
-                matched = image_anchors.new_full(
-                    (len(image_anchors),),
-                    self.proposal_matcher.BELOW_LOW_THRESHOLD,
-                    dtype=torch.int64,
-                )
-                matched_boxes.append(torch.zeros_like(image_anchors, dtype=torch.float32))
+                boxes = own.new_zeros((1, 4), dtype=torch.float32)
+                matched = own.new_full((len(own),), matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
             else:
-                matched = self.proposal_matcher(self.box_similarity(boxes, image_anchors))
-                matched_boxes.append(boxes[matched.clamp(min=0)])
+                matched = matcher(self.box_similarity(boxes, own))
+            matched_boxes.append(boxes[matched.clamp(min=0)])
             foreground = matched >= 0
-            image_labels = foreground.to(torch.float32)
-            image_labels[matched == self.proposal_matcher.BETWEEN_THRESHOLDS] = -1.0
-            labels.append(image_labels)
-            weights.append(
-                sample_weights(
-                    box_weights, matched, foreground, self.loss_weighting.background_weight
-                )
-            )
-        return labels, matched_boxes, weights
+            neither = matched == matcher.BETWEEN_THRESHOLDS
+            labels.append(foreground.to(torch.float32).masked_fill(neither, -1.0))
+            labels.weights.append(sample_weights(box_weights, matched, foreground, background))
+        return labels, matched_boxes
 
-    def weighted_losses(
+    def compute_loss(
         self,
         objectness: Tensor,
-        deltas: Tensor,
+        pred_bbox_deltas: Tensor,
         labels: list[Tensor],
         regression_targets: list[Tensor],
-        weights: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """Sample anchors and compute both losses.
+    ) -> tuple[Tensor, Tensor]:
+        """Return the objectness and the box loss, both divided by the number of sampled anchors.
 
-        Args:
-            objectness: ``(ΣA, 1)`` logits of all images.
-            deltas: ``(ΣA, 4)`` predicted regression.
-            labels: ``(A,)`` for each image: 1, 0, or -1 for anchors left out.
-            regression_targets: ``(A, 4)`` for each image.
-            weights: ``(A,)`` for each image.
-
-        Returns:
-            ``loss_objectness`` and ``loss_rpn_box_reg``.
+        Of ``(ΣA, 1)`` logits and ``(ΣA, 4)`` deltas of all images, and ``(A, 4)`` goals of each.
         """
+        assert isinstance(labels, _Labels)
         positives, negatives = self.fg_bg_sampler(labels)
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
-        all_weights = torch.cat(weights)
-        sampled_weights = all_weights[sampled]
-        losses = {
-            "loss_objectness": weighted_binary_cross_entropy(
-                objectness.flatten()[sampled], torch.cat(labels)[sampled], sampled_weights
-            ),
-            "loss_rpn_box_reg": weighted_smooth_l1(
-                deltas[positive],
-                torch.cat(regression_targets)[positive],
-                all_weights[positive],
-                beta=SMOOTH_L1_BETA,
-                num_samples=sampled.numel(),
-            ),
-        }
-        return {
-            name: self.loss_weighting.rescale(loss, sampled_weights)
-            for name, loss in losses.items()
-        }
+        weights = torch.cat(labels.weights)
+        object_loss = weighted_binary_cross_entropy(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
+        )
+        box_loss = weighted_smooth_l1(
+            pred_bbox_deltas[positive],
+            torch.cat(regression_targets)[positive],
+            weights[positive],
+            beta=SMOOTH_L1_BETA,
+            num_samples=sampled.numel(),
+        )
+        rescale = self.loss_weighting.rescale
+        return rescale(object_loss, weights[sampled]), rescale(box_loss, weights[sampled])
 
 
 class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
