@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detmix.mixing.ground_truth import Target, is_per_object
-from detmix.mixing.tv import box_format, num_coordinates, plain, xyxy
+from detmix.mixing.tv import box_format, is_rotated, plain, xyxy
 
 __all__ = [
     "GEOMETRIC_KEYS",
@@ -68,10 +68,10 @@ def to_plain(target: Target, name: str) -> Target:
             continue
         if key != "boxes":
             plain_target[key] = plain(value).detach()
-        elif num_coordinates(value) == 4:
-            plain_target[key] = xyxy(value.detach().to(torch.float32))
-        else:
+        elif is_rotated(value):
             raise ValueError(f"{name}: 'boxes' must not be rotated, got {box_format(value).value}")
+        else:
+            plain_target[key] = xyxy(value.detach().to(torch.float32))
     return plain_target
 
 

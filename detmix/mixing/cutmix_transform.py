@@ -91,8 +91,8 @@ def cutmix(
         The inputs are not changed. A rectangle without area leaves the image A.
 
     Raises:
-        ValueError: For a rectangle that is not within both images, images that do not match,
-            rotated boxes, or a target that breaks the contract, naming what was got and what
+        ValueError: For a rectangle that is not within both images, images that do not match, or
+            a target that breaks the contract (as rotated boxes do), naming what was got and what
             was expected.
 
     Example:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detmix.mixing.tv import num_coordinates, plain
+from detmix.mixing.tv import box_format, is_rotated, plain
 
 __all__ = [
     "PER_IMAGE_KEYS",
@@ -88,14 +88,14 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
         image: ``(C, H, W)``.
         target: A target as torchvision detection has it; ``boxes`` are ``(N, 4)``, per-object
             keys have N rows, masks have the image's size. tv_tensors may hold them, boxes in
-            any format. A target with nothing but ``image_id`` (or a size) is that of an image
-            without objects, as ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves
-            it.
+            any format that is not rotated. A target with nothing but ``image_id`` (or a size) is
+            that of an image without objects, as
+            ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves it.
         name: What to call the sample in an error.
 
     Raises:
-        ValueError: Naming the sample, the key and the value, for a wrong shape, a box with NaN
-            or infinity, or a weight that is negative or not finite.
+        ValueError: Naming the sample, the key and the value, for a wrong shape, rotated boxes, a
+            box with NaN or infinity, or a weight that is negative or not finite.
     """
     _check_image(image, name)
     if not isinstance(target, dict):
@@ -106,9 +106,13 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
         return
     if boxes is None:
         raise ValueError(f"{name}: target has no 'boxes', only {', '.join(sorted(map(str, held)))}")
-    width = num_coordinates(boxes) if isinstance(boxes, Tensor) else 4
-    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != width:
-        raise ValueError(f"{name}: 'boxes' must be an (N, {width}) tensor, got {_describe(boxes)}")
+    if isinstance(boxes, Tensor) and is_rotated(boxes):
+        raise ValueError(
+            f"{name}: 'boxes' must not be rotated (put the smallest upright box around each "
+            f"object), got the format {box_format(boxes).value}"
+        )
+    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}: 'boxes' must be an (N, 4) tensor, got {_describe(boxes)}")
     for key in sorted(PER_OBJECT_KEYS & target.keys()):
         if target[key] is not None and not is_per_object(target, key):
             raise ValueError(

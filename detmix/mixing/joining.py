@@ -46,8 +46,8 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
         A new target with N_a + N_b objects, or fewer.
 
     Raises:
-        ValueError: For λ outside [0, 1], if only one of the targets has a per-object key that
-            has no default, or if only one holds rotated boxes.
+        ValueError: For λ outside [0, 1], or if only one of the targets has a per-object key that
+            has no default.
     """
     check_ratio(lam)
     return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
@@ -67,8 +67,7 @@ def join(
         A new target; what comes to weight 0 is left out.
 
     Raises:
-        ValueError: If only one of the targets has a per-object key that has no default, or
-            rotated boxes.
+        ValueError: If only one of the targets has a per-object key that has no default.
     """
     # Decided before any object is left out: by chance as many could be left as another key has.
     keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _joins(targets, key)]
@@ -121,10 +120,8 @@ def _model(value_a: Any, value_b: Any) -> Any:
     """
     if value_a is None or value_b is None:
         return value_b if value_a is None else value_a
-    if len(value_a):
+    if len(value_a) or isinstance(value_a, TVTensor):
         return value_a
-    if isinstance(value_a, TVTensor):  # without rows, such as boxes that know of no rotation
-        return value_b if len(value_b) and value_a.shape[1:] != value_b.shape[1:] else value_a
     return value_b if len(value_b) or isinstance(value_b, TVTensor) else value_a
 
 

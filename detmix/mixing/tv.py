@@ -17,7 +17,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 __all__ = [
     "box_format",
     "converted",
-    "num_coordinates",
+    "is_rotated",
     "plain",
     "typed_as",
     "wrap_like",
@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 _AXIS_ALIGNED = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-_COORDINATES = {"XYWHR": 5, "CXCYWHR": 5, "XYXYXYXY": 8}  # from torchvision 0.23 on
 _ON_CANVAS = tuple(  # the types that know their canvas; torchvision 0.21 has no KeyPoints
     getattr(tv_tensors, name)
     for name in ("BoundingBoxes", "KeyPoints")
@@ -44,36 +43,20 @@ def box_format(boxes: Tensor) -> BoundingBoxFormat:
     return boxes.format if isinstance(boxes, BoundingBoxes) else BoundingBoxFormat.XYXY
 
 
-def num_coordinates(boxes: Tensor) -> int:
-    """Return how many numbers a box has in its format: 4, or more where it is rotated."""
-    return _COORDINATES.get(boxes.format.value, 4) if isinstance(boxes, BoundingBoxes) else 4
+def is_rotated(boxes: Tensor) -> bool:
+    """Tell whether boxes are of a format with an angle or free corners."""
+    return box_format(boxes) not in _AXIS_ALIGNED
 
 
 def xyxy(boxes: Tensor) -> Tensor:
-    """Return plain boxes ``(N, 4)`` as (x1, y1, x2, y2).
-
-    Args:
-        boxes: Plain boxes, or `BoundingBoxes` of any format that is not rotated.
-
-    Raises:
-        ValueError: If the boxes are rotated.
-    """
-    old = box_format(boxes)
-    if old not in _AXIS_ALIGNED:
-        raise ValueError(f"boxes must not be rotated, got the format {old.value}")
-    return converted(plain(boxes), old, BoundingBoxFormat.XYXY)
+    """Return boxes of any format as plain (x1, y1, x2, y2), ``(N, 4)``."""
+    return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
 
 
 def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> Tensor:
-    """Convert plain boxes from one format to another; of the same format they stay as they are.
-
-    Raises:
-        ValueError: If only one of the formats is rotated.
-    """
+    """Convert plain boxes from one format to another; of the same format they stay as they are."""
     if old == new:
         return boxes
-    if (old in _AXIS_ALIGNED) != (new in _AXIS_ALIGNED):
-        raise ValueError(f"boxes of the format {old.value} cannot be made {new.value} boxes")
     result: Tensor = F.convert_bounding_box_format(boxes, old, new)
     return result
 
@@ -82,14 +65,13 @@ def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
     """Give plain values the type of another tensor, on a canvas of their own.
 
     Args:
-        values: Plain values; boxes as (x1, y1, x2, y2), whatever the format of ``like`` is,
-            unless it is rotated: then in that.
+        values: Plain values; boxes as (x1, y1, x2, y2), whatever the format of ``like`` is.
         like: A tv_tensor, or anything else for no type.
         size: (H, W) of the canvas.
     """
     if not isinstance(like, TVTensor):
         return values
-    if isinstance(like, BoundingBoxes) and like.format in _AXIS_ALIGNED:
+    if isinstance(like, BoundingBoxes):
         values = converted(values, BoundingBoxFormat.XYXY, like.format)
     return wrap_like(values, like, size)
 

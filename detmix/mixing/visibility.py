@@ -49,7 +49,7 @@ def visible(
         which too little or no area is left.
 
     Raises:
-        ValueError: If the boxes are rotated, or keypoints are no tensor ``(N, K, 2 or 3)``.
+        ValueError: If keypoints are no tensor ``(N, K, 2 or 3)``.
     """
     boxes = _intersection(xyxy(target["boxes"]), (0, 0, image_size[1], image_size[0]))
     common = _intersection(boxes, rectangle)
