@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping
+import copy
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,25 +49,6 @@ _WITHOUT_EPSILON = (
     MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
     KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
     RetinaNet_ResNet50_FPN_Weights.COCO_V1,
-)
-# Keys of torchvision's detectors before 0.13, whose own files of COCO weights still have them.
-_OLD_KEYS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
-    (
-        re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"),
-        lambda match: f"{match[1]}.0.{match[2]}",
-    ),
-    (
-        re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"),
-        lambda match: f"{match[1]}.0.0.{match[2]}",
-    ),
-    (
-        re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$"),
-        lambda match: f"{match[1]}.{int(match[2]) - 1}.0.{match[3]}",
-    ),
-    (  # RetinaNet's, where convolutions and activations were numbered alike
-        re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$"),
-        lambda match: f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}",
-    ),
 )
 
 
@@ -196,12 +178,11 @@ def _class_head(model: Any) -> _Head:
 def _read(model: Any, source: str, name: str) -> tuple[SourceWeights, float | None]:
     """Return weights, and the epsilon that the training which wrote them had noted."""
     what = f"{_SETTING}={source}"
-    own = model.state_dict().keys()
     mean, std = tuple(model.transform.image_mean), tuple(model.transform.image_std)
     named = find_detector_weights(source, name)
     if named is not None:
         state = download(named, name, _SETTING)
-        return SourceWeights(what, _rename_old(state, own), mean, std), None
+        return SourceWeights(what, _rename_old(model, state), mean, std), None
     file = open_path(source, _SETTING, [member.name for member in detector_weights(name)])
     if not any(key.startswith("backbone.") for key in file.state):
         raise ValueError(
@@ -210,16 +191,22 @@ def _read(model: Any, source: str, name: str) -> tuple[SourceWeights, float | No
         )
     mean = file.statistic("detector", "options", "image_mean") or mean
     std = file.statistic("detector", "options", "image_std") or std
-    weights = SourceWeights(what, _rename_old(file.state, own), mean, std)
+    weights = SourceWeights(what, _rename_old(model, file.state), mean, std)
     eps = file.setting("backbone", "norm_eps")
     return weights, float(eps) if isinstance(eps, (int, float)) else None
 
 
-def _rename_old(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Give old keys their present names, where a model has these and not the old ones."""
-    return {key if key in own else _present_key(key, own): value for key, value in state.items()}
+def _rename_old(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give keys of before torchvision 0.13 their present names, as its modules do on loading.
 
-
-def _present_key(key: str, own: Collection[str]) -> str:
-    renamed = (pattern.sub(new, key) for pattern, new in _OLD_KEYS)
-    return next((new for new in renamed if new in own), key)
+    Torchvision's own files of COCO weights still have them.
+    """
+    own, copied = model.state_dict(), copy.deepcopy(model).to("meta")
+    with suppress(RuntimeError):  # other shapes are told later
+        copied.load_state_dict(state, strict=False, assign=True)
+    found = copied.state_dict().items()
+    present = {value.data_ptr(): key for key, value in found if not value.is_meta}
+    return {
+        key if key in own else present.get(value.data_ptr(), key): value
+        for key, value in state.items()
+    }
