@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -12,21 +11,12 @@ from detmix.evaluation import (
     VOCEvaluator,
     draw_boxes,
     plot_batch,
-    plot_box_weights,
     plot_precision_recall,
     plot_predictions,
 )
 from detmix.evaluation.error_plots import plot_errors
 from detmix.evaluation.errors import analyze_errors
-from detmix.evaluation.figures import (
-    add_axes,
-    new_chart,
-    new_figure,
-    save_figure,
-    shorten,
-    text_width,
-    wrap_text,
-)
+from detmix.evaluation.figures import new_figure, save_figure, shorten
 
 # As formulas the first two would be errors and the third would lose its dollars.
 NAMES = ("a$^$b", r"$\foo$", "x_$y$_z", "100%", "<b>&")
@@ -53,7 +43,7 @@ def batch(path):
 
 def predictions(path):
     some = [IMAGE] * 5, [PREDICTION] * 5, [TARGET] * 5
-    plot_predictions(*some, NAMES, path, titles=NAMES, score_threshold=dict.fromkeys(NAMES, 0))
+    plot_predictions(*some, NAMES, path, titles=NAMES, score_threshold=0.0)
 
 
 KINDS = {
@@ -61,7 +51,6 @@ KINDS = {
     "predictions": predictions,
     "curves": lambda path: plot_precision_recall(evaluator().compute(), path),
     "errors": lambda path: plot_errors(analyze_errors(evaluator().matching()), path),
-    "weights": lambda path: plot_box_weights([0.5], path, title=" ".join(NAMES)),
 }
 
 
@@ -87,8 +76,8 @@ def test_names_are_no_formulas(tmp_path, saved, kind):
 
 
 def test_names_in_a_figure_of_ones_own(tmp_path):
-    figure = new_figure(4, 3)
-    axes = add_axes(figure, 0, 0, 4, 3)
+    figure = Figure((4, 3))
+    axes = figure.subplots()
     draw_boxes(axes, IMAGE, **TARGET, classes=NAMES)
     save_figure(figure, tmp_path / "boxes.png")
     assert [text.get_text() for text in axes.texts] == list(NAMES)
@@ -118,16 +107,3 @@ def test_names_are_cut_in_the_middle():
         assert 0 <= len(head) - len(tail) <= 1
         assert text.startswith(head)
         assert text.endswith(tail)
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize(
-    "text", ["W" * 90, "many words of it " * 9 + "end", "i", "", "A-B_c1 " * 40]
-)
-def test_lines_are_as_wide_as_they_may_be(text, narrow):
-    figure = new_chart(narrow)
-    lines = wrap_text(figure, text, 2.0, 9)
-    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    widths = np.array([text_width(figure, line, 9) for line in lines])
-    assert (widths <= 2).all()
-    assert (widths[:-1] > 1.2).all()

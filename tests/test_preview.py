@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.training.datasets import open_dataset
-from detmix.training.preview import mixed_batch, mixed_pair
+from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights
 
 # Without augmentation a mixed object lies where it lies on disk.
 STILL = ("augment.flip=0", "augment.crop=0", "augment.photometric=0", "mixing.p=1")
@@ -151,3 +151,39 @@ def test_the_schedule_of_mixing(shapes_root, tmp_path):
     config = config_for(shapes_root, tmp_path, "mixing.off_epochs=1")
     mixed = [[len(t["sources"]) for t in mixed_batch(config, epoch=e)[1]] for e in range(2)]
     assert mixed == [[2] * 8, [1] * 8]
+
+
+@pytest.mark.parametrize("place", ["batch", "dataset", "device"])
+def test_sampled_weights_are_those_of_the_training(shapes_root, place):
+    config = tiny_config(shapes_root, "run", f"mixing.place={place}")
+    weights = sample_box_weights(config, num_images=12, epoch=1)
+    _, targets = mixed_batch(config, epoch=1, num_images=12)
+    expected = [weight for target in targets for weight in target["box_weights"].tolist()]
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == expected
+    assert 0 < (weights < 1).float().mean() < 1
+
+
+def test_sampled_weights_of_epochs_differ(shapes_root):
+    config = tiny_config(shapes_root, "run", "epochs=3", "mixing.off_epochs=1", "mixing.p=1")
+    first, second, last = (sample_box_weights(config, epoch=epoch) for epoch in range(3))
+    assert (first < 1).all()
+    assert first.tolist() != second.tolist()
+    assert (last == 1).all()
+
+
+def test_sampled_weights_without_mixing(shapes_root):
+    config = tiny_config(shapes_root, "run", "mixing.name=none")
+    weights = sample_box_weights(config)
+    assert len(weights) > 24  # more images are asked for than there are
+    assert (weights == 1).all()
+
+
+def test_sampled_weights_of_real_images(voc_root):
+    config = tiny_config(
+        voc_root, "run", "data.classes=null", "data.train_limit=64", "mixing.alpha=1.5",
+        "mixing.p=1",
+    )  # fmt: skip
+    weights = sample_box_weights(config)
+    assert len(weights) > 128  # VOC 2007 has 2.5 objects an image, and two images are mixed
+    assert 0.4 < float(weights.mean()) < 0.6

@@ -19,8 +19,12 @@ from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.accelerator import make_accelerator
 from detmix.training.console import run_tool
 from detmix.training.datasets import with_data_noted
-from detmix.training.preview import mixed_batch, mixed_pair, some_predictions
-from detmix.training.weight_sample import sample_box_weights
+from detmix.training.preview import (
+    mixed_batch,
+    mixed_pair,
+    sample_box_weights,
+    some_predictions,
+)
 
 
 def main(args: Sequence[str]) -> None:

@@ -14,14 +14,17 @@ from detmix.evaluation.error_result import ErrorAnalysis
 from detmix.evaluation.errors import analyze_errors
 from detmix.evaluation.image_errors import ImageErrors, worst_images
 from detmix.evaluation.pictures import plot_batch, plot_predictions
-from detmix.evaluation.plots import plot_learning_curve, plot_precision_recall
+from detmix.evaluation.plots import (
+    plot_box_weights,
+    plot_learning_curve,
+    plot_precision_recall,
+)
 from detmix.evaluation.report import write_report
 from detmix.evaluation.voc_ap import Interpolation, average_precision
 from detmix.evaluation.voc_evaluator import VOCEvaluator
 from detmix.evaluation.voc_files import read_voc_results, write_voc_results
 from detmix.evaluation.voc_matching import VOCMatching
 from detmix.evaluation.voc_result import OperatingPoint, PrecisionRecallCurve, VOCResult
-from detmix.evaluation.weight_plots import plot_box_weights
 
 __all__ = [
     "COCOEvaluator",

@@ -1,35 +1,34 @@
-"""Drawing boxes with labels on an image, and finding a place for every label.
+"""Boxes on an image with their labels, masks and keypoints.
 
-Shape legend: N boxes of one image of H x W pixels. Boxes are ``x1, y1, x2, y2`` in continuous pixel
-coordinates: (0, 0) is the upper left corner of the upper left pixel. Labels are 1..C.
+Shape legend: N objects of one image of H x W pixels, K keypoints each. Boxes are ``x1, y1, x2, y2``
+in continuous pixel coordinates: (0, 0) is the upper left corner of the upper left pixel. Labels
+are 1..C.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detmix.evaluation.figures import BOX_COLORS, DPI, shorten
-from detmix.evaluation.overlays import contrasting, draw_keypoints, draw_masks
-from detmix.evaluation.picture_inputs import as_numpy, as_picture, class_names
+from detmix.evaluation.coco_masks import encode_masks
+from detmix.evaluation.figures import BOX_COLORS, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-_LABEL_PAD = 0.2  # of the font size, around a label's text
-_MAX_SHIFT = 3  # rows that a label may move from its box's corner to clear others
-_HIDING_COST = 5.0  # of hiding an area of another label, against moving by as much
-_MIN_FONT_SIZE = 4.5  # points
+Target = Mapping[str, Any]
+
 _LONGEST_NAME = 28  # characters
-_FONT_SIZE, _SMALLEST_SHARE = 8.0, 0.65
+_FONT_SIZE, _SMALLEST_FONT = 8.0, 5.0  # points
 _FEW = 12  # boxes whose labels are not made smaller
-_LEAST_HEIGHT = 3.2  # font sizes, two labels, that even the flattest image is given
+_LABEL_PAD = 0.2  # of the font size, around a label's text
+_MASK_OPACITY = 0.45
 
 
 def draw_boxes(
@@ -43,205 +42,174 @@ def draw_boxes(
     notes: Sequence[str] | None = None,
     colors: Sequence[str] | None = None,
     dashed: Sequence[bool] | None = None,
-    thick: Sequence[bool] | None = None,
     masks: Any = None,
     keypoints: Tensor | NDArray[Any] | None = None,
-    font_size: float | None = None,
 ) -> None:
     """Draw an image and its boxes, each with its class name, its value and a note.
 
-    A label goes to the box's upper left corner, or where it stays inside the image and clear of
-    other labels. Its place is measured on the axes as they are: settle the figure's layout before.
-    Below an image that is shown less high than two labels the axes go on for these, if they can.
+    A label goes to the box's upper left corner, or near it where it hides no other label. Its place
+    is measured on the axes as they are: settle the figure's layout before.
 
     Args:
         ax: axes to draw on.
-        image: ``(3, H, W)`` tensor, uint8 or float in [0, 1], or ``(H, W, 3)`` array.
+        image: ``(3, H, W)`` tensor, uint8 or float in [0, 1], or ``(H, W, 3)`` uint8 array.
         boxes: ``(N, 4)``.
         labels: ``(N,)`` in 1..C.
         classes: the C class names without the background.
         values: ``N`` numbers to write beside the names, to two decimals.
         notes: ``N`` texts to write after that; an empty one adds nothing.
-        colors: ``N`` colours ``#rrggbb``; without them every class has its own.
+        colors: ``N`` colours; without them every class has its own.
         dashed: ``N`` flags.
-        thick: ``N`` flags.
         masks: ``(N, H, W)`` or ``(N, 1, H, W)``, of which floats are probabilities, or ``N`` run
             lengths as `encode_masks` returns them; filled with the box's colour.
         keypoints: ``(N, K, 3)`` x, y and COCO's visibility: dots where visible, rings where
             hidden; or ``(N, K, 2)``.
-        font_size: in points, by default 8, and less for many boxes; a label wider than the image is
-            made smaller, and then cut.
 
     Raises:
-        ValueError: an image of another shape, a label outside 1..C, a list that has not ``N``
-            entries, masks of another size than the image's.
+        ValueError: a list that has not ``N`` entries, an image of another shape.
     """
-    picture = as_picture("image", image) if isinstance(image, Tensor) else image
-    boxes, labels = as_numpy(boxes).reshape(-1, 4), as_numpy(labels)
-    lists = {"values": values, "notes": notes, "colors": colors, "dashed": dashed, "thick": thick}
-    _check_lengths(len(boxes), labels=labels, **lists, masks=masks, keypoints=keypoints)
+    from matplotlib.transforms import Bbox
+
+    boxes, labels = as_numpy(boxes).reshape(-1, 4), as_numpy(labels).tolist()
     if colors is None:
-        colors = [BOX_COLORS[(int(label) - 1) % len(BOX_COLORS)] for label in labels]
-    if font_size is None:
-        share = math.sqrt(_FEW / max(_FEW, len(boxes)))
-        font_size = _FONT_SIZE * max(_SMALLEST_SHARE, share)
-    height, width = picture.shape[:2]
-    shown_height = max(height, _least_height(ax, height, width, font_size))
-    ax.imshow(picture, extent=(0, width, height, 0))
-    ax.set(xlim=(0, width), ylim=(shown_height, 0), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    ax.apply_aspect()
+        colors = [BOX_COLORS[(label - 1) % len(BOX_COLORS)] for label in labels]
+    picture = as_picture(image) if isinstance(image, Tensor) else image
     if masks is not None:
-        draw_masks(ax, masks, (height, width), colors)
-    for index, box in enumerate(boxes):
-        is_dashed, is_thick = (flags is not None and flags[index] for flags in (dashed, thick))
-        _draw_outline(ax, box, colors[index], is_dashed, 2.6 if is_thick else 1.6)
-    if keypoints is not None:
-        draw_keypoints(ax, keypoints, colors)
-    placed: list[Bbox] = []
-    texts = _label_texts(class_names(labels, classes), values, notes)
-    for text, box, color in zip(texts, boxes, colors, strict=True):
-        placed.append(_draw_label(ax, text, box, color, font_size, placed))
-
-
-def _least_height(ax: "Axes", height: int, width: int, font_size: float) -> float:
-    """The height in the image's pixels that two labels take, of no more than the axes have."""
-    area = ax.get_window_extent()
-    scale = min(area.width / width, area.height / height)
-    return min(_LEAST_HEIGHT * font_size * _dpi(ax) / 72, area.height) / scale
-
-
-def _check_lengths(num_boxes: int, **lists: Any) -> None:
-    for name, given in lists.items():
-        if given is not None and len(given) != num_boxes:
-            raise ValueError(f"{name} has {len(given)} entries for {num_boxes} boxes")
-
-
-def _label_texts(
-    names: Sequence[str], values: Sequence[float] | None, notes: Sequence[str] | None
-) -> list[str]:
-    texts = [shorten(name, _LONGEST_NAME) for name in names]
+        picture = _tint(picture, masks, colors)
+    height, width = picture.shape[:2]
+    ax.imshow(picture, extent=(0, width, height, 0))
+    ax.set_axis_off()
+    ax.apply_aspect()
+    figure = ax.get_figure()
+    assert figure is not None
+    # A label wider or higher than the image may use all of the room that is kept for the axes.
+    slot = ax.get_position(original=True).transformed(figure.transSubfigure)
+    area = Bbox.union([slot, ax.bbox])
+    font_size = max(_SMALLEST_FONT, _FONT_SIZE * math.sqrt(_FEW / max(_FEW, len(boxes))))
+    pad = _LABEL_PAD * font_size * figure.dpi / 72
+    texts = [shorten(classes[label - 1], _LONGEST_NAME) for label in labels]
     if values is not None:
         texts = [f"{text} {value:.2f}" for text, value in zip(texts, values, strict=True)]
     if notes is not None:
         texts = [f"{text} {note}".rstrip() for text, note in zip(texts, notes, strict=True)]
-    return texts
+    flags = [False] * len(texts) if dashed is None else dashed
+    placed: list[Bbox] = []
+    for box, text, color, flag in zip(boxes, texts, colors, flags, strict=True):
+        inside = np.clip(box, 0, [width, height] * 2)
+        _draw_outline(ax, inside, color, flag)
+        label = _write(ax, text, color, font_size)
+        size = label.get_window_extent().padded(pad).size
+        corners = ax.transData.transform(inside.reshape(2, 2))
+        placed.append(_best_place(corners, *size, area, placed))
+        x, y = ax.transData.inverted().transform(placed[-1].p0 + pad)
+        label.set_position((x, y))
+    if keypoints is not None:
+        _draw_keypoints(ax, as_numpy(keypoints), colors)
 
 
-def _draw_outline(
-    ax: "Axes", box: NDArray[Any], color: str, dashed: bool, line_width: float
-) -> None:
-    """A coloured frame with a contrasting edge, moved inside where it is on the image's border."""
+def _tint(picture: NDArray[Any], masks: Any, colors: Sequence[str]) -> NDArray[Any]:
+    from matplotlib.colors import to_rgb
+    from pycocotools import mask as coco_mask
+
+    tinted = np.array(picture, dtype=np.float32)
+    for rle, color in zip(encode_masks(masks), colors, strict=True):
+        mask = coco_mask.decode(rle).astype(bool)  # one at a time: each is as large as its image
+        tinted[mask] += _MASK_OPACITY * (255 * np.asarray(to_rgb(color)) - tinted[mask])
+    return np.asarray(tinted.round(), dtype=np.uint8)
+
+
+def _draw_outline(ax: "Axes", box: NDArray[Any], color: str, dashed: bool) -> None:
+    """A coloured frame with a contrasting edge."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    (right, left), (bottom, top) = sorted(ax.get_xlim())[::-1], sorted(ax.get_ylim())[::-1]
-    pixel = (right - left) / ax.get_window_extent().width
-    x1, x2 = np.clip(box[[0, 2]], left + 1.5 * pixel, right - 1.5 * pixel)
-    y1, y2 = np.clip(box[[1, 3]], top + 1.5 * pixel, bottom - 1.5 * pixel)
-    ax.add_patch(
-        Rectangle(
-            (x1, y1),
-            x2 - x1,
-            y2 - y1,
-            fill=False,
-            edgecolor=color,
-            linewidth=line_width,
-            linestyle=(0, (4, 2)) if dashed else "-",
-            path_effects=[withStroke(linewidth=line_width + 1.2, foreground=contrasting(color))],
-        )
+    frame = Rectangle(
+        (box[0], box[1]),
+        box[2] - box[0],
+        box[3] - box[1],
+        fill=False,
+        edgecolor=color,
+        linewidth=1.6,
+        linestyle=(0, (4, 2)) if dashed else "-",
+        path_effects=[withStroke(linewidth=2.8, foreground=_contrasting(color))],
+        clip_on=False,
     )
+    ax.add_patch(frame)
 
 
-def _draw_label(
-    ax: "Axes", name: str, box: NDArray[Any], color: str, font_size: float, placed: "list[Bbox]"
-) -> "Bbox":
-    """Write the label near its box; returns the place it takes in display pixels."""
-    text = ax.text(
+def _write(ax: "Axes", content: str, color: str, font_size: float) -> "Text":
+    return ax.text(
         0,
         0,
-        name,
+        content,
         fontsize=font_size,
-        color=contrasting(color),
-        ha="left",
+        color=_contrasting(color),
         va="bottom",
         parse_math=False,
         bbox={"boxstyle": f"square,pad={_LABEL_PAD}", "facecolor": color, "linewidth": 0.4},
     )
-    area = ax.get_window_extent()
-    width, height, pad = _label_size(ax, text)
-    while width > area.width and font_size > _MIN_FONT_SIZE:  # hinting: widths are not proportional
-        font_size *= 0.95 * area.width / width
-        text.set_fontsize(font_size)
-        width, height, pad = _label_size(ax, text)
-    if width > area.width:
-        cut_to_width(text, area.width - 2 * pad)
-        width, height, pad = _label_size(ax, text)
-    corners = ax.transData.transform(box.reshape(2, 2))
-    place = _best_place(corners, width, height, area, placed)
-    x, y = ax.transData.inverted().transform((place.x0 + pad, place.y0 + pad))
-    text.set_position((x, y))
-    return place
-
-
-def cut_to_width(text: "Text", width: float) -> None:
-    """Cut the start of a text, of which the end says more, until it is so many pixels wide."""
-    content = text.get_text()
-    if text.get_window_extent().width <= width:
-        return
-
-    def fits(kept: int) -> bool:
-        text.set_text("…" + content[len(content) - kept :])
-        return text.get_window_extent().width <= width
-
-    # Every measurement takes as long as drawing the text.
-    fits(bisect_right(range(1, len(content)), False, key=lambda kept: not fits(kept)))
-
-
-def _label_size(ax: "Axes", text: "Text") -> tuple[float, float, float]:
-    """Width and height of the label with its background, and the padding, in display pixels."""
-    pad = _LABEL_PAD * float(text.get_fontsize()) * _dpi(ax) / 72
-    extent = text.get_window_extent()
-    return extent.width + 2 * pad, extent.height + 2 * pad, pad
-
-
-def _dpi(ax: "Axes") -> float:
-    figure = ax.get_figure(root=True)
-    return DPI if figure is None else figure.dpi
 
 
 def _best_place(
-    corners: NDArray[np.float64], width: float, height: float, area: "Bbox", placed: "list[Bbox]"
+    corners: NDArray[Any], width: float, height: float, area: "Bbox", placed: "Sequence[Bbox]"
 ) -> "Bbox":
-    """The place inside the image that hides other labels least; earlier candidates win ties.
-
-    ``corners (2, 2)`` are the box's in display pixels, where y grows upwards.
-    """
+    """Where a label of that size hides least near a box; display pixels, y grows upwards."""
     from matplotlib.transforms import Bbox
 
-    left, right = sorted(corners[:, 0])
-    bottom, top = sorted(corners[:, 1])
-    inside_left, inside_right = (left, top - height), (right - width, top - height)
-    candidates = [(left, top), inside_left, (right - width, top), inside_right]
-    candidates += [(left, bottom - height), (right - width, bottom - height)]
-    for row in range(1, _MAX_SHIFT + 1):
-        candidates += [(x, top + row * height) for x in (left, right - width)]
-        candidates += [(x, top - (row + 1) * height) for x in (left, right - width)]
-    best, best_cost = Bbox.null(), math.inf
-    for x, y in candidates:
-        inside_x = min(max(x, area.x0), area.x1 - width)
-        inside_y = min(max(y, area.y0), area.y1 - height)
-        place = Bbox.from_bounds(inside_x, inside_y, width, height)
-        # In square pixels: how far it was pushed back, what it hides, how far off the box it is.
-        cost = abs(inside_x - x) * height + abs(inside_y - y) * width
-        cost += _HIDING_COST * sum(_shared_area(place, other) for other in placed)
-        cost += 0.1 * width * abs(inside_y + height / 2 - top)
-        if cost < best_cost - 1e-6:
-            best, best_cost = place, cost
+    (left, top), (right, bottom) = corners
+    best, least = Bbox.null(), math.inf
+    for x in (left, right - width):
+        for y in (*(top + row * height for row in (0, -1, 1, -2, 2, -3, 3)), bottom - height):
+            x0 = max(min(x, area.x1 - width), area.x0)
+            y0 = max(min(y, area.y1 - height), area.y0)
+            place = Bbox.from_bounds(x0, y0, width, height)
+            shared = [Bbox.intersection(place, other) for other in placed]
+            cost = 5 * sum(part.width * part.height for part in shared if part is not None)
+            cost += abs(x0 - x) * height + (abs(y0 - y) + 0.1 * abs(y0 - top)) * width
+            if cost < least:
+                best, least = place, cost
     return best
 
 
-def _shared_area(a: "Bbox", b: "Bbox") -> float:
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(width * height) if width > 0 and height > 0 else 0.0
+def _draw_keypoints(ax: "Axes", keypoints: NDArray[Any], colors: Sequence[str]) -> None:
+    """A dot for each visible keypoint, a ring for each hidden one, nothing where not labelled."""
+    from matplotlib.patheffects import withStroke
+
+    for points, color in zip(keypoints, colors, strict=True):
+        seen = points[:, 2] if points.shape[1] == 3 else np.full(len(points), 2)
+        for chosen, face in ((seen > 1, color), (seen == 1, "none")):
+            ax.scatter(
+                points[chosen, 0] + 0.5,  # whole numbers are the centres of pixels
+                points[chosen, 1] + 0.5,
+                s=25,
+                facecolors=face,
+                edgecolors=color,
+                linewidths=1.3,
+                path_effects=[withStroke(linewidth=2.1, foreground=_contrasting(color))],
+            )
+
+
+def _contrasting(color: str) -> str:
+    """Black or white, whichever stands out."""
+    from matplotlib.colors import to_rgb
+
+    luminance = np.dot(np.power(to_rgb(color), 2.2), (0.2126, 0.7152, 0.0722))
+    return "black" if luminance > 0.35 else "white"
+
+
+def as_picture(image: Tensor) -> NDArray[Any]:
+    """``(3, H, W)`` uint8 or float in [0, 1] as ``(H, W, 3)`` uint8."""
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"the image has shape {tuple(image.shape)}, expected (3, H, W)")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        image = (image.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.asarray(image.permute(1, 2, 0).numpy())
+
+
+def as_numpy(values: Any) -> NDArray[Any]:
+    """A tensor of any device or dtype, or anything NumPy takes, as an array."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, a canvas of exact size, panels and legends on it, saving.
+"""What all pictures share: colours, a canvas, names written as they are, saving.
 
 matplotlib is imported inside the functions, and only its object interface is used: pyplot's global
 state, backends and open-figure warnings stay out of training runs.
@@ -70,20 +70,21 @@ def wrap_text(figure: "Figure", text: str, width: float, font_size: float) -> li
 
 
 def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
-    """An empty figure of that size in inches."""
+    """An empty figure of that size in inches, which finds room for legends and labels itself."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    figure = Figure((width, height), dpi, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def new_chart(narrow: bool) -> "Figure":
     """A figure as wide as a page or a phone, whose height is still to be set."""
-    if narrow:
-        return new_figure(NARROW_WIDTH, 1.0, NARROW_DPI)
-    return new_figure(WIDE_WIDTH, 1.0)
+    size = (NARROW_WIDTH, 1.0, NARROW_DPI) if narrow else (WIDE_WIDTH, 1.0)
+    figure = new_figure(*size)
+    figure.set_layout_engine("none")
+    return figure
 
 
 def add_axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":

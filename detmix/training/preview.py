@@ -1,4 +1,4 @@
-"""What a configuration and a detector look like: a mixed batch, a few predictions."""
+"""What a configuration and a detector look like: mixed images, a few predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import Cut, DetectionCutMix, DetectionMixer, Sample, Target, mixup
+from detmix.mixing import (
+    Cut,
+    DetectionCutMix,
+    DetectionMixer,
+    Sample,
+    Target,
+    box_weights,
+    mixup,
+)
 from detmix.training.build import build_mixer
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import (
@@ -24,7 +32,13 @@ from detmix.training.datasets import (
 )
 from detmix.training.inference import Prediction, predict
 
-__all__ = ["mixed_batch", "mixed_pair", "mixed_samples", "some_predictions"]
+__all__ = [
+    "mixed_batch",
+    "mixed_pair",
+    "mixed_samples",
+    "sample_box_weights",
+    "some_predictions",
+]
 
 
 def mixed_batch(
@@ -82,6 +96,24 @@ def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
     loader.batch_sampler.set_epoch(epoch)
     for images, targets in loader:
         yield from zip(images, targets, strict=True)
+
+
+def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int = 0) -> Tensor:
+    """Return the weight of every box in the first images of an epoch, as a training sees them.
+
+    Args:
+        config: The training's configuration.
+        num_images: How many images; at most an epoch's.
+        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
+
+    Returns:
+        ``(N,)`` float32 in (0, 1].
+
+    Raises:
+        ValueError: If there is no such epoch.
+    """
+    samples = islice(mixed_samples(config, epoch=epoch), num_images)
+    return torch.cat([torch.zeros(0), *(box_weights(target) for _, target in samples)])
 
 
 def mixed_pair(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
 
 from detmix.evaluation import (
     ImageErrors,
@@ -27,22 +23,18 @@ from detmix.evaluation import (
     write_report,
 )
 from detmix.evaluation.error_result import KINDS, SIZES, label_of
-from detmix.evaluation.metrics import read_metrics
 from detmix.evaluation.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
-from detmix.mixing import Target
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import DetectionData
 from detmix.training.full_evaluation import FullEvaluation
 from detmix.training.inference import Prediction
-from detmix.training.preview import mixed_batch
+from detmix.training.preview import mixed_batch, sample_box_weights
 from detmix.training.run_folder import versions
-from detmix.training.weight_sample import sample_box_weights
 
 __all__ = ["write_run_report"]
 
 _NUM_WORST = 12
 _NUM_MIXED = 8
-_NUM_WEIGHED = 512
 
 
 def write_run_report(
@@ -69,15 +61,15 @@ def write_run_report(
     Returns:
         The path of ``report.html``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _artist(folder) as artist:
+    with TemporaryDirectory() as scratch:  # for photographs: as JPEG a fifth of the size of PNG
+        photos = Path(scratch)
         sections = [
-            Section("Result", _result(evaluation, artist), "result"),
-            Section("Where it fails", _errors(evaluation, artist), "errors"),
-            Section("Worst images", _worst(evaluation, found, dataset, artist), "worst"),
-            Section("Training", _training(checkpoint.parent / "metrics.jsonl", artist), "training"),
-            Section("Mixing", _mixing(config, artist), "mixing"),
-            Section("How it ran", _setup(config), "setup"),
+            Section("Result", _result(evaluation, folder)),
+            Section("Where it fails", _errors(evaluation, folder)),
+            Section("Worst images", _worst(evaluation, found, dataset, folder, photos)),
+            Section("Training", _training(checkpoint.parent / "metrics.jsonl", folder)),
+            Section("Mixing", _mixing(config, folder, photos)),
+            Section("How it ran", _setup(config)),
         ]
         return write_report(
             folder / "report.html",
@@ -87,33 +79,7 @@ def write_run_report(
         )
 
 
-@dataclass(frozen=True)
-class _Artist:
-    """Draws everything twice: as files that stay, and for phones into a folder that does not."""
-
-    folder: Path
-    scratch: Path
-
-    def chart(
-        self, draw: Callable[..., Path], about: Any, name: str, alt: str, caption: str = ""
-    ) -> Picture:
-        wide = draw(about, self.folder / f"{name}.png")
-        narrow = draw(about, self.scratch / f"{name}.png", narrow=True)
-        return Picture(wide, alt, narrow, caption)
-
-    def images(self, draw: Callable[..., Path], name: str, alt: str, caption: str = "") -> Picture:
-        """Draw for the report only; photographs as JPEG, a fifth of the size of PNG."""
-        wide, narrow = draw(self.scratch / f"{name}.jpg"), self.scratch / f"{name}_narrow.jpg"
-        return Picture(wide, alt, draw(narrow, columns=1), caption)
-
-
-@contextmanager
-def _artist(folder: Path) -> Iterator[_Artist]:
-    with TemporaryDirectory() as scratch:
-        yield _Artist(folder, Path(scratch))
-
-
-def _result(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
+def _result(evaluation: FullEvaluation, folder: Path) -> list[Block]:
     voc = evaluation.voc
     facts = {
         f"mAP, all-point, IoU > {voc.iou_threshold:g}": voc.mean_ap,
@@ -131,10 +97,8 @@ def _result(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
         "of the class's best F1. Difficult objects count neither way.",
         footer=mean,
     )
-    curves = artist.chart(
-        plot_precision_recall,
-        voc,
-        "precision_recall",
+    curves = Picture(
+        plot_precision_recall(voc, folder / "precision_recall.png"),
         f"Precision over recall for each class; mean AP {voc.mean_ap:.3f}.",
         "Precision over recall as the score threshold is lowered, all-point AP in the legend.",
     )
@@ -155,12 +119,10 @@ def _coco_tables(evaluation: FullEvaluation) -> list[Block]:
     return tables
 
 
-def _errors(evaluation: FullEvaluation, artist: _Artist) -> list[Block]:
+def _errors(evaluation: FullEvaluation, folder: Path) -> list[Block]:
     errors = evaluation.errors
-    chart = artist.chart(
-        plot_errors,
-        errors,
-        "errors",
+    chart = Picture(
+        plot_errors(errors, folder / "errors.png"),
         "Detections of each class by kind, AP that each kind of error costs, missed objects.",
         "The N detections of highest score of each class, N being its objects; what mAP would gain "
         "if one kind of error were gone; objects missed by size.",
@@ -195,7 +157,8 @@ def _worst(
     evaluation: FullEvaluation,
     found: Sequence[tuple[int, Prediction]],
     dataset: DetectionData,
-    artist: _Artist,
+    folder: Path,
+    photos: Path,
 ) -> list[Block]:
     worst = worst_images(evaluation.errors, _NUM_WORST)
     if not worst:
@@ -204,119 +167,85 @@ def _worst(
         "Ground truth beside predictions from the score of their class's best F1 on; the image of "
         "the lowest F1 first. Blue is right, vermillion is wrong or missed, grey does not count."
     )
-    drawn = [
-        _Drawn.make(errors, evaluation, *found[errors.image], dataset=dataset) for errors in worst
-    ]
+    drawn = [_drawn(errors, evaluation, *found[errors.image], dataset) for errors in worst]
 
-    def draw(path: Path, of: Sequence[_Drawn], **layout: Any) -> Path:
+    def draw(some: Sequence[dict[str, Any]], path: Path) -> Path:
+        lists: dict[str, Any] = {key: [each[key] for each in some] for key in some[0]}
         return plot_predictions(
-            [each.image for each in of],
-            [each.prediction for each in of],
-            [each.target for each in of],
-            evaluation.voc.classes,
-            path,
-            score_threshold=0.0,
-            outcomes=[each.errors.outcomes for each in of],
-            missed=[each.missed for each in of],
-            titles=[each.name for each in of],
-            **layout,
+            **lists, classes=evaluation.voc.classes, path=path, score_threshold=0.0
         )
 
-    draw(artist.folder / "worst.png", drawn[:_NUM_MIXED])
+    draw(drawn[:_NUM_MIXED], folder / "worst.png")
     pictures = [
-        artist.images(
-            lambda path, each=each, **layout: draw(path, [each], **layout),
-            f"worst_{number}",
-            f"Ground truth and predictions of {each.name}",
-            each.caption(),
+        Picture(
+            draw([each], photos / f"worst_{number}.jpg"),
+            f"Ground truth and predictions of {each['titles']}",
+            f"F1 {errors.f1:.2f}: {errors.num_correct} correct, {errors.num_false} false, "
+            f"{errors.num_missed} missed",
         )
-        for number, each in enumerate(drawn)
+        for number, (errors, each) in enumerate(zip(worst, drawn, strict=True))
     ]
     return [note, Gallery(pictures)]
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """An image with what is shown of its predictions."""
-
-    errors: ImageErrors
-    name: str
-    image: Tensor
-    prediction: Prediction
-    target: Target
-    missed: list[bool]
-
-    @classmethod
-    def make(
-        cls,
-        errors: ImageErrors,
-        evaluation: FullEvaluation,
-        index: int,
-        prediction: Prediction,
-        *,
-        dataset: DetectionData,
-    ) -> _Drawn:
-        # The matching's rows come image by image.
-        first = int(evaluation.matching.det_images.searchsorted(errors.image))
-        rows = (errors.detections - first).tolist()
-        shown = {
+def _drawn(
+    errors: ImageErrors,
+    evaluation: FullEvaluation,
+    index: int,
+    prediction: Prediction,
+    dataset: DetectionData,
+) -> dict[str, Any]:
+    """What `plot_predictions` takes of an image."""
+    # The matching's rows come image by image.
+    first = int(evaluation.matching.det_images.searchsorted(errors.image))
+    rows = (errors.detections - first).tolist()
+    image, target = dataset[index]
+    # Crowds are drawn, but are no objects to the matching.
+    is_object = ~target.get("iscrowd", torch.zeros(len(target["boxes"]))).bool().numpy()
+    missed = np.zeros(len(is_object), dtype=bool)
+    missed[is_object] = errors.is_missed
+    return {
+        "images": image,
+        "predictions": {
             key: [value[row] for row in rows] if isinstance(value, list) else value[rows]
             for key, value in prediction.items()
-        }
-        image, target = dataset[index]
-        # Crowds are drawn, but are no objects to the matching.
-        is_object = ~target.get("iscrowd", torch.zeros(len(target["boxes"]))).bool().numpy()
-        missed = np.zeros(len(is_object), dtype=bool)
-        missed[is_object] = errors.is_missed
-        return cls(errors, dataset.names[index], image, shown, target, missed.tolist())
-
-    def caption(self) -> str:
-        errors = self.errors
-        return (
-            f"F1 {errors.f1:.2f}: {errors.num_correct} correct, {errors.num_false} false, "
-            f"{errors.num_missed} missed"
-        )
+        },
+        "targets": target,
+        "outcomes": errors.outcomes,
+        "missed": missed.tolist(),
+        "titles": dataset.names[index],
+    }
 
 
-def _training(metrics: Path, artist: _Artist) -> list[Block]:
+def _training(metrics: Path, folder: Path) -> list[Block]:
     if not metrics.is_file():
         return [Text(f"Not shown: no {metrics.name} lies beside the checkpoint.")]
     try:
-        read_metrics(metrics)
+        chart = plot_learning_curve(metrics, folder / "learning_curve.png")
     except ValueError as error:  # a killed run leaves its last line half-written
         return [Text(f"Not shown: {error}")]
-    return [
-        artist.chart(
-            plot_learning_curve,
-            metrics,
-            "learning_curve",
-            "Training loss, learning rate and mAP over the optimizer steps.",
-            "Loss, learning rate and mAP over the run.",
-        )
-    ]
+    return [Picture(chart, "Training loss, learning rate and mAP over the optimizer steps.")]
 
 
-def _mixing(config: TrainConfig, artist: _Artist) -> list[Block]:
+def _mixing(config: TrainConfig, folder: Path, photos: Path) -> list[Block]:
     if config.mixing.name == "none":
         return [Text("Nothing is mixed.")]
     try:
         images, targets = mixed_batch(config, num_images=_NUM_MIXED)
-        weights = sample_box_weights(config, num_images=_NUM_WEIGHED)
+        weights = sample_box_weights(config)
     except (OSError, ValueError) as error:  # evaluated elsewhere than trained
         return [Text(f"Not shown, as the training images are not at hand: {error}")]
     classes = config.data.class_names
-    plot_batch(images, targets, classes, artist.folder / "mixed_batch.png", _NUM_MIXED)
+    plot_batch(images, targets, classes, folder / "mixed_batch.png")
     alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
-    histogram = artist.chart(
-        partial(plot_box_weights, alpha=alpha),
-        weights,
-        "box_weights",
+    histogram = Picture(
+        plot_box_weights(weights, folder / "box_weights.png", alpha=alpha),
         "Histogram of the weights of boxes.",
         f"Weights of {len(weights):,} boxes, those of the images that an epoch begins with.",
     )
     pictures = [
         Picture(
-            plot_batch([image], [target], classes, artist.scratch / f"mixed_{number}.jpg"),
+            plot_batch([image], [target], classes, photos / f"mixed_{number}.jpg"),
             f"Image {number} of a mixed batch, each box with its weight",
         )
         for number, (image, target) in enumerate(zip(images, targets, strict=True), 1)
@@ -328,7 +257,7 @@ def _mixing(config: TrainConfig, artist: _Artist) -> list[Block]:
 def _setup(config: TrainConfig) -> list[Block]:
     text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
     packages = Table(["package", "version"], list(versions().items()), "What evaluated it")
-    return [Code(text, "The whole configuration"), packages]
+    return [packages, Code(text, "The whole configuration")]
 
 
 def _data(config: TrainConfig, dataset: DetectionData) -> str:
