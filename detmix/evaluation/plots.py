@@ -21,7 +21,6 @@ from detmix.evaluation.figures import (
     WIDE_WIDTH,
     line_style,
     message_figure,
-    name_rate,
     new_figure,
     plain_frame,
     plain_text,
@@ -121,8 +120,7 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
         plain_frame(axes)
     if metrics.train:
         _draw_loss(panels[0, 0], metrics.train["loss"])
-        _plot(panels[1, 0], metrics.train["lr"], color=GREEN, linewidth=1.8)
-        name_rate(panels[1, 0])
+        _draw_rate(panels[1, 0], metrics.train["lr"])
     if metrics.kind is not None:
         _draw_scores(panels[-1, 0], metrics)
     panels[-1, 0].set(xlim=(0, max(metrics.last_step, 1) * 1.01), xlabel="optimizer step")
@@ -132,23 +130,29 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def _plot(axes: "Axes", series: Series, **style: Any) -> None:
-    """A line; where it has one point it has no line to be seen by, but a dot."""
-    marker = {"marker": "o", "markersize": 4, **UNCLIPPED} if len(series.values) == 1 else {}
-    axes.plot(series.steps, series.values, **marker, **style)
-
-
 def _draw_loss(axes: "Axes", series: Series) -> None:
     window = odd_window(len(series.values), _SMOOTHING)
-    smooth = Series(series.steps, series.epochs, moving_average(series.values, window))
+    smooth = moving_average(series.values, window)
     axes.plot(series.steps, series.values, color=BLUE, alpha=0.25, linewidth=0.8)
     label = f"mean of {window} records" if window > 1 else "loss"
-    _plot(axes, smooth, color=BLUE, linewidth=1.8, label=label)
-    finite = smooth.values[np.isfinite(smooth.values)]
+    axes.plot(series.steps, smooth, color=BLUE, linewidth=1.8, label=label, **_marker(series))
+    finite = smooth[np.isfinite(smooth)]
     if len(finite) and finite.max() > 0:
         axes.set_ylim(0, 1.25 * finite.max())  # single peaks may leave the frame
     axes.set_ylabel("training loss")
     _add_legend(axes)
+
+
+def _draw_rate(axes: "Axes", series: Series) -> None:
+    axes.plot(series.steps, series.values, color=GREEN, linewidth=1.8, **_marker(series))
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 2))
+
+
+def _marker(series: Series) -> dict[str, Any]:
+    """How a line is drawn beside its colour: one record has no line to be seen by."""
+    return {"marker": "o", "markersize": 4, **UNCLIPPED} if len(series.values) == 1 else {}
 
 
 def _draw_scores(axes: "Axes", metrics: Metrics) -> None:
