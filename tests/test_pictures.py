@@ -323,7 +323,7 @@ def test_bad_overlays(overlay, message):
         (
             [picture()] * 2,
             [target(1), target(1) | {"labels": torch.tensor([21])}],
-            r"targets\[1\]: labels are \[21\], expected 1\.\.20",
+            r"labels are \[21\], expected 1\.\.20",
         ),
         (
             [picture()],
@@ -343,11 +343,18 @@ def test_bad_pictures(tmp_path, images, targets, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outcomes_and_missed_go_together(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"outcomes": [["correct"] * 2]}, "outcomes and missed go together"),
+        ({"titles": []}, "zip"),
+    ],
+)
+def test_lists_for_every_image(tmp_path, more, message):
     found = target(2) | {"scores": torch.ones(2)}
-    args = ([picture()], [found], [target(1)], CLASSES, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="outcomes and missed go together"):
-        plot_predictions(*args, outcomes=[["correct"] * 2])
+    with pytest.raises(ValueError, match=message):
+        plot_predictions([picture()], [found], [target(1)], CLASSES, tmp_path / "a.png", **more)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pyplot_is_not_involved(tmp_path):

@@ -66,11 +66,14 @@ def draw_boxes(
             hidden; or ``(N, K, 2)``.
 
     Raises:
-        ValueError: a list that has not ``N`` entries, an image of another shape.
+        ValueError: a list that has not ``N`` entries, a label outside 1..C, an image of another
+            shape.
     """
     from matplotlib.transforms import Bbox
 
-    boxes, labels = as_numpy(boxes).reshape(-1, 4), as_numpy(labels).tolist()
+    boxes, labels = as_numpy(boxes).reshape(-1, 4), as_numpy(labels).astype(int).tolist()
+    if not all(1 <= label <= len(classes) for label in labels):
+        raise ValueError(f"labels are {labels}, expected 1..{len(classes)}")
     if colors is None:
         colors = [BOX_COLORS[(label - 1) % len(BOX_COLORS)] for label in labels]
     picture = as_picture(image) if isinstance(image, Tensor) else image

@@ -62,19 +62,17 @@ def plot_errors(analysis: ErrorAnalysis, path: str | Path) -> Path:
     correct = {name: analysis.counts["top_n"][name]["correct"] for name in num}
     lacking = sorted(num, key=lambda name: (correct[name] - num[name], name))[:_MAX_CLASSES]
     names = sorted(lacking, key=lambda name: (-correct[name] / num[name], name))
+    title = "best N detections of each class (N: its objects)"
+    if len(names) < len(num):
+        title = f"best N detections (N: objects) of the {len(names)} classes"
+        title += f"\nwith most errors out of {len(num)}"
     rows = max(len(names), _LEAST_ROWS)
     figure = new_figure(9, _ROW * rows + 1.3)
     panels = figure.subplot_mosaic(
         [["classes", "gains"], ["classes", "missed"]], width_ratios=[1.4, 1], height_ratios=[5, 6]
     )
+    panels["classes"].set_title(title, loc="left", fontsize=10)
     _draw_classes(panels["classes"], analysis, names, rows)
-    if len(names) < len(num):
-        panels["classes"].set_title(
-            f"best N detections (N: objects) of the {len(names)} classes\n"
-            f"with most errors out of {len(num)}",
-            loc="left",
-            fontsize=10,
-        )
     _draw_gains(panels["gains"], analysis)
     _draw_missed(panels["missed"], analysis)
     return save_figure(figure, path)
@@ -90,11 +88,10 @@ def _draw_classes(axes: "Axes", analysis: ErrorAnalysis, names: Sequence[str], r
         label = label_of(outcome)
         axes.barh(range(len(names)), share, left=start, color=color, label=label, **_BAR)
         start += share
-    axes.set_title("best N detections of each class (N: its objects)", loc="left", fontsize=10)
     _name_rows(axes, [shorten(name, _LONGEST_NAME) for name in names], rows)
     axes.set(xlim=(0, 1), xticks=[])
     for row, of_class in enumerate(counts):
-        _write(axes, 1, row, f"{of_class['correct'] / num[row]:.0%} of {num[row]:,}")
+        _write(axes, row, f"{of_class['correct'] / num[row]:.0%} of {num[row]:,}")
     axes.legend(ncols=3, **_legend_below(axes, len(names)))
 
 
@@ -126,7 +123,7 @@ def _draw_missed(axes: "Axes", analysis: ErrorAnalysis) -> None:
     axes.barh(rows, shown, color="#F3C9AE", label="found only below the best F1", **_BAR)
     axes.barh(rows, all_found, color=VERMILLION, label="found by no detection", **_BAR)
     for row, one in enumerate(missed.values()):
-        _write(axes, 1, row, f"{one.share_at_best_f1:.0%} of {one.objects:,}")
+        _write(axes, row, f"{one.share_at_best_f1:.0%} of {one.objects:,}")
     _name_rows(axes, list(missed), len(missed))
     axes.set(xlim=(0, 1), xticks=[])
     axes.legend(reverse=True, **_legend_below(axes, len(missed)))
@@ -147,8 +144,8 @@ def _legend_below(axes: "Axes", rows: int) -> dict[str, Any]:
     return {"loc": "upper left", "borderpad": 0, "borderaxespad": 0.3, **place, **look}
 
 
-def _write(axes: "Axes", x: float, row: int, text: str) -> None:
-    """Write to the right of a place of a row."""
+def _write(axes: "Axes", row: int, text: str) -> None:
+    """Write to the right of where a bar of the length 1 ends."""
     axes.annotate(
-        text, (x, row), (4, 0), textcoords="offset points", va="center_baseline", fontsize=_FONT
+        text, (1, row), (4, 0), textcoords="offset points", va="center_baseline", fontsize=_FONT
     )

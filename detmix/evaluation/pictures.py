@@ -81,7 +81,7 @@ def plot_batch(
     """
     pictures = [as_picture(image) for image in images[:max_images]]
     targets = targets[:max_images]
-    _check("targets", targets, len(pictures), classes)
+    _check("targets", targets, len(pictures))
     if not pictures:
         return save_figure(message_figure("no images"), path)
     weights = [as_numpy(t.get("box_weights", torch.ones(len(t["boxes"])))) for t in targets]
@@ -200,17 +200,19 @@ def plot_predictions(
     pictures = [as_picture(image) for image in images[:max_images]]
     num = len(pictures)
     predictions, targets = predictions[:max_images], targets[:max_images]
-    _check("targets", targets, num, classes)
-    _check("predictions", predictions, num, classes)
+    _check("targets", targets, num)
+    _check("predictions", predictions, num)
     if not pictures:
         return save_figure(message_figure("no images"), path)
+    given = [
+        [None] * num if values is None else values[:max_images]
+        for values in (missed, outcomes, titles)
+    ]
     contents = []
-    for index in range(num):
-        heading = "" if titles is None else f"{shorten(titles[index], _LONGEST_LINE)}\n"
-        is_missed = None if missed is None else missed[index]
-        contents.append((heading, _truth(targets[index], is_missed)))
-        kinds = None if outcomes is None else outcomes[index]
-        contents.append(("", _found(predictions[index], score_threshold, kinds)))
+    for target, found, is_missed, kinds, name in zip(targets, predictions, *given, strict=True):
+        heading = "" if name is None else f"{shorten(name, _LONGEST_LINE)}\n"
+        contents.append((heading, _truth(target, is_missed)))
+        contents.append(("", _found(found, score_threshold, kinds)))
     lines = 1 if titles is None else 2
     columns = 2 if num < 3 else 4
     figure, panels = _make_grid([p for p in pictures for _ in range(2)], columns, lines)
@@ -293,7 +295,7 @@ def _settle(figure: "Figure") -> None:
     figure.set_layout_engine("none")
 
 
-def _check(name: str, records: Sequence[Target], num: int, classes: Sequence[str]) -> None:
+def _check(name: str, records: Sequence[Target], num: int) -> None:
     """Raise ValueError, naming the record, for what cannot be drawn."""
     if len(records) != num:
         raise ValueError(f"got {num} images and {len(records)} {name}, expected as many of each")
@@ -302,8 +304,5 @@ def _check(name: str, records: Sequence[Target], num: int, classes: Sequence[str
         for key in ("labels", "scores", "box_weights", "source", "difficult", "iscrowd"):
             if key in record and len(record[key]) != size:
                 raise ValueError(f"{where}: {len(record[key])} {key} for {size} boxes")
-        labels = as_numpy(record["labels"])
-        if not ((labels >= 1) & (labels <= len(classes))).all():
-            raise ValueError(f"{where}: labels are {labels}, expected 1..{len(classes)}")
         if not np.isfinite(as_numpy(record["boxes"])).all():
             raise ValueError(f"{where}: a box is not finite: {record['boxes']}")
