@@ -8,9 +8,17 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
 
 import detmix.data.shapes as shapes
-from detmix.data import SHAPE_CLASSES, VOCDetection, read_annotation, write_shapes
+from detmix.data import (
+    SHAPE_CLASSES,
+    VOCDetection,
+    read_annotation,
+    write_shape_crops,
+    write_shapes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +154,48 @@ def test_arguments_are_checked(tmp_path, arguments):
     with pytest.raises(ValueError, match=rf"{next(iter(arguments))} must be at least"):
         write_shapes(tmp_path, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def square_inside(image, box):
+    """Move a square of 1.2 times the longer side step by step until it is inside the image."""
+    x1, y1, x2, y2 = box
+    side = round(1.2 * max(x2 - x1, y2 - y1))
+    corner = [round((y1 + y2) / 2 - side / 2), round((x1 + x2) / 2 - side / 2)]
+    for axis in (0, 1):
+        while corner[axis] < 0:
+            corner[axis] += 1
+        while corner[axis] + side > image.shape[axis]:
+            corner[axis] -= 1
+    top, left = corner
+    return image[top : top + side, left : left + side]
+
+
+def test_crops_are_the_squares_around_the_objects(root):
+    out = write_shape_crops(root)
+    found = 0
+    for split, name in (("trainval", "train"), ("test", "val")):
+        dataset = VOCDetection(root, (("2007", split),), classes=SHAPE_CLASSES, difficult="drop")
+        for index, image_name in enumerate(dataset.names):
+            image, target = dataset[index]
+            boxes = zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)
+            for number, (box, label) in enumerate(boxes):
+                square = square_inside(image.permute(1, 2, 0).numpy(), box)
+                image_id = image_name.rpartition("/")[2]
+                path = out / name / SHAPE_CLASSES[label - 1] / f"{image_id}_{number}.png"
+                expected = Image.fromarray(square).resize((48, 48), Image.Resampling.BILINEAR)
+                assert np.array_equal(Image.open(path), expected)
+                found += 1
+        assert ImageFolder(out / name).classes == list(SHAPE_CLASSES)
+    assert found == len(list(out.rglob("*.png")))
+
+
+def test_crops_are_written_once_and_of_the_same_shapes_only(tmp_path):
+    root = write_shapes(tmp_path, num_train=2, num_test=1)
+    before = {path: path.stat().st_mtime_ns for path in write_shape_crops(root).rglob("*")}
+    assert {path: path.stat().st_mtime_ns for path in write_shape_crops(root).rglob("*")} == before
+    (root / "VOC2007").rename(root / "old")
+    with pytest.raises(FileNotFoundError, match=r"shapes\.json"):
+        write_shape_crops(root)
+    write_shapes(root, num_train=2, num_test=1, seed=1)
+    with pytest.raises(FileExistsError, match=r"crops: exists .*'seed': 1"):
+        write_shape_crops(root)

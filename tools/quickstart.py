@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from detmix.data import write_object_crops, write_shapes
+from detmix.data import write_shape_crops, write_shapes
 from detmix.evaluation import plot_learning_curve
 from detmix.training import (
     ClassifierTrainer,
@@ -61,15 +61,9 @@ def main(args: Sequence[str]) -> None:
 
 def pretrain(config: TrainConfig) -> Path:
     """Pretrain the detector's backbone on the objects of its images; return the best weights."""
-    crops = write_object_crops(
-        config.data.root,
-        config.data.root / "object_crops",
-        train_sets=config.data.train,
-        val_sets=config.data.test,
-        classes=config.data.class_names,
-    )
     base = parse_args(PretrainConfig, ["--config", str(CONFIGS / "pretrain" / "quickstart.yaml")])
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}_pretrain")
+    crops = write_shape_crops(config.data.root)
     data = replace(base.data, root=crops, workers=config.data.workers)
     norm = config.backbone.norm if config.backbone.norm in ("sync", "group") else "batch"
     model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem, norm=norm)

@@ -22,8 +22,7 @@ from detmix.data.loaders import (
     init_worker,
     train_loader,
 )
-from detmix.data.object_crops import write_object_crops
-from detmix.data.shapes import SHAPE_CLASSES, write_shapes
+from detmix.data.shapes import SHAPE_CLASSES, write_shape_crops, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.data.skipping import SkippedImage
 from detmix.data.voc import VOC_CLASSES, VOCDetection, VOCReport
@@ -53,7 +52,7 @@ __all__ = [
     "read_annotation",
     "train_loader",
     "write_annotation",
-    "write_object_crops",
+    "write_shape_crops",
     "write_shapes",
     "write_shapes_coco",
 ]

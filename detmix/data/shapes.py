@@ -7,6 +7,7 @@ and split files read by :class:`detmix.data.VOCDetection`. Every image is a func
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
+from detmix.data.voc_annotation import (
+    VOCAnnotation,
+    VOCObject,
+    read_annotation,
+    write_annotation,
+)
 from detmix.data.write_once import write_once
 
-__all__ = ["SHAPE_CLASSES", "write_shapes"]
+__all__ = ["SHAPE_CLASSES", "write_shape_crops", "write_shapes"]
 
 SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")
 """The classes of the synthetic data set; label 1 is the first of them."""
@@ -36,6 +42,8 @@ _MIN_CONTRAST = 100.0  # largest channel difference between an object and what i
 _MIN_COVERAGE = 0.25  # a pixel belongs to an object when the object covers this much of it
 _FAINT_SHARE = 0.04  # of the objects are nearly transparent, and marked difficult
 _JPEG_QUALITY = 90
+_CROP_SIDE = 48  # in pixels
+_CROP_CONTEXT = 1.2  # side of the square that is cut out, relative to the box's longer side
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,31 @@ def write_shapes(
     }
     write_once(folder, "shapes.json", description, lambda draft: _write_devkit(draft, description))
     return root
+
+
+def write_shape_crops(root: str | Path) -> Path:
+    """Cut the objects of a data set of `write_shapes` out, to pretrain a detector's backbone on.
+
+    Every object that is not difficult becomes a square image of 48 pixels around its box, with
+    some of what surrounds it: ``root/crops/train/<class>/<image>_<k>.png`` for the split
+    ``trainval``, ``root/crops/val/...`` for ``test``. As in `write_shapes`, nothing unfinished is
+    left behind, and nothing is done if the same images are already there.
+
+    Args:
+        root: What `write_shapes` returned, with the year 2007.
+
+    Returns:
+        ``root/crops``, as :class:`detmix.data.ImageClasses` takes it.
+
+    Raises:
+        FileExistsError: There is something else at ``root/crops``.
+        FileNotFoundError: There is no such data set.
+    """
+    devkit, folder = Path(root) / "VOC2007", Path(root) / "crops"
+    description = json.loads((devkit / "shapes.json").read_text(encoding="utf-8"))
+    description["made_by"] = "detmix.data.write_shape_crops"
+    write_once(folder, "crops.json", description, lambda draft: _write_crops(draft, devkit))
+    return folder
 
 
 def render_scene(seed: int, split: int, index: int, image_size: int) -> Scene:
@@ -159,6 +192,31 @@ def _write_scene(folder: Path, image_id: str, scene: Scene) -> None:
     height, width = scene.owners.shape
     annotation = VOCAnnotation(path.name, width, height, scene.objects)
     write_annotation(folder / "Annotations" / f"{image_id}.xml", annotation)
+
+
+def _write_crops(folder: Path, devkit: Path) -> None:
+    for split, name in (("train", "trainval"), ("val", "test")):
+        for image_id in (devkit / "ImageSets" / "Main" / f"{name}.txt").read_text().split():
+            image = Image.open(devkit / "JPEGImages" / f"{image_id}.jpg")
+            objects = read_annotation(devkit / "Annotations" / f"{image_id}.xml").objects
+            for number, item in enumerate(item for item in objects if not item.difficult):
+                path = folder / split / item.name / f"{image_id}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                crop = image.crop(_square_around(item.box, image.size))
+                crop.resize((_CROP_SIDE, _CROP_SIDE), Image.Resampling.BILINEAR).save(path)
+
+
+def _square_around(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return the square to cut out, moved inside the image: no shape is too large for that."""
+    x1, y1, x2, y2 = box
+    side = round(_CROP_CONTEXT * max(x2 - x1, y2 - y1))
+    left, top = (
+        min(max(round(centre - side / 2), 0), length - side)
+        for centre, length in zip(((x1 + x2) / 2, (y1 + y2) / 2), size, strict=True)
+    )
+    return left, top, left + side, top + side
 
 
 def _draw_canvas_size(rng: np.random.Generator, image_size: int) -> tuple[int, int]:
