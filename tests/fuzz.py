@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import random
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,13 +216,6 @@ def break_image(rng: Rng) -> bytes:
     for _ in range(rng.choice((1, 1, 3))):
         data = break_bytes(data, rng) or b"x"
     return data
-
-
-def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """Return the header of a tar archive's member; a size below 0 is written in base 256."""
-    info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
-    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def zigzag(num_points: int, extent: float) -> list[float]:

@@ -19,8 +19,7 @@ from detmix.detectors.ssd import WeightedSSD
 from detmix.mixing import DetectionCutMix, DetectionMixUp, RandomChoice
 from detmix.training import MixingConfig, OptimConfig, PretrainConfig, TrainConfig, parse_args
 from detmix.training.build import build_mixer, build_model
-from detmix.training.classifier import build_image_transform
-from detmix.training.image_mixing import build_batch_mix
+from detmix.training.classifier import build_batch_mix, build_image_transform
 from detmix.training.optim import learning_rate_factor
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -274,7 +273,7 @@ class TestShippedConfigs:
         config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])
         assert config.mix == mix
         build_image_transform(config, train=True)
-        assert (build_batch_mix(mix, config.mixing, 10) is None) == (mix in ("none", "cutout"))
+        assert (build_batch_mix(config, 10) is None) == (mix in ("none", "cutout"))
         assert build_classifier(config.model, 10).fc.out_features == 10
 
     def test_there_are_some(self):

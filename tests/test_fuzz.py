@@ -6,10 +6,8 @@ of its number, which a failure tells.
 
 from __future__ import annotations
 
-import io
 import json
 import random
-import tarfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -28,7 +26,6 @@ from fuzz import (
     break_xml,
     good_image,
     limits,
-    tar_header,
     time_limit,
     zigzag,
 )
@@ -37,7 +34,6 @@ from tiny import SETTINGS
 
 from detmix.data import CocoDetection, VOCDetection
 from detmix.data.image_file import read_image_size
-from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
 from detmix.evaluation.metrics import read_metrics
 from detmix.training import PretrainConfig, TrainConfig, load_checkpoint, load_detector, parse_args
@@ -51,7 +47,6 @@ KINDS = {
     "split": (20, 500),
     "image": (40, 1000),
     "coco": (40, 1000),
-    "tar": (20, 300),
     "config": (12, 400),
     "metrics": (40, 1000),
     "checkpoint": (40, 1000),
@@ -176,32 +171,6 @@ def image(root, rng):
     data = break_image(rng) or b"x"
     read, name = coco(root, rng, data)
     return (read, name) if rng.random() < 0.8 else (lambda: read_image_size(root / name), name)
-
-
-@cache
-def good_tar(form):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
-        for number in range(3):
-            data = good_image(random.Random(number), "PNG")
-            info = tarfile.TarInfo(f"train/{'n' * (90 * number + 1)}/{number}.png")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-def tar(root, rng):
-    data = bytearray(good_tar(rng.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))))
-    for _ in range(rng.choice((0, 1, 3))):
-        start = 512 * rng.randrange(len(data) // 512)  # a header, more likely than not
-        data[start + rng.randrange(512)] = rng.choice((0, 48, 55, 128, 255, *b"LKxgS157"))
-    if rng.random() < 0.2:
-        kind, size = rng.choice(b"0157LxgSZ"), rng.choice((-1, -511, -512, -1024, -(2**60)))
-        start = 512 * rng.randrange(len(data) // 512)
-        data[start : start + 512] = tar_header("train/n/0.png", size, bytes([kind]))
-    data = break_bytes(bytes(data), rng) if rng.random() < 0.5 else data
-    (root / "train.tar").write_bytes(data)
-    return lambda: list_images(root, "train"), "train.tar"
 
 
 def break_config(text, rng):

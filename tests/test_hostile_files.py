@@ -21,7 +21,6 @@ from tiny import SETTINGS, tiny_config
 
 from detmix.data import SHAPE_CLASSES, ImageClasses, VOCDetection, read_annotation
 from detmix.data.image_file import decode_image_bytes, read_image_size, read_jpeg
-from detmix.data.image_index import list_images
 from detmix.detectors.weight_file import read_weight_file
 from detmix.detectors.weight_matching import SourceWeights, load_matching
 from detmix.evaluation import read_voc_results

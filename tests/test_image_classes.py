@@ -1,28 +1,29 @@
-"""Images by class, in folders and in tar shards, against torchvision's ImageFolder and Pillow."""
+"""Images by class against torchvision's ImageFolder and Pillow, and their randomness."""
 
 from __future__ import annotations
 
 import io
-import os
-import pickle
-import shutil
-import tarfile
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fuzz import time_limit
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
-from detmix.data import ImageClasses, eval_loader
+from detmix.data import ImageClasses
 from detmix.data.image_file import decode_image_bytes
 
 FILES = {
-    "train/cat/a.png": (12, 9), "train/cat/b.jpg": (8, 8), "train/cat/deep/c.webp": (10, 6),
-    "train/dog/a.png": (7, 7), "train/dog/z.JPEG": (9, 11), "train/ant/1.bmp": (5, 6),
+    "train/ant/1.bmp": (5, 6), "train/cat/a.png": (12, 9), "train/cat/b.jpg": (8, 8),
+    "train/cat/deep/c.webp": (10, 6), "train/dog/a.png": (7, 7), "train/dog/z.JPEG": (9, 11),
+    "val/dog/a.png": (6, 6),
 }  # fmt: skip
+TRAIN = [name for name in FILES if name.startswith("train")]
 
 
 def picture(height, width, seed=0):
@@ -30,236 +31,145 @@ def picture(height, width, seed=0):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+@pytest.fixture
+def root(tmp_path):
     """Return a tree with files that are no images beside those that are."""
-    root = tmp_path_factory.mktemp("folders")
     for seed, (name, (height, width)) in enumerate(FILES.items()):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(height, width, seed).save(root / name)
-    (root / "train" / "cat" / "notes.txt").write_text("no image")
-    (root / "train" / "cat" / "._a.png").write_bytes(b"resource fork")
-    (root / "train" / "labels.csv").write_text("no class")
-    return root
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(height, width, seed).save(tmp_path / name)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "labels.csv").write_text("no class")
+    return tmp_path
 
 
-def write_tar(path, members):
-    """Write a tar archive of (name, bytes) in the order given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+def test_against_torchvision(root):
+    dataset, theirs = ImageClasses(root), ImageFolder(root / "train")
+    assert dataset.classes == tuple(theirs.classes) == ("ant", "cat", "dog")
+    assert list(dataset.names) == TRAIN
+    assert len(dataset) == len(theirs) == 6
+    for number, (pixels, expected) in enumerate(theirs):
+        image, label, index = dataset[number]
+        assert (image.dtype, label, index) == (torch.uint8, expected, number)
+        assert np.array_equal(image.permute(1, 2, 0), pixels)
 
 
-@pytest.fixture(scope="module")
-def shards(folders, tmp_path_factory):
-    """Return the same tree as two archives, each class in both where it can be."""
-    root = tmp_path_factory.mktemp("shards")
-    names = sorted(path for path in (folders / "train").rglob("*") if path.is_file())
-    members = [(str(path.relative_to(folders)), path.read_bytes()) for path in names]
-    write_tar(root / "train-00.tar", members[::2])
-    write_tar(root / "train-01.tar", [(f"./{name}", data) for name, data in members[1::2]])
-    return root
-
-
-def samples(dataset):
-    return [(name, *dataset[i]) for i, name in enumerate(dataset.names)]
-
-
-def assert_same(first, second):
-    assert first.classes == second.classes
-    for mine, theirs in zip(samples(first), samples(second), strict=True):
-        assert mine[0] == theirs[0]
-        assert torch.equal(mine[1], theirs[1])
-        assert mine[2] == theirs[2]
-
-
-class TestSamples:
-    @pytest.mark.parametrize("in_memory", [False, True])
-    def test_against_torchvision(self, folders, in_memory):
-        dataset = ImageClasses(folders, "train", in_memory=in_memory)
-        theirs = ImageFolder(
-            folders / "train", is_valid_file=lambda p: "/._" not in p and not p.endswith("txt")
-        )
-        assert dataset.classes == tuple(theirs.classes) == ("ant", "cat", "dog")
-        assert len(dataset) == len(theirs) == len(FILES)
-        by_name = {
-            Path(path).relative_to(folders).as_posix(): (np.array(image), label)
-            for (path, _), (image, label) in zip(theirs.samples, theirs, strict=True)
-        }
-        for name, image, label in samples(dataset):
-            pixels, expected = by_name[name]
-            assert image.dtype == torch.uint8
-            assert label == expected
-            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
-        assert dataset.labels == tuple(label for _, _, label in samples(dataset))
-
-    @pytest.mark.parametrize("in_memory", [False, True])
-    def test_tar_shards_are_the_same(self, folders, shards, in_memory):
-        assert_same(ImageClasses(folders), ImageClasses(shards, in_memory=in_memory))
-
-    def test_one_archive(self, folders, tmp_path):
-        members = [(name, (folders / name).read_bytes()) for name in FILES]
-        write_tar(tmp_path / "val.tar", [(n.replace("train", "val"), d) for n, d in members])
-        assert len(ImageClasses(tmp_path, "val")) == len(FILES)
-
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_in_workers_and_pickled(self, shards, workers):
-        for dataset in (ImageClasses(shards), ImageClasses(shards, in_memory=True)):
-            copy = pickle.loads(pickle.dumps(dataset))
-            loader = eval_loader(copy, 2, workers=workers)
-            found = [image for batch in loader for image in batch[0]]
-            for image, (_, expected, _) in zip(found, samples(dataset), strict=True):
-                assert torch.equal(image, expected)
-
-    def test_memory_is_not_shared_with_what_is_returned(self, folders):
-        dataset = ImageClasses(folders, in_memory=True)
-        dataset[0][0].zero_()
-        assert dataset[0][0].any()
-
-    def test_indices(self, folders):
-        dataset = ImageClasses(folders)
-        assert torch.equal(dataset[-1][0], dataset[len(dataset) - 1][0])
-        for index in (len(dataset), -len(dataset) - 1):
-            with pytest.raises(IndexError, match="out of range"):
-                dataset[index]
+def test_what_the_readme_does_to_tiny_imagenet(tmp_path):
+    """Its archive has train/<class>/images/*.JPEG, and val/images/*.JPEG beside a list."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    ((unpack, commands),) = re.findall(r"^(wget .*)\n((?:.*\n)*?)```", readme, flags=re.MULTILINE)
+    assert unpack.endswith("unzip -q tiny-imagenet-200.zip -d data")
+    folder = tmp_path / "data/tiny-imagenet-200"
+    for name in ("train/n01/images/n01_0", "train/n02/images/n02_0", "val/images/val_0"):
+        (folder / name).parent.mkdir(parents=True)
+        picture(4, 4).save(folder / f"{name}.JPEG")
+    picture(4, 4).save(folder / "val/images/val_1.JPEG")
+    (folder / "train/n01/n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t3\t3\n")
+    (folder / "val/val_annotations.txt").write_text(
+        "val_0.JPEG\tn02\t0\t0\t3\t3\nval_1.JPEG\tn01\t0\t0\t3\t3\n"
+    )
+    subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, check=True)
+    train = ImageClasses(tmp_path / "data/tiny-imagenet")
+    val = ImageClasses(tmp_path / "data/tiny-imagenet", "val", classes=train.classes)
+    assert train.names == ("train/n01/images/n01_0.JPEG", "train/n02/images/n02_0.JPEG")
+    assert val.names == ("val/n01/val_1.JPEG", "val/n02/val_0.JPEG")
 
 
 class TestClasses:
-    def test_class_limit(self, folders):
-        dataset = ImageClasses(folders, class_limit=2)
-        assert dataset.classes == ("ant", "cat")
-        assert set(dataset.labels) == {0, 1}
-        val = ImageClasses(folders, class_limit=2, classes=dataset.classes)
-        assert val.classes == dataset.classes
+    def test_those_of_training_say_the_labels(self, root):
+        val = ImageClasses(root, "val", classes=ImageClasses(root).classes)
+        assert val.classes == ("ant", "cat", "dog")
+        assert [label for _, label, _ in val] == [2]
 
-    def test_labels_follow_the_classes_given(self, folders):
-        dataset = ImageClasses(folders, classes=("dog", "bird", "cat", "ant"))
-        names = {dataset.classes[label] for label in dataset.labels}
-        assert names == {"ant", "cat", "dog"}
-        assert dataset.labels[0] == 3  # ant
+    def test_a_class_that_training_has_not(self, root):
+        with pytest.raises(ValueError, match=r"val/dog: class 'dog' is not among the 1 expected"):
+            ImageClasses(root, "val", classes=("cat",))
 
-    def test_a_class_that_is_not_known(self, folders):
-        with pytest.raises(ValueError, match="dog"):
-            ImageClasses(folders, classes=("ant", "cat"))
+    def test_a_class_without_images(self, root):
+        (root / "val" / "cat").mkdir()
+        with pytest.raises(FileNotFoundError, match="no valid file for the classes cat"):
+            ImageClasses(root, "val")
 
 
 class TestErrors:
-    def test_no_such_split(self, folders):
-        with pytest.raises(FileNotFoundError, match=r"'val'.*val-\*\.tar.*found train"):
-            ImageClasses(folders, "val")
+    def test_no_such_folder(self, root):
+        with pytest.raises(FileNotFoundError, match=r"test: there is no such folder$"):
+            ImageClasses(root, "test")
 
-    def test_no_such_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no such folder"):
-            ImageClasses(tmp_path / "nowhere")
-
-    def test_nothing_in_it(self, tmp_path):
-        (tmp_path / "train").mkdir()
-        with pytest.raises(ValueError, match="no class folder"):
-            ImageClasses(tmp_path)
-        (tmp_path / "train" / "cat").mkdir()
-        with pytest.raises(ValueError, match="cat: the class has no image"):
-            ImageClasses(tmp_path)
-        write_tar(tmp_path / "val.tar", [("val/cat/notes.txt", b"x")])
-        with pytest.raises(ValueError, match=r"val\.tar: no member is an image"):
-            ImageClasses(tmp_path, "val")
-
-    def test_links_to_other_files_and_folders_are_followed(self, folders, tmp_path):
-        """As torchvision does, which follows all of them."""
-        cat, elsewhere = tmp_path / "train" / "cat", tmp_path / "elsewhere"
-        (cat / "deep").mkdir(parents=True)
-        shutil.copytree(folders / "train", elsewhere)
-        (cat / "deep/b.jpg").symlink_to(elsewhere / "cat/b.jpg")
-        (cat / "more").symlink_to(elsewhere)
-        (cat / "same").symlink_to(cat / "deep")
-        (tmp_path / "train" / "dog").symlink_to(elsewhere / "dog")
-        (elsewhere / "dog" / "x").symlink_to(elsewhere / "ant")
-        theirs = ImageFolder(
-            tmp_path / "train", is_valid_file=lambda p: "/._" not in p and p[-3:] not in "txt csv"
-        )
-        names = [Path(path).relative_to(tmp_path).as_posix() for path, _ in theirs.samples]
-        dataset = ImageClasses(tmp_path)
-        assert list(dataset.names) == names
-        assert dataset.labels == tuple(theirs.targets)
-
-    def test_links_in_circles(self, folders, tmp_path):
-        """Followed for ever, two of them would give more paths than there are atoms."""
-        shutil.copytree(folders / "train", tmp_path / "train")
-        expected = ImageClasses(tmp_path).names
-        cat = tmp_path / "train/cat"
-        for name, target in {"x": ".", "y": "..", "z": cat, "deep/x": "..", "deep/y": "/"}.items():
-            (cat / name).symlink_to(target)
-        with time_limit():
-            assert ImageClasses(tmp_path).names == expected
-        for first in range(12):
-            (cat / f"{first}").mkdir()
-            picture(4, 4).save(cat / f"{first}/a.png")
-            for second in set(range(12)) - {first}:
-                (cat / f"{first}/{second}").symlink_to(f"../{second}")
-        with time_limit():
-            names = ImageClasses(tmp_path).names
-        assert {f"train/cat/{n}/{m}/a.png" for n in range(12) for m in range(12) if n != m} < {
-            *names
-        }
+    def test_archives_are_to_be_unpacked(self, root, tmp_path):
+        """The command that the error says does it."""
+        packed = tmp_path / "packed"
+        packed.mkdir()
+        expected = ImageClasses(root).names
+        for name in ("ant", "cat", "dog"):
+            archive = ["tar", "-cf", packed / f"train-{name}.tar", "-C", root, f"train/{name}"]
+            subprocess.run(archive, check=True)
+        with pytest.raises(FileNotFoundError, match="no such folder; unpack it: cd") as error:
+            ImageClasses(packed)
+        subprocess.run(["bash", "-c", str(error.value).partition("unpack it: ")[2]], check=True)
+        assert ImageClasses(packed).names == expected
 
     @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\nrubbish", b"text", b"\xff\xd8\xff"])
-    def test_a_broken_image_is_named(self, folders, tmp_path, data):
-        shutil.copytree(folders / "train", tmp_path / "train")
-        (tmp_path / "train" / "cat" / "a.png").write_bytes(data)
-        dataset = ImageClasses(tmp_path)
+    def test_a_broken_image_is_named(self, root, data):
+        (root / "train" / "cat" / "a.png").write_bytes(data)
         with pytest.raises(ValueError, match=r"cat/a\.png"):
-            dataset[dataset.names.index("train/cat/a.png")]
-        with pytest.raises(ValueError, match=r"cat/a\.png"):
-            ImageClasses(tmp_path, in_memory=True)
+            ImageClasses(root)[1]
 
-    def test_a_broken_member_is_named(self, tmp_path):
-        write_tar(tmp_path / "train.tar", [("train/cat/a.png", b"rubbish")])
-        with pytest.raises(ValueError, match=r"train\.tar: train/cat/a\.png"):
-            ImageClasses(tmp_path)[0]
 
-    @pytest.mark.parametrize("name", ["/etc/cat/a.png", "train/../../cat/a.png"])
-    def test_names_that_lead_outside(self, tmp_path, name):
-        write_tar(tmp_path / "train.tar", [(name, b"x")])
-        with pytest.raises(ValueError, match=r"train\.tar: member '.*leads outside"):
-            ImageClasses(tmp_path)
+class TestSkip:
+    def test_broken_images_are_left_out(self, root):
+        whole = {name: sample[:2] for name, sample in zip(TRAIN, ImageClasses(root), strict=True)}
+        (root / "train/ant/1.bmp").write_bytes(b"")
+        (root / "train/dog/a.png").write_bytes(b"rubbish")
+        with pytest.warns(UserWarning, match=r"2 of 6 images left out \(unusable image: 2\)"):
+            dataset = ImageClasses(root, on_error="skip")
+        assert [image.name for image in dataset.skipped] == ["train/ant/1.bmp", "train/dog/a.png"]
+        assert dataset.names == (*TRAIN[1:4], TRAIN[5])
+        assert dataset.classes == ("ant", "cat", "dog")  # labels stay as they were
+        for name, (image, label, _) in zip(dataset.names, dataset, strict=True):
+            assert torch.equal(image, whole[name][0])
+            assert label == whole[name][1]
 
-    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-    def test_links(self, tmp_path, kind):
-        info = tarfile.TarInfo("train/cat/a.png")
-        info.type, info.linkname = kind, "/etc/passwd"
-        with tarfile.open(tmp_path / "train.tar", "w") as archive:
-            archive.addfile(info)
-        with pytest.raises(ValueError, match=r"member 'train/cat/a\.png' is a link"):
-            ImageClasses(tmp_path)
+    def test_not_all(self, root):
+        for path in (root / "val/dog").iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"1 of 1 images left out .*; there is none left"):
+            ImageClasses(root, "val", on_error="skip")
 
-    @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-    def test_compressed(self, tmp_path, mode):
-        for name in ("train.tar", f"val.tar.{mode}"):
-            with tarfile.open(tmp_path / name, f"w:{mode}") as archive:
-                archive.addfile(tarfile.TarInfo("train/cat/a.png"))
-            with pytest.raises(ValueError, match=f"{name}: is compressed"):
-                ImageClasses(tmp_path, name.partition(".")[0])
+    @pytest.mark.filterwarnings("error::UserWarning")
+    def test_good_images_stay(self, root):
+        assert ImageClasses(root, on_error="skip").skipped == ()
 
-    @pytest.mark.parametrize("keep", [700, 1300, 3000])
-    def test_truncated(self, shards, tmp_path, keep):
-        data = (shards / "train-00.tar").read_bytes()[:keep]
-        (tmp_path / "train.tar").write_bytes(data)
-        with pytest.raises(ValueError, match=r"train\.tar"):
-            ImageClasses(tmp_path)
 
-    def test_no_archive_at_all(self, tmp_path):
-        (tmp_path / "train.tar").write_bytes(os.urandom(4096))
-        with pytest.raises(ValueError, match=r"train\.tar: not a tar archive"):
-            ImageClasses(tmp_path)
+class TestRandomness:
+    def dataset(self, root, seed=0):
+        return ImageClasses(root, transform=v2.RandomResizedCrop(16), seed=seed)
 
-    def test_gone_since(self, shards, tmp_path):
-        shutil.copy(shards / "train-00.tar", tmp_path / "train.tar")
-        dataset = ImageClasses(tmp_path)
-        (tmp_path / "train.tar").unlink()
-        with pytest.raises(FileNotFoundError, match=r"train\.tar"):
-            dataset[0]
+    def test_it_is_a_function_of_seed_epoch_and_index(self, root):
+        first, second = self.dataset(root), self.dataset(root)
+        torch.manual_seed(5)
+        before = [image for image, _, _ in first]
+        torch.manual_seed(6)
+        assert all(torch.equal(second[i][0], before[i]) for i in reversed(range(6)))
+        second.set_epoch(1)
+        assert not any(torch.equal(second[i][0], before[i]) for i in range(6))
+        assert not any(torch.equal(self.dataset(root, 1)[i][0], before[i]) for i in range(6))
+
+    def test_the_global_state_is_left_alone(self, root):
+        state = torch.get_rng_state()
+        _ = self.dataset(root)[0]
+        with pytest.raises(TypeError):
+            _ = ImageClasses(root, transform=lambda image: torch.rand(3) + "")[0]
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_the_epoch_reaches_running_workers(self, root):
+        dataset = self.dataset(root)
+        loader = DataLoader(dataset, 3, num_workers=2, persistent_workers=True)
+        for epoch in (0, 1, 2):
+            dataset.set_epoch(epoch)
+            images, labels, indices = map(torch.cat, zip(*loader, strict=True))
+            assert torch.equal(images, torch.stack([image for image, _, _ in dataset]))
+            assert labels.tolist() == [0, 1, 1, 1, 2, 2]
+            assert indices.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 class TestDecoding:
@@ -294,18 +204,3 @@ class TestDecoding:
         picture(9, 7).save(file, "png")
         with pytest.raises(ValueError, match=r"bomb\.png: refused"):
             decode_image_bytes(file.getvalue(), "bomb.png")
-
-
-def test_real_tiny_imagenet():
-    data = os.environ.get("DETMIX_DATA")
-    if not data or not (Path(data) / "tiny-imagenet").is_dir():
-        pytest.skip("DETMIX_DATA names no folder with tiny-imagenet")
-    train = ImageClasses(Path(data) / "tiny-imagenet", "train")
-    val = ImageClasses(Path(data) / "tiny-imagenet", "val", classes=train.classes)
-    for dataset, per_class in ((train, 160), (val, 20)):
-        assert len(dataset.classes) == 200
-        assert np.bincount(dataset.labels).tolist() == [per_class] * 200
-        for index in range(0, len(dataset), 997):
-            image, label = dataset[index]
-            assert image.shape == (3, 64, 64)
-            assert dataset.names[index].split("/")[1] == dataset.classes[label]

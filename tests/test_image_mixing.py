@@ -1,6 +1,6 @@
-"""Mixed batches of a classifier against the papers' formulas, on images that tell where they are.
+"""Cropping, Cutout, mixup and CutMix of a classifier's images, against torchvision called directly.
 
-Image i has the value i everywhere and is alone in its class.
+In the batches that are mixed image i has the value i everywhere and is alone in its class.
 """
 
 from __future__ import annotations
@@ -8,139 +8,168 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from detmix.training import ImageMixingConfig
-from detmix.training.image_mixing import build_batch_mix
+from detmix.training import ImageAugmentConfig, ImageDataConfig, ImageMixingConfig, PretrainConfig
+from detmix.training.classifier import build_batch_mix, build_image_transform
 
 BATCH, CLASSES, SIZE = 5, 9, 20
+LABELS = torch.tensor([4, 0, 8, 2, 5])
+FILL = (51, 102, 153)
 
 
-def unique_batch():
-    images = torch.arange(1.0, BATCH + 1)[:, None, None, None].expand(BATCH, 3, SIZE, SIZE)
-    return images.clone(), torch.tensor([4, 0, 8, 2, 5])
+def transform(mix="none", mixing=None, *, train=True, **augment):
+    settings = {"size": 32, "flip": 0.0, **augment}
+    data = ImageDataConfig(mean=tuple(value / 255 for value in FILL))
+    config = PretrainConfig(
+        mix=mix,
+        mixing=ImageMixingConfig(**(mixing or {})),
+        data=data,
+        augment=ImageAugmentConfig(**settings),
+    )
+    return build_image_transform(config, train=train)
+
+
+def draw(call, image, num):
+    for seed in range(num):
+        torch.manual_seed(seed)
+        yield call(image)
+
+
+def noise(height, width):
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+def test_evaluation_is_resize_and_centre_crop():
+    image = noise(40, 60)
+    found = transform(train=False, size=24, eval_resize=30)(image)
+    assert torch.equal(found, functional.center_crop(functional.resize(image, [30]), [24, 24]))
+    assert torch.equal(transform(train=False, size=40)(image), image[:, :, 10:50])
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs"),
+    [
+        ({"scale": (0.2, 0.7)}, [v2.RandomResizedCrop(32, scale=(0.2, 0.7))]),
+        ({"crop": "padded", "padding": 3}, [v2.RandomCrop(32, padding=3, fill=list(FILL))]),
+        (
+            {"flip": 0.3, "jitter": 0.4},
+            [
+                v2.RandomResizedCrop(32, scale=(0.08, 1.0)),
+                v2.RandomHorizontalFlip(0.3),
+                v2.ColorJitter(0.4, 0.4, 0.4),
+            ],
+        ),
+    ],
+)
+def test_augmentation_is_torchvisions(settings, theirs):
+    image = noise(32, 32)
+    outcomes = [draw(call, image, 20) for call in (transform(**settings), v2.Compose(theirs))]
+    for mine, expected in zip(*outcomes, strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_padded_crops_of_other_sizes_are_resized_first():
+    assert transform(crop="padded")(noise(64, 48)).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("area", [0.25, 0.1])
+def test_cutout_erases_one_square_with_the_mean(area):
+    image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    call = transform("cutout", {"cutout_area": area}, crop="padded", padding=0)
+    side = round(area**0.5 * 32)
+    places = set()
+    for found in draw(call, image, 50):
+        erased = (found != 200).all(0)
+        rows, columns = torch.nonzero(erased).T
+        assert len(rows) == side**2
+        assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == side - 1
+        assert (found[:, erased] == torch.tensor(FILL)[:, None]).all()
+        places.add((int(rows.min()), int(columns.min())))
+    assert len(places) > 30
+
+
+def test_cutout_by_chance():
+    image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    call = transform("cutout", {"p": 0.3}, crop="padded", padding=0)
+    cut = [bool((found != 200).any()) for found in draw(call, image, 400)]
+    assert sum(cut) / 400 == pytest.approx(0.3, abs=0.07)
+
+
+def images_of_a_batch():
+    return torch.arange(1.0, BATCH + 1)[:, None, None, None].repeat(1, 3, SIZE, SIZE)
 
 
 def mix_batch(mix, seed, **options):
-    images, labels = unique_batch()
+    config = PretrainConfig(mix=mix, mixing=ImageMixingConfig(**options))
     torch.manual_seed(seed)
-    mixed, targets = build_batch_mix(mix, ImageMixingConfig(**options), CLASSES)(images, labels)
-    original, _ = unique_batch()
-    assert torch.equal(images, original)  # the input stays as it is
-    return mixed, targets
+    return build_batch_mix(config, CLASSES)(images_of_a_batch(), LABELS)
 
 
-def expected_targets(lam):
-    """Return λ for an image's own class and 1 - λ for its partner's."""
-    _, labels = unique_batch()
-    own, partner = F.one_hot(labels, CLASSES), F.one_hot(labels.roll(1), CLASSES)
-    return lam * own + (1 - lam) * partner
+def check_targets(targets, lam):
+    """Compare with λ for an image's own class and 1 - λ for its partner's."""
+    own, partner = F.one_hot(LABELS, CLASSES), F.one_hot(LABELS.roll(1), CLASSES)
+    torch.testing.assert_close(targets, lam * own + (1 - lam) * partner)
 
 
-def own_ratio(targets):
-    """Return the λ that all images of a batch share."""
-    _, labels = unique_batch()
-    ratios = targets.gather(1, labels[:, None])
-    assert ratios.min() == ratios.max()
-    return float(ratios[0])
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_mixup_blends_pixels_and_targets_alike(seed):
-    images, _ = unique_batch()
+    images = images_of_a_batch()
     mixed, targets = mix_batch("mixup", seed, mixup_alpha=1.0)
-    lam = own_ratio(targets)
-    assert 0 <= lam <= 1
-    torch.testing.assert_close(targets, expected_targets(lam))
+    lam = float(targets[0, LABELS[0]])
+    check_targets(targets, lam)
     torch.testing.assert_close(mixed, lam * images + (1 - lam) * images.roll(1, 0))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_cutmix_counts_the_pixels_that_were_pasted(seed):
-    images, _ = unique_batch()
+    images = images_of_a_batch()
     mixed, targets = mix_batch("cutmix", seed)
     is_own = mixed == images
-    torch.testing.assert_close(mixed[~is_own], images.roll(1, 0)[~is_own], rtol=0, atol=0)
+    assert torch.equal(mixed[~is_own], images.roll(1, 0)[~is_own])
     kept = is_own[0, 0]
     assert (is_own == kept).all()  # one rectangle for the whole batch, and for all channels
-    pasted = ~kept
-    rows, columns = pasted.any(1).sum(), pasted.any(0).sum()
-    assert pasted.sum() == rows * columns  # a rectangle indeed
-    lam = float(kept.double().mean())
-    torch.testing.assert_close(targets, expected_targets(lam))
+    assert (~kept).sum() == (~kept).any(1).sum() * (~kept).any(0).sum()  # a rectangle indeed
+    check_targets(targets, float(kept.double().mean()))
 
 
-def test_cutmix_takes_the_clipped_area_not_the_drawn_ratio(monkeypatch):
-    drawn = 0.5  # a square of 14 pixels, where the border cuts nothing off
-    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: torch.tensor(drawn))
-    ratios = []
-    for seed in range(40):
-        mixed, targets = mix_batch("cutmix", seed)
-        ratios.append(own_ratio(targets))
-        kept = (mixed == unique_batch()[0])[0, 0]
-        assert ratios[-1] == pytest.approx(float(kept.float().mean()))
-    whole = 1 - 14**2 / SIZE**2
-    assert min(ratios) == pytest.approx(whole)
-    assert sum(ratio > whole + 0.05 for ratio in ratios) > 10
-
-
-@pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_the_ratios_are_of_the_beta_distribution(alpha):
-    """E[λ(1 - λ)] is α / (2 (2α + 1)) for Beta(α, α)."""
-    ratios = [own_ratio(mix_batch("mixup", s, mixup_alpha=alpha)[1]) for s in range(1500)]
-    products = torch.tensor([ratio * (1 - ratio) for ratio in ratios])
-    assert float(products.mean()) == pytest.approx(alpha / (2 * (2 * alpha + 1)), abs=0.01)
-
-
-def test_cutmix_has_its_own_alpha():
-    spread = [
-        torch.tensor([own_ratio(mix_batch("cutmix", s, cutmix_alpha=a)[1]) for s in range(200)])
-        for a in (0.05, 50.0)
-    ]
-    assert spread[0].std() > 2 * spread[1].std()
+@pytest.mark.parametrize(
+    ("mix", "theirs"),
+    [
+        ("mixup", v2.MixUp(alpha=0.4, num_classes=CLASSES)),
+        ("cutmix", v2.CutMix(alpha=3.0, num_classes=CLASSES)),
+    ],
+)
+def test_each_has_its_own_alpha(mix, theirs):
+    for seed in range(10):
+        found = mix_batch(mix, seed, mixup_alpha=0.4, cutmix_alpha=3.0)
+        torch.manual_seed(seed)
+        expected = v2.RandomApply([theirs], p=1.0)(images_of_a_batch(), LABELS)
+        for mine, its in zip(found, expected, strict=True):
+            assert torch.equal(mine, its)
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix", "mixup+cutmix"])
 def test_p_is_the_chance_of_a_batch(mix):
-    images, labels = unique_batch()
-    untouched = 0
-    for seed in range(400):
-        mixed, targets = mix_batch(mix, seed, p=0.25)
-        if targets.ndim == 1:
-            assert torch.equal(mixed, images)
-            assert torch.equal(targets, labels)
-            untouched += 1
-    assert untouched / 400 == pytest.approx(0.75, abs=0.08)
+    untouched = [mix_batch(mix, seed, p=0.25) for seed in range(400)]
+    untouched = [(images, labels) for images, labels in untouched if labels.ndim == 1]
+    assert len(untouched) / 400 == pytest.approx(0.75, abs=0.08)
+    for images, labels in untouched:
+        assert torch.equal(images, images_of_a_batch())
+        assert torch.equal(labels, LABELS)
 
 
 def test_both_ways_in_turn():
-    images, _ = unique_batch()
-    num_cutmix = 0
+    images = images_of_a_batch()
+    num_blends = 0
     for seed in range(300):
         mixed, targets = mix_batch("mixup+cutmix", seed, mixup_alpha=1.0)
-        is_blend = ((mixed != images) & (mixed != images.roll(1, 0))).any()
-        num_cutmix += not is_blend
+        num_blends += bool(((mixed != images) & (mixed != images.roll(1, 0))).any())
         torch.testing.assert_close(targets.sum(1), torch.ones(BATCH))
-    assert num_cutmix / 300 == pytest.approx(0.5, abs=0.1)
+    assert num_blends / 300 == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("mix", ["none", "cutout"])
 def test_nothing_to_do_on_the_batch(mix):
-    assert build_batch_mix(mix, ImageMixingConfig(), CLASSES) is None
-
-
-def test_it_is_a_function_of_torchs_random_state():
-    for mix in ("mixup", "cutmix", "mixup+cutmix"):
-        for first, second in zip(mix_batch(mix, 3), mix_batch(mix, 3), strict=True):
-            assert torch.equal(first, second)
-
-
-def test_the_loss_of_soft_targets_is_the_papers_sum():
-    """The official code adds λ and 1 - λ times the losses of the two labels."""
-    _, labels = unique_batch()
-    _, targets = mix_batch("mixup", 0, mixup_alpha=1.0)
-    lam = own_ratio(targets)
-    scores = torch.randn(BATCH, CLASSES)
-    both = lam * F.cross_entropy(scores, labels) + (1 - lam) * F.cross_entropy(
-        scores, labels.roll(1)
-    )
-    torch.testing.assert_close(F.cross_entropy(scores, targets), both)
+    assert build_batch_mix(PretrainConfig(mix=mix), CLASSES) is None

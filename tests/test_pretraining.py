@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import signal
 
 import numpy as np
@@ -33,7 +34,6 @@ from detmix.training.build import build_model, start_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-MODES = ("none", "mixup", "cutout", "cutmix", "mixup+cutmix")
 SETTINGS = ("epochs=3", "optim.ema_decay=0.9", "mix=mixup+cutmix", "mixing.p=0.7")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -83,7 +83,7 @@ def first_batch(trainer):
     return next(iter(trainer.loader))
 
 
-@pytest.mark.parametrize("mix", MODES)
+@pytest.mark.parametrize("mix", ["cutout", "mixup+cutmix"])
 def test_it_learns(stripes_root, tmp_path, mix):
     """Four classes: by chance top-1 is 0.25."""
     config = tiny_pretrain_config(
@@ -149,17 +149,6 @@ class TestLoss:
         assert (covered.sum((1, 2)) >= 8 * 8).all()
         corners = {tuple(torch.nonzero(mask)[0].tolist()) for mask in covered}
         assert len(corners) > 1  # each image has its own square
-
-    def test_each_mode_is_another_training(self, stripes_root, tmp_path):
-        losses = []
-        for mix in MODES:
-            config = tiny_pretrain_config(
-                stripes_root, tmp_path / mix, f"mix={mix}", "epochs=1", "mixing.mixup_alpha=1"
-            )
-            trainer = Recording(config)
-            trainer.fit()
-            losses.append(tuple(trainer.losses))
-        assert len(set(losses)) == len(MODES)
 
 
 class TestEvaluation:
@@ -228,7 +217,7 @@ class TestEvaluation:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("when", [{"in_step": 1}, {"in_step": 9}, {"in_evaluation": 2}])
+    @pytest.mark.parametrize("when", [{"in_step": 9}, {"in_evaluation": 2}])
     def test_stopped_and_resumed_it_is_the_same(self, stripes_root, tmp_path, whole, when):
         config = tiny_pretrain_config(stripes_root, tmp_path / "run", *SETTINGS, "resume=auto")
         trainer = Stopping(config)
@@ -238,9 +227,8 @@ class TestRuns:
         ClassifierTrainer(config).fit()
         assert_same_run(tmp_path / "run", whole)
 
-    @pytest.mark.parametrize("override", ["data.workers=2", "data.in_memory=true"])
-    def test_neither_workers_nor_memory_change_it(self, stripes_root, tmp_path, whole, override):
-        config = tiny_pretrain_config(stripes_root, tmp_path / "run", *SETTINGS, override)
+    def test_workers_do_not_change_it(self, stripes_root, tmp_path, whole):
+        config = tiny_pretrain_config(stripes_root, tmp_path / "run", *SETTINGS, "data.workers=2")
         ClassifierTrainer(config).fit()
         assert_same_run(tmp_path / "run", whole)
 
@@ -271,9 +259,10 @@ class TestRuns:
             ClassifierTrainer(config)
 
     def test_other_classes_than_the_checkpoint(self, stripes_root, tmp_path, whole):
-        config = tiny_pretrain_config(
-            stripes_root, whole, *SETTINGS, "resume=auto", "data.class_limit=3"
-        )
+        shutil.copytree(stripes_root, tmp_path / "data")
+        for split in ("train", "val"):
+            (tmp_path / "data" / split / "rising").rename(tmp_path / "data" / split / "round")
+        config = tiny_pretrain_config(tmp_path / "data", whole, *SETTINGS, "resume=auto")
         with pytest.raises(ValueError, match="was trained on other classes"):
             ClassifierTrainer(config)
 
@@ -361,7 +350,11 @@ class TestConfig:
             ("mixing: {cutmix_alpha: .inf}", "mixing.cutmix_alpha must be positive and finite"),
             ("mixing: {cutout_area: 1}", r"mixing.cutout_area must be in \(0, 1\), got 1"),
             ("label_smoothing: 1.5", r"label_smoothing must be in \[0, 1\], got 1.5"),
-            ("data: {class_limit: 1}", "data.class_limit must be at least 2, got 1"),
+            ("data: {class_limit: 5}", "data.class_limit is no option"),
+            (
+                "mix: cutout\nmixing: {cutout_area: 0.999}",
+                "mixing.cutout_area=0.999 erases nothing or all of augment.size=224",
+            ),
             ("data: {batch_size: 0}", "data.batch_size must be at least 1, got 0"),
             ("data: {batch_size: 1}", "mix=cutmix finds no partner with data.batch_size=1"),
             ("mix: none\ndata: {batch_size: 1}", "data.batch_size=1 is too few for batch norm"),

@@ -26,7 +26,9 @@ from detmix.training.datasets import (
 def main(args: Sequence[str]) -> None:
     """Open both data sets as a training does, but with all that is wrong left out."""
     if "--pretrain" in args:
-        raise ValueError("--pretrain is gone: tools/pretrain.py itself names what it cannot read")
+        raise ValueError(
+            "--pretrain is gone: tools/pretrain.py --data.on_error skip says what it leaves out"
+        )
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     train = _open(config, train=True)
     config = note_data(config, train)

@@ -2,7 +2,7 @@
 
 VOC devkit, shapes ─► VOCDetection ──┬─► AugmentedDataset  ─┬─► loaders
 COCO JSON, shapes  ─► CocoDetection ─┘                      │
-image folders, tar ─► ImageClasses ────► TransformedImages ─┘
+image folders      ─► ImageClasses ─────────────────────────┘
 """
 
 from detmix.data.augment import (
@@ -13,7 +13,6 @@ from detmix.data.augment import (
 from detmix.data.coco import CocoDetection
 from detmix.data.coco_table import CocoReport
 from detmix.data.image_classes import ImageClasses
-from detmix.data.image_transforms import TransformedImages, classification_transforms
 from detmix.data.loaders import (
     EpochBatchSampler,
     MixCollate,
@@ -39,12 +38,10 @@ __all__ = [
     "ImageClasses",
     "MixCollate",
     "SkippedImage",
-    "TransformedImages",
     "VOCAnnotation",
     "VOCDetection",
     "VOCObject",
     "VOCReport",
-    "classification_transforms",
     "collate",
     "detection_transforms",
     "eval_loader",

@@ -5,6 +5,7 @@ B images of a batch, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
+from torchvision.transforms import v2
 
-from detmix.data import (
-    ImageClasses,
-    TransformedImages,
-    classification_transforms,
-    eval_loader,
-    train_loader,
-)
+from detmix.data import ImageClasses, eval_loader, train_loader
 from detmix.detectors import build_classifier
 from detmix.training.accelerator import make_accelerator
-from detmix.training.image_mixing import build_batch_mix
 from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
 from detmix.training.pretrain_config import PretrainConfig
@@ -31,6 +26,7 @@ from detmix.training.progress import Evaluation
 __all__ = ["ClassificationResult", "ClassifierTrainer"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
+BatchMix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _TOP = 5
 
@@ -76,12 +72,16 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
     def __init__(self, config: PretrainConfig) -> None:
         accelerator = make_accelerator(config)
         data = config.data
-        options: dict[str, Any] = {"class_limit": data.class_limit, "in_memory": data.in_memory}
-        images = ImageClasses(data.root, data.train, on_error=data.on_error, **options)
-        val_images = ImageClasses(data.root, data.val, classes=images.classes, **options)
-        self._names = images.names
-        self.train_set = TransformedImages(
-            images, build_image_transform(config, train=True), seed=config.seed
+        self.train_set = ImageClasses(
+            data.root,
+            data.train,
+            build_image_transform(config, train=True),
+            on_error=data.on_error,
+            seed=config.seed,
+        )
+        classes = self.train_set.classes
+        val_set = ImageClasses(
+            data.root, data.val, build_image_transform(config, train=False), classes=classes
         )
         share: dict[str, Any] = {
             "workers": data.workers,
@@ -91,21 +91,18 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
             "collate_fn": default_collate,
         }
         loader = train_loader(self.train_set, data.batch_size, seed=config.seed, **share)
-        val_set = TransformedImages(
-            val_images, build_image_transform(config, train=False), seed=config.seed
-        )
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
         self._label_smoothing = config.label_smoothing
-        self._mix = build_batch_mix(config.mix, config.mixing, len(images.classes))
+        self._mix = build_batch_mix(config, len(classes))
         self._statistics = {"mean": data.mean, "std": data.std}
         # On the device once and for all: a copy in every step would have to be waited for.
         shape = {"dtype": torch.float32, "device": accelerator.device}
         self._mean = 255 * torch.tensor(data.mean, **shape)[:, None, None]
         self._std = 255 * torch.tensor(data.std, **shape)[:, None, None]
         torch.manual_seed(config.seed)
-        model = build_classifier(config.model, len(images.classes))
-        names = {"train": images.names, "test": val_images.names}
-        super().__init__(config, accelerator, model, loader, images.classes, names)
+        model = build_classifier(config.model, len(classes))
+        names = {"train": self.train_set.names, "test": val_set.names}
+        super().__init__(config, accelerator, model, loader, classes, names)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set the epoch, in running workers too."""
@@ -122,7 +119,7 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
 
     def describe(self, batch: Batch) -> str:
         """Name the images of a batch."""
-        return ", ".join(self._names[index] for index in batch[2].tolist())
+        return ", ".join(self.train_set.names[index] for index in batch[2].tolist())
 
     @torch.inference_mode()
     def evaluate(self) -> Evaluation[ClassificationResult]:
@@ -173,20 +170,36 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         return images, labels.to(device, non_blocking=True)
 
 
-def build_image_transform(config: PretrainConfig, *, train: bool) -> Any:
+def build_image_transform(config: PretrainConfig, *, train: bool) -> Callable[[Tensor], Tensor]:
     """Build what turns an image into the network's uint8 square, for training or validation."""
-    augment = config.augment
-    return classification_transforms(
-        augment.size,
-        train=train,
-        crop=augment.crop,
-        scale=augment.scale,
-        padding=augment.padding,
-        flip=augment.flip,
-        jitter=augment.jitter,
-        cutout=config.mixing.p if config.mix == "cutout" else 0.0,
-        cutout_area=config.mixing.cutout_area,
-        # What is covered is zero after normalization, as in the papers.
-        fill=[round(255 * value) for value in config.data.mean],
-        eval_resize=augment.eval_resize,
-    )
+    augment, mixing = config.augment, config.mixing
+    size = augment.size
+    if not train:
+        resize = v2.Resize(augment.eval_resize or size)
+        return v2.Compose([resize, v2.CenterCrop(size)])  # type: ignore[no-any-return]
+    # What is covered is zero after normalization, as in the papers.
+    fill = [round(255 * value) for value in config.data.mean]
+    steps: list[Any] = []
+    if augment.crop == "resized":
+        steps.append(v2.RandomResizedCrop(size, augment.scale))
+    else:
+        steps += [v2.Resize(size), v2.CenterCrop(size)]  # images of this size stay as they are
+        steps.append(v2.RandomCrop(size, augment.padding, fill=fill))
+    if augment.flip > 0:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
+    if augment.jitter > 0:
+        steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
+    if config.mix == "cutout" and mixing.p > 0:
+        area = (mixing.cutout_area, mixing.cutout_area)
+        steps.append(v2.RandomErasing(mixing.p, scale=area, ratio=(1, 1), value=fill))
+    return v2.Compose(steps)  # type: ignore[no-any-return]
+
+
+def build_batch_mix(config: PretrainConfig, num_classes: int) -> BatchMix | None:
+    """Build what mixes a batch on its device, drawing on the CPU; None where nothing does."""
+    mixup = v2.MixUp(alpha=config.mixing.mixup_alpha, num_classes=num_classes)
+    cutmix = v2.CutMix(alpha=config.mixing.cutmix_alpha, num_classes=num_classes)
+    ways = {"mixup": mixup, "cutmix": cutmix, "mixup+cutmix": v2.RandomChoice([mixup, cutmix])}
+    if config.mix not in ways:
+        return None
+    return v2.RandomApply([ways[config.mix]], config.mixing.p)  # type: ignore[no-any-return]

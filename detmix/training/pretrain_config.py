@@ -23,12 +23,9 @@ class ImageDataConfig:
     """Images sorted into classes, and their loading.
 
     Attributes:
-        root: The folder that holds the splits, each a folder with a folder for each class, or
-            tar files ``SPLIT.tar`` or ``SPLIT-*.tar`` of such a folder.
+        root: The folder that holds the splits, each a folder with a folder for each class.
         train: The split to train on.
         val: The split to validate on.
-        class_limit: Use this many classes only, the first by name; None for all.
-        in_memory: Whether all images are decoded once and held in memory as they are.
         on_error: What becomes of a training image that does not decode: ``"raise"`` stops when it
             is its turn; ``"skip"`` decodes all of them before the start and leaves out the bad
             ones. Validation always raises.
@@ -43,8 +40,6 @@ class ImageDataConfig:
     root: Path = Path("data/imagenet")
     train: str = "train"
     val: str = "val"
-    class_limit: int | None = None
-    in_memory: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -54,8 +49,6 @@ class ImageDataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", batch_size=1, eval_batch_size=1, workers=0)
-        if self.class_limit is not None:
-            check_at_least(self, "data", class_limit=2)
         if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
             raise ValueError(f"data.mean must be three numbers in [0, 1], got {self.mean}")
         if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
@@ -152,6 +145,12 @@ class PretrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_in_range(self, "", label_smoothing=(0, 1))
+        erased = round(self.mixing.cutout_area**0.5 * self.augment.size)
+        if self.mix == "cutout" and not 0 < erased < self.augment.size:
+            raise ValueError(
+                f"mixing.cutout_area={self.mixing.cutout_area} erases nothing or all of "
+                f"augment.size={self.augment.size}"
+            )
         in_batch = self.mix in ("mixup", "cutmix", "mixup+cutmix") and self.mixing.p > 0
         if in_batch and self.data.batch_size == 1:
             raise ValueError(f"mix={self.mix} finds no partner with data.batch_size=1")
