@@ -187,8 +187,8 @@ class TestFolder:
         """As where a cell of a notebook is run again."""
         code = (
             "import sys; from pathlib import Path\n"
-            "from detmix.training.run_lock import RunLock\n"
-            "RunLock(Path(sys.argv[1]))"
+            "from detmix.training.run_folder import lock_folder\n"
+            "lock_folder(Path(sys.argv[1]))"
         )
 
         def is_free():

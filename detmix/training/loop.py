@@ -46,8 +46,7 @@ from detmix.training.optim import (
 from detmix.training.processes import check_agreement, share_step
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
 from detmix.training.resume import Newest, check_fits, describe, digests_of, load_newest, tell
-from detmix.training.run_folder import RunFolder, versions
-from detmix.training.run_lock import RunLock
+from detmix.training.run_folder import RunFolder, lock_folder, versions
 from detmix.training.training_state import TrainingState
 
 __all__ = ["Trainer"]
@@ -107,7 +106,7 @@ class Trainer(abc.ABC, Generic[Result]):
         resume = config.resume == "auto"
         is_to_lock = resume and accelerator.is_main_process and config.run_dir.is_dir()
         # Nobody else may go on from the checkpoint that is read here.
-        with RunLock(config.run_dir) if is_to_lock else nullcontext():
+        with lock_folder(config.run_dir) if is_to_lock else nullcontext():
             newest = load_newest(config.run_dir, config.as_dict()) if resume else None
             # Before processes with other models wait for each other, and before the main process
             # moves what all must have read.

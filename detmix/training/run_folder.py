@@ -14,10 +14,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +29,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from detmix.training.checkpoint import (
@@ -37,9 +40,11 @@ from detmix.training.checkpoint import (
     write_atomically,
     write_errors,
 )
-from detmix.training.run_lock import LOCK, RunLock
 
-__all__ = ["RunFolder", "check_run_dir", "versions"]
+__all__ = ["RunFolder", "check_run_dir", "lock_folder", "versions"]
+
+_LOCK = ".lock"
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # not every file system has them
 
 _PACKAGES = (
     "detmix",
@@ -70,7 +75,22 @@ def check_run_dir(path: Path, *, resume: bool) -> None:
 
 
 def _holds_anything(path: Path) -> bool:
-    return any(file.name != LOCK for file in path.iterdir())
+    return any(file.name != _LOCK for file in path.iterdir())
+
+
+def lock_folder(path: Path) -> AcquireReturnProxy[FileLock]:
+    """Keep other processes from a folder until this one ends, or has released all it acquired."""
+    file = path.resolve() / _LOCK
+    # A soft lock would outlive a process that is killed.
+    lock = FileLock(file, timeout=0, thread_local=False, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(f"{path}: another process is training there") from None
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+    return AcquireReturnProxy(lock)
 
 
 class RunFolder:
@@ -90,7 +110,7 @@ class RunFolder:
         check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = RunLock(path)
+        self._take()
         for file in (self.last, self.best, self.metrics):
             temporary_path(file).unlink(missing_ok=True)  # of a killed run
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -99,6 +119,10 @@ class RunFolder:
         write_atomically(path / "versions.json", lambda file: _write(file, text))
         self._board: SummaryWriter | None = None
         self._purge_step: int | None = None
+
+    def _take(self) -> None:
+        # Until it is closed, or nobody has it any more.
+        self._release = weakref.finalize(self, lock_folder(self.path).lock.release)
 
     @property
     def last(self) -> Path:
@@ -185,15 +209,15 @@ class RunFolder:
         Raises:
             OSError: If that cannot be written.
         """
-        self._lock.release()
+        self._release()
         board, self._board = self._board, None
         if board is not None:
             with write_errors(self.path / "tensorboard"):
                 board.close()
 
     def __enter__(self) -> RunFolder:
-        if not self._lock.release.alive:  # as of a trainer that goes on
-            self._lock = RunLock(self.path)
+        if not self._release.alive:  # as of a trainer that goes on
+            self._take()
         return self
 
     def __exit__(
