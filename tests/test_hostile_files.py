@@ -134,45 +134,32 @@ def with_size(data, width, height):
 
 class TestImages:
     @pytest.mark.parametrize("progressive", [False, True])
-    @pytest.mark.parametrize(
-        "before", [b"", b"\xff\xfe\0\x08\xff\xc0\0\x0b\x08\0", b"junk\xff\xff"]
-    )
+    @pytest.mark.parametrize("before", [b"", b"\xff\xfe\0\x08\xff\xc0\0\x0b\x08\0"])
     def test_a_jpeg_bomb(self, tmp_path, progressive, before):
         """12.9 GB of pixels in a few thousand bytes; a comment that looks like a frame is none."""
         data = with_size(jpeg(progressive=progressive), 65_500, 65_500)
         data = data[:2] + before + data[2:]
         (tmp_path / "a.jpg").write_bytes(data)
-        message = r"a\.jpg: refused: 65500 x 65500 pixels"
+        message = r"a\.jpg: refused: Image size \(4290250000 pixels\) exceeds limit"
         with limits(), time_limit(), pytest.raises(ValueError, match=message):
             read_jpeg(tmp_path / "a.jpg")
 
     def test_large_images_are_decoded_if_pillow_is_told_to(self, monkeypatch):
         data = jpeg(80, 60)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2399)
-        with pytest.raises(ValueError, match="x: refused: 80 x 60 pixels, expected at most 4798"):
+        with pytest.raises(ValueError, match=r"x: refused: .*4800 pixels\) exceeds limit of 4798"):
             decode_image_bytes(data, "x")
         for limit in (2400, None):
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
             assert decode_image_bytes(data, "x").shape == (3, 60, 80)
 
-    def test_a_jpeg_of_very_many_scans(self):
-        """Each of them costs a pass over the whole image: one of 2 MB could take minutes."""
-        data = jpeg(4000, 3000, progressive=True, quality=1)
-        scan = data.find(b"\xff\xda")
-        data = data[:-2] + data[scan:-2] * 100 + data[-2:]
-        with pytest.raises(ValueError, match=r"x: refused: \d+ scans, expected at most 100"):
-            decode_image_bytes(data, "x")
-
     @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {}])
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     def test_good_images_are_not_refused(self, options, mode):
-        from detmix.data.image_file import _jpeg_size
-
         file = io.BytesIO()
         picture = Image.effect_noise((47, 33), 80).convert(mode)
         thumbnail = with_size(jpeg(16, 16), 65_500, 65_500)
         picture.save(file, "JPEG", comment=thumbnail, **options)
-        assert _jpeg_size(file.getvalue()) == (33, 47)
         assert decode_image_bytes(file.getvalue(), "x").shape == (3, 33, 47)
 
     @pytest.mark.parametrize(
@@ -214,12 +201,6 @@ class TestImages:
             read_image_size(tmp_path / "a.png")
         with Image.open(io.BytesIO(data)) as image, pytest.raises(AssertionError):
             image.load()
-
-    def test_a_sparse_file_is_not_read(self, tmp_path):
-        with open(tmp_path / "a.jpg", "wb") as file:
-            file.truncate(2**40)
-        with limits(), pytest.raises(ValueError, match=r"a\.jpg: refused: 1099511627776 bytes"):
-            read_jpeg(tmp_path / "a.jpg")
 
 
 def add(archive, name, data=b"", **fields):

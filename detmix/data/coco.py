@@ -23,7 +23,7 @@ from detmix.data.coco_annotation import CocoCategory, CocoFile, read_coco
 from detmix.data.coco_keypoints import common_keypoints, mirrored_order
 from detmix.data.coco_masks import SegmentationBlock
 from detmix.data.coco_table import CocoReport, CocoTable
-from detmix.data.image_file import MAX_IMAGE_BYTES, check_image_size, decode_image_bytes
+from detmix.data.image_file import check_image_size, decode_image_bytes
 from detmix.data.problems import raise_problem
 from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
 from detmix.regular_file import read_regular_file
@@ -233,7 +233,7 @@ def _leave_out(
 def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
     """Decode an image that must be of this height and width."""
     try:
-        image = decode_image_bytes(read_regular_file(path, MAX_IMAGE_BYTES), path)
+        image = decode_image_bytes(read_regular_file(path), path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     check_image_size(image, path, size, annotations)

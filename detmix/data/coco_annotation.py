@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from detmix.data.coco_masks import pack_item, strip_item
 from detmix.data.problems import Report, raise_problem
-from detmix.regular_file import MAX_JSON_BYTES, read_regular_file
+from detmix.regular_file import read_regular_file
 
 __all__ = ["CocoCategory", "CocoFile", "CocoImages", "CocoObjects", "read_coco"]
 
@@ -136,7 +136,7 @@ def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:
-        data = read_regular_file(path, MAX_JSON_BYTES)
+        data = read_regular_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
     try:

@@ -21,7 +21,6 @@ from detmix.regular_file import read_regular_file
 __all__ = ["VOCAnnotation", "VOCObject", "read_annotation", "write_annotation"]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_MAX_BYTES = 2**23  # of 30,000 objects; parsed, XML may take thirty times as much memory
 _MAX_SIDE = 2**31
 
 
@@ -70,9 +69,9 @@ def read_annotation(path: str | Path) -> VOCAnnotation:
 
     Raises:
         OSError: There is no such file (FileNotFoundError), or it cannot be read.
-        ValueError: The file is larger than 8 MiB, not well-formed XML, carries a document type
-            declaration, or lacks a field or has one that cannot be read. The message names the
-            file, the object (counted from 0) and the value.
+        ValueError: The file is not well-formed XML, carries a document type declaration, or lacks
+            a field or has one that cannot be read. The message names the file, the object (counted
+            from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
@@ -117,7 +116,7 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
 
 def _parse(path: str | Path) -> Element:
     try:
-        data = read_regular_file(path, _MAX_BYTES)
+        data = read_regular_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
     try:

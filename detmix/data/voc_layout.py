@@ -22,7 +22,6 @@ __all__ = ["ImageEntry", "list_entries"]
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
-_MAX_BYTES = 2**30  # of a split file
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _find_split(folder: Path, split: str) -> Path:
 def _read_split(path: Path) -> list[str]:
     """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
-        text = read_regular_file(path, _MAX_BYTES).decode("utf-8-sig")
+        text = read_regular_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     ids = []

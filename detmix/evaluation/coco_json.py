@@ -22,7 +22,7 @@ from detmix.evaluation.coco_checks import check_ground_truth, check_predictions
 from detmix.evaluation.coco_inputs import CocoImage, Instances
 from detmix.evaluation.coco_masks import encode_masks
 from detmix.evaluation.coco_result import COCOResult, IouType
-from detmix.regular_file import MAX_JSON_BYTES, read_regular_file
+from detmix.regular_file import read_regular_file
 
 __all__ = [
     "encode_masks",
@@ -226,7 +226,7 @@ def _load(path: Path, expected: str) -> Any:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, {expected}")
     try:
-        data = read_regular_file(path, MAX_JSON_BYTES)
+        data = read_regular_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     try:

@@ -19,8 +19,6 @@ from detmix.regular_file import read_regular_file
 # What a run is scored by, as a chart's axis names it.
 SCORE_NAMES = {"voc": "mAP", "coco": "AP", "classifier": "top-1 accuracy"}
 
-# More than the records of every step of a long run take.
-_MAX_BYTES = 2**30
 _MAX_STEP = 2**53  # above it a float holds not every whole number
 
 
@@ -104,7 +102,7 @@ def read_metrics(path: str | Path) -> Metrics:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
     points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
-    lines = read_regular_file(path, _MAX_BYTES).decode(errors="replace").split("\n")
+    lines = read_regular_file(path).decode(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
