@@ -18,7 +18,7 @@ def root(tmp_path):
 def test_an_error_of_the_machine_raises(root, monkeypatch):
     """A disk that fails for a moment must not change what is trained on."""
 
-    def fail(path, max_bytes):
+    def fail(path):
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr("detmix.data.image_file.read_regular_file", fail)

@@ -117,7 +117,7 @@ def test_coco(run, tmp_path, change, split, code, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--pretrain", "--pretrain is gone: tools/pretrain.py itself names"),
+        ("--pretrain", "--pretrain is gone"),
         ("--json", "unrecognized arguments: --json"),
         ("--data.root=nowhere", "nowhere: there is no such folder"),
     ],

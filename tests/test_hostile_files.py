@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
 import struct
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fuzz import XML, YAML_BOMBS, limits, tar_header, time_limit
+from fuzz import XML, limits, time_limit
 from PIL import EpsImagePlugin, Image
-from tiny import SETTINGS, tiny_config
+from tiny import tiny_config
 
-from detmix.data import SHAPE_CLASSES, ImageClasses, VOCDetection, read_annotation
+from detmix.data import SHAPE_CLASSES, VOCDetection, read_annotation
 from detmix.data.image_file import decode_image_bytes, read_image_size, read_jpeg
 from detmix.detectors.weight_file import read_weight_file
 from detmix.detectors.weight_matching import SourceWeights, load_matching
-from detmix.evaluation import read_voc_results
 from detmix.segmentations import read_polygons
-from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args, plain_yaml
-from detmix.training.build import build_model, start_model
+from detmix.training import TrainConfig, parse_args
+from detmix.training.build import start_model
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 
@@ -50,12 +46,6 @@ def devkit(tmp_path):
 
 
 class TestXML:
-    def test_a_large_file_is_not_parsed(self, devkit):
-        path = devkit / "Annotations/a.xml"
-        path.write_bytes(b"<annotation>" + b"<a/>" * 2**21 + b"</annotation>")
-        with pytest.raises(ValueError, match=r"a\.xml: refused: 8388633 bytes, .* most 8388608"):
-            read_annotation(path)
-
     @pytest.mark.parametrize("inner", [b"<a>" * 200_000, b"<a>" * 200_000 + b"</a>" * 200_000])
     def test_deep_nesting_does_not_exhaust_the_stack(self, devkit, inner):
         path = devkit / "Annotations/a.xml"
@@ -81,49 +71,6 @@ class TestNames:
         (devkit / "ImageSets/Main/trainval.txt").write_bytes(data)
         with pytest.raises(ValueError, match=r"trainval\.txt: expected a list .*UTF-8"):
             VOCDetection(devkit.parent)
-
-
-@needs_pipes
-class TestPipesAndDevices:
-    """Opened in the ordinary way a pipe blocks for ever, and a device never ends."""
-
-    @pytest.fixture(params=["pipe", "link to a device"])
-    def replace(self, request):
-        def replace(path):
-            path.unlink(missing_ok=True)
-            if request.param == "pipe":
-                os.mkfifo(path)
-            else:
-                path.symlink_to("/dev/zero")
-
-        return replace
-
-    def test_as_an_image_of_unknown_size(self, devkit, replace):
-        (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"width", b"x"))
-        replace(devkit / "JPEGImages/a.jpg")
-        with time_limit(), pytest.raises(ValueError, match=r"a\.jpg: expected a regular file"):
-            VOCDetection(devkit.parent)
-
-    def test_as_a_shard_and_as_an_image_to_classify(self, tmp_path, replace):
-        (tmp_path / "val/cat").mkdir(parents=True)
-        replace(tmp_path / "train.tar")
-        replace(tmp_path / "val/cat/a.png")
-        with time_limit(), pytest.raises(ValueError, match=r"train\.tar: expected a regular file"):
-            ImageClasses(tmp_path, "train")
-        with time_limit(), pytest.raises(ValueError, match=r"a\.png: expected a regular file"):
-            ImageClasses(tmp_path, "val")[0]
-
-    def test_as_result_files_of_voc(self, tmp_path, replace):
-        replace(tmp_path / "comp4_det_test_dog.txt")
-        with time_limit(), pytest.raises(FileNotFoundError, match=r"lacks comp4_det_test_dog\.txt"):
-            read_voc_results(tmp_path, ["a"], ["dog"])
-
-    def test_a_link_to_a_file_is_as_good_as_the_file(self, devkit):
-        expected = VOCDetection(devkit.parent)[0][0]
-        path = devkit / "JPEGImages/a.jpg"
-        path.rename(devkit / "elsewhere.jpg")
-        path.symlink_to(devkit / "elsewhere.jpg")
-        assert torch.equal(VOCDetection(devkit.parent)[0][0], expected)
 
 
 def with_size(data, width, height):
@@ -203,83 +150,6 @@ class TestImages:
             image.load()
 
 
-def add(archive, name, data=b"", **fields):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for key, value in fields.items():
-        setattr(info, key, value)
-    archive.addfile(info, io.BytesIO(data))
-
-
-class TestTar:
-    @pytest.mark.parametrize(
-        ("name", "fields", "message"),
-        [
-            ("/etc/cat/a.png", {}, "leads outside; refused"),
-            ("train/../../cat/a.png", {}, "leads outside; refused"),
-            ("../cat/a.png", {"type": tarfile.DIRTYPE}, "leads outside; refused"),
-            ("cat/a.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
-            ("cat/a.png", {"type": tarfile.LNKTYPE, "linkname": "../../x"}, "is a link"),
-            ("cat/a.png", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}, "special file"),
-            ("cat/a.png", {"type": tarfile.BLKTYPE}, "special file"),
-            ("cat/a.png", {"type": tarfile.FIFOTYPE}, "special file"),
-            ("cat/a.txt", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
-            ("a.png", {"pax_headers": {"path": "../../cat/a.png"}}, "leads outside; refused"),
-            ("a.png", {"pax_headers": {"linkpath": "/etc", "path": "/cat/a.png"}}, "leads outside"),
-        ],
-    )
-    def test_members(self, tmp_path, name, fields, message):
-        with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-            add(archive, "train/cat/good.png", jpeg())
-            add(archive, name, **fields)
-        with pytest.raises(ValueError, match=rf"train\.tar: member .*{message}"):
-            ImageClasses(tmp_path, "train")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["train.tar"]
-
-    @pytest.mark.parametrize("kind", [b"x", b"L", b"g", b"0", b"S"])
-    @pytest.mark.parametrize("size", [2**33 - 1, 2**50, 2**62])
-    def test_headers_that_claim_more_than_there_is(self, tmp_path, kind, size):
-        with tarfile.open(tmp_path / "train.tar", "w") as archive:
-            add(archive, "train/cat/good.png", jpeg())
-        header = tarfile.TarInfo("train/cat/a.png")
-        header.size, header.type = size, kind
-        block = header.tobuf(tarfile.GNU_FORMAT)
-        data = (tmp_path / "train.tar").read_bytes()
-        (tmp_path / "train.tar").write_bytes(block + data)
-        with limits(), time_limit(), pytest.raises((ValueError, OSError), match=r"train\.tar"):
-            list_images(tmp_path, "train")
-
-    @pytest.mark.parametrize("kind", [b"0", b"5", b"S", b"Z"])
-    @pytest.mark.parametrize("size", [-1, -512, -1024])
-    @pytest.mark.parametrize("before", [b"", tar_header("train/cat/a.png", 0)])
-    def test_sizes_below_zero(self, tmp_path, kind, size, before):
-        """``tarfile`` goes back by as much, and may meet the same header for ever."""
-        data = before + tar_header("train/cat/b.png", size, kind) + bytes(1024)
-        (tmp_path / "train.tar").write_bytes(data)
-        message = "a link or another special file" if kind == b"S" and size == -1 else "broken"
-        with time_limit(), pytest.raises(ValueError, match=rf"train\.tar: .*{message}"):
-            list_images(tmp_path, "train")
-
-    def test_a_size_that_is_not_that_of_the_archive(self, tmp_path):
-        with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-            add(archive, "train/cat/a.png", pax_headers={"GNU.sparse.realsize": "5000"})
-            add(archive, "train/cat/b.png", bytes(9999))
-        with pytest.raises(ValueError, match=r"train\.tar: .*has a wrong size, 5000 bytes"):
-            list_images(tmp_path, "train")
-
-    @pytest.mark.parametrize("many", [True, False])
-    def test_headers_that_lead_tarfile_to_other_errors(self, tmp_path, many):
-        """It calls itself for each header of one member, and reads a sparse map beyond the end."""
-        extended = bytearray(tar_header("train/cat/a.png", 0, tarfile.GNUTYPE_SPARSE))
-        extended[482] = 1
-        extended[148:156] = b" " * 8
-        extended[148:156] = b"%06o\0 " % sum(extended)
-        data = tar_header("x", 0, tarfile.XHDTYPE) * 3000 if many else bytes(extended)
-        (tmp_path / "train.tar").write_bytes(data)
-        with pytest.raises(ValueError, match=r"train\.tar: not a tar archive, or a broken one"):
-            list_images(tmp_path, "train")
-
-
 class TestPolygons:
     """pycocotools keeps every fifth of a pixel of every edge: 2 GB for 20 points far apart."""
 
@@ -300,23 +170,6 @@ class TestPolygons:
 
 
 class TestCheckpoints:
-    def test_lists_that_hold_one_another(self, tmp_path):
-        """A pickle writes each once, JSON as often as it is there."""
-        value = ["x"]
-        for _ in range(9):
-            value = [value] * 10
-        state = {"format": 1, "model": {}, "config": {"detector": {"a": value}}, "classes": []}
-        torch.save(state, tmp_path / "last.pt")
-        with (
-            limits(),
-            time_limit(),
-            pytest.raises(ValueError, match=r"last\.pt, .* at most 4194304"),
-        ):
-            load_detector(tmp_path / "last.pt")
-        torch.save(state | {"config": {}, "classes": value}, tmp_path / "last.pt")
-        with limits(), time_limit(), pytest.raises(ValueError, match="expected strings in classes"):
-            load_checkpoint(tmp_path / "last.pt")
-
     def test_averaged_weights_that_are_none(self, tmp_path):
         state = {"format": 1, "model": {"a": torch.zeros(2)}, "config": {}, "classes": []}
         torch.save(state | {"ema": torch.zeros(2)}, tmp_path / "last.pt")
@@ -324,17 +177,6 @@ class TestCheckpoints:
             read_weight_file(tmp_path / "last.pt")
         torch.save(state | {"ema": None}, tmp_path / "last.pt")
         assert read_weight_file(tmp_path / "last.pt").state.keys() == {"a"}
-
-    def test_loading_draws_what_building_draws(self, tmp_path):
-        config = parse_args(TrainConfig, ["--config", json.dumps(SETTINGS)])
-        torch.manual_seed(0)
-        model = build_model(config, load_weights=False).state_dict()
-        random_state = torch.get_rng_state()
-        state = {"format": 1, "config": SETTINGS, "classes": list(SHAPE_CLASSES)}
-        torch.save(state | {"model": model}, tmp_path / "last.pt")
-        torch.manual_seed(0)
-        load_detector(tmp_path / "last.pt")
-        assert torch.equal(torch.get_rng_state(), random_state)
 
     @pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
     def test_other_kinds_of_numbers_to_start_from(self, kind):
@@ -373,35 +215,6 @@ class TestArchives:
 
 
 class TestConfigs:
-    @pytest.mark.parametrize(
-        ("text", "size"),
-        [
-            ("[x, &a [x, {x: y}], *a]", 1 + 1 + 2 * (1 + 1 + 3)),
-            ("{x: &a {x: y}, y: {<<: [*a, *a]}}", 1 + 1 + 3 + 1 + (1 + 1 + 1 + 3 + 3)),
-        ],
-    )
-    def test_values_are_counted_as_aliases_multiply_them(self, monkeypatch, text, size):
-        monkeypatch.setattr(plain_yaml, "_MAX_VALUES", size)
-        assert plain_yaml.load_plain_yaml(text) == yaml.safe_load(text)
-        monkeypatch.setattr(plain_yaml, "_MAX_VALUES", size - 1)
-        with pytest.raises(yaml.YAMLError, match=f"more than {size - 1} values"):
-            plain_yaml.load_plain_yaml(text)
-
-    @pytest.mark.parametrize("depth", [33, 990, 100_000])
-    def test_deep_nesting(self, tmp_path, depth):
-        (tmp_path / "a.yaml").write_text(f"seed: {'[' * depth}{']' * depth}\n")
-        with pytest.raises(ValueError, match=r"nested too deeply, .*a\.yaml"):
-            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
-
-    @needs_pipes
-    @pytest.mark.parametrize("name", ["zero", "large"])
-    def test_a_device_and_a_large_file(self, tmp_path, name):
-        (tmp_path / "zero.yaml").symlink_to("/dev/zero")
-        (tmp_path / "large.yaml").write_text("seed: 1 #" + "x" * 2**22)
-        path = tmp_path / f"{name}.yaml"
-        with time_limit(), pytest.raises(ValueError, match=rf"at most 4194304.*{name}\.yaml"):
-            parse_args(TrainConfig, ["--config", str(path)])
-
     @needs_pipes
     def test_a_configuration_is_no_path(self, tmp_path, monkeypatch):
         """Also where there is a file whose name is its text."""
@@ -418,3 +231,10 @@ class TestConfigs:
         (tmp_path / "a.yaml").write_text(f"optim: {{lr: {'9' * 400}}}\n")
         with pytest.raises(ValueError, match=r"too large .*a\.yaml"):
             parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
+
+
+RUN = {
+    "config.yaml": yaml.safe_dump(TrainConfig().as_dict()),
+    "versions.json": '{"python": "3.11"}',
+    "metrics.jsonl": '{"event": "train", "step": 1, "epoch": 1, "loss": 1, "lr": 1}\n',
+}

@@ -26,7 +26,6 @@ from detmix.training.build import build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parsing import parse_args
-from detmix.training.plain_yaml import MAX_BYTES
 
 __all__ = ["detect", "evaluate", "evaluating", "load_detector", "predict", "score", "to_device"]
 
@@ -283,7 +282,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     if "detector" not in state["config"]:
         raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:
-        config = parse_args(TrainConfig, ["--config", _as_text(state["config"]), *overrides])
+        config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
         classes = list(config.data.class_names)
         # Without memory yet, of which a few bytes can ask for more than there is.
         with torch.device("meta"):
@@ -306,19 +305,6 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     if config.channels_last:  # as in training, so that the score is the same to the last digit
         model = model.to(memory_format=torch.channels_last)
     return model.eval(), config
-
-
-def _as_text(config: Mapping[str, Any]) -> str:
-    """Return a configuration as JSON, at most some characters more than one may have.
-
-    A few lists in a checkpoint that hold one another can stand for more than memory holds.
-    """
-    text = ""
-    for part in json.JSONEncoder().iterencode(config):
-        text += part
-        if len(text) > MAX_BYTES:
-            break
-    return text
 
 
 def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:

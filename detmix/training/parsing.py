@@ -10,9 +10,12 @@ from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
-
-from detmix.training.plain_yaml import MAX_BYTES, load_plain_yaml
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    get_loader,
+    set_loader,
+)
 
 __all__ = ["parse_args"]
 
@@ -87,10 +90,9 @@ def _is_content(text: str) -> bool:
 
 
 def _read(path: str) -> str:
-    """Read a file that the user names, which may be a pipe."""
     try:
-        with open(os.path.expanduser(path), "rb") as file:
-            return file.read(MAX_BYTES + 1).decode("utf-8-sig")
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            return file.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no configuration {path}") from None
 
@@ -115,8 +117,8 @@ def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> No
 
 
 def _load(text: str) -> Any:
-    """Load plain values for jsonargparse, also each text within a configuration."""
-    value = load_plain_yaml(text)
+    """Load what YAML knows itself for jsonargparse, also each text within a configuration."""
+    value = get_loader("yaml")(text)
     _check_calls(value)
     return value
 

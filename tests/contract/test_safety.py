@@ -19,7 +19,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from fuzz import DOCTYPES, XML, YAML_BOMBS, limits, time_limit, zigzag
+from fuzz import DOCTYPES, XML, limits, time_limit, zigzag
 from PIL import Image
 from tiny import tiny_config
 
@@ -213,13 +213,6 @@ class TestConfigurations:
         for name in ("b.yaml", "pipe"):
             self.refuse(tmp_path, config.replace("FILE", str(tmp_path / name)))
 
-    @pytest.mark.parametrize("lines", YAML_BOMBS, ids=["aliases", "merge keys"])
-    def test_aliases_and_merge_keys_that_multiply(self, tmp_path, lines):
-        text = "detector:\n  options:\n" + "\n".join(f"    {line}" for line in lines)
-        (tmp_path / "a.yaml").write_text(text)
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.yaml"):
-            parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")])
-
 
 OUTSIDE = ("../../../etc/passwd", "/etc/passwd", "..", ".", "a/../a", "sub/a", "..\\a", "a\0")
 
@@ -276,41 +269,6 @@ class TestEntities:
         assert len(root[-1].findtext("name")) == 100_000
 
 
-@needs_pipes
-@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
-class TestPipesAndDevices:
-    """Opened in the ordinary way a pipe blocks for ever, and a device never ends."""
-
-    def replace(self, path, kind):
-        path.unlink()
-        if kind == "pipe":
-            os.mkfifo(path)
-        else:
-            path.symlink_to("/dev/zero")
-
-    @pytest.mark.parametrize(
-        "file", ["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/trainval.txt"]
-    )
-    def test_in_a_devkit(self, devkit, kind, file):
-        self.replace(devkit / file, kind)
-        with time_limit(), pytest.raises((ValueError, OSError), match=Path(file).name):
-            VOCDetection(devkit.parent)[0]
-
-    @pytest.mark.parametrize("name", ["predictions", "annotations"])
-    def test_in_what_is_scored_and_trained_on(self, tmp_path, kind, name):
-        files = {"predictions": [], "annotations": coco_content()}
-        for key, content in files.items():
-            files[key] = tmp_path / f"{key}.json"
-            files[key].write_text(json.dumps(content))
-        assert score_predictions(**files).num_images == 1
-        self.replace(files[name], kind)
-        with limits(), time_limit(), pytest.raises(ValueError, match=rf"{name}\.json"):
-            score_predictions(**files)
-        if name == "annotations":
-            with limits(), time_limit(), pytest.raises(ValueError, match=rf"{name}\.json"):
-                CocoDetection(tmp_path, files[name])
-
-
 class TestMemory:
     """Small files that would fill it."""
 
@@ -321,7 +279,7 @@ class TestMemory:
         (devkit / "JPEGImages/a.jpg").write_bytes(data)
         size = re.compile(rb"(<width>|<height>)\d+")
         (devkit / "Annotations/a.xml").write_bytes(size.sub(rb"\g<1>65500", XML))
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.jpg.*65500"):
+        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.jpg.*pixels"):
             VOCDetection(devkit.parent)[0]
 
     @pytest.mark.parametrize("shape", [(20, 1e6), (60_000, 20)])
