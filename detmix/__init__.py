@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from detmix.detectors import weight_losses
+from detmix.losses import weight_losses
 from detmix.mixing import (
     DetectionCutMix,
     DetectionMixUp,

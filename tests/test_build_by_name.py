@@ -12,10 +12,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, pretraining_checkpoint, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.detectors.detector_names import backbone_weights, option_defaults, option_names
+from detmix.detectors.names import backbone_weights, option_defaults, option_names
 from detmix.detectors.torchvision_builder import check_builder
 from detmix.training.config import TrainConfig
-from detmix.training.parsing import parse_args
+from detmix.training.parse import parse_args
 
 BUILDERS = list_models(module=detection)
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"

@@ -15,9 +15,9 @@ from detmix.detectors import (
     takes_backbone,
     target_keys,
 )
-from detmix.detectors.detector_names import option_names
+from detmix.detectors.names import option_names
 from detmix.training.config import TrainConfig
-from detmix.training.parsing import parse_args
+from detmix.training.parse import parse_args
 
 FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
 SIZE = 96

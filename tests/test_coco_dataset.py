@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import wrap_dataset_for_transforms_v2
 
 from detmix.data import CocoDetection
+from detmix.data.coco.masks import SegmentationBlock, pack_segmentation
 from detmix.data.coco_keypoints import mirrored_order
-from detmix.data.coco_masks import SegmentationBlock, pack_segmentation
 
 CATEGORIES = [
     {"id": 18, "name": "dog", "supercategory": "animal"},

@@ -20,8 +20,8 @@ from coco_oracle import (
 )
 
 from detmix.evaluation import COCOEvaluator, COCOResult, encode_masks
-from detmix.evaluation.coco_ap import score_entries
-from detmix.evaluation.coco_masks import mask_areas
+from detmix.evaluation.coco.backend import score_entries
+from detmix.evaluation.coco.masks import mask_areas
 
 
 @pytest.mark.parametrize("grid", [None, 8.0])
@@ -213,7 +213,7 @@ def test_ids_of_64_bits():
 
 
 def test_the_faster_backend_is_chosen_where_it_is_installed(monkeypatch):
-    from detmix.evaluation import coco_ap
+    from detmix.evaluation.coco import backend as coco_ap
 
     assert COCOEvaluator(CLASSES).backend == "auto"
     for found, module in ((None, "pycocotools"), (object(), "faster_coco_eval")):

@@ -14,8 +14,9 @@ import torch
 import yaml
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
-from detmix.detectors import LossWeighting, build_classifier
-from detmix.detectors.ssd import WeightedSSD
+from detmix.detectors import build_classifier
+from detmix.losses import LossWeighting
+from detmix.losses.ssd import WeightedSSD
 from detmix.mixing import DetectionCutMix, DetectionMixUp, RandomChoice
 from detmix.training import MixingConfig, OptimConfig, PretrainConfig, TrainConfig, parse_args
 from detmix.training.build import build_mixer, build_model

@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
-from detmix.detectors.detector_weights import load_detector_weights, named_epsilon
+from detmix.detectors.new_head import load_detector_weights, named_epsilon
 
 BUILDERS = list_models(module=detection)
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"

@@ -5,9 +5,11 @@ import pytest
 from pngs import check_png
 
 from detmix.data import VOC_CLASSES
-from detmix.evaluation import VOCEvaluator, error_plots, plot_errors
-from detmix.evaluation.error_result import KINDS, ErrorAnalysis
-from detmix.evaluation.errors import analyze_errors
+from detmix.evaluation import VOCEvaluator
+from detmix.evaluation.errors.analysis import analyze_errors
+from detmix.evaluation.errors.result import KINDS, ErrorAnalysis
+from detmix.pictures import errors as error_plots
+from detmix.pictures import plot_errors
 
 EIGHTY = [f"class number {i}" for i in range(80)]
 LONG = "a class with a name too long for any chart, and then some"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from detmix.data import VOC_CLASSES, VOCDetection
 from detmix.evaluation import VOCEvaluator, analyze_errors, worst_images
-from detmix.evaluation.error_result import KINDS, OUTCOMES, SCOPES
-from detmix.evaluation.errors import HOIEM_GROUPS
+from detmix.evaluation.errors.analysis import HOIEM_GROUPS
+from detmix.evaluation.errors.result import KINDS, OUTCOMES, SCOPES
 
 CLASSES = ("cat", "dog", "cow", "car")
 GROUPS = (("cat", "dog"), ("dog", "cow"))  # cat and cow are not similar

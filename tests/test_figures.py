@@ -7,16 +7,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from detmix.evaluation import (
-    VOCEvaluator,
-    draw_boxes,
-    plot_batch,
-    plot_precision_recall,
-    plot_predictions,
-)
-from detmix.evaluation.error_plots import plot_errors
-from detmix.evaluation.errors import analyze_errors
-from detmix.evaluation.figures import new_figure, save_figure, shorten
+from detmix.evaluation import VOCEvaluator
+from detmix.evaluation.errors.analysis import analyze_errors
+from detmix.pictures import draw_boxes, plot_batch, plot_precision_recall, plot_predictions
+from detmix.pictures.errors import plot_errors
+from detmix.pictures.style import new_figure, save_figure, shorten
 
 # As formulas the first two would be errors and the third would lose its dollars.
 NAMES = ("a$^$b", r"$\foo$", "x_$y$_z", "100%", "<b>&")

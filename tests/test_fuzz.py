@@ -33,9 +33,9 @@ from safetensors.torch import save as save_safetensors
 from tiny import SETTINGS
 
 from detmix.data import CocoDetection, VOCDetection
-from detmix.data.image_file import read_image_size
-from detmix.detectors.weight_file import read_weight_file
-from detmix.evaluation.metrics import read_metrics
+from detmix.data.images import read_image_size
+from detmix.pictures.metrics import read_metrics
+from detmix.pretrained.read_state import read_weight_file
 from detmix.training import PretrainConfig, TrainConfig, load_checkpoint, load_detector, parse_args
 from detmix.training.build import build_model
 
@@ -101,7 +101,7 @@ def jpeg(root, rng):
     if rng.random() < 0.8:
         return read, "a.jpg"
     # As with a torchvision that has no decoders any more.
-    return mock.patch("detmix.data.image_file.decode_jpeg", None)(read), "a.jpg"
+    return mock.patch("detmix.data.images.decode_jpeg", None)(read), "a.jpg"
 
 
 def split(root, rng):

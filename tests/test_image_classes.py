@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from detmix.data import ImageClasses
-from detmix.data.image_file import decode_image_bytes
+from detmix.data.images import decode_image_bytes
 
 FILES = {
     "train/ant/1.bmp": (5, 6), "train/cat/a.png": (12, 9), "train/cat/b.jpg": (8, 8),

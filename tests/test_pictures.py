@@ -9,8 +9,10 @@ import torch
 from matplotlib.colors import to_hex
 from pngs import check_png
 
-from detmix.evaluation import draw_boxes, encode_masks, pictures, plot_batch, plot_predictions
-from detmix.evaluation.figures import BLUE, BOX_COLORS, VERMILLION, new_figure
+from detmix.evaluation import encode_masks
+from detmix.pictures import draw_boxes, plot_batch, plot_predictions
+from detmix.pictures import images as pictures
+from detmix.pictures.style import BLUE, BOX_COLORS, VERMILLION, new_figure
 
 CLASSES = [f"class number {i}" for i in range(1, 21)]
 

@@ -9,14 +9,10 @@ import torch
 from matplotlib.colors import to_rgb
 from pngs import check_png
 
-from detmix.evaluation import (
-    VOCEvaluator,
-    plot_box_weights,
-    plot_learning_curve,
-    plot_precision_recall,
-    plots,
-)
-from detmix.evaluation.metrics import moving_average, read_metrics
+from detmix.evaluation import VOCEvaluator
+from detmix.pictures import curves as plots
+from detmix.pictures import plot_box_weights, plot_learning_curve, plot_precision_recall
+from detmix.pictures.metrics import moving_average, read_metrics
 
 
 @pytest.fixture

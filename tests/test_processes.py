@@ -20,7 +20,7 @@ from runs import StoppingMixin
 from tiny import read_metrics, tiny_config
 
 from detmix.data.loaders import train_loader
-from detmix.data.voc_annotation import VOCAnnotation, VOCObject, write_annotation
+from detmix.data.voc.xml import VOCAnnotation, VOCObject, write_annotation
 from detmix.mixing import DetectionMixUp, MixedDataset
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
 from detmix.training.failures import NonFiniteLossError, OtherProcessError

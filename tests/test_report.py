@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detmix.evaluation import write_report
-from detmix.evaluation.report import Code, Facts, Gallery, Picture, Section, Table, Text
+from detmix.pictures import write_report
+from detmix.pictures.report import Code, Facts, Gallery, Picture, Section, Table, Text
 
 NASTY = "<b>cat</b> & \"dog\" 'cow' </script> {{ 7 * 7 }} {% endif %} é"
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -143,7 +143,7 @@ def test_equal_input_gives_equal_bytes(folder, report):
 
 
 def test_the_template_is_part_of_the_package(tmp_path):
-    assert importlib.resources.files("detmix.evaluation").joinpath("report.html.jinja").is_file()
+    assert importlib.resources.files("detmix.pictures").joinpath("report.html.jinja").is_file()
     pytest.importorskip("setuptools", minversion="77")
     project = Path(__file__).parents[1]
     copy = tmp_path / "project"

@@ -19,7 +19,7 @@ from detmix.training import (
     parse_args,
 )
 from detmix.training.checkpoint import temporary_path
-from detmix.training.inference import to_device
+from detmix.training.predict import to_device
 from detmix.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -18,8 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from detmix.data import VOC_CLASSES, VOCAnnotation, VOCDetection, VOCObject
-from detmix.data.image_file import _decode_with_pillow, read_jpeg
-from detmix.data.voc_annotation import read_annotation, write_annotation
+from detmix.data.images import _decode_with_pillow, read_jpeg
+from detmix.data.voc.xml import read_annotation, write_annotation
 
 BOX = "<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
 DOG = f"<object><name>dog</name>{BOX}</object>"

@@ -13,7 +13,7 @@ import torch
 from voc_oracle import evaluate, image, loop_ap, random_boxes, random_case, single
 
 from detmix.evaluation import OperatingPoint, PrecisionRecallCurve, VOCEvaluator, VOCResult
-from detmix.evaluation.voc_ap import best_overlaps, paired_iou
+from detmix.evaluation.voc.ap import best_overlaps, paired_iou
 
 CLASSES = ("cat", "dog", "cow")
 UNIT, FAR = [0, 0, 10, 10], [50, 50, 60, 60]

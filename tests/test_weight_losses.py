@@ -11,12 +11,12 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from detmix import weight_losses
-from detmix.detectors.losses import (
+from detmix.losses.object_weights import sample_weights
+from detmix.losses.terms import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
     weighted_smooth_l1,
 )
-from detmix.detectors.weighting import sample_weights
 
 
 def build() -> FasterRCNN:

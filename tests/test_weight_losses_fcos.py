@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import generalized_box_iou
 
 from detmix import weight_losses
-from detmix.detectors.fcos import centerness_targets
+from detmix.losses.fcos import centerness_targets
 
 LOSSES = {"classification", "bbox_regression", "bbox_ctrness"}
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, generalized_box_iou
 
 from detmix import weight_losses
-from detmix.detectors.losses import foreground_normalizer, weighted_sum
+from detmix.losses.terms import foreground_normalizer, weighted_sum
 
 LOSSES = {"classification", "bbox_regression"}
 

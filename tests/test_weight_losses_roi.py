@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 
 from detmix import weight_losses
-from detmix.detectors.roi_losses import weighted_keypoint_loss, weighted_mask_loss
+from detmix.losses.roi_branches import weighted_keypoint_loss, weighted_mask_loss
 
 SIZE = 96
 CLASSES = 5

@@ -16,7 +16,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from detmix import weight_losses
-from detmix.detectors.ssd import hard_negatives
+from detmix.losses.ssd import hard_negatives
 
 SIZE = 64
 CLASSES = 5

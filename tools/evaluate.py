@@ -22,7 +22,7 @@ from detmix.training.console import run_tool
 from detmix.training.datasets import build_test_set, check_keypoints, open_dataset
 from detmix.training.devkit_results import load_devkit_results, save_devkit_results
 from detmix.training.full_evaluation import check_before, evaluate_fully
-from detmix.training.inference import detect
+from detmix.training.predict import detect
 from detmix.training.run_report import write_run_report
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from detmix.data import write_shape_crops, write_shapes
-from detmix.evaluation import plot_learning_curve
+from detmix.pictures import plot_learning_curve
 from detmix.training import (
     ClassifierTrainer,
     DetectorTrainer,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detmix.evaluation import plot_batch, plot_box_weights, plot_predictions
+from detmix.pictures import plot_batch, plot_box_weights, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.accelerator import make_accelerator
 from detmix.training.console import run_tool

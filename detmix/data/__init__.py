@@ -10,9 +10,9 @@ from detmix.data.augment import (
     AugmentedDataset,
     detection_transforms,
 )
-from detmix.data.coco import CocoDetection
-from detmix.data.coco_table import CocoReport
-from detmix.data.image_classes import ImageClasses
+from detmix.data.coco.dataset import CocoDetection
+from detmix.data.coco.table import CocoReport
+from detmix.data.image_folder import ImageClasses
 from detmix.data.loaders import (
     EpochBatchSampler,
     MixCollate,
@@ -24,8 +24,8 @@ from detmix.data.loaders import (
 from detmix.data.shapes import SHAPE_CLASSES, write_shape_crops, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.data.skipping import SkippedImage
-from detmix.data.voc import VOC_CLASSES, VOCDetection, VOCReport
-from detmix.data.voc_annotation import VOCAnnotation, VOCObject, read_annotation, write_annotation
+from detmix.data.voc.dataset import VOC_CLASSES, VOCDetection, VOCReport
+from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation, write_annotation
 
 __all__ = [
     "SHAPE_CLASSES",

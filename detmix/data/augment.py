@@ -28,8 +28,8 @@ from detmix.data.augment_fields import (
     to_plain,
 )
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import Target, check_sample, with_objects
 from detmix.mixing.seeding import sample_seed
+from detmix.mixing.target import Target, check_sample, with_objects
 from detmix.mixing.tv import plain, typed_as
 
 __all__ = [

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detmix.mixing.ground_truth import Target, is_per_object
+from detmix.mixing.target import Target, is_per_object
 from detmix.mixing.tv import box_format, is_rotated, plain, xyxy
 
 __all__ = [

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from detmix.detectors.timm_models import head_names
-from detmix.detectors.weight_matching import LoadReport, SourceWeights, load_matching
-from detmix.detectors.weight_source import read_backbone_weights
+from detmix.backbones.timm import head_names
+from detmix.pretrained.match_state import LoadReport, SourceWeights, load_matching
+from detmix.pretrained.sources import read_backbone_weights
 
 __all__ = ["load_backbone_weights", "load_into_classifier"]
 

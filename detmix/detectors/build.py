@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights
 
-from detmix.detectors.backbone import BackboneConfig, build_backbone_with_report
-from detmix.detectors.detector_config import STATISTICS, DetectorConfig
-from detmix.detectors.detector_names import builder_names, detector_class, takes_backbone
-from detmix.detectors.detector_weights import (
+from detmix.detectors.config import STATISTICS, DetectorConfig
+from detmix.detectors.families import build_family, check_family
+from detmix.detectors.half_precision import keep_boxes_in_float32
+from detmix.detectors.names import builder_names, detector_class, takes_backbone
+from detmix.detectors.new_head import (
     detector_weights,
     find_detector_weights,
     load_detector_weights,
@@ -24,11 +25,10 @@ from detmix.detectors.detector_weights import (
     norm_epsilon,
     set_norm_epsilon,
 )
-from detmix.detectors.families import build_family, check_family
-from detmix.detectors.float_outputs import keep_boxes_in_float32
+from detmix.detectors.pyramid import BackboneConfig, build_backbone_with_report
 from detmix.detectors.torchvision_builder import build_by_name, check_builder
-from detmix.detectors.weight_matching import LoadReport
-from detmix.detectors.weight_source import find_named
+from detmix.pretrained.match_state import LoadReport
+from detmix.pretrained.sources import find_named
 
 __all__ = ["DetectorConfig", "build_detector"]
 

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from detmix.detectors.resnet import Stem, build_resnet, check_choice, resnet_names
-from detmix.detectors.timm_models import TIMM_PREFIX, create_timm_model, sync_batch_norm
+from detmix.backbones.resnet import Stem, build_resnet, check_choice, resnet_names
+from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, sync_batch_norm
 
 __all__ = ["ClassifierConfig", "build_classifier"]
 

@@ -15,8 +15,8 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from detmix.detectors.backbone import BackboneConfig
-from detmix.detectors.detector_config import DetectorConfig, class_arguments
+from detmix.detectors.config import DetectorConfig, class_arguments
+from detmix.detectors.pyramid import BackboneConfig
 
 __all__ = [
     "ASPECT_RATIOS",

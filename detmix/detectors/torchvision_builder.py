@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.models.detection import FCOS, KeypointRCNN, RetinaNet
 
-from detmix.detectors.backbone import BackboneConfig
 from detmix.detectors.backbone_weights import load_into_classifier
-from detmix.detectors.detector_config import DetectorConfig, class_arguments, reset_flags
-from detmix.detectors.detector_names import backbone_weights, detector_class
+from detmix.detectors.config import DetectorConfig, class_arguments, reset_flags
 from detmix.detectors.families import (
     ASPECT_RATIOS,
     check_fcos_sizes,
     retinanet_anchors,
     single_anchors,
 )
-from detmix.detectors.weight_matching import LoadReport, SourceWeights
-from detmix.detectors.weight_source import download, find_named, read_backbone_weights
+from detmix.detectors.names import backbone_weights, detector_class
+from detmix.detectors.pyramid import BackboneConfig
+from detmix.pretrained.match_state import LoadReport, SourceWeights
+from detmix.pretrained.sources import download, find_named, read_backbone_weights
 
 __all__ = ["build_by_name", "check_builder"]
 

@@ -6,10 +6,10 @@ Shape legend: D detections and G ground-truth objects of the whole data set, C c
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.error_result import KINDS, OUTCOMES
-from detmix.evaluation.voc_ap import IntArray, average_precision
-from detmix.evaluation.voc_matching import VOCMatching
-from detmix.evaluation.voc_result import PrecisionRecallCurve
+from detmix.evaluation.errors.result import KINDS, OUTCOMES
+from detmix.evaluation.voc.ap import IntArray, average_precision
+from detmix.evaluation.voc.matching import VOCMatching
+from detmix.evaluation.voc.result import PrecisionRecallCurve
 
 _CORRECT, _IGNORED = OUTCOMES.index("correct"), OUTCOMES.index("ignored")
 

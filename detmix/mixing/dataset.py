@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.mixing.ground_truth import Target, check_sample, completed
 from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
 from detmix.mixing.seeding import draw_seeds, sample_seed
+from detmix.mixing.target import Target, check_sample, completed
 
 __all__ = ["MixedDataset"]
 

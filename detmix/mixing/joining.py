@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
-from detmix.mixing.ground_truth import PER_OBJECT_KEYS, Target, completed, is_per_object
 from detmix.mixing.pixels import check_ratio
+from detmix.mixing.target import PER_OBJECT_KEYS, Target, completed, is_per_object
 from detmix.mixing.tv import box_format, converted, plain, wrap_like
 
 __all__ = ["Pair", "join", "union"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.ground_truth import Target, check_sample, completed
 from detmix.mixing.seeding import draw_seeds
+from detmix.mixing.target import Target, check_sample, completed
 from detmix.mixing.tv import typed_as
 
 __all__ = ["DetectionMixer", "Images", "MixParams", "Sample"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 __all__ = [
@@ -57,7 +57,7 @@ def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> 
     """Convert plain boxes from one format to another; of the same format they stay as they are."""
     if old == new:
         return boxes
-    result: Tensor = F.convert_bounding_box_format(boxes, old, new)
+    result: Tensor = convert_bounding_box_format(boxes, old, new)
     return result
 
 

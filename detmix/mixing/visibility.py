@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxFormat, TVTensor
 
-from detmix.mixing.ground_truth import Target
 from detmix.mixing.pixels import Rectangle
+from detmix.mixing.target import Target
 from detmix.mixing.tv import box_format, converted, plain, typed_as, wrap_like, xyxy
 
 __all__ = ["visible"]

@@ -12,15 +12,15 @@ from detmix.training.config import (
 from detmix.training.data_config import CocoConfig, DataConfig
 from detmix.training.detector import DetectorTrainer
 from detmix.training.failures import NonFiniteLossError
-from detmix.training.inference import evaluate, load_detector, predict
-from detmix.training.interrupt import Interrupted
-from detmix.training.parsing import parse_args
+from detmix.training.parse import parse_args
+from detmix.training.predict import evaluate, load_detector, predict
 from detmix.training.pretrain_config import (
     ImageAugmentConfig,
     ImageDataConfig,
     ImageMixingConfig,
     PretrainConfig,
 )
+from detmix.training.stopping import Interrupted
 
 __all__ = [
     "AugmentConfig",

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from detmix.detectors import build_detector, weight_losses
-from detmix.detectors.detector_config import STATISTICS
-from detmix.detectors.detector_weights import norm_epsilon
+from detmix.detectors import build_detector
+from detmix.detectors.config import STATISTICS
+from detmix.detectors.new_head import norm_epsilon
+from detmix.losses import weight_losses
 from detmix.mixing import DetectionCutMix, DetectionMixer, DetectionMixUp, RandomChoice
 from detmix.training.config import TrainConfig
 from detmix.training.resume import load_newest

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from detmix.detectors.weight_file import CHECKPOINT_KEYS, read_torch_file
+from detmix.pretrained.read_state import CHECKPOINT_KEYS, read_torch_file
 
 __all__ = [
     "FORMAT",

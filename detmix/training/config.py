@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detmix.detectors import BackboneConfig, DetectorConfig, LossWeighting, target_keys
+from detmix.detectors import BackboneConfig, DetectorConfig, target_keys
+from detmix.losses import LossWeighting
 from detmix.training.checks import check_at_least, check_in_range
 from detmix.training.data_config import DataConfig
 

@@ -15,7 +15,7 @@ from torch.distributed import DistError
 
 import detmix
 from detmix.training.failures import NonFiniteLossError, OtherProcessError, one_line
-from detmix.training.interrupt import Interrupted
+from detmix.training.stopping import Interrupted
 
 __all__ = ["run_tool"]
 

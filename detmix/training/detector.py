@@ -20,8 +20,8 @@ from detmix.training.datasets import (
     note_data,
     open_dataset,
 )
-from detmix.training.inference import Prediction, detect, score, to_device
 from detmix.training.loop import Trainer
+from detmix.training.predict import Prediction, detect, score, to_device
 from detmix.training.progress import Evaluation
 from detmix.training.scoring import Score, build_evaluator, summarize
 

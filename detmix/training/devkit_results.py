@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detmix.data import VOCDetection
 from detmix.evaluation import read_voc_results, write_voc_results
-from detmix.training.inference import Prediction
+from detmix.training.predict import Prediction
 
 __all__ = ["load_devkit_results", "save_devkit_results"]
 

@@ -18,14 +18,14 @@ from detmix.evaluation import (
     VOCResult,
     analyze_errors,
 )
-from detmix.evaluation.coco_ap import Backend, check_choices
-from detmix.evaluation.coco_result import IouType
-from detmix.evaluation.voc_files import check_file_names
-from detmix.evaluation.voc_result import align, ap_text
+from detmix.evaluation.coco.backend import Backend, check_choices
+from detmix.evaluation.coco.result import IouType
+from detmix.evaluation.voc.devkit_files import check_file_names
+from detmix.evaluation.voc.result import align, ap_text
 from detmix.training.checkpoint import write_atomically
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import DetectionData
-from detmix.training.inference import Prediction, score
+from detmix.training.predict import Prediction, score
 from detmix.training.scoring import build_coco_evaluator
 
 __all__ = ["FullEvaluation", "check_before", "evaluate_fully"]

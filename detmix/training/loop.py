@@ -28,9 +28,8 @@ from detmix.training.failures import (
     one_line,
     stopped_elsewhere,
 )
-from detmix.training.interrupt import Interrupted, InterruptGuard
 from detmix.training.meter import LossMeter
-from detmix.training.model_state import (
+from detmix.training.norm_statistics import (
     check_norm,
     copy_statistics,
     is_finite,
@@ -47,6 +46,7 @@ from detmix.training.processes import check_agreement, share_step
 from detmix.training.progress import Evaluation, Position, Result, progress_bar
 from detmix.training.resume import Newest, check_fits, describe, digests_of, load_newest, tell
 from detmix.training.run_folder import RunFolder, lock_folder, versions
+from detmix.training.stopping import Interrupted, InterruptGuard
 from detmix.training.training_state import TrainingState
 
 __all__ = ["Trainer"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from detmix.backbones.timm import TIMM_PREFIX
 from detmix.detectors import ClassifierConfig
-from detmix.detectors.timm_models import TIMM_PREFIX
-from detmix.detectors.weight_matching import IMAGENET_MEAN, IMAGENET_STD
+from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 from detmix.training.checks import check_at_least, check_in_range
 from detmix.training.config import LoopConfig
 

@@ -30,7 +30,7 @@ from detmix.training.datasets import (
     build_train_set,
     open_dataset,
 )
-from detmix.training.inference import Prediction, predict
+from detmix.training.predict import Prediction, predict
 
 __all__ = [
     "mixed_batch",

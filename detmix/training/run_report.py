@@ -11,23 +11,22 @@ import numpy as np
 import torch
 import yaml
 
-from detmix.evaluation import (
-    ImageErrors,
+from detmix.evaluation import ImageErrors, worst_images
+from detmix.evaluation.errors.result import KINDS, SIZES, label_of
+from detmix.pictures import (
     plot_batch,
     plot_box_weights,
     plot_errors,
     plot_learning_curve,
     plot_precision_recall,
     plot_predictions,
-    worst_images,
     write_report,
 )
-from detmix.evaluation.error_result import KINDS, SIZES, label_of
-from detmix.evaluation.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
+from detmix.pictures.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import DetectionData
 from detmix.training.full_evaluation import FullEvaluation
-from detmix.training.inference import Prediction
+from detmix.training.predict import Prediction
 from detmix.training.preview import mixed_batch, sample_box_weights
 from detmix.training.run_folder import versions
 

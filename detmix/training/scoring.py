@@ -6,8 +6,8 @@ import math
 
 from detmix.detectors import target_keys
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
-from detmix.evaluation.coco_ap import Backend
-from detmix.evaluation.coco_result import IouType
+from detmix.evaluation.coco.backend import Backend
+from detmix.evaluation.coco.result import IouType
 from detmix.training.config import TrainConfig
 from detmix.training.datasets import DetectionData
 from detmix.training.progress import Evaluation

@@ -1,0 +1,1 @@
+"""Classifiers that stand under a feature pyramid: torchvision's ResNets, and timm's."""

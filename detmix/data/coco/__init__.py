@@ -1,0 +1,1 @@
+"""Data in the format of COCO."""

@@ -1,0 +1,116 @@
+"""Images sorted into a folder for each class, as a function of (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+
+from detmix.data.images import decode_image_bytes
+from detmix.data.skipping import check_on_error, find_unusable, skip_message
+from detmix.mixing.epoch import SharedEpoch
+from detmix.mixing.seeding import sample_seed
+
+__all__ = ["ImageClasses"]
+
+
+class ImageClasses(Dataset[tuple[Tensor, int, int]]):
+    """The images of one split and their classes, as torchvision's ``ImageFolder`` finds them.
+
+    A sample is ``(image, label, index)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an
+    EXIF orientation is not applied) and then transformed, the label an integer from 0 (there is
+    no background class here), the index by which ``names`` names the image.
+
+    Args:
+        root: The folder of the splits.
+        split: The split's folder in it, with a folder for each class and the images in these.
+        transform: Called with each image; may draw from torch's global CPU generator, as
+            torchvision's transforms do, which is seeded for it and afterwards put back.
+        classes: The classes in the order of their labels, usually those of the training split;
+            by default those of this split, sorted.
+        on_error: ``"skip"`` leaves out images that cannot be decoded, as
+            :class:`detmix.data.VOCDetection` does; not for validation.
+        seed: The run's seed.
+
+    Attributes:
+        classes: The class names; label ``k`` is ``classes[k]``.
+        names: Every image's name, such as ``"train/n02124075/n02124075_0.JPEG"``.
+        skipped: The images that ``on_error="skip"`` left out, and why.
+
+    Raises:
+        FileNotFoundError: There is no such folder, no class or no image of a class in it.
+        ValueError: ``on_error`` is neither, a class is not among ``classes``, or no image is
+            left. On access also for an image that cannot be decoded; names the file.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        check_on_error(on_error)
+        folder = Path(root) / split
+        if not folder.is_dir():
+            unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
+            hint = unpack if any(Path(root).glob("*.tar*")) else ""
+            raise FileNotFoundError(f"{folder}: there is no such folder{hint}")
+        found = ImageFolder(folder)
+        self.classes = tuple(found.classes if classes is None else classes)
+        for name in found.classes:
+            if name not in self.classes:
+                raise ValueError(
+                    f"{folder / name}: class {name!r} is not among the {len(self.classes)} "
+                    f"expected classes {', '.join(self.classes[:3])}, ..."
+                )
+        names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in found.samples]
+        unusable = {}
+        if on_error == "skip":
+            check = ("unusable image", lambda index: _decode(found.samples[index][0]))
+            unusable = find_unusable(names, [check])
+        self.skipped = tuple(unusable.values())
+        if unusable:
+            message = skip_message(self.skipped, len(names), folder)
+            warnings.warn(message, UserWarning, stacklevel=2)
+        kept = [index for index in range(len(names)) if index not in unusable]
+        labels = [self.classes.index(name) for name in found.classes]
+        self.names = tuple(names[index] for index in kept)
+        self._samples = [(found.samples[i][0], labels[found.samples[i][1]]) for i in kept]
+        self.transform = transform
+        self.seed = seed
+        self._epoch = SharedEpoch()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counted from 0, here and in running workers."""
+        self._epoch.value = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        path, label = self._samples[index]
+        image = _decode(path)
+        if self.transform is not None:
+            state = torch.get_rng_state()
+            seed = sample_seed(self.seed, self._epoch.value, index, "augment")
+            try:
+                # torch.manual_seed would seed the GPUs' generators as well.
+                torch.default_generator.manual_seed(seed)
+                image = self.transform(image)
+            finally:
+                torch.set_rng_state(state)
+        return image, label, index
+
+
+def _decode(path: str) -> Tensor:
+    return decode_image_bytes(Path(path).read_bytes(), path)

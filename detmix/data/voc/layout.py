@@ -1,0 +1,168 @@
+"""Find the files of a Pascal VOC devkit: years, splits, images and annotations.
+
+The layout is the one the official archives unpack to::
+
+    root/VOC2007/JPEGImages/000005.jpg
+    root/VOC2007/Annotations/000005.xml
+    root/VOC2007/ImageSets/Main/trainval.txt
+
+``root`` may also be the folder that holds ``VOCdevkit``, as torchvision's download leaves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detmix.files import read_regular_file
+
+__all__ = ["ImageEntry", "list_entries"]
+
+_LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
+_FLAGS = ("-1", "0", "1")
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a data set: its name and its two files.
+
+    Attributes:
+        name: Year folder and id, such as ``"VOC2007/000005"``.
+        folder: The year's folder.
+        image_set: Year and split it is listed in, such as ``("2007", "test")``.
+    """
+
+    name: str
+    folder: Path
+    image_set: tuple[str, str]
+
+    @property
+    def image(self) -> Path:
+        """The JPEG file."""
+        return self.folder / "JPEGImages" / f"{self.name.rpartition('/')[2]}.jpg"
+
+    @property
+    def annotation(self) -> Path:
+        """The XML file."""
+        return self.folder / "Annotations" / f"{self.name.rpartition('/')[2]}.xml"
+
+
+def list_entries(
+    root: str | Path, image_sets: Sequence[tuple[str, str]], *, check_files: bool = True
+) -> list[ImageEntry]:
+    """List the images of several splits, one after the other, in the order of the split files.
+
+    Args:
+        root: The devkit, or the folder that holds ``VOCdevkit``.
+        image_sets: Pairs of year and split, such as ``("2007", "trainval")``.
+        check_files: False lists images whose files are missing, too.
+
+    Raises:
+        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
+        ValueError: ``image_sets`` is empty or not made of pairs, a split file is empty or
+            malformed, or an image is listed twice.
+    """
+    entries: list[ImageEntry] = []
+    for year, split in _check_image_sets(image_sets):
+        listed = _list_split(root, year, split)
+        if check_files:
+            _check_files(listed)
+        entries.extend(listed)
+    _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
+    return entries
+
+
+def _list_split(root: str | Path, year: str, split: str) -> list[ImageEntry]:
+    """List the images of one split, whether their files are there or not."""
+    folder = _find_year(Path(root), year)
+    path = _find_split(folder, split)
+    ids = _read_split(path)
+    if not ids:
+        raise ValueError(f"{path}: the split lists no image")
+    _check_no_repeats(ids, path)
+    return [ImageEntry(f"VOC{year}/{image_id}", folder, (year, split)) for image_id in ids]
+
+
+def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    pairs: list[object] = list(image_sets)
+    well_formed = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs)
+    if not pairs or not well_formed:
+        raise ValueError(
+            "image_sets must be pairs of year and split, such as (('2007', 'trainval'),), "
+            f"got {image_sets!r}"
+        )
+    return [(str(year), str(split)) for year, split in image_sets]  # YAML reads 2007 as an integer
+
+
+def _find_year(root: Path, year: str) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder; {_LAYOUT}")
+    parents = (root, root / "VOCdevkit")
+    for parent in parents:
+        if (parent / f"VOC{year}").is_dir():
+            return parent / f"VOC{year}"
+    found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
+    hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
+    raise FileNotFoundError(
+        f"{root}: holds no VOC{year}{hint}; found {', '.join(found) or 'no year at all'}; {_LAYOUT}"
+    )
+
+
+def _find_split(folder: Path, split: str) -> Path:
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{path}: there is no split {split!r}; found {', '.join(found) or 'none'}"
+        )
+    return path
+
+
+def _read_split(path: Path) -> list[str]:
+    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
+    try:
+        text = read_regular_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
+    ids = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if len(fields) > 2 or (len(fields) == 2 and fields[1] not in _FLAGS):
+            raise ValueError(
+                f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
+                f"got {line.strip()!r}"
+            )
+        if fields and (fields[0] in (".", "..") or set(fields[0]) & set("/\\\0")):
+            raise ValueError(
+                f"{path}, line {number}: expected an image id, got {fields[0]!r}, which leads out "
+                "of the devkit's folders; refused"
+            )
+        if fields and fields[-1] != "-1":
+            ids.append(fields[0])
+    return ids
+
+
+def _check_files(entries: list[ImageEntry]) -> None:
+    """One directory listing each: thousands of ``stat`` calls are slow on network drives."""
+    for part in ("image", "annotation"):
+        paths = [getattr(entry, part) for entry in entries]
+        present = set(os.listdir(paths[0].parent))
+        missing = [path for path in paths if path.name not in present]
+        if missing:
+            raise FileNotFoundError(
+                f"{missing[0]}: there is no such file "
+                f"({len(missing)} of {len(paths)} listed files are missing)"
+            )
+
+
+def _check_no_repeats(names: list[str], where: object) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{where}: image {name!r} is listed twice")
+        seen.add(name)

@@ -1,0 +1,283 @@
+"""Scoring detections against ground truth, both as COCO's dicts, by pycocotools or its faster twin.
+
+Shape legend of the backends' arrays: T IoU thresholds, R recalls, K categories in the order of
+their ids, A area ranges, M limits on the number of detections.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.util
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detmix.evaluation.coco.result import COCOResult, IouType
+
+_MOST_EXACT = 2**53
+Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
+Entry = Mapping[str, Any]
+
+IOU_TYPES: tuple[str, ...] = get_args(IouType)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+# What holds the overlap of each type, in annotations and in results.
+SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+# COCO's largest area range ends at 1e5². Both backends overwrite an annotation's ``ignore`` by its
+# ``iscrowd``, but ignore objects outside all area ranges: an object of this area counts neither
+# way. As a crowd it would not: that also changes its IoU, which is then divided by the detection's
+# area alone.
+IGNORED_AREA = 1e11
+_MAX_AREA = 1e5**2
+
+
+def check_choices(iou_type: str, backend: str) -> None:
+    """Raise ValueError for an unknown choice, ImportError for a backend that is not installed."""
+    if iou_type not in IOU_TYPES:
+        raise ValueError(f"iou_type is {iou_type!r}, expected one of {', '.join(IOU_TYPES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if backend == "faster-coco-eval" and not _has_faster_backend():
+        raise ImportError(
+            "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
+            "choose 'pycocotools', whose numbers are the same to rounding"
+        )
+
+
+def _has_faster_backend() -> bool:
+    return importlib.util.find_spec("faster_coco_eval") is not None
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking the entries again and again as they are made.
+
+    There are several objects for each detection and no cycles among them; with 50,000 detections
+    the collector takes a third of the faster backend's time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def score_entries(
+    ground_truth: Entry,
+    results: Sequence[Entry],
+    *,
+    iou_type: IouType = "bbox",
+    backend: Backend = "auto",
+    keypoint_sigmas: Sequence[float] | None = None,
+) -> COCOResult:
+    """Score detections by COCO's rule.
+
+    Neither argument is changed. Of an entry only the keys of the IoU type count: a detection's area
+    is its box's for ``"bbox"``, its mask's for ``"segm"`` and its keypoints' extent for
+    ``"keypoints"``, also where it has a box besides (pycocotools' ``loadRes`` would then take the
+    box's). Annotations are numbered anew from 1, because pycocotools takes a match with number 0
+    for none. ``iscrowd`` is 0 where absent, ``area`` the box's or the mask's, and ``num_keypoints``
+    the labelled ones'. With ``"difficult": 1`` an object counts neither way: the first detection
+    that matches it is left out, and so is the object.
+
+    Args:
+        ground_truth: an instances JSON's ``images``, ``categories`` and ``annotations``.
+        results: in COCO's results format.
+        iou_type: what to measure the overlap of.
+        backend: what computes it; ``"auto"`` for the faster one where it is installed and no id of
+            an image or category exceeds 2^53.
+        keypoint_sigmas: K falloffs, for keypoints; without them COCO's 17, or for another K their
+            mean for each, which is nobody's standard.
+
+    Returns:
+        The numbers; classes in the order of ``categories``.
+
+    Raises:
+        ValueError: an unknown IoU type or backend, or as many sigmas as there are not keypoints.
+        ImportError: a backend that is not installed.
+    """
+    check_choices(iou_type, backend)
+    if backend == "auto" and not _are_exact_floats(ground_truth):
+        backend = "pycocotools"
+    coco_type, evaluation_type = _load_backend(backend)
+    # pycocotools prints its progress and has no switch for it.
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _ground_truth(coco_type, ground_truth, iou_type)
+        evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
+        # Said here because the faster one leaves out categories without annotated keypoints.
+        evaluation.params.catIds = sorted(truth.cats)
+        if iou_type == "keypoints":
+            _set_sigmas(evaluation.params, truth, results, keypoint_sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _result(evaluation, truth, results, iou_type)
+
+
+def _are_exact_floats(ground_truth: Entry) -> bool:
+    """Tell whether floats hold all ids, in which the faster backend looks images up."""
+    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
+    return all(abs(number) <= _MOST_EXACT for number in ids)
+
+
+def _load_backend(backend: Backend) -> tuple[Any, Any]:
+    """The classes that hold annotations and that evaluate."""
+    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    module = importlib.import_module("faster_coco_eval")
+    return module.COCO, module.COCOeval_faster
+
+
+def _ground_truth(coco_type: Any, ground_truth: Entry, iou_type: IouType) -> Any:
+    images = [dict(image) for image in ground_truth["images"]]
+    truth = _indexed(coco_type, images, ground_truth["categories"], [])
+    for number, entry in enumerate(ground_truth["annotations"], start=1):
+        truth.dataset["annotations"].append(_annotation(truth, number, entry, iou_type))
+    truth.createIndex()
+    return truth
+
+
+def _indexed(
+    coco_type: Any, images: Sequence[Entry], categories: Sequence[Entry], annotations: list[Any]
+) -> Any:
+    coco = coco_type()
+    coco.dataset = {
+        "info": {},
+        "images": list(images),
+        "categories": [dict(category) for category in categories],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco
+
+
+def _annotation(truth: Any, number: int, entry: Entry, iou_type: IouType) -> dict[str, Any]:
+    """What the backends need of a ground-truth entry, with everything they expect to be there."""
+    kept = ("image_id", "category_id", "bbox", SHAPE_KEYS[iou_type], "area")
+    annotation = {key: entry[key] for key in kept if key in entry}
+    annotation |= {"id": number, "iscrowd": int(entry.get("iscrowd", 0))}
+    difficult = bool(entry.get("difficult", 0))
+    if iou_type == "keypoints":
+        visible = sum(v > 0 for v in entry["keypoints"][2::3])
+        # The area is part of the keypoints' overlap, so that it must not be IGNORED_AREA here.
+        annotation["num_keypoints"] = 0 if difficult else entry.get("num_keypoints", visible)
+        if difficult:
+            del annotation["area"]
+    elif difficult:
+        annotation["area"] = IGNORED_AREA
+    if "area" not in annotation:
+        annotation["area"] = _area(truth, annotation, iou_type)
+    return annotation
+
+
+def _area(truth: Any, annotation: Entry, iou_type: IouType) -> float:
+    if iou_type != "segm":
+        width, height = annotation["bbox"][2:]
+        return float(max(width, 0) * max(height, 0))
+    from pycocotools import mask as coco_mask
+
+    return float(coco_mask.area(truth.annToRLE(annotation)))
+
+
+def _detections(truth: Any, results: Sequence[Entry], iou_type: IouType) -> Any:
+    """The detections as the backend's own ``loadRes`` takes them; it fails on an empty list."""
+    kept = ("image_id", "category_id", "score", SHAPE_KEYS[iou_type])
+    entries = [{key: entry[key] for key in kept} for entry in results]
+    if entries:
+        return truth.loadRes(entries)
+    return _indexed(type(truth), truth.dataset["images"], truth.dataset["categories"], [])
+
+
+def _set_sigmas(
+    params: Any, truth: Any, results: Sequence[Entry], sigmas: Sequence[float] | None
+) -> None:
+    """Give each keypoint its falloff, where COCO's own 17 do not fit."""
+    entries = truth.dataset["annotations"] or results
+    if not entries:
+        return
+    num = len(entries[0]["keypoints"]) // 3
+    if sigmas is not None and len(sigmas) != num:
+        raise ValueError(f"{len(sigmas)} keypoint_sigmas for {num} keypoints, expected one each")
+    if sigmas is not None:
+        params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
+    elif num != len(params.kpt_oks_sigmas):
+        params.kpt_oks_sigmas = np.full(num, params.kpt_oks_sigmas.mean())
+
+
+def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
+    categories = truth.dataset["categories"]
+    names = category_names(categories)
+    position = {category: k for k, category in enumerate(evaluation.params.catIds)}
+    precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
+    of_class = [precision[:, :, position[category["id"]], 0, -1] for category in categories]
+    at_50 = _at(evaluation.params.iouThrs, 0.5)
+    counted = Counter(
+        entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
+    )
+    found = Counter(entry["category_id"] for entry in results)
+    ids = [category["id"] for category in categories]
+    return COCOResult(
+        iou_type=iou_type,
+        **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),
+        ap_by_class=dict(zip(names, map(_mean, of_class), strict=True)),
+        ap50_by_class=dict(zip(names, (_mean(ap[at_50]) for ap in of_class), strict=True)),
+        classes=names,
+        num_objects={name: counted[number] for name, number in zip(names, ids, strict=True)},
+        num_detections={name: found[number] for name, number in zip(names, ids, strict=True)},
+        num_images=len(truth.imgs),
+    )
+
+
+def category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
+    """The names, with the id behind those that several categories share."""
+    times = Counter(str(category["name"]) for category in categories)
+    return tuple(
+        name if times[name] == 1 else f"{name} ({category['id']})"
+        for category, name in ((category, str(category["name"])) for category in categories)
+    )
+
+
+def _counts(annotation: Entry) -> bool:
+    inside = 0 <= annotation["area"] <= _MAX_AREA
+    return inside and not annotation["iscrowd"] and annotation.get("num_keypoints", 1) != 0
+
+
+def _summary(
+    params: Any, precision: NDArray[np.float64], recall: NDArray[np.float64]
+) -> dict[str, float]:
+    """COCO's summary numbers; the means are taken as pycocotools' ``summarize`` takes them."""
+    at = {name: _at(params.iouThrs, iou) for name, iou in (("50", 0.5), ("75", 0.75))}
+    summary = {}
+    for name, values in (("ap", precision), ("ar", recall)):
+        summary[name] = _mean(values[..., 0, -1])
+        for end, thresholds in at.items():
+            summary[name + end] = _mean(values[thresholds][..., 0, -1])
+        for label in ("small", "medium", "large"):
+            known = label in params.areaRngLbl
+            a = params.areaRngLbl.index(label) if known else 0
+            summary[f"{name}_{label}"] = _mean(values[..., a, -1]) if known else math.nan
+    for most in (1, 10, 100):
+        known = most in params.maxDets
+        m = params.maxDets.index(most) if known else 0
+        summary[f"ar{most}"] = _mean(recall[..., 0, m]) if known else math.nan
+    return summary
+
+
+def _at(thresholds: NDArray[np.float64], iou: float) -> NDArray[np.int64]:
+    return np.flatnonzero(thresholds == iou)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean without the -1 that stand for nothing; NaN where nothing is left."""
+    valid = values[values > -1]
+    return float(np.mean(valid)) if valid.size else math.nan

@@ -1,0 +1,214 @@
+"""Average precision as COCO defines it, gathered batch by batch.
+
+Shape legend: D detections and G ground-truth objects of one image, C classes without the
+background, K keypoints of an object.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from detmix.evaluation.coco.backend import Backend, check_choices, paused_collection, score_entries
+from detmix.evaluation.coco.files import (
+    ground_truth_entries,
+    prediction_entries,
+    save_ground_truth,
+    save_predictions,
+)
+from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels, num_keypoints
+from detmix.evaluation.coco.result import COCOResult, IouType
+from detmix.evaluation.records import Record
+from detmix.evaluation.voc.evaluator import checked_classes
+
+PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
+
+
+class COCOEvaluator:
+    """COCO's average precision of boxes, masks and keypoints, as pycocotools computes it.
+
+    Within an image and class the 100 detections of highest score are matched, each to the object it
+    overlaps most among those still free, at ten IoU thresholds; the mean of the ten areas under the
+    precision/recall curve is the AP (https://cocodataset.org/#detection-eval).
+
+    A crowd (``iscrowd``) takes any number of detections, which then count neither way. A
+    ``difficult`` object of Pascal VOC is not lost either, nor does it count: the first detection
+    that matches it is left out. Further ones are false positives, where VOC's own rule leaves all
+    of them out.
+
+    Masks are kept as compressed run lengths, never dense. A torchvision detector as it was trained
+    on COCO is scored on a `CocoDetection` by
+    ``COCOEvaluator(dataset.classes, category_ids=dataset.category_ids,
+    prediction_labels="category_id")``.
+
+    Example:
+        >>> import torch
+        >>> evaluator = COCOEvaluator(["cat", "dog"], category_ids=[17, 18])
+        >>> box = torch.tensor([[10.0, 10.0, 50.0, 60.0]])
+        >>> label = torch.tensor([2])
+        >>> evaluator.update(
+        ...     [{"boxes": box, "labels": label, "scores": torch.tensor([0.9])}],
+        ...     [{"boxes": box, "labels": label, "image_id": 139}],
+        ... )
+        >>> round(evaluator.compute().ap50, 6)
+        1.0
+
+    Args:
+        classes: the C class names without the background; label k stands for ``classes[k - 1]``.
+        category_ids: COCO's category ids of the labels 1..C, for everything that is saved; 1..C
+            where absent.
+        iou_types: what to evaluate, out of ``"bbox"``, ``"segm"`` (masks) and ``"keypoints"``.
+        backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
+            the same to rounding (1e-15) in a quarter of the time; ``"auto"`` for that one where it
+            is installed.
+        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids, as
+            those of torchvision's detectors trained on COCO are (91 outputs for 80 classes): they
+            become labels 1..C by ``category_ids``, and detections of other categories are left
+            out, as COCO leaves them out. Targets have labels 1..C all the same.
+        keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
+            own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
+
+    Raises:
+        ValueError: no classes, repeated ones, category ids that are not C different ints, an
+            unknown IoU type or backend, labels that are category ids without ``category_ids``.
+        ImportError: a backend that is not installed.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        category_ids: Sequence[int] | None = None,
+        iou_types: Sequence[IouType] = ("bbox",),
+        backend: Backend = "auto",
+        keypoint_sigmas: Sequence[float] | None = None,
+        prediction_labels: PredictionLabels = "contiguous",
+    ) -> None:
+        self.classes = checked_classes(classes)
+        self.category_ids = _checked_category_ids(category_ids, len(self.classes))
+        self.iou_types = _checked_iou_types(iou_types)
+        check_choices(self.iou_types[0], backend)
+        _check_prediction_labels(prediction_labels, category_ids)
+        self.prediction_labels = prediction_labels
+        self.backend: Backend = backend
+        self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
+        self._reader = CocoReader(len(self.classes), self.iou_types)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._images: dict[int, CocoImage] = {}
+        self._results: dict[str, COCOResult] = {}
+        self._num_keypoints = None if self.keypoint_sigmas is None else len(self.keypoint_sigmas)
+
+    def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
+        """Add the images of a batch: tensors on any device, or NumPy arrays.
+
+        An image whose ``image_id`` has been seen since the last `reset` is dropped, because the
+        padded samplers of distributed runs score some images twice. A batch with an error leaves
+        the evaluator as it was.
+
+        Args:
+            predictions: for each image a dict with ``boxes (D, 4)`` float, ``labels (D,)`` int in
+                1..C, or category ids if ``prediction_labels`` says so, and ``scores (D,)`` float;
+                for ``"segm"`` ``masks``, ``(D, 1, H, W)`` probabilities, which are cut at 0.5, or
+                ``(D, H, W)`` bool or uint8, or what `encode_masks` has made of them; for
+                ``"keypoints"`` ``keypoints (D, K, 3)``.
+            targets: for each image a dict with ``image_id`` (int, or a tensor of one), ``boxes
+                (G, 4)`` and ``labels (G,)``; for ``"segm"`` and ``"keypoints"`` ``masks`` and
+                ``keypoints (G, K, 3)`` alike. Optionally ``iscrowd (G,)``, ``difficult (G,)``,
+                ``area (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
+                ``orig_size`` (height, width) and ``file_name`` (str). Other keys are ignored.
+
+        Raises:
+            ValueError: lists of unequal length, a missing key, a wrong shape or dtype, a label
+                outside 1..C, NaN or infinity, a box with ``x2 < x1``, a negative area, masks of
+                several sizes in an image. The message names the index in the batch, the image id,
+                the value and what was expected.
+        """
+        if self.prediction_labels == "category_id":
+            predictions = contiguous_labels(predictions, self.category_ids, self.iou_types)
+        images = self._reader.read(predictions, targets, self._num_keypoints)
+        for image in images:
+            self._images.setdefault(image.image_id, image)
+        if images:
+            self._results = {}
+            instances = (part for image in images for part in (image.objects, image.detections))
+            self._num_keypoints = self._num_keypoints or num_keypoints(instances)
+
+    def compute(self, iou_type: IouType | None = None) -> COCOResult:
+        """Evaluate all images so far; more may be added afterwards.
+
+        Args:
+            iou_type: one of the constructor's; its first one where absent.
+
+        Returns:
+            AP and AR, also by class and area. Asking again before the next `update` is free.
+
+        Raises:
+            ValueError: if the IoU type is not one of the constructor's.
+        """
+        chosen = self.iou_types[0] if iou_type is None else iou_type
+        if chosen not in self.iou_types:
+            raise ValueError(
+                f"iou_type is {chosen!r}, expected one of {', '.join(self.iou_types)}, as the "
+                "evaluator was made for"
+            )
+        if chosen not in self._results:
+            with paused_collection():
+                self._results[chosen] = self._score(chosen)
+        return self._results[chosen]
+
+    def _score(self, iou_type: IouType) -> COCOResult:
+        images = list(self._images.values())
+        return score_entries(
+            ground_truth_entries(images, self.classes, self.category_ids),
+            prediction_entries(images, self.category_ids),
+            iou_type=iou_type,
+            backend=self.backend,
+            keypoint_sigmas=self.keypoint_sigmas,
+        )
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write the predictions, and the ground truth they were scored against.
+
+        `score_predictions` scores the two files to exactly the same numbers with the same backend.
+
+        Args:
+            folder: where to; it is made, and files of the same names are replaced.
+
+        Returns:
+            The paths of ``predictions.json`` (COCO's results format) and ``ground_truth.json`` (an
+            instances JSON, in which a difficult object's area lies beyond all area ranges).
+        """
+        images = list(self._images.values())
+        return (
+            save_predictions(Path(folder) / "predictions.json", images, self.category_ids),
+            save_ground_truth(
+                Path(folder) / "ground_truth.json", images, self.classes, self.category_ids
+            ),
+        )
+
+
+def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple[int, ...]:
+    if category_ids is None:
+        return tuple(range(1, num + 1))
+    ids = tuple(category_ids)
+    if len(ids) != num or len(set(ids)) != num or not all(type(number) is int for number in ids):
+        raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
+    return ids
+
+
+def _check_prediction_labels(labels: str, category_ids: Sequence[int] | None) -> None:
+    if labels not in get_args(PredictionLabels):
+        known = ", ".join(get_args(PredictionLabels))
+        raise ValueError(f"prediction_labels is {labels!r}, expected one of {known}")
+    if labels == "category_id" and category_ids is None:
+        raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
+
+
+def _checked_iou_types(iou_types: Sequence[IouType]) -> tuple[IouType, ...]:
+    if isinstance(iou_types, str) or len(iou_types) == 0:
+        raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
+    for iou_type in iou_types:
+        check_choices(iou_type, "auto")
+    return tuple(dict.fromkeys(iou_types))

@@ -1,0 +1,182 @@
+"""What an error analysis found, as tables and as plain values.
+
+Shape legend: D detections and G ground-truth objects of the whole data set, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from detmix.evaluation.voc.ap import BoolArray
+from detmix.evaluation.voc.matching import VOCMatching
+from detmix.evaluation.voc.result import align, ap_text, none_if_nan
+
+KINDS = ("localization", "duplicate", "similar_class", "other_class", "background")
+"""The kinds of false positives, defined in `analyze_errors`."""
+
+OUTCOMES = ("correct", "ignored", *KINDS)
+"""What a detection can be; `ErrorAnalysis.kinds` holds places in this tuple."""
+
+SCOPES = ("top_n", "best_f1", "all")
+"""Which detections are counted, see `ErrorAnalysis`."""
+
+SIZES = ("small", "medium", "large")
+"""Sizes of boxes as in COCO: an area below 32 x 32, below 96 x 96 and from there on, in pixels."""
+
+
+@dataclass(frozen=True)
+class MissedObjects:
+    """How many of some objects no detection has found.
+
+    Attributes:
+        objects: all of them.
+        missed: found by no detection at all.
+        missed_at_best_f1: found by none of score at or above the best-F1 score of their class.
+    """
+
+    objects: int
+    missed: int
+    missed_at_best_f1: int
+
+    @property
+    def share(self) -> float:
+        """``missed`` in [0, 1]; NaN without objects."""
+        return self.missed / self.objects if self.objects else float("nan")
+
+    @property
+    def share_at_best_f1(self) -> float:
+        """``missed_at_best_f1`` in [0, 1]; NaN without objects."""
+        return self.missed_at_best_f1 / self.objects if self.objects else float("nan")
+
+    def _cells(self) -> tuple[Any, ...]:
+        at_best_f1 = (self.missed_at_best_f1, _percent(self.share_at_best_f1))
+        return (self.objects, self.missed, _percent(self.share), *at_best_f1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts and shares as plain values for JSON; None stands for NaN."""
+        return {
+            "objects": self.objects,
+            "missed": self.missed,
+            "share": none_if_nan(self.share),
+            "missed_at_best_f1": self.missed_at_best_f1,
+            "share_at_best_f1": none_if_nan(self.share_at_best_f1),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorAnalysis:
+    """Where a detector fails; ``print`` shows it as two tables. See `analyze_errors`.
+
+    Detections are counted in three scopes. ``"top_n"``: the N of a class with the highest scores,
+    N being its objects that are not difficult (ignored detections are passed over), because all
+    together would drown in background of low score (Hoiem et al.'s choice). ``"best_f1"``: those
+    whose score is at or above the one at which their class reaches its best F1; none of a class
+    without objects. ``"all"``: all.
+
+    Attributes:
+        matching: what was analysed.
+        background_iou: an object overlapped by less has nothing to do with a detection.
+        similar: groups of similar classes.
+        kinds: ``(D,)`` int8, each detection's place in `OUTCOMES`.
+        best_f1_scores: by class name; NaN for a class without objects or detections.
+        num_objects: by class name, objects that are not difficult.
+        counts: by scope, class name and outcome.
+        mean_ap: all-point, over the classes that have objects; NaN where none has.
+        ap_gain: by kind, how much higher ``mean_ap`` were without the errors of that kind.
+        missed: by size and for ``"all"``, of the objects that are not difficult.
+        missed_difficult: the same of the difficult ones.
+        is_shown: ``(D,)`` bool, detections of the scope ``"best_f1"``.
+        is_missed: ``(G,)`` bool, objects that no detection has found.
+        is_missed_at_best_f1: ``(G,)`` bool, objects that none of ``is_shown`` has found.
+    """
+
+    matching: VOCMatching = field(repr=False)
+    background_iou: float
+    similar: tuple[tuple[str, ...], ...]
+    kinds: NDArray[Any] = field(repr=False)
+    best_f1_scores: Mapping[str, float]
+    num_objects: Mapping[str, int]
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]] = field(repr=False)
+    mean_ap: float
+    ap_gain: Mapping[str, float]
+    missed: Mapping[str, MissedObjects]
+    missed_difficult: Mapping[str, MissedObjects]
+    is_shown: BoolArray = field(repr=False)
+    is_missed: BoolArray = field(repr=False)
+    is_missed_at_best_f1: BoolArray = field(repr=False)
+
+    def totals(self, scope: str) -> dict[str, int]:
+        """Detections by outcome in one of `SCOPES`, over all classes."""
+        by_class = self.counts[scope].values()
+        return {outcome: sum(counts[outcome] for counts in by_class) for outcome in OUTCOMES}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the rows as plain values for JSON; None stands for NaN."""
+        return {
+            "iou_threshold": self.matching.iou_threshold,
+            "background_iou": self.background_iou,
+            "similar": [list(group) for group in self.similar],
+            "best_f1_scores": {k: none_if_nan(v) for k, v in self.best_f1_scores.items()},
+            "num_objects": dict(self.num_objects),
+            "counts": {
+                scope: {
+                    "total": self.totals(scope),
+                    "by_class": {name: dict(counts) for name, counts in by_class.items()},
+                }
+                for scope, by_class in self.counts.items()
+            },
+            "mean_ap": none_if_nan(self.mean_ap),
+            "ap_gain": {kind: none_if_nan(gain) for kind, gain in self.ap_gain.items()},
+            "missed": {size: missed.as_dict() for size, missed in self.missed.items()},
+            "missed_difficult": {
+                size: missed.as_dict() for size, missed in self.missed_difficult.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        """Detections by outcome with the AP each kind of error costs; objects missed by size."""
+        return "\n".join([*self._outcome_lines(), "", *self._missed_lines()])
+
+    def _outcome_lines(self) -> list[str]:
+        totals = [self.totals(scope) for scope in SCOPES]
+        rows = [
+            (
+                label_of(outcome),
+                *(counts[outcome] for counts in totals),
+                ap_text(self.ap_gain[outcome]) if outcome in KINDS else "",
+            )
+            for outcome in ("correct", *KINDS, "ignored")
+        ]
+        corner = f"detections (IoU > {self.matching.iou_threshold:g})"
+        header = (corner, "top N", "at best F1", "all", "AP gain")
+        mean = (f"all (mean AP {ap_text(self.mean_ap)})", *(sum(t.values()) for t in totals), "")
+        lines = align([header, *rows, mean])
+        rule = "-" * len(lines[0])
+        notes = [
+            "top N: the N best detections of each class, N its objects; at best F1: those from",
+            "the score up where the class's F1 is highest; AP gain: of the mean AP, without them",
+        ]
+        return [lines[0], rule, *lines[1:-1], rule, lines[-1], *notes]
+
+    def _missed_lines(self) -> list[str]:
+        rows = [
+            (size + suffix, *by_size[size]._cells())
+            for suffix, by_size in (("", self.missed), (", difficult", self.missed_difficult))
+            for size in (*SIZES, "all")
+            if by_size[size].objects or not suffix
+        ]
+        header = ("objects", "number", "missed", "", "missed at best F1", "")
+        first, *lines = align([header, *rows])
+        rule = "-" * len(first)
+        return [first, rule, *lines[:4], *([rule, *lines[4:]] if lines[4:] else [])]
+
+
+def label_of(outcome: str) -> str:
+    """An outcome or kind as people read it."""
+    return outcome.replace("_", " ")
+
+
+def _percent(share: float) -> str:
+    return "n/a" if share != share else f"{share:.1%}"

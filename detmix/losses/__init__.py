@@ -1,0 +1,117 @@
+"""One call that gives a built torchvision detector weighted losses."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.retinanet import (
+    RetinaNet,
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.ssd import SSD
+
+from detmix.losses.fcos import WeightedFCOSHead
+from detmix.losses.object_weights import LossWeighting, Normalizer
+from detmix.losses.rcnn import WeightedRegionProposalNetwork, WeightedRoIHeads
+from detmix.losses.retinanet import WeightedRetinaNetHead
+from detmix.losses.ssd import WeightedSSD
+
+__all__ = ["LossWeighting", "weight_losses"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# torchvision's class, exactly, and what takes its place.
+_WEIGHTED: dict[type[nn.Module], type[nn.Module]] = {
+    RegionProposalNetwork: WeightedRegionProposalNetwork,
+    RoIHeads: WeightedRoIHeads,
+    RetinaNetHead: WeightedRetinaNetHead,
+    FCOSHead: WeightedFCOSHead,
+    SSD: WeightedSSD,
+}
+
+
+def weight_losses(
+    model: Model, background_weight: float = 1.0, normalizer: Normalizer = "samples"
+) -> Model:
+    r"""Make a detector scale every object's losses by its ``box_weights``.
+
+    Each sampled anchor or proposal i with loss :math:`l_i` gets the weight :math:`w_i` of its
+    matched object (``target["box_weights"]``, ones where absent) when it is foreground, and
+    ``background_weight`` when it is background. Each loss (of an R-CNN: RPN objectness and box,
+    RoI class and box, mask, keypoints; of RetinaNet, FCOS and SSD: class, box and, for FCOS,
+    centerness) becomes :math:`\sum_i w_i l_i / n` with torchvision's own n (after Bag of
+    Freebies, arXiv 1902.04103, section 3.1, which defines the weights but not the normalizer). So
+    it is linear in the weights, and with all weights 1 values and gradients equal torchvision's
+    bit for bit, from the same random numbers.
+
+    Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
+    other models in the process are not touched. Call it before the model is wrapped for
+    distributed training. Calling it again changes the settings.
+
+    Args:
+        model: Any Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS, SSD or SSDlite that torchvision
+            builds, whatever its backbone, trained or not.
+        background_weight: Weight of anchors and proposals that match no object.
+        normalizer: ``"samples"``, or ``"weights"`` to divide by the sum of the samples' weights
+            instead of their number (at least by 1 where torchvision counts foreground only).
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: Naming the class of a model or a part that is not supported; the model is
+            unchanged then.
+        ValueError: For settings out of range.
+
+    Example:
+        >>> from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+        >>> model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+        >>> model = weight_losses(model)
+    """
+    weighting = LossWeighting(background_weight, normalizer)
+    for part in _weighable_parts(model):
+        part.__class__ = _WEIGHTED.get(type(part), type(part))
+        part.loss_weighting = weighting  # type: ignore[assignment]
+    return model
+
+
+def _weighable_parts(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of the model that compute losses, all of known types."""
+    name = type(model).__name__
+    parts: list[nn.Module] = []
+    exact: list[tuple[nn.Module, type[nn.Module]]] = []
+    if isinstance(model, GeneralizedRCNN):
+        parts = [model.rpn, model.roi_heads]
+    elif isinstance(model, RetinaNet):
+        parts = [model.head]
+        # Their losses are not called any more.
+        exact = [
+            (model.head.classification_head, RetinaNetClassificationHead),
+            (model.head.regression_head, RetinaNetRegressionHead),
+        ]
+    elif isinstance(model, FCOS):
+        parts = [model.head]
+    elif isinstance(model, SSD):
+        parts = [model]
+    else:
+        raise TypeError(
+            f"cannot weight the losses of {name}; supported: torchvision's Faster, Mask and "
+            "Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite (before the model is wrapped for "
+            "distributed training, compiled or scripted)"
+        )
+    known = {*_WEIGHTED, *_WEIGHTED.values()}
+    strange = [part for part in parts if type(part) not in known]
+    strange += [part for part, expected in exact if type(part) is not expected]
+    if strange:
+        raise TypeError(
+            f"cannot weight the losses of {name}: its {type(strange[0]).__name__} is not "
+            "torchvision's own class"
+        )
+    return parts

@@ -1,0 +1,152 @@
+"""Weighted losses of RetinaNet, both versions: torchvision's head.
+
+The subclass has a loss of its own and leaves everything else to torchvision's. It adds no
+parameters, buffers or random numbers.
+
+Shapes: B images, A anchors of one image over all levels, N objects, P foreground anchors,
+K classes with background 0 (torchvision's RetinaNet has an output for it that no object uses).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
+
+from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
+from detmix.losses.terms import foreground_normalizer, weighted_sum
+
+__all__ = ["WeightedRetinaNetHead"]
+
+Targets = list[dict[str, Tensor]]
+
+# The box losses that torchvision's regression head knows, by its names for them.
+_REGRESSION_LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+_OVERLAP_LOSSES = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+
+
+class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
+    """Torchvision's RetinaNet head with a weight for each anchor.
+
+    Made from a built `RetinaNetHead` by `detmix.weight_losses`. Each image's sums are divided by
+    max(1, P), or with the normalizer ``"weights"`` by max(1, sum of the P weights), and the
+    mean over the images is taken. Anchors between the thresholds have no classification loss.
+    """
+
+    loss_weighting: LossWeighting
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses of the batch.
+
+        Args:
+            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` in 1..K-1 and, as a
+                rule, ``box_weights`` ``(N,)``.
+            head_outputs: ``cls_logits`` ``(B, A, K)`` and ``bbox_regression`` ``(B, A, 4)``.
+            anchors: ``(A, 4)`` for each image.
+            matched_idxs: ``(A,)`` int64 for each image: the matched object, -1 for background,
+                -2 for anchors between the thresholds.
+
+        Returns:
+            ``classification`` and ``bbox_regression``, scalars.
+
+        Raises:
+            ValueError: Naming the target, for weights, boxes or labels out of range.
+        """
+        logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        all_weights = object_weights(targets)
+        check_labels(targets, logits.shape[2])
+        classification, box = [], []
+        for i, (target, matched) in enumerate(zip(targets, matched_idxs, strict=True)):
+            weights = sample_weights(
+                all_weights[i], matched, matched >= 0, self.loss_weighting.background_weight
+            )
+            classification.append(
+                self.classification_loss(logits[i], target["labels"], matched, weights)
+            )
+            box.append(self.box_loss(regression[i], anchors[i], target["boxes"], matched, weights))
+        # Added up one by one like torchvision's: the sum of a stack rounds differently.
+        return {
+            "classification": functools.reduce(torch.add, classification) / len(targets),
+            "bbox_regression": functools.reduce(torch.add, box) / len(targets),
+        }
+
+    def classification_loss(
+        self, logits: Tensor, labels: Tensor, matched: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Focal loss of one image over all classes of its anchors.
+
+        Args:
+            logits: ``(A, K)``.
+            labels: ``(N,)``.
+            matched: ``(A,)``.
+            weights: ``(A,)``, each for all classes of its anchor.
+
+        Returns:
+            A scalar.
+        """
+        foreground = matched >= 0
+        goals = torch.zeros_like(logits)
+        goals[foreground, labels[matched[foreground]]] = 1.0
+        kept = matched != Matcher.BETWEEN_THRESHOLDS
+        total = weighted_sum(sigmoid_focal_loss(logits[kept], goals[kept]), weights[kept])
+        return total / foreground_normalizer(
+            foreground.sum(), weights[foreground], self.loss_weighting.normalizer
+        )
+
+    def box_loss(
+        self, regression: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2).
+
+        Args:
+            regression: ``(A, 4)``, encoded relative to the anchors.
+            anchors: ``(A, 4)``.
+            boxes: ``(N, 4)``.
+            matched: ``(A,)``.
+            weights: ``(A,)``.
+
+        Returns:
+            A scalar.
+        """
+        foreground = torch.where(matched >= 0)[0]
+        weights = weights[foreground]
+        losses = self._box_losses(
+            regression[foreground], anchors[foreground], boxes[matched[foreground]]
+        )
+        return weighted_sum(losses, weights) / foreground_normalizer(
+            foreground.numel(), weights, self.loss_weighting.normalizer
+        )
+
+    def _box_losses(self, regression: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Return ``(P, 4)`` losses of coordinates, or ``(P,)`` of whole boxes."""
+        name, coder = self.regression_head._loss_type, self.regression_head.box_coder
+        if name in _REGRESSION_LOSSES:
+            goals = coder.encode_single(boxes, anchors)
+            return _REGRESSION_LOSSES[name](regression, goals, reduction="none")
+        if name in _OVERLAP_LOSSES:
+            predictions = coder.decode_single(regression, anchors)
+            return _OVERLAP_LOSSES[name](predictions, boxes)  # type: ignore[no-any-return]
+        raise ValueError(
+            "the regression head's loss type must be one of "
+            f"{[*_REGRESSION_LOSSES, *_OVERLAP_LOSSES]}, got {name!r}"
+        )

@@ -1,0 +1,175 @@
+"""Weighted losses of SSD300 and SSDlite320: torchvision's SSD with a weight for each anchor.
+
+Unlike in the other families the losses sit on the model itself, so the model's own class is
+replaced. The subclass adds no parameters, buffers or random numbers.
+
+Shapes: B images, A anchors of one image over all levels, N objects of one image, F anchors of
+one image matched to an object, K classes with background 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.ssd import SSD
+
+from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
+from detmix.losses.terms import foreground_normalizer, weighted_smooth_l1
+
+__all__ = ["WeightedSSD", "hard_negatives"]
+
+Targets = list[dict[str, Tensor]]
+
+# Transition point of torchvision's smooth L1 loss in SSD: the default of `torch.nn`.
+SMOOTH_L1_BETA = 1.0
+
+
+class WeightedSSD(SSD):  # type: ignore[misc]
+    r"""Torchvision's SSD with a weight for each matched anchor and each mined negative.
+
+    An anchor matched to an object has that object's weight in both losses, a negative has
+    ``background_weight``. Which negatives count (`hard_negatives`) is decided by their unweighted
+    losses, so weights never change the choice and both losses are linear in them.
+
+    Both are divided by torchvision's :math:`\max(1, n)` with n the matched anchors of the batch;
+    with ``normalizer="weights"`` by :math:`\max(1, \sum_i w_i)` over these same anchors.
+
+    Made from a built `SSD` by `detmix.weight_losses`.
+    """
+
+    loss_weighting: LossWeighting
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compute both weighted losses of a batch.
+
+        Args:
+            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` and, as a rule,
+                ``box_weights`` ``(N,)``.
+            head_outputs: ``bbox_regression`` ``(B, A, 4)`` and ``cls_logits`` ``(B, A, K)``.
+            anchors: ``(A, 4)`` for each image.
+            matched_idxs: ``(A,)`` int64 for each image: the anchor's object, or negative.
+
+        Returns:
+            ``bbox_regression`` and ``classification``.
+
+        Raises:
+            ValueError: For weights, boxes or labels out of range, by target and box.
+        """
+        cls_logits = head_outputs["cls_logits"]
+        weights = torch.stack(
+            [
+                sample_weights(w, m, m >= 0, self.loss_weighting.background_weight)
+                for w, m in zip(object_weights(targets), matched_idxs, strict=True)
+            ]
+        )
+        check_labels(targets, cls_logits.size(-1))
+        foreground = [torch.where(matched >= 0)[0] for matched in matched_idxs]
+        box_loss = self.weighted_box_loss(
+            targets, head_outputs["bbox_regression"], anchors, matched_idxs, foreground, weights
+        )
+        class_loss = self.weighted_class_loss(
+            targets, cls_logits, matched_idxs, foreground, weights
+        )
+        matched_weights = [w[chosen] for w, chosen in zip(weights, foreground, strict=True)]
+        normalizer = foreground_normalizer(
+            sum(chosen.numel() for chosen in foreground),
+            torch.cat(matched_weights),
+            self.loss_weighting.normalizer,
+        )
+        return {
+            "bbox_regression": box_loss / normalizer,
+            "classification": class_loss / normalizer,
+        }
+
+    def weighted_box_loss(
+        self,
+        targets: Targets,
+        bbox_regression: Tensor,
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+        foreground: list[Tensor],
+        weights: Tensor,
+    ) -> Tensor:
+        """Sum each matched anchor's weight times its smooth L1 loss.
+
+        Args:
+            targets: A target for each image.
+            bbox_regression: ``(B, A, 4)`` predicted regression.
+            anchors: ``(A, 4)`` for each image.
+            matched_idxs: ``(A,)`` for each image.
+            foreground: ``(F,)`` for each image, the indices of its matched anchors.
+            weights: ``(B, A)``.
+
+        Returns:
+            A scalar.
+        """
+        losses = []
+        for index, (target, chosen) in enumerate(zip(targets, foreground, strict=True)):
+            goals = self.box_coder.encode_single(
+                target["boxes"][matched_idxs[index][chosen]], anchors[index][chosen]
+            )
+            losses.append(
+                weighted_smooth_l1(
+                    bbox_regression[index][chosen],
+                    goals,
+                    weights[index][chosen],
+                    beta=SMOOTH_L1_BETA,
+                    num_samples=1,  # the sum; the normalizer is that of the whole batch
+                )
+            )
+        return torch.stack(losses).sum()
+
+    def weighted_class_loss(
+        self,
+        targets: Targets,
+        cls_logits: Tensor,
+        matched_idxs: list[Tensor],
+        foreground: list[Tensor],
+        weights: Tensor,
+    ) -> Tensor:
+        """Sum the weighted cross-entropy of matched anchors and of the hard negatives.
+
+        Args:
+            targets: A target for each image.
+            cls_logits: ``(B, A, K)``.
+            matched_idxs: ``(A,)`` for each image.
+            foreground: ``(F,)`` for each image, the indices of its matched anchors.
+            weights: ``(B, A)``.
+
+        Returns:
+            A scalar.
+        """
+        labels = torch.zeros_like(torch.stack(matched_idxs))
+        for index, chosen in enumerate(foreground):
+            labels[index, chosen] = targets[index]["labels"][matched_idxs[index][chosen]]
+        losses = F.cross_entropy(
+            cls_logits.view(-1, cls_logits.size(-1)), labels.view(-1), reduction="none"
+        ).view(labels.size())
+        positive = labels > 0
+        negative = hard_negatives(losses.detach(), positive, self.neg_to_pos_ratio)
+        weighted = losses * weights
+        return weighted[positive].sum() + weighted[negative].sum()
+
+
+def hard_negatives(losses: Tensor, foreground: Tensor, ratio: float) -> Tensor:
+    """Choose the negatives of highest loss, ``ratio`` times as many as an image's positives.
+
+    Args:
+        losses: ``(B, A)`` unweighted classification losses.
+        foreground: ``(B, A)`` bool, the positives.
+        ratio: Negatives for each positive (3 in SSD, arXiv 1512.02325, section 2.2).
+
+    Returns:
+        ``(B, A)`` bool. As in torchvision, an image with too few negatives takes positives too.
+    """
+    ranked = losses.masked_fill(foreground, -torch.inf)
+    order = ranked.sort(1, descending=True)[1]
+    rank = order.sort(1)[1]
+    return rank < ratio * foreground.sum(1, keepdim=True)

@@ -1,0 +1,324 @@
+"""Running a detector over a loader, over all processes, and scoring what it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.models.detection.transform import resize_boxes, resize_keypoints
+from tqdm import tqdm
+
+from detmix.data.loaders import explain_dead_workers
+from detmix.evaluation import encode_masks
+from detmix.mixing import Target
+from detmix.pretrained.read_state import kind_of, model_state
+from detmix.training.build import build_model
+from detmix.training.checkpoint import load_checkpoint
+from detmix.training.config import TrainConfig
+from detmix.training.parse import parse_args
+
+__all__ = ["detect", "evaluate", "evaluating", "load_detector", "predict", "score", "to_device"]
+
+Prediction = dict[str, Any]
+
+_UINT8_MAX = 255.0
+_MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
+_MASKS_AT_ONCE = 8
+_UPDATE_IMAGES = 8
+
+
+class Evaluator(Protocol):
+    """Whatever takes predictions and targets batch by batch."""
+
+    def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[Target]) -> None:
+        """Add the images of a batch."""
+
+
+class GroundTruth(Protocol):
+    """A data set as it is on disk, by index.
+
+    Attributes:
+        names: The images' names.
+    """
+
+    names: list[str]
+
+    def index_of(self, image_id: int) -> int:
+        """Return the index of an image."""
+
+    def target(self, index: int) -> Target:
+        """Return an image's objects."""
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (H, W) of an image in pixels."""
+
+
+def to_device(
+    images: list[Tensor], targets: list[Target], device: torch.device
+) -> tuple[list[Tensor], list[Target]]:
+    """Move a batch to the device, and scale uint8 images to float32 in [0, 1] there."""
+    images = [image.to(device, non_blocking=True) for image in images]
+    images = [i.float() / _UINT8_MAX if i.dtype == torch.uint8 else i for i in images]
+    return images, send_to_device(targets, device, non_blocking=True)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    loader: Iterable[Any],
+    accelerator: Accelerator,
+    *,
+    size_of: Callable[[Target], tuple[int, int]] | None = None,
+) -> Iterator[tuple[list[Prediction], list[Target]]]:
+    """Yield the predictions and targets of each batch of this process, all on the CPU.
+
+    Args:
+        model: A torchvision detector; it is left in evaluation mode.
+        loader: Yields lists of images and targets.
+        accelerator: Says the device and the precision.
+        size_of: Returns (H, W) of the image that a target's predictions are wanted in; None for
+            the image that the detector sees.
+
+    Yields:
+        Predictions as torchvision has them, but for ``masks``, which are D run lengths as
+        `encode_masks` returns them, and the loader's targets.
+    """
+    model.eval()
+    for images, targets in loader:
+        with accelerator.autocast():
+            predictions = model(to_device(images, [], accelerator.device)[0])
+        seen = [(image.shape[-2], image.shape[-1]) for image in images]
+        wanted = seen if size_of is None else [size_of(target) for target in targets]
+        yield [_finish(*each) for each in zip(predictions, seen, wanted, strict=True)], targets
+
+
+def _finish(
+    prediction: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]
+) -> Prediction:
+    """Bring the predictions for an image of size ``seen`` to ``size``, both (H, W), on the CPU."""
+    moved = {key: value for key, value in prediction.items() if key != "masks"}
+    if seen != size:
+        moved["boxes"] = resize_boxes(prediction["boxes"], seen, size)
+        if "keypoints" in prediction:
+            moved["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
+    finished: Prediction = {
+        key: (value.float() if value.is_floating_point() else value).cpu()
+        for key, value in moved.items()
+    }
+    if "masks" in prediction:
+        # A few at a time: each is as large as its image.
+        parts = torch.split(prediction["masks"], _MASKS_AT_ONCE)
+        finished["masks"] = [rle for part in parts for rle in _encode(part, size)]
+    return finished
+
+
+def _encode(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the run lengths of ``(D, 1, H', W')`` probabilities, at ``size`` (H, W)."""
+    if masks.shape[-2:] != size:
+        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return encode_masks((masks[:, 0] > _MASK_THRESHOLD).cpu())
+
+
+@contextmanager
+def evaluating(
+    model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
+) -> Iterator[Iterable[Any]]:
+    """Put a model into evaluation mode for a pass over a loader, with a progress bar.
+
+    Args:
+        model: The model; its training mode is restored.
+        loader: The loader.
+        accelerator: Says which process shows the bar.
+
+    Yields:
+        The loader's batches.
+    """
+    training = model.training
+    model.eval()
+    hidden = not accelerator.is_main_process or None  # None: not into a file either
+    try:
+        with (
+            explain_dead_workers(),
+            tqdm(loader, "evaluating", leave=False, disable=hidden) as batches,
+        ):
+            yield batches
+    finally:
+        model.train(training)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    evaluators: Sequence[Evaluator],
+    accelerator: Accelerator,
+    *,
+    truth: GroundTruth,
+    after_batch: Callable[[], None] | None = None,
+) -> None:
+    """Run a detector over a loader and hand what it finds to evaluators: `detect`, then `score`.
+
+    Args:
+        model: A torchvision detector; its training mode is restored.
+        loader: Yields lists of images and targets with ``image_id``.
+        evaluators: Such as `VOCEvaluator`; updated with the images of all processes.
+        accelerator: Says the device and the precision, and gathers.
+        truth: The data set under the loader, as it is on disk.
+        after_batch: Called after each batch; may raise to end the evaluation.
+    """
+    score(
+        detect(model, loader, accelerator, truth=truth, after_batch=after_batch), evaluators, truth
+    )
+
+
+def detect(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    *,
+    truth: GroundTruth,
+    after_batch: Callable[[], None] | None = None,
+) -> list[tuple[int, Prediction]]:
+    """Run a detector over a loader, over all processes.
+
+    Predictions are in the coordinates of the images on disk, whatever size the loader shrinks
+    these to.
+
+    Args:
+        model: A torchvision detector; its training mode is restored.
+        loader: Yields lists of images and targets with ``image_id``.
+        accelerator: Says the device and the precision, and gathers.
+        truth: The data set under the loader, as it is on disk.
+        after_batch: Called after each batch; may raise to end the pass.
+
+    Returns:
+        The index of each image of all processes with what was found in it, in every process. They
+        are sorted and each image is there once, so that nothing, not even the order among equal
+        scores, depends on the number of processes (but which images share a batch does, and a
+        detector pads these to one size).
+    """
+    found: dict[int, Prediction] = {}
+
+    def size_of(target: Target) -> tuple[int, int]:
+        return truth.image_size(truth.index_of(int(target["image_id"])))
+
+    with evaluating(model, loader, accelerator) as batches:
+        for predictions, targets in predict(model, batches, accelerator, size_of=size_of):
+            indices = [truth.index_of(int(target["image_id"])) for target in targets]
+            found.update(zip(indices, predictions, strict=True))
+            if after_batch is not None:
+                after_batch()
+    # Once, at the end: the processes need not have the same number of batches.
+    if accelerator.num_processes > 1:
+        found = _gather(found)
+    return sorted(found.items())
+
+
+def _gather(found: dict[int, Prediction]) -> dict[int, Prediction]:
+    """Return what all processes have found.
+
+    As arrays, because a tensor takes 20 times as long to pickle.
+    """
+    own = [(index, _convert(each, Tensor, Tensor.numpy)) for index, each in found.items()]
+    return {
+        index: _convert(each, np.ndarray, torch.from_numpy) for index, each in gather_object(own)
+    }
+
+
+def _convert(prediction: Prediction, kind: type, convert: Callable[[Any], Any]) -> Prediction:
+    """Convert the values of one kind, and leave others, as run lengths are, alone."""
+    return {k: convert(v) if isinstance(v, kind) else v for k, v in prediction.items()}
+
+
+def score(
+    found: Sequence[tuple[int, Prediction]], evaluators: Sequence[Evaluator], truth: GroundTruth
+) -> None:
+    """Hand what `detect` has found to evaluators.
+
+    Args:
+        found: The index of each image with what was found in it.
+        evaluators: Such as `VOCEvaluator`.
+        truth: The data set under the loader, as it is on disk.
+    """
+    for start in range(0, len(found), _UPDATE_IMAGES):
+        part = found[start : start + _UPDATE_IMAGES]
+        targets = [_true_target(truth, index) for index, _ in part]
+        for evaluator in evaluators:
+            evaluator.update([prediction for _, prediction in part], targets)
+
+
+def _true_target(truth: GroundTruth, index: int) -> Target:
+    """Return an image's objects with what is saved of the image itself."""
+    about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
+    return {**truth.target(index), **about}
+
+
+def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
+    """Load a detector from a checkpoint of a training.
+
+    Args:
+        path: ``last.pt`` or ``best.pt`` of a run.
+        overrides: Dotted arguments that change the checkpoint's configuration, such as
+            ``["--data.root", "data/VOCdevkit"]``.
+
+    Returns:
+        The detector on the CPU in evaluation mode, with the averaged weights where there are
+        some, and its configuration.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of a detector, or does not fit the configuration.
+    """
+    state = load_checkpoint(path)
+    if "detector" not in state["config"]:
+        raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
+    try:
+        config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
+        classes = list(config.data.class_names)
+        # Without memory yet, of which a few bytes can ask for more than there is.
+        with torch.device("meta"):
+            outline = build_model(config, load_weights=False)
+    # RuntimeError, OverflowError: sizes that no address holds, or nesting that no stack does.
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
+    if classes != list(state["classes"]):
+        raise ValueError(
+            f"{path} is a detector of the classes {', '.join(map(str, state['classes']))}, not of "
+            f"{', '.join(classes)}"
+        )
+    try:
+        weights = model_state(state)
+        _check_fit(outline, weights, Path(path).stat().st_size)
+        model = build_model(config, load_weights=False)
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit its configuration: {error}") from error
+    if config.channels_last:  # as in training, so that the score is the same to the last digit
+        model = model.to(memory_format=torch.channels_last)
+    return model.eval(), config
+
+
+def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:
+    """Raise an error unless the weights are those of a model in names, shapes and kinds.
+
+    Args:
+        outline: The model on the meta device; it is not to be used any more.
+        weights: Its state dict, or whatever a file has for one.
+        num_bytes: The size of that file: one number in it may be spread over a whole tensor.
+    """
+    kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
+    outline.load_state_dict(weights, assign=True)
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > num_bytes:
+        raise ValueError(f"its tensors are larger than the file of {num_bytes} bytes")
+    for name, tensor in weights.items():
+        if name in kinds and kind_of(tensor) != kinds[name]:
+            raise ValueError(f"{name}: expected {kinds[name]} numbers, got {kind_of(tensor)} ones")
