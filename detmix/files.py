@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["read_regular_file"]
+__all__ = ["read_regular_file", "temporary_path", "write_atomically", "write_errors", "write_once"]
 
 
 def read_regular_file(path: str | Path) -> bytes:
@@ -16,3 +22,113 @@ def read_regular_file(path: str | Path) -> bytes:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where `write_atomically` writes a file first; a killed process may leave it there."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Have an `OSError` name the file that could not be written; that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} could not be written: {error.strerror or error}"
+        raise OSError(error.errno, message) from error
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
+) -> None:
+    """Write a file under a temporary name and rename it, so that it is never half there.
+
+    The content is on the disk before the file gets its name: not even a power cut leaves half
+    of it.
+
+    Args:
+        path: The file; one that exists is replaced.
+        write: Writes the content to an open binary file.
+        keep: What the file that exists is renamed to, if anything. For a moment there is only
+            that one.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk; what was there is kept.
+    """
+    temporary = temporary_path(path)
+    try:
+        with write_errors(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk too, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_once(
+    folder: Path, marker: str, description: dict[str, Any], write: Callable[[Path], None]
+) -> None:
+    """Have a folder written, unless the same data set is there already.
+
+    It is built in a temporary folder beside it and renamed at the end, so that an interrupted
+    run leaves nothing that looks finished.
+
+    Args:
+        folder: The folder to make; those above it are made too.
+        marker: Name of the JSON file in it that holds the description.
+        description: All that the data set depends on.
+        write: Called with a folder that does not exist yet; makes and fills it.
+
+    Raises:
+        FileExistsError: The folder exists and has no such description.
+    """
+    if _is_there(folder, marker, description):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        # A subfolder: the temporary folder itself is readable by its owner alone.
+        draft = Path(temporary) / folder.name
+        write(draft)
+        (draft / marker).write_text(json.dumps(description, indent=2) + "\n")
+        _publish(draft, folder, marker, description)
+
+
+def _is_there(folder: Path, marker: str, description: dict[str, Any]) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        found = json.loads((folder / marker).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != description:
+        raise FileExistsError(
+            f"{folder}: exists and is not the data set asked for; expected {marker} to hold "
+            f"{description}, got {found}; move it away or choose another folder"
+        )
+    return True
+
+
+def _publish(draft: Path, folder: Path, marker: str, description: dict[str, Any]) -> None:
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        # Another process may have finished the same data set in the meantime.
+        if not _is_there(folder, marker, description):
+            raise

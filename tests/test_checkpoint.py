@@ -11,12 +11,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from detmix.files import temporary_path, write_atomically
 from detmix.training import save_checkpoint
-from detmix.training.checkpoint import (
-    temporary_path,
-    write_atomically,
-)
-from detmix.training.resume import changed_options
+from detmix.training.checkpoint import changed_options
 from detmix.training.run_folder import RunFolder
 
 STATE = {

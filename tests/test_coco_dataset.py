@@ -23,7 +23,7 @@ from torchvision.datasets import wrap_dataset_for_transforms_v2
 
 from detmix.data import CocoDetection
 from detmix.data.coco.masks import SegmentationBlock, pack_segmentation
-from detmix.data.coco_keypoints import mirrored_order
+from detmix.data.coco.table import mirrored_order
 
 CATEGORIES = [
     {"id": 18, "name": "dog", "supercategory": "animal"},

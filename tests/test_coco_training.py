@@ -21,9 +21,8 @@ from detmix.data import CocoDetection, collate
 from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
 from detmix.evaluation import VOCEvaluator, score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, evaluate, load_detector, parse_args
-from detmix.training.datasets import build_test_set, note_data, open_dataset
+from detmix.training.build import build_evaluator, build_test_set, note_data, open_dataset
 from detmix.training.preview import mixed_batch, mixed_pair
-from detmix.training.scoring import build_evaluator
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -9,7 +9,7 @@ from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
 import detmix
 from detmix.training.console import run_tool
-from detmix.training.failures import OtherProcessError
+from detmix.training.stopping import OtherProcessError
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer "

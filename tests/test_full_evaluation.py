@@ -18,10 +18,9 @@ from voc_oracle import guesses
 
 from detmix.data import SHAPE_CLASSES
 from detmix.training import DetectorTrainer
+from detmix.training.build import open_dataset
 from detmix.training.console import run_tool
-from detmix.training.datasets import open_dataset
-from detmix.training.devkit_results import load_devkit_results, save_devkit_results
-from detmix.training.full_evaluation import check_before
+from detmix.training.full_evaluation import check_before, load_devkit_results, save_devkit_results
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
 # So low a threshold that the mAP of the tiny detector is not 0.

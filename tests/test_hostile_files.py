@@ -17,10 +17,10 @@ from PIL import EpsImagePlugin, Image
 from tiny import tiny_config
 
 from detmix.data import SHAPE_CLASSES, VOCDetection, read_annotation
+from detmix.data.coco.masks import read_polygons
 from detmix.data.images import decode_image_bytes, read_image_size, read_jpeg
 from detmix.pretrained.match_state import SourceWeights, load_matching
 from detmix.pretrained.read_state import read_weight_file
-from detmix.segmentations import read_polygons
 from detmix.training import TrainConfig, parse_args
 from detmix.training.build import start_model
 

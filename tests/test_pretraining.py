@@ -18,7 +18,7 @@ from tiny import read_metrics, tiny_config, tiny_pretrain_config
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from detmix.detectors.new_head import norm_epsilon
+from detmix.detectors.pyramid import norm_epsilon
 from detmix.training import (
     ClassificationResult,
     ClassifierTrainer,

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_config
 
 from detmix.data.shapes_coco import write_shapes_coco
-from detmix.training.datasets import open_dataset
+from detmix.training.build import open_dataset
 from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights
 
 # Without augmentation a mixed object lies where it lies on disk.

@@ -23,7 +23,7 @@ from detmix.data.loaders import train_loader
 from detmix.data.voc.xml import VOCAnnotation, VOCObject, write_annotation
 from detmix.mixing import DetectionMixUp, MixedDataset
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
-from detmix.training.failures import NonFiniteLossError, OtherProcessError
+from detmix.training.stopping import NonFiniteLossError, OtherProcessError
 
 PLAIN_SGD = ("optim.name=sgd", "optim.momentum=0.9", "schedule.warmup_steps=0")
 # Every anchor and every proposal is sampled, and there are as many of each in every image: no

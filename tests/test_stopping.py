@@ -11,7 +11,7 @@ from runs import StoppingMixin, assert_same_run
 from tiny import tiny_config
 
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint, save_checkpoint
-from detmix.training.failures import NonFiniteLossError
+from detmix.training.stopping import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

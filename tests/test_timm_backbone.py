@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from weight_files import assert_equal_tensors, pretraining_checkpoint, shake
 
+from detmix.backbones.timm import check_timm_body
 from detmix.detectors import (
     BackboneConfig,
     ClassifierConfig,
@@ -19,7 +20,6 @@ from detmix.detectors import (
     build_detector,
     load_backbone_weights,
 )
-from detmix.detectors.timm_body import check_timm_body
 
 timm = pytest.importorskip("timm", reason="the optional library timm is not installed")
 from timm.layers import FrozenBatchNormAct2d  # noqa: E402

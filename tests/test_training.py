@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny import read_metrics, tiny_config
 
+from detmix.files import temporary_path
 from detmix.training import (
     DetectorTrainer,
     TrainConfig,
     load_detector,
     parse_args,
 )
-from detmix.training.checkpoint import temporary_path
 from detmix.training.predict import to_device
 from detmix.training.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from detmix import DetectionCutMix, cutmix, mixup
 from detmix.mixing import Cut, MixParams
-from detmix.mixing.tv import box_format, converted, plain, typed_as, xyxy
+from detmix.mixing.target import box_format, converted, plain, typed_as, xyxy
 
 SIZES = ((20, 30), (24, 18))  # of A and of B
 FORMATS = ["XYXY", "XYWH", "CXCYWH"]

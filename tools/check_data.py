@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Sequence
 
 from detmix.training import TrainConfig, parse_args
-from detmix.training.console import run_tool
-from detmix.training.datasets import (
+from detmix.training.build import (
     DetectionData,
     check_keypoints,
     check_same_keypoints,
     note_data,
     open_dataset,
 )
+from detmix.training.console import run_tool
 
 
 def main(args: Sequence[str]) -> None:

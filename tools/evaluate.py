@@ -17,12 +17,16 @@ from detmix.data import VOCDetection
 from detmix.data.loaders import eval_loader
 from detmix.evaluation import score_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
-from detmix.training.accelerator import make_accelerator
+from detmix.training.build import build_test_set, check_keypoints, open_dataset
 from detmix.training.console import run_tool
-from detmix.training.datasets import build_test_set, check_keypoints, open_dataset
-from detmix.training.devkit_results import load_devkit_results, save_devkit_results
-from detmix.training.full_evaluation import check_before, evaluate_fully
+from detmix.training.full_evaluation import (
+    check_before,
+    evaluate_fully,
+    load_devkit_results,
+    save_devkit_results,
+)
 from detmix.training.predict import detect
+from detmix.training.processes import make_accelerator
 from detmix.training.run_report import write_run_report
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from detmix.pictures import plot_batch, plot_box_weights, plot_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
-from detmix.training.accelerator import make_accelerator
+from detmix.training.build import with_data_noted
 from detmix.training.console import run_tool
-from detmix.training.datasets import with_data_noted
 from detmix.training.preview import (
     mixed_batch,
     mixed_pair,
     sample_box_weights,
     some_predictions,
 )
+from detmix.training.processes import make_accelerator
 
 
 def main(args: Sequence[str]) -> None:

@@ -27,10 +27,8 @@ from detmix.data.augment_fields import (
     take_rows,
     to_plain,
 )
-from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.seeding import sample_seed
-from detmix.mixing.target import Target, check_sample, with_objects
-from detmix.mixing.tv import plain, typed_as
+from detmix.mixing.seeding import SharedEpoch, sample_seed
+from detmix.mixing.target import Target, check_sample, plain, typed_as, with_objects
 
 __all__ = [
     "AlbumentationsTransform",

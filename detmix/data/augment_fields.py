@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detmix.mixing.target import Target, is_per_object
-from detmix.mixing.tv import box_format, is_rotated, plain, xyxy
+from detmix.mixing.target import Target, box_format, is_per_object, is_rotated, plain, xyxy
 
 __all__ = [
     "GEOMETRIC_KEYS",

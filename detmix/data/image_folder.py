@@ -14,8 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from detmix.data.images import decode_image_bytes
 from detmix.data.skipping import check_on_error, find_unusable, skip_message
-from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.seeding import sample_seed
+from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 __all__ = ["ImageClasses"]
 

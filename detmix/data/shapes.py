@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation, write_annotation
-from detmix.data.write_once import write_once
+from detmix.files import write_once
 
 __all__ = ["SHAPE_CLASSES", "write_shape_crops", "write_shapes"]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from detmix.data.shapes import (
     FORMAT,
@@ -23,7 +22,7 @@ from detmix.data.shapes import (
     render_scene,
     save_image,
 )
-from detmix.data.write_once import write_once
+from detmix.files import write_once
 
 __all__ = ["SHAPE_CATEGORY_IDS", "SHAPE_KEYPOINTS", "write_shapes_coco"]
 
@@ -122,6 +121,8 @@ def _write_image(folder: Path, image_id: int, scene: Scene) -> dict[str, Any]:
 def _describe_object(
     annotation_id: int, image_id: int, scene: Scene, number: int
 ) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
     mask = scene.owners == number
     item = scene.objects[number]
     x1, y1, x2, y2 = item.box

@@ -13,10 +13,12 @@ from typing import TypeVar
 from tqdm import tqdm
 
 __all__ = [
+    "Report",
     "SkippedImage",
     "check_on_error",
     "find_unusable",
     "is_of_the_data",
+    "raise_problem",
     "skip_message",
 ]
 
@@ -126,3 +128,12 @@ def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object
     if len(skipped) == num_images:
         raise ValueError(f"{message}; there is none left")
     return message
+
+
+Report = Callable[[str, str, int], None]
+"""Takes a kind of problem, a message that names file and value, and the image's id."""
+
+
+def raise_problem(kind: str, message: str, image: int) -> None:
+    """Raise every problem as ValueError."""
+    raise ValueError(message)

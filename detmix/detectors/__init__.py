@@ -1,11 +1,11 @@
 """Building torchvision's detectors from a configuration."""
 
-from detmix.detectors.backbone_weights import load_backbone_weights
 from detmix.detectors.build import DetectorConfig, build_detector
-from detmix.detectors.classifier import ClassifierConfig, build_classifier
+from detmix.detectors.config import ClassifierConfig, build_classifier
 from detmix.detectors.names import takes_backbone, target_keys
 from detmix.detectors.pyramid import BackboneConfig, build_backbone
 from detmix.pretrained.match_state import LoadReport
+from detmix.pretrained.sources import load_backbone_weights
 
 __all__ = [
     "BackboneConfig",

@@ -22,10 +22,13 @@ from detmix.detectors.new_head import (
     find_detector_weights,
     load_detector_weights,
     named_epsilon,
+)
+from detmix.detectors.pyramid import (
+    BackboneConfig,
+    build_backbone_with_report,
     norm_epsilon,
     set_norm_epsilon,
 )
-from detmix.detectors.pyramid import BackboneConfig, build_backbone_with_report
 from detmix.detectors.torchvision_builder import build_by_name, check_builder
 from detmix.pretrained.match_state import LoadReport
 from detmix.pretrained.sources import find_named

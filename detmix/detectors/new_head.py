@@ -19,20 +19,13 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import FrozenBatchNorm2d
 
 from detmix.detectors.names import takes_backbone
+from detmix.detectors.pyramid import set_norm_epsilon
 from detmix.pretrained.match_state import LoadReport, SourceWeights, load_matching
 from detmix.pretrained.sources import download, find_named, open_path
 
-__all__ = [
-    "detector_weights",
-    "find_detector_weights",
-    "load_detector_weights",
-    "named_epsilon",
-    "norm_epsilon",
-    "set_norm_epsilon",
-]
+__all__ = ["detector_weights", "find_detector_weights", "load_detector_weights", "named_epsilon"]
 
 _SETTING = "detector.weights"
 _KEYPOINTS = "roi_heads.keypoint_predictor"
@@ -141,19 +134,6 @@ def named_epsilon(source: str, name: str) -> float | None:
     files = {Path(member.url).name for member in _WITHOUT_EPSILON}
     found = find_detector_weights(source, name)
     return 0.0 if found in _WITHOUT_EPSILON or Path(source).name in files else None
-
-
-def norm_epsilon(model: nn.Module) -> float | None:
-    """Return the epsilon of a model's frozen batch norm, None if it has none."""
-    found = (module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d))
-    return next(found, None)
-
-
-def set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
-    """Set the epsilon of a model's frozen batch norm, in place; None leaves it as it is."""
-    for module in model.modules():
-        if eps is not None and isinstance(module, FrozenBatchNorm2d):
-            module.eps = eps
 
 
 def _class_head(model: Any) -> _Head:

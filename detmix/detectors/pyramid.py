@@ -9,16 +9,33 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
 
 from detmix.backbones.resnet import Stem, build_resnet, check_choice, resnet_names
-from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, freeze_batch_norm, sync_batch_norm
-from detmix.detectors.backbone_weights import load_into_classifier
-from detmix.detectors.new_head import set_norm_epsilon
-from detmix.detectors.timm_body import FeatureBackboneWithFPN, TimmBody, check_timm_body
+from detmix.backbones.timm import (
+    TIMM_PREFIX,
+    FeatureBackboneWithFPN,
+    TimmBody,
+    check_timm_body,
+    create_timm_model,
+    freeze_batch_norm,
+    sync_batch_norm,
+)
 from detmix.pretrained.match_state import LoadReport
-from detmix.pretrained.sources import find_named, read_backbone_weights, resnet_weights
+from detmix.pretrained.sources import (
+    find_named,
+    load_into_classifier,
+    read_backbone_weights,
+    resnet_weights,
+)
 
-__all__ = ["BackboneConfig", "build_backbone", "build_backbone_with_report"]
+__all__ = [
+    "BackboneConfig",
+    "build_backbone",
+    "build_backbone_with_report",
+    "norm_epsilon",
+    "set_norm_epsilon",
+]
 
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 
@@ -205,3 +222,16 @@ def _freeze(body: nn.Module, config: BackboneConfig, pretrained: bool) -> None:
         )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(_LAYERS[:trainable]))
+
+
+def norm_epsilon(model: nn.Module) -> float | None:
+    """Return the epsilon of a model's frozen batch norm, None if it has none."""
+    found = (module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d))
+    return next(found, None)
+
+
+def set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
+    """Set the epsilon of a model's frozen batch norm, in place; None leaves it as it is."""
+    for module in model.modules():
+        if eps is not None and isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.models.detection import FCOS, KeypointRCNN, RetinaNet
 
-from detmix.detectors.backbone_weights import load_into_classifier
 from detmix.detectors.config import DetectorConfig, class_arguments, reset_flags
 from detmix.detectors.families import (
     ASPECT_RATIOS,
@@ -26,7 +25,12 @@ from detmix.detectors.families import (
 from detmix.detectors.names import backbone_weights, detector_class
 from detmix.detectors.pyramid import BackboneConfig
 from detmix.pretrained.match_state import LoadReport, SourceWeights
-from detmix.pretrained.sources import download, find_named, read_backbone_weights
+from detmix.pretrained.sources import (
+    download,
+    find_named,
+    load_into_classifier,
+    read_backbone_weights,
+)
 
 __all__ = ["build_by_name", "check_builder"]
 

@@ -2,14 +2,10 @@
 
 from detmix.mixing.dataset import MixedDataset
 from detmix.mixing.detection_cutmix import Cut, DetectionCutMix, cutmix
-from detmix.mixing.detection_mixup import DetectionMixUp, mixup
-from detmix.mixing.epoch import SharedEpoch
-from detmix.mixing.joining import union
-from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
-from detmix.mixing.pixels import blend
-from detmix.mixing.random_choice import RandomChoice
-from detmix.mixing.seeding import sample_seed
-from detmix.mixing.target import Target, box_weights
+from detmix.mixing.detection_mixup import DetectionMixUp, blend, mixup
+from detmix.mixing.mixer import DetectionMixer, MixParams, RandomChoice, Sample
+from detmix.mixing.seeding import SharedEpoch, sample_seed
+from detmix.mixing.target import Target, box_weights, union
 
 __all__ = [
     "Cut",

@@ -7,15 +7,24 @@ their heights and widths.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from detmix.mixing.joining import join
 from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
-from detmix.mixing.pixels import Fill, blend, canvas_size
-from detmix.mixing.target import Target, check_sample, completed
+from detmix.mixing.target import (
+    Target,
+    _check_pair,
+    check_ratio,
+    check_sample,
+    completed,
+    join,
+    plain,
+    typed_as,
+)
 
-__all__ = ["DetectionMixUp", "mixup"]
+__all__ = ["DetectionMixUp", "Fill", "blend", "canvas_size", "mixup", "pad_to"]
 
 
 def mixup(
@@ -122,3 +131,138 @@ class DetectionMixUp(DetectionMixer):
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"alpha={self.alpha}, fill={self.fill}, {super().extra_repr()}"
+
+
+Fill = float | Sequence[float]
+
+# Values of one image in a strip of `_blend_strips`: two strips of float32 are 1 MiB.
+_STRIP_VALUES = 2**17
+
+
+def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
+    """Return (H, W) of the smallest canvas that holds both images at its top left."""
+    return (
+        max(image_a.shape[-2], image_b.shape[-2]),
+        max(image_a.shape[-1], image_b.shape[-1]),
+    )
+
+
+def pad_to(image: Tensor, size: tuple[int, int], fill: Fill = 0) -> Tensor:
+    """Pad an image at its bottom and right.
+
+    Args:
+        image: ``(C, H', W')`` of any dtype.
+        size: (H, W), at least (H', W').
+        fill: The value of the new pixels, in the image's own scale: one number, or one for
+            each channel. Rounded to nearest where the image holds integers.
+
+    Returns:
+        ``(C, H, W)``; the image itself where it has this size already.
+
+    Raises:
+        ValueError: If ``fill`` does not suit the image's channels or dtype.
+    """
+    value = _fill_value(fill, image)
+    height, width = image.shape[-2:]
+    if (height, width) == tuple(size):
+        return image
+    canvas = image.new_empty((image.shape[0], *size))
+    canvas[:, height:] = value
+    canvas[:, :height, width:] = value
+    canvas[:, :height, :width] = image
+    return canvas
+
+
+def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
+    r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
+
+    Both lie at the top left of the canvas, so the geometry of every object is preserved (Bag of
+    Freebies, arXiv 1902.04103, section 3.1). Each is padded to the canvas with ``fill`` first:
+    what neither covers is ``fill``.
+
+    Args:
+        image_a: ``(C, H_a, W_a)``, uint8 or floating point.
+        image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
+        lam: The blend ratio λ of ``image_a``, in [0, 1].
+        fill: The value of padded pixels, in the images' own scale: one number, or one for each
+            channel.
+
+    Returns:
+        ``(C, H, W)`` in the input's dtype; uint8 is rounded to nearest. It is a tv_tensor
+        where ``image_a`` is one.
+
+    Raises:
+        ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
+            channels, or ``fill`` does not suit them.
+    """
+    check_ratio(lam)
+    _check_pair(image_a, image_b)
+    blended = _blend(plain(image_a), plain(image_b), lam, fill)
+    return typed_as(blended, image_a, canvas_size(image_a, image_b))
+
+
+def _blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
+    """Blend two images that match."""
+    if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
+        return _blend_strips(image_a, image_b, lam, fill)
+    size = canvas_size(image_a, image_b)
+    image_a, image_b = pad_to(image_a, size, fill), pad_to(image_b, size, fill)
+    if image_a.is_floating_point():
+        return torch.lerp(image_b, image_a, lam)
+    return torch.lerp(image_b.float(), image_a.float(), lam).round_().to(image_a.dtype)
+
+
+def _fill_value(fill: Fill, image: Tensor) -> Tensor:
+    """Return ``fill`` in the image's dtype and on its device: ``(1 or C, 1, 1)``."""
+    values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
+    if isinstance(fill, Sequence) and len(values) != image.shape[0]:
+        raise ValueError(
+            f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
+        )
+    if not image.is_floating_point():
+        limits = torch.iinfo(image.dtype)
+        if not all(limits.min <= value <= limits.max for value in values):
+            raise ValueError(
+                f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
+            )
+        values = [round(value) for value in values]
+    return torch.tensor(values, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+
+
+def _blend_strips(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
+    """Blend uint8 images on the CPU, a strip of rows after the other.
+
+    The same arithmetic as on whole images, but the floats stay in the cache and padding costs
+    no copy of its own.
+    """
+    (height, width), channels = canvas_size(image_a, image_b), image_a.shape[0]
+    value = _fill_value(fill, image_a).float()
+    rows = max(1, min(height, _STRIP_VALUES // max(1, channels * width)))
+    canvas = _empty_like_order(image_a, (channels, height, width), torch.uint8)
+    strip_a = _empty_like_order(image_a, (channels, rows, width), torch.float32)
+    strip_b = torch.empty_like(strip_a)
+    for top in range(0, height, rows):
+        rows = min(rows, height - top)
+        a = _load_rows(strip_a[:, :rows], image_a[:, top : top + rows], value)
+        b = _load_rows(strip_b[:, :rows], image_b[:, top : top + rows], value)
+        # By way of int16, because torch converts float to uint8 without vector instructions.
+        canvas[:, top : top + rows] = torch.lerp(b, a, lam, out=b).round_().short()
+    return canvas
+
+
+def _load_rows(strip: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+    """Copy rows of an image to the top left of a float strip, ``value`` to what is left."""
+    height, width = rows.shape[1:]
+    strip[:, :height, :width] = rows
+    if (height, width) != strip.shape[1:]:
+        strip[:, height:] = value
+        strip[:, :height, width:] = value
+    return strip
+
+
+def _empty_like_order(image: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Return an empty ``(C, H, W)`` tensor, channels last in memory where the image is."""
+    channels, height, width = shape
+    if image.stride(0) == 1:  # as an image decoder leaves it
+        return torch.empty((height, width, channels), dtype=dtype).permute(2, 0, 1)
+    return torch.empty(shape, dtype=dtype)

@@ -9,20 +9,32 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from detmix.mixing.tv import box_format, is_rotated, plain
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 __all__ = [
     "PER_IMAGE_KEYS",
     "PER_OBJECT_KEYS",
+    "Pair",
     "Target",
+    "box_format",
     "box_weights",
     "check_sample",
     "completed",
+    "converted",
     "is_per_object",
+    "is_rotated",
+    "join",
+    "plain",
+    "typed_as",
+    "union",
     "with_objects",
+    "wrap_like",
+    "xyxy",
 ]
 
 Target = dict[str, Any]
@@ -164,3 +176,230 @@ def _check_rows(values: Tensor, valid: Tensor, name: str, expected: str) -> None
     if not bool(valid.all()):
         row = int((~valid).nonzero()[0])
         raise ValueError(f"{name}[{row}] must be {expected}, got {values[row].tolist()}")
+
+
+def check_ratio(lam: float) -> None:
+    """Raise ValueError unless λ is in [0, 1]."""
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must be in [0, 1], got {lam}")
+
+
+def _check_pair(image_a: Tensor, image_b: Tensor) -> None:
+    """Raise ValueError for images that cannot be blended."""
+    for name in ("dtype", "device"):
+        a, b = getattr(image_a, name), getattr(image_b, name)
+        if a != b:
+            raise ValueError(f"images to mix must have the same {name}, got {a} and {b}")
+    if image_a.shape[0] != image_b.shape[0]:
+        raise ValueError(
+            f"images to mix must have as many channels, got {image_a.shape[0]} and "
+            f"{image_b.shape[0]}"
+        )
+
+
+Pair = tuple[Target, Target]
+
+# What an object has where its target does not say.
+_DEFAULTS = {"difficult": 0, "iscrowd": 0}
+
+
+def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
+    r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
+
+    Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
+    concatenated, A's objects first; masks are padded to the canvas. Where
+    only one target holds ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0
+    and 0. Every other key is A's. An object whose weight comes to 0 is left out, so that a
+    ratio of exactly 0 or 1 yields one image's objects alone.
+
+    tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
+    where A's target does not hold the key, or holds a plain tensor without rows.
+
+    Args:
+        target_a: The first target, N_a objects.
+        target_b: The second target, N_b objects.
+        lam: The blend ratio λ of the first image, in [0, 1].
+        size: (H, W) of the canvas.
+
+    Returns:
+        A new target with N_a + N_b objects, or fewer.
+
+    Raises:
+        ValueError: For λ outside [0, 1], or if only one of the targets has a per-object key that
+            has no default.
+    """
+    check_ratio(lam)
+    return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
+
+
+def join(
+    targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: tuple[int, int]
+) -> Target:
+    """Multiply weights by a ratio and join; `union` says how.
+
+    Args:
+        targets: Two targets as `completed` returns them, N_a and N_b objects.
+        ratios: For each target one number, or ``(N,)``, one for each of its objects.
+        size: (H, W) of the canvas.
+
+    Returns:
+        A new target; what comes to weight 0 is left out.
+
+    Raises:
+        ValueError: If only one of the targets has a per-object key that has no default.
+    """
+    # Decided before any object is left out: by chance as many could be left as another key has.
+    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _joins(targets, key)]
+    parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
+    return {**targets[0], **{key: _join(targets, parts, key, size) for key in keys}}
+
+
+def _joins(targets: Pair, key: str) -> bool:
+    """Tell whether ``key`` has a row for each object in every target that holds it."""
+    holders = [target for target in targets if target.get(key) is not None]
+    known = key in PER_OBJECT_KEYS
+    return bool(holders) and (known or all(is_per_object(target, key) for target in holders))
+
+
+def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
+    """Return the per-object ``keys``, plain, of the objects that keep a weight above 0."""
+    part = {key: plain(target[key]) for key in keys if target.get(key) is not None}
+    part["box_weights"] = weights = target["box_weights"] * ratio
+    if not bool((weights == 0).any()):
+        return part
+    kept = weights > 0
+    rows = kept.nonzero()[:, 0].tolist()
+    return {
+        key: value[kept] if isinstance(value, Tensor) else [value[row] for row in rows]
+        for key, value in part.items()
+    }
+
+
+def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
+    """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
+    like = _model(targets[0].get(key), targets[1].get(key))
+    rows = [_rows(target, part, key, like) for target, part in zip(targets, parts, strict=True)]
+    if isinstance(like, list):
+        return [*rows[0], *rows[1]]
+    # An image without objects often comes without the extra axes that its partner's have.
+    filled = [value for value in rows if len(value)] or [plain(like)[:0]]
+    if key == "masks":
+        filled = [_pad_masks(value, size) for value in filled]
+    if len({value.shape[1:] for value in filled}) > 1:
+        shapes = " and ".join(str(tuple(value.shape)) for value in filled)
+        raise ValueError(f"the targets' {key!r} do not fit each other, having shapes {shapes}")
+    joined = torch.cat(filled)
+    return wrap_like(joined, like, size) if isinstance(like, TVTensor) else joined
+
+
+def _model(value_a: Any, value_b: Any) -> Any:
+    """Return that one of two values (or None) after whose kind both are joined.
+
+    A's, unless it has no rows and B's says more: a type, or the rows to come.
+    """
+    if value_a is None or value_b is None:
+        return value_b if value_a is None else value_a
+    if len(value_a) or isinstance(value_a, TVTensor):
+        return value_a
+    return value_b if len(value_b) or isinstance(value_b, TVTensor) else value_a
+
+
+def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
+    """Return the rows of one part as a list where ``like`` is one, else as a plain tensor."""
+    value = part.get(key)
+    if value is None:
+        return _default(part, key, like)
+    if isinstance(like, list):
+        return value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        rows = torch.as_tensor(value, device=like.device)
+        return rows.to(torch.promote_types(rows.dtype, like.dtype) if value else like.dtype)
+    if key == "boxes" and len(value):
+        return converted(value, box_format(target[key]), box_format(like))
+    return value
+
+
+def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad ``(N, H', W')`` masks with background at the bottom and right to (H, W)."""
+    if masks.shape[-2:] == size:  # padding by nothing would copy
+        return masks
+    return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
+
+
+def _default(part: Target, key: str, like: Any) -> Any:
+    """Return what the objects of ``part`` have for a ``key`` that it does not hold."""
+    count = len(part["boxes"])
+    if count and key not in _DEFAULTS:
+        raise ValueError(
+            f"one target has the per-object key {key!r}, the other with {count} objects does not "
+            f"(its keys: {', '.join(sorted(part))})"
+        )
+    value = _DEFAULTS.get(key, 0)
+    if isinstance(like, list):
+        return [value] * count
+    return torch.full((count,), value, dtype=like.dtype, device=like.device)
+
+
+_AXIS_ALIGNED = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
+_ON_CANVAS = tuple(  # the types that know their canvas; torchvision 0.21 has no KeyPoints
+    getattr(tv_tensors, name)
+    for name in ("BoundingBoxes", "KeyPoints")
+    if hasattr(tv_tensors, name)
+)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the same values without the type of a tv_tensor; anything else as it is."""
+    # only where needed: it makes a new tensor object, which takes longer than the question
+    return tensor.as_subclass(Tensor) if isinstance(tensor, TVTensor) else tensor
+
+
+def box_format(boxes: Tensor) -> BoundingBoxFormat:
+    """Return the format of `BoundingBoxes`; that of plain boxes is (x1, y1, x2, y2)."""
+    return boxes.format if isinstance(boxes, BoundingBoxes) else BoundingBoxFormat.XYXY
+
+
+def is_rotated(boxes: Tensor) -> bool:
+    """Tell whether boxes are of a format with an angle or free corners."""
+    return box_format(boxes) not in _AXIS_ALIGNED
+
+
+def xyxy(boxes: Tensor) -> Tensor:
+    """Return boxes of any format as plain (x1, y1, x2, y2), ``(N, 4)``."""
+    return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
+
+
+def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> Tensor:
+    """Convert plain boxes from one format to another; of the same format they stay as they are."""
+    if old == new:
+        return boxes
+    result: Tensor = convert_bounding_box_format(boxes, old, new)
+    return result
+
+
+def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+    """Give plain values the type of another tensor, on a canvas of their own.
+
+    Args:
+        values: Plain values; boxes as (x1, y1, x2, y2), whatever the format of ``like`` is.
+        like: A tv_tensor, or anything else for no type.
+        size: (H, W) of the canvas.
+    """
+    if not isinstance(like, TVTensor):
+        return values
+    if isinstance(like, BoundingBoxes):
+        values = converted(values, BoundingBoxFormat.XYXY, like.format)
+    return wrap_like(values, like, size)
+
+
+def wrap_like(values: Tensor, like: TVTensor, size: tuple[int, int]) -> Tensor:
+    """Give plain values the type of a tv_tensor, on a canvas of their own.
+
+    Args:
+        values: Plain values; boxes in the format of ``like`` already.
+        like: The tv_tensor.
+        size: (H, W) of the canvas.
+    """
+    canvas = {"canvas_size": size} if isinstance(like, _ON_CANVAS) else {}
+    typed: Tensor = tv_tensors.wrap(values, like=like, **canvas)
+    return typed

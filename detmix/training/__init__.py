@@ -11,7 +11,6 @@ from detmix.training.config import (
 )
 from detmix.training.data_config import CocoConfig, DataConfig
 from detmix.training.detector import DetectorTrainer
-from detmix.training.failures import NonFiniteLossError
 from detmix.training.parse import parse_args
 from detmix.training.predict import evaluate, load_detector, predict
 from detmix.training.pretrain_config import (
@@ -20,7 +19,7 @@ from detmix.training.pretrain_config import (
     ImageMixingConfig,
     PretrainConfig,
 )
-from detmix.training.stopping import Interrupted
+from detmix.training.stopping import Interrupted, NonFiniteLossError
 
 __all__ = [
     "AugmentConfig",

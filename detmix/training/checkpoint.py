@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from detmix.files import write_atomically
 from detmix.pretrained.read_state import CHECKPOINT_KEYS, read_torch_file
+from detmix.training.config import changed_options
+from detmix.training.optim import load_optimizer
+from detmix.training.progress import LossMeter, Position
 
 __all__ = [
     "FORMAT",
     "LAST",
     "PREVIOUS",
+    "Newest",
+    "TrainingState",
     "check_classes",
     "check_content",
+    "check_fits",
+    "describe",
+    "digests_of",
     "load_checkpoint",
+    "load_newest",
     "read_whole",
     "save_checkpoint",
-    "temporary_path",
-    "write_atomically",
-    "write_errors",
+    "tell",
 ]
 
 # Raised when what a checkpoint holds changes its meaning.
@@ -33,64 +44,6 @@ FORMAT = 1
 _GONE = {("backbone", "reduced_tail"): (None, True)}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
-
-
-def temporary_path(path: Path) -> Path:
-    """Return where `write_atomically` writes a file first; a killed process may leave it there."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Have an `OSError` name the file that could not be written; that of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        message = f"{path} could not be written: {error.strerror or error}"
-        raise OSError(error.errno, message) from error
-
-
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
-) -> None:
-    """Write a file under a temporary name and rename it, so that it is never half there.
-
-    The content is on the disk before the file gets its name: not even a power cut leaves half
-    of it.
-
-    Args:
-        path: The file; one that exists is replaced.
-        write: Writes the content to an open binary file.
-        keep: What the file that exists is renamed to, if anything. For a moment there is only
-            that one.
-
-    Raises:
-        OSError: If the file cannot be written, as on a full disk; what was there is kept.
-    """
-    temporary = temporary_path(path)
-    try:
-        with write_errors(path):
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep is not None and path.exists():
-                os.replace(path, keep)
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk too, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -193,3 +146,191 @@ def _without_gone(path: Path | str, config: dict[str, Any]) -> dict[str, Any]:
                 f"such option, and does what {meant[-1]} meant"
             )
     return config
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training changes as it goes.
+
+    Attributes:
+        model: The model.
+        ema: Its moving average, or None.
+        optimizer: The optimizer.
+        scaler: The scaler of fp16's losses, or None.
+        meter: The losses since the last line of the log.
+    """
+
+    model: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    meter: LossMeter
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take on a state.
+
+        Args:
+            state: As `state_dict` returns it.
+            device: Where the training runs.
+
+        Raises:
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: If it does not fit.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            average = state["model"] if state["ema"] is None else state["ema"]
+            self.ema.module.load_state_dict(average)
+            self.ema.n_averaged.fill_(state["ema_updates"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meter"], device)
+
+
+_log = logging.getLogger(__name__)
+# A run does not go on with other values of these: where it is in an epoch, or its best score so
+# far, would mean something else.
+_FIXED = (
+    "seed",
+    "data.format",
+    "data.test",
+    "data.test_limit",
+    "data.val",
+)
+# The sections by which kinds of training are told apart.
+_KINDS = ("detector", "model")
+# What else must stay the same, so that a place in an epoch is the same.
+_SIZES = {
+    "num_images": "images",
+    "batch_size": "images in a batch of all processes",
+    "steps_per_epoch": "steps in an epoch",
+}
+
+
+class Newest(NamedTuple):
+    """The checkpoint that a run goes on from.
+
+    Attributes:
+        path: Its file.
+        state: What it holds.
+        problem: Why the last checkpoint was passed over for the one before it; None if it was
+            not.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    problem: str | None
+
+
+def load_newest(run_dir: Path, config: Mapping[str, Any]) -> Newest | None:
+    """Load the newest checkpoint of a run that is whole.
+
+    Args:
+        run_dir: The run's folder, with the files `LAST` and `PREVIOUS`, or without.
+        config: The run's configuration, as plain values.
+
+    Returns:
+        The last checkpoint; the one before it if the last is broken, or missing because the run
+        was killed while it gave them their names; None of a run without checkpoints.
+
+    Raises:
+        ValueError: If none is whole; as `load_checkpoint` for one that is not of this detmix; if
+            it is of another kind of training.
+    """
+    problems = []
+    for path in (run_dir / LAST, run_dir / PREVIOUS):
+        try:
+            state = read_whole(path)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        _check_kind(path, check_content(path, state)["config"], config)
+        return Newest(path, state, problems[0] if problems else None)
+    if not any((run_dir / name).exists() for name in (LAST, PREVIOUS)):
+        return None
+    raise ValueError(f"{run_dir} cannot be resumed: {'; '.join(problems)}")
+
+
+def _check_kind(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in (name for name, value in now.items() if isinstance(value, dict)):
+        # One that is None may be a section as well; an earlier version may not know one.
+        missing = "" if name in _KINDS else None
+        if not isinstance(before.get(name, missing), dict | None):
+            raise ValueError(f"{path} is of another kind of training: it has no section {name}")
+
+
+def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now.
+
+    Args:
+        newest: The checkpoint.
+        present: What a checkpoint of the run would say now.
+    """
+    path, state, _ = newest
+    check_classes(path, state["classes"], present["classes"])
+    for key, what in _SIZES.items():
+        before, now = state.get(key, present[key]), present[key]
+        if before != now:
+            raise ValueError(
+                f"{path} is of a training with {before} {what}, this one has {now}: the training "
+                "images and the batch of all processes must stay the same"
+            )
+    before, now = state.get("images", present["images"]), present["images"]
+    if before != now:
+        other = [
+            name for name in now if not isinstance(before, dict) or before.get(name) != now[name]
+        ]
+        raise ValueError(
+            f"{path} is of a training with other {' and '.join(other)} images, or with the same in "
+            "another order"
+        )
+    for name, (before, now) in changed_options(state["config"], present["config"]).items():
+        if name in _FIXED:
+            raise ValueError(f"{path} is of a training with {name}={before}, this one has {now}")
+
+
+def describe(newest: Newest) -> str:
+    """Return the name of a checkpoint, where its training was and a digest of its weights."""
+    digest = hashlib.blake2b(digest_size=4)
+    for name, tensor in newest.state["model"].items():
+        digest.update(str(name).encode())
+        if isinstance(tensor, torch.Tensor):
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return f"{newest.path.name} at {newest.state.get('position')}, digest {digest.hexdigest()}"
+
+
+def digests_of(images: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return a digest of each subset's images' names in their order."""
+    texts = {  # a file's name may be no valid text
+        subset: "\n".join(names).encode(errors="surrogatepass") for subset, names in images.items()
+    }
+    return {
+        subset: hashlib.blake2b(text, digest_size=16).hexdigest() for subset, text in texts.items()
+    }
+
+
+def tell(newest: Newest, config: Mapping[str, Any]) -> None:
+    """Log where a run goes on, and which of its options have changed since.
+
+    Args:
+        newest: The checkpoint.
+        config: The run's configuration now, as plain values.
+    """
+    path, state, problem = newest
+    if problem is not None:
+        _log.warning("%s; the checkpoint before it is used", problem)
+    position = Position(**state["position"])
+    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
+    for name, (before, now) in changed_options(state["config"], config).items():
+        _log.warning("%s has changed: it was %s, it is now %s", name, before, now)

@@ -6,14 +6,14 @@ All classes are frozen: after it is read nothing changes a configuration.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from detmix.detectors import BackboneConfig, DetectorConfig, target_keys
 from detmix.losses import LossWeighting
-from detmix.training.checks import check_at_least, check_in_range
-from detmix.training.data_config import DataConfig
+from detmix.training.data_config import DataConfig, check_at_least, check_in_range
 
 __all__ = [
     "AugmentConfig",
@@ -22,6 +22,8 @@ __all__ = [
     "OptimConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "changed_options",
+    "flat_options",
 ]
 
 
@@ -241,3 +243,49 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# Options that say where a run lies and not what it does.
+_PLACES = ("run_dir", "resume")
+# A mapping with whatever keys somebody gives it: compared as a whole.
+_FREE = "detector.options"
+
+
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values by dotted name, without those that say where a run lies.
+
+    Args:
+        config: A configuration, or a section of one.
+        prefix: Put before the names.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flat_options(value, f"{prefix}{key}.")
+        elif key not in _PLACES:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def changed_options(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return the options that two configurations set differently.
+
+    Args:
+        before: A configuration.
+        now: Another one, perhaps of another version.
+        prefix: Put before the names.
+
+    Returns:
+        The two values by dotted name, for options that both have; where a run lies is none.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for name in before.keys() & now.keys() - set(_PLACES):
+        values = before[name], now[name]
+        is_section = f"{prefix}{name}" != _FREE
+        if is_section and all(isinstance(value, Mapping) for value in values):
+            changed |= changed_options(*values, prefix=f"{prefix}{name}.")
+        elif values[0] != values[1]:
+            changed[f"{prefix}{name}"] = values
+    return dict(sorted(changed.items()))

@@ -13,9 +13,7 @@ from typing import Any
 
 from torch.distributed import DistError
 
-import detmix
-from detmix.training.failures import NonFiniteLossError, OtherProcessError, one_line
-from detmix.training.stopping import Interrupted
+from detmix.training.stopping import Interrupted, NonFiniteLossError, OtherProcessError, one_line
 
 __all__ = ["run_tool"]
 
@@ -94,7 +92,7 @@ def _shown_log() -> Iterator[None]:
 def _short_warnings() -> Iterator[None]:
     """Show warnings of detmix, such as of images left out, without the line of code."""
     full = warnings.formatwarning
-    package = os.path.dirname(detmix.__file__)
+    package = os.path.dirname(os.path.dirname(__file__))
 
     def short(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> str:
         if filename.startswith(package):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from detmix.data import VOC_CLASSES
-from detmix.training.checks import check_at_least
 
-__all__ = ["CocoConfig", "DataConfig"]
+__all__ = ["CocoConfig", "DataConfig", "check_at_least", "check_in_range"]
 
 ImageSets = tuple[tuple[str, str], ...]
 
@@ -115,3 +114,21 @@ class DataConfig:
         if self.format == "coco":
             raise ValueError("data.classes is null, and no annotation file has been read yet")
         return VOC_CLASSES
+
+
+def check_at_least(config: Any, section: str, **minimums: int) -> None:
+    """Raise `ValueError` if a field named in ``minimums`` is smaller than its value there."""
+    for name, minimum in minimums.items():
+        value = getattr(config, name)
+        if value < minimum:
+            full = f"{section}.{name}" if section else name
+            raise ValueError(f"{full} must be at least {minimum}, got {value}")
+
+
+def check_in_range(config: Any, section: str, **ranges: tuple[float, float]) -> None:
+    """Raise `ValueError` if a field named in ``ranges`` is not within its range there."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # false of NaN too
+            full = f"{section}.{name}" if section else name
+            raise ValueError(f"{full} must be in [{low}, {high}], got {value}")

@@ -9,21 +9,24 @@ from torch import Tensor
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
 from detmix.mixing import MixedDataset, Target
-from detmix.training.accelerator import make_accelerator
-from detmix.training.build import build_mixer, start_model
-from detmix.training.config import TrainConfig
-from detmix.training.datasets import (
+from detmix.training.build import (
+    Score,
+    build_evaluator,
+    build_mixer,
     build_test_set,
     build_train_set,
     check_keypoints,
     check_same_keypoints,
     note_data,
     open_dataset,
+    start_model,
+    summarize,
 )
+from detmix.training.config import TrainConfig
 from detmix.training.loop import Trainer
 from detmix.training.predict import Prediction, detect, score, to_device
+from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation
-from detmix.training.scoring import Score, build_evaluator, summarize
 
 __all__ = ["DetectorTrainer"]
 

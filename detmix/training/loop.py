@@ -19,16 +19,17 @@ from torch.utils.data import DataLoader
 
 from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
 from detmix.mixing import sample_seed
-from detmix.training.checkpoint import LAST
-from detmix.training.config import LoopConfig
-from detmix.training.failures import (
-    describe_losses,
-    non_finite_loss,
-    non_finite_weights,
-    one_line,
-    stopped_elsewhere,
+from detmix.training.checkpoint import (
+    LAST,
+    Newest,
+    TrainingState,
+    check_fits,
+    describe,
+    digests_of,
+    load_newest,
+    tell,
 )
-from detmix.training.meter import LossMeter
+from detmix.training.config import LoopConfig
 from detmix.training.norm_statistics import (
     check_norm,
     copy_statistics,
@@ -43,11 +44,17 @@ from detmix.training.optim import (
     scale_learning_rate,
 )
 from detmix.training.processes import check_agreement, share_step
-from detmix.training.progress import Evaluation, Position, Result, progress_bar
-from detmix.training.resume import Newest, check_fits, describe, digests_of, load_newest, tell
+from detmix.training.progress import Evaluation, LossMeter, Position, Result, progress_bar
 from detmix.training.run_folder import RunFolder, lock_folder, versions
-from detmix.training.stopping import Interrupted, InterruptGuard
-from detmix.training.training_state import TrainingState
+from detmix.training.stopping import (
+    Interrupted,
+    InterruptGuard,
+    describe_losses,
+    non_finite_loss,
+    non_finite_weights,
+    one_line,
+    stopped_elsewhere,
+)
 
 __all__ = ["Trainer"]
 

@@ -10,8 +10,8 @@ from typing import Literal
 from detmix.backbones.timm import TIMM_PREFIX
 from detmix.detectors import ClassifierConfig
 from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
-from detmix.training.checks import check_at_least, check_in_range
 from detmix.training.config import LoopConfig
+from detmix.training.data_config import check_at_least, check_in_range
 
 __all__ = ["ImageAugmentConfig", "ImageDataConfig", "ImageMixingConfig", "Mix", "PretrainConfig"]
 

@@ -22,14 +22,14 @@ from detmix.mixing import (
     box_weights,
     mixup,
 )
-from detmix.training.build import build_mixer
-from detmix.training.config import TrainConfig
-from detmix.training.datasets import (
+from detmix.training.build import (
     DetectionData,
+    build_mixer,
     build_test_set,
     build_train_set,
     open_dataset,
 )
+from detmix.training.config import TrainConfig
 from detmix.training.predict import Prediction, predict
 
 __all__ = [

@@ -14,10 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from detmix.training.options import flat_options
+from detmix.training.config import LoopConfig, flat_options
 
-__all__ = ["StepNews", "check_agreement", "share_step"]
-
+__all__ = ["StepNews", "check_agreement", "make_accelerator", "share_step"]
 
 # What may differ between the machines of a run: places, and what they can do.
 _LOCAL = (
@@ -95,3 +94,12 @@ def check_agreement(
                     f"the processes must agree on {name}: process 0 has {values[0]}, process "
                     f"{rank} has {values[1]}"
                 )
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """Return the engine for the configuration's device and precision, and set the threads."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # Else accelerate would take an accelerator that is neither, such as Apple's.
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return Accelerator(mixed_precision=config.precision, cpu=cpu)

@@ -32,14 +32,8 @@ import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from detmix.training.checkpoint import (
-    LAST,
-    PREVIOUS,
-    save_checkpoint,
-    temporary_path,
-    write_atomically,
-    write_errors,
-)
+from detmix.files import temporary_path, write_atomically, write_errors
+from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
 
 __all__ = ["RunFolder", "check_run_dir", "lock_folder", "versions"]
 

@@ -23,8 +23,8 @@ from detmix.pictures import (
     write_report,
 )
 from detmix.pictures.report import Block, Code, Facts, Gallery, Picture, Section, Table, Text
+from detmix.training.build import DetectionData
 from detmix.training.config import TrainConfig
-from detmix.training.datasets import DetectionData
 from detmix.training.full_evaluation import FullEvaluation
 from detmix.training.predict import Prediction
 from detmix.training.preview import mixed_batch, sample_box_weights

@@ -21,11 +21,15 @@ from torch.utils.data import Dataset
 
 from detmix.data.coco.file import CocoCategory, CocoFile, read_coco
 from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.coco.table import CocoReport, CocoTable
-from detmix.data.coco_keypoints import common_keypoints, mirrored_order
+from detmix.data.coco.table import CocoReport, CocoTable, common_keypoints, mirrored_order
 from detmix.data.images import check_image_size, decode_image_bytes
-from detmix.data.problems import raise_problem
-from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
+from detmix.data.skipping import (
+    SkippedImage,
+    check_on_error,
+    find_unusable,
+    raise_problem,
+    skip_message,
+)
 from detmix.files import read_regular_file
 
 __all__ = ["CocoDetection", "CocoReport"]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detmix.data.coco.masks import pack_item, strip_item
-from detmix.data.problems import Report, raise_problem
+from detmix.data.skipping import Report, raise_problem
 from detmix.files import read_regular_file
 
 __all__ = ["CocoCategory", "CocoFile", "CocoImages", "CocoObjects", "read_coco"]

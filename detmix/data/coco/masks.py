@@ -8,19 +8,26 @@ counts, or ``b"P"``, the number of polygons, their lengths and all coordinates.
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from detmix.segmentations import read_polygons, read_rle
-
-__all__ = ["SegmentationBlock", "pack_item", "pack_segmentation", "rle_size", "strip_item"]
+__all__ = [
+    "SegmentationBlock",
+    "pack_item",
+    "pack_segmentation",
+    "read_polygons",
+    "read_rle",
+    "rle_size",
+    "strip_item",
+]
 
 _HEADER = np.dtype(np.uint32)
 
@@ -49,6 +56,7 @@ class SegmentationBlock:
         if first == last:
             return torch.zeros((0, *size), dtype=torch.uint8)
         import cv2
+        from pycocotools import mask as coco_mask
 
         offsets = self._offsets[first : last + 1].tolist()
         block = self._block.numpy()
@@ -117,6 +125,8 @@ def _pack_rle(rle: dict[str, Any]) -> bytes:
 
 def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
     """Return what pycocotools takes: a dict of size and compressed counts."""
+    from pycocotools import mask as coco_mask
+
     if packed[:1] == b"R":
         return {"size": list(size), "counts": packed[1 + 2 * _HEADER.itemsize :]}
     num_polygons = int(np.frombuffer(packed, _HEADER, 1, 1)[0])
@@ -125,3 +135,168 @@ def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
     coordinates = np.frombuffer(packed, np.float64, offset=start)
     polygons = np.split(coordinates, np.cumsum(lengths)[:-1])
     return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+
+
+_CORNERS = 3
+_LARGEST_COORDINATE = 1e6
+# pycocotools walks along every edge in steps of 1/5 pixel and keeps them all: a million pixels take
+# 40 MB. Around an object of COCO it is a few thousand.
+_LONGEST_OUTLINE = 1e6
+_MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
+
+
+def read_polygons(polygons: list[Any]) -> list[array[float]]:
+    """Return the coordinates of polygons; those of fewer than three points have no area.
+
+    Args:
+        polygons: ``[x1, y1, x2, y2, ...]`` each, in pixels.
+
+    Returns:
+        The float64 coordinates of those with three points or more.
+
+    Raises:
+        ValueError: One is no list of an even number of finite numbers of at most a million, none
+            has three points, or their outlines are longer than a million pixels; says which, the
+            value and what was expected.
+    """
+    kept = []
+    longest = 0.0  # that the outlines may be, by their largest coordinates
+    for number, polygon in enumerate(polygons):
+        coordinates, largest = _read_polygon(polygon, number)
+        if len(coordinates) >= 2 * _CORNERS:
+            kept.append(coordinates)
+            longest += len(coordinates) * largest
+    if not kept:
+        raise ValueError(
+            f"no polygon of the segmentation has three points or more, got {_short(polygons)}"
+        )
+    if longest > _LONGEST_OUTLINE:
+        length = sum(map(_outline, kept))
+        if length > _LONGEST_OUTLINE:
+            raise ValueError(
+                f"the polygons of the segmentation have {length:.0f} pixels of outline, expected "
+                f"at most {_LONGEST_OUTLINE:.0f}"
+            )
+    return kept
+
+
+def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
+    """Return the size of a run-length encoding (RLE) and its counts, compressed.
+
+    Args:
+        rle: ``size``, height and width, and ``counts``: the run lengths as a list, or compressed
+            as str or bytes.
+
+    Returns:
+        Height and width, and the compressed counts, whose runs fill exactly that many pixels.
+
+    Raises:
+        ValueError: The size or the counts cannot be used, or do not fit each other; says the value
+            and what was expected.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    height, width = _read_size(size)
+    if isinstance(counts, list):
+        wrong = [n for n in counts if not _is_integer(n) or n < 0]
+        if wrong:
+            raise ValueError(
+                f"the RLE's counts must be whole numbers, not negative, got {_short(wrong[0])}"
+            )
+        total = int(sum(counts))
+    elif isinstance(counts, str | bytes):
+        # A surrogate has no UTF-8; passed as it is, it is refused as any other wrong character.
+        counts = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
+        total = int(_read_runs(counts).sum())
+    else:
+        raise ValueError(f"the RLE's counts must be a list or a string, got {_short(counts)}")
+    if total != height * width:
+        raise ValueError(
+            f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
+            f"width), {height * width} pixels"
+        )
+    return (height, width), _compress(counts, height, width) if isinstance(counts, list) else counts
+
+
+def _compress(counts: list[int], height: int, width: int) -> bytes:
+    from pycocotools import mask as coco_mask
+
+    rle = {"size": [height, width], "counts": counts}
+    compressed: bytes = coco_mask.frPyObjects(rle, height, width)["counts"]
+    return compressed
+
+
+def _read_size(size: Any) -> tuple[int, int]:
+    if isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_integer, size)):
+        height, width = map(int, size)
+        if min(height, width) > 0 and height * width <= _MOST_PIXELS:
+            return height, width
+    raise ValueError(f"the RLE's size must be height and width in whole pixels, got {_short(size)}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
+    """Read the run lengths ``(R,)`` of a compressed RLE, as pycocotools' ``rleFrString`` does.
+
+    A run is written in groups of five bits, the lowest first, as the characters from ``0`` on;
+    bit 5 says that another group follows, and the top bit of the last is the sign. From the
+    fourth run on, what is written is the difference from the run two before.
+    """
+    groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    is_last = (groups & 32) == 0
+    if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:
+        raise _counts_error("are not a compressed RLE", text)
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: no run is that long
+        raise _counts_error("are not a compressed RLE", text)
+    place = np.arange(len(groups)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((groups & 31) << 5 * place, starts)
+    runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
+    for parity in (1, 2):
+        runs[parity::2] = np.cumsum(runs[parity::2])
+    if runs.min() < 0:
+        raise _counts_error("have a negative run", text)
+    return runs
+
+
+def _counts_error(what: str, text: bytes) -> ValueError:
+    got = _short(text[:80].decode(errors="replace"))
+    return ValueError(f"the RLE's counts {what}, got {got}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _outline(coordinates: array[float]) -> float:
+    """Return the length of a polygon's outline, of each edge the longer side."""
+    points = np.frombuffer(coordinates).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
+    """Return a polygon's coordinates and the largest of them, without its sign."""
+    where = f"polygon {number} of the segmentation"
+    try:
+        coordinates = array("d", polygon)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{where} must be a list of numbers, got {_short(polygon)}") from None
+    if len(coordinates) % 2:
+        raise ValueError(
+            f"{where} must have an even number of coordinates (x1, y1, x2, ...), got "
+            f"{len(coordinates)}"
+        )
+    largest = max(max(coordinates, default=0), -min(coordinates, default=0))
+    # A sum is NaN where one of its terms is; a comparison alone may pass it over.
+    if not largest <= _LARGEST_COORDINATE or math.isnan(sum(coordinates)):
+        wrong = next(value for value in coordinates if not abs(value) <= _LARGEST_COORDINATE)
+        raise ValueError(
+            f"{where} has the coordinate {wrong}; expected finite numbers of at most "
+            f"{_LARGEST_COORDINATE:g} pixels"
+        )
+    return coordinates, largest

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detmix.data.coco.masks import read_polygons, read_rle
 from detmix.evaluation.coco.backend import SHAPE_KEYS
 from detmix.evaluation.coco.result import IouType
-from detmix.segmentations import read_polygons, read_rle
 
 
 def check_ground_truth(path: Path, data: Any, iou_type: IouType) -> dict[str, Any]:

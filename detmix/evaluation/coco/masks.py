@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detmix.segmentations import read_rle
+from detmix.data.coco.masks import read_rle
 
 # {"size": [H, W], "counts": str}: plain values that JSON and every process take.
 Rle: TypeAlias = dict[str, Any]
