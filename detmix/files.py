@@ -1,4 +1,4 @@
-"""Read a file so that whatever goes wrong names it."""
+"""Reading a file so that whatever goes wrong names it; writing one whole or not at all."""
 
 from __future__ import annotations
 
@@ -42,20 +42,7 @@ def write_errors(path: Path) -> Iterator[None]:
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
 ) -> None:
-    """Write a file under a temporary name and rename it, so that it is never half there.
-
-    The content is on the disk before the file gets its name: not even a power cut leaves half
-    of it.
-
-    Args:
-        path: The file; one that exists is replaced.
-        write: Writes the content to an open binary file.
-        keep: What the file that exists is renamed to, if anything. For a moment there is only
-            that one.
-
-    Raises:
-        OSError: If the file cannot be written, as on a full disk; what was there is kept.
-    """
+    """Write a file under a temporary name and rename it, so that it is never half there."""
     temporary = temporary_path(path)
     try:
         with write_errors(path):
@@ -85,20 +72,7 @@ def _sync_folder(folder: Path) -> None:
 def write_once(
     folder: Path, marker: str, description: dict[str, Any], write: Callable[[Path], None]
 ) -> None:
-    """Have a folder written, unless the same data set is there already.
-
-    It is built in a temporary folder beside it and renamed at the end, so that an interrupted
-    run leaves nothing that looks finished.
-
-    Args:
-        folder: The folder to make; those above it are made too.
-        marker: Name of the JSON file in it that holds the description.
-        description: All that the data set depends on.
-        write: Called with a folder that does not exist yet; makes and fills it.
-
-    Raises:
-        FileExistsError: The folder exists and has no such description.
-    """
+    """Have a folder written, unless the same data set is there already."""
     if _is_there(folder, marker, description):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

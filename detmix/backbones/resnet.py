@@ -32,20 +32,7 @@ def resnet_names() -> list[str]:
 
 
 def build_resnet(name: str, *, norm: str, stem: Stem, num_classes: int = 1000) -> ResNet:
-    """Build a ResNet with random weights.
-
-    Args:
-        name: One of `resnet_names`.
-        norm: ``"frozen"``, ``"batch"`` or ``"sync"`` batch norm, or ``"group"`` norm with 32
-            groups (arXiv 1803.08494).
-        stem: ``"standard"``: 7×7 convolution with stride 2 and max-pooling; the four stages then
-            have strides 4 to 32. ``"small"``: 3×3 convolution with stride 1 and no pooling, as
-            is usual for images of 32 or 64 pixels; strides 1 to 8.
-        num_classes: Outputs of the classifier head, ``fc``.
-
-    Returns:
-        The network, in training mode.
-    """
+    """Build a ResNet with random weights."""
     model: ResNet = get_model(name, weights=None, num_classes=num_classes, norm_layer=_NORMS[norm])
     if stem == "small":
         conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
@@ -57,10 +44,6 @@ def build_resnet(name: str, *, norm: str, stem: Stem, num_classes: int = 1000) -
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a setting has one of the values there are.
-
-    Raises:
-        ValueError: Naming the setting, the value and the choices.
-    """
+    """Check that a setting has one of the values there are."""
     if value not in choices:
         raise ValueError(f"{setting} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,4 +1,7 @@
-"""The optional library timm: its classifiers, their weights and their batch norm."""
+"""The optional library timm: its classifiers, their weights and their batch norm.
+
+And one of them as the body under a feature pyramid.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,7 @@ _SHOWN = 8
 
 
 def create_timm_model(name: str, setting: str, num_classes: int | None = None) -> nn.Module:
-    """Create a classifier of timm with random weights.
-
-    Args:
-        name: The architecture with its prefix, such as ``"timm:resnet50d"``.
-        setting: What the name is given by, for errors.
-        num_classes: Outputs of the head; None for the number the architecture is known with.
-
-    Raises:
-        ValueError: If timm has no such architecture or is not installed.
-    """
+    """Create a classifier of timm with random weights."""
     timm = _import_timm(setting)
     options = {} if num_classes is None else {"num_classes": num_classes}
     architecture = _known_architecture(timm, name, setting)
@@ -51,24 +45,7 @@ def create_timm_model(name: str, setting: str, num_classes: int | None = None) -
 def read_timm_weights(
     name: str, setting: str, model_name: str | None = None
 ) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """Return pretrained weights of timm, with the mean and deviation of their images.
-
-    They are downloaded, or taken from the folder of earlier downloads.
-
-    Args:
-        name: The weights with their prefix, such as ``"timm:resnet50.a1_in1k"``; an architecture
-            alone stands for the weights that timm prefers.
-        setting: What the name is given by, for errors.
-        model_name: The network they are for, as `BackboneConfig` has it; None if that is not known.
-
-    Returns:
-        The state dict of timm's model, the mean and the deviation.
-
-    Raises:
-        ValueError: If timm has no such weights or is not installed, or they are of another
-            network.
-        ConnectionError: If they cannot be downloaded.
-    """
+    """Return pretrained weights of timm, with the mean and deviation of their images."""
     timm = _import_timm(setting)
     architecture = _known_architecture(timm, name, setting)
     if not timm.models.is_model_pretrained(architecture):
@@ -141,15 +118,7 @@ def _known_architecture(timm: Any, name: str, setting: str) -> str:
 
 
 class TimmBody(nn.Module):
-    """The features of a timm classifier at some strides; what comes after them is dropped.
-
-    Args:
-        model: The classifier, which is changed.
-        levels: The stages k to return, ascending; the features of stride 2 to the k+1.
-
-    Attributes:
-        channels: Channels of each returned feature map.
-    """
+    """The features of a timm classifier at some strides; what comes after them is dropped."""
 
     def __init__(self, model: Any, levels: list[int]) -> None:
         super().__init__()
@@ -168,13 +137,7 @@ class TimmBody(nn.Module):
 
 
 class FeatureBackboneWithFPN(BackboneWithFPN):  # type: ignore[misc]
-    """Torchvision's backbone with a pyramid, on a body that returns its features by itself.
-
-    Args:
-        body: From images to feature maps by name.
-        channels: Channels of each feature map.
-        out_channels: Channels of every pyramid level.
-    """
+    """Torchvision's backbone with a pyramid, on a body that returns its features by itself."""
 
     def __init__(self, body: nn.Module, channels: list[int], out_channels: int) -> None:
         # Not torchvision's own constructor: it would take the body apart layer by layer.
@@ -185,11 +148,7 @@ class FeatureBackboneWithFPN(BackboneWithFPN):  # type: ignore[misc]
 
 
 def check_timm_body(model: Any, name: str, levels: list[int]) -> None:
-    """Check that a classifier of timm can give a pyramid its features.
-
-    Raises:
-        ValueError: If it takes images of one size only, gives no features, or none of a stride.
-    """
+    """Check that a classifier of timm can give a pyramid its features."""
     if model.pretrained_cfg.get("fixed_input_size"):
         raise ValueError(
             f"backbone.name={name} takes images of one size only, and a detector's differ; "

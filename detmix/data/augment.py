@@ -115,22 +115,7 @@ class AlbumentationsTransform:
     def __call__(
         self, image: Tensor, target: Target, seed: int | None = None
     ) -> tuple[Tensor, Target]:
-        """Transform one sample; the inputs are not changed.
-
-        Args:
-            image: uint8 ``(3, H, W)`` on the CPU.
-            target: ``boxes`` ``(N, 4)`` in pixels and per-object fields of N rows.
-            seed: All randomness is a function of it. Without one it is drawn from torch's
-                global generator, so that ``torch.manual_seed`` governs and workers differ.
-
-        Returns:
-            The new image, uint8 and contiguous ``(3, H', W')``, and the new target with M rows:
-            ``boxes`` float32, inside the image and never without area.
-
-        Raises:
-            ValueError: The sample breaks the contract above, names the image_id, the key and the
-                value; or a transform copies objects that have masks or keypoints.
-        """
+        """Transform one sample; the inputs are not changed."""
         plain_target = _check_sample(image, target, self.keypoint_flip)
         if seed is None:
             seed = int(torch.randint(0, _SEEDS, (), dtype=torch.int64))
@@ -162,11 +147,7 @@ class AlbumentationsTransform:
         return new_image, take_rows(target, moved, rows)
 
     def _seed(self, seed: int) -> None:
-        """Let all transforms draw from one stream.
-
-        ``set_random_seed`` would start each of them with the same seed: their first draws would
-        be equal, and an image be flipped exactly when its colours are changed.
-        """
+        """Let all transforms draw from one stream."""
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 

@@ -37,11 +37,7 @@ Array = npt.NDArray[Any]
 
 
 def check_permutation(keypoint_flip: Sequence[int] | None) -> list[int] | None:
-    """Return the permutation as a list.
-
-    Raises:
-        ValueError: If it does not hold each of 0 to K - 1 once.
-    """
+    """Return the permutation as a list."""
     if keypoint_flip is None:
         return None
     order = [int(index) for index in keypoint_flip]
@@ -53,13 +49,7 @@ def check_permutation(keypoint_flip: Sequence[int] | None) -> list[int] | None:
 
 
 def to_plain(target: Target, name: str) -> Target:
-    """Return a copy of the target in which all that moves with the image is plain tensors.
-
-    Boxes are float32 (x1, y1, x2, y2) there. What is no tensor is left as it is.
-
-    Raises:
-        ValueError: Naming the sample, for boxes that are rotated.
-    """
+    """Return a copy of the target in which all that moves with the image is plain tensors."""
     plain_target = dict(target)
     for key in GEOMETRIC_KEYS & target.keys():
         value = target[key]
@@ -75,13 +65,7 @@ def to_plain(target: Target, name: str) -> Target:
 
 
 def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> None:
-    """Check the masks and keypoints of a target whose per-object fields have N rows.
-
-    Raises:
-        ValueError: Naming the sample, the key and the value, for masks that are neither uint8 nor
-            bool, keypoints of another shape than ``(N, K, 3)`` or ``(N, K, 2)``, a position that
-            is not finite, or a K that is not the length of ``keypoint_flip``.
-    """
+    """Check the masks and keypoints of a target whose per-object fields have N rows."""
     masks, keypoints = target.get("masks"), target.get("keypoints")
     if masks is not None and masks.dtype not in _MASK_DTYPES:
         raise ValueError(f"{name}: 'masks' must be uint8 or bool, got {masks.dtype}")
@@ -108,16 +92,7 @@ def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> 
 
 
 def packed_fields(target: Target, size: tuple[int, int]) -> dict[str, Array]:
-    """Return what albumentations is to move besides image and boxes.
-
-    Args:
-        target: A plain target that `check_fields` has passed.
-        size: (H, W) of the image.
-
-    Returns:
-        ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` ``(P, 3)``: x, y and the number of the
-        point, for the probes and the keypoints that are labelled; each only where there are any.
-    """
+    """Return what albumentations is to move besides image and boxes."""
     packed = {}
     masks, keypoints = target.get("masks"), target.get("keypoints")
     if masks is not None and len(masks):
@@ -139,20 +114,7 @@ def moved_fields(
     size: tuple[int, int],
     keypoint_flip: list[int] | None,
 ) -> dict[str, Tensor]:
-    """Return the new ``masks`` and ``keypoints``, each only where the target has them.
-
-    Args:
-        result: What albumentations returned.
-        target: The plain target that went in.
-        rows: ``(M,)``: the objects that are left.
-        old_size: (H, W) of the image that went in.
-        size: (H', W') of the new image.
-        keypoint_flip: The order of the keypoints in a mirrored image.
-
-    Raises:
-        ValueError: If a transform copied objects, as one does that reflects the image at its
-            border: a mask or a keypoint cannot say which of the copies it belongs to.
-    """
+    """Return the new ``masks`` and ``keypoints``, each only where the target has them."""
     fields: dict[str, Tensor] = {}
     masks, keypoints = target.get("masks"), target.get("keypoints")
     if masks is not None or keypoints is not None:
@@ -171,13 +133,7 @@ def moved_fields(
 
 
 def take_rows(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Target:
-    """Return a new target with the fields that have moved, and the given rows of all others.
-
-    Args:
-        target: The plain target that went in.
-        moved: ``boxes`` and what `moved_fields` returned, M rows each.
-        rows: ``(M,)``: the objects that are left.
-    """
+    """Return a new target with the fields that have moved, and the given rows of all others."""
     taken = {**target, **moved}
     for key, value in target.items():
         if key in moved or not is_per_object(target, key):
@@ -257,11 +213,7 @@ def _moved_keypoints(
 
 
 def _is_mirrored(old: Array, new: Array) -> bool:
-    """Tell whether the map from old to new points ``(P, 2)`` mirrors.
-
-    For an affine map A, the covariance of old and new points is C A' with C that of the old ones,
-    which is positive definite: the signs of the two determinants are equal.
-    """
+    """Tell whether the map from old to new points ``(P, 2)`` mirrors."""
     if len(old) < len(_PROBES):  # a distortion has lost them
         return False
     return bool(np.linalg.det((old - old.mean(axis=0)).T @ (new - new.mean(axis=0))) < 0)

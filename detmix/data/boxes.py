@@ -13,24 +13,14 @@ __all__ = ["CleanBoxes", "clean_boxes", "keep_boxes"]
 
 @dataclass(frozen=True)
 class CleanBoxes:
-    """Boxes within their images, M of them; of :func:`keep_boxes` as they were.
-
-    Attributes:
-        boxes: float32 ``(M, 4)``, clipped; those without area are still among them.
-        has_area: bool ``(M,)``: the box has an area inside its image, or is kept without one.
-        is_clipped: bool ``(M,)``: the box has one, and reached beyond its image.
-    """
+    """Boxes within their images, M of them; of :func:`keep_boxes` as they were."""
 
     boxes: npt.NDArray[np.float32]
     has_area: npt.NDArray[np.bool_]
     is_clipped: npt.NDArray[np.bool_]
 
     def message(self, describe: Callable[[int], str]) -> str | None:
-        """Return what to warn of, or None where all boxes were good.
-
-        Args:
-            describe: Given a box's index, says in which file it stands and how.
-        """
+        """Return what to warn of, or None where all boxes were good."""
         parts = []
         for mask, what in (
             (self.is_clipped, "clipped: they reached beyond their image"),
@@ -43,15 +33,7 @@ class CleanBoxes:
 
 
 def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
-    """Clip boxes to their images.
-
-    All is compared in float32, the precision that boxes are kept in: a box whose area is lost in
-    the rounding has none, and one that reaches beyond the image by less than that is inside.
-
-    Args:
-        boxes: ``(M, 4)`` x1, y1, x2, y2 in pixels, finite.
-        sizes: ``(M, 2)`` height and width of each box's image.
-    """
+    """Clip boxes to their images."""
     limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
     clipped: npt.NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
     has_area = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
@@ -61,11 +43,7 @@ def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) ->
 
 
 def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
-    """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more.
-
-    Args:
-        boxes: ``(M, 4)`` x1, y1, x2, y2 in pixels. What does not fit into float32 is infinite.
-    """
+    """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more."""
     with np.errstate(over="ignore"):
         kept = boxes.astype(np.float32)
     kept[:, 2:] = np.maximum(kept[:, 2:], kept[:, :2])

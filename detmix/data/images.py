@@ -46,16 +46,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEB
 
 
 def read_jpeg(path: Path) -> Tensor:
-    """Decode a JPEG file to uint8 ``(3, H, W)`` RGB; grey and CMYK images are converted.
-
-    Pixels are returned as they are stored: an EXIF orientation is not applied. The memory
-    layout is the decoder's (channels last), so that ``image.permute(1, 2, 0)`` is contiguous.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is empty, not a JPEG file, truncated, broken or far too large; names
-            the file.
-    """
+    """Decode a JPEG file to uint8 ``(3, H, W)`` RGB; grey and CMYK images are converted."""
     try:
         data = read_regular_file(path)
     except FileNotFoundError:
@@ -67,21 +58,7 @@ def read_jpeg(path: Path) -> Tensor:
 
 
 def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
-    """Decode a JPEG, PNG, WebP, BMP, ... image to uint8 ``(3, H, W)`` RGB.
-
-    What the bytes begin with decides, not a file's name: ImageNet has a PNG called ``.JPEG``.
-    Grey, palette and CMYK images are converted; an alpha channel is left out and 16 bits are
-    reduced to their upper 8. An EXIF orientation is not applied. The memory layout is channels
-    last, so that ``image.permute(1, 2, 0)`` is contiguous.
-
-    Args:
-        data: The content of an image file.
-        name: Names the image in errors.
-
-    Raises:
-        ValueError: The image is empty, of no known format, truncated, broken, or of more than
-            twice ``PIL.Image.MAX_IMAGE_PIXELS``; names the image.
-    """
+    """Decode a JPEG, PNG, WebP, BMP, ... image to uint8 ``(3, H, W)`` RGB."""
     if not data:
         raise ValueError(f"{name}: not an image: the file is empty")
     if decode_jpeg is not None and data.startswith(_JPEG_START):
@@ -102,14 +79,7 @@ def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
 
 
 def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: Path) -> None:
-    """Raise ValueError unless an image has the height and width that its annotation says.
-
-    Args:
-        image: ``(3, H, W)``.
-        path: Its file, for the message.
-        size: The expected height and width.
-        source: The file that says so, for the message.
-    """
+    """Raise ValueError unless an image has the height and width that its annotation says."""
     height, width = image.shape[-2:]
     if (height, width) == size:
         return
@@ -121,12 +91,7 @@ def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: P
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Read an image's height and width in pixels from the head of its file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not an image of a known format, or a broken one; names the file.
-    """
+    """Read an image's height and width in pixels from the head of its file."""
     with open(path, "rb") as file:
         try:
             with Image.open(file, formats=_formats()) as image:

@@ -12,16 +12,7 @@ __all__ = ["LimitLongestSide"]
 
 
 class LimitLongestSide(albumentations.LongestMaxSize):  # type: ignore[misc]
-    """Shrink an image so that its longest side is at most ``max_size``; never enlarge it.
-
-    Enlarging is left to the detector's own resizing: here it would only make the transforms
-    that follow slower. Shrinking averages over areas, which does not alias; masks take the pixel
-    in the middle of each area. Keypoints move as boxes do, by the ratio of the sides, which differ
-    from ``max_size`` by a rounding.
-
-    Args:
-        max_size: The longest side allowed, in pixels.
-    """
+    """Shrink an image so that its longest side is at most ``max_size``; never enlarge it."""
 
     def __init__(self, max_size: int) -> None:
         super().__init__(

@@ -204,13 +204,7 @@ def eval_loader(
 
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Within its context, say what may have ended a loader's worker process.
-
-    Torch tells of it wherever the main process happens to be, in the midst of a step too.
-
-    Raises:
-        ChildProcessError: If a worker ended before its time; the message names it.
-    """
+    """Within its context, say what may have ended a loader's worker process."""
     try:
         yield
     except RuntimeError as error:
@@ -245,10 +239,7 @@ def init_worker(worker_id: int) -> None:
 
 
 def _obey_parent(parent: int) -> None:
-    """End this process at a SIGTERM of its parent, and of nobody else.
-
-    At its exit Python ends worker processes that are left in this way, and waits for them.
-    """
+    """End this process at a SIGTERM of its parent, and of nobody else."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

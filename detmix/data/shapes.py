@@ -43,13 +43,7 @@ _CROP_CONTEXT = 1.2  # side of the square that is cut out, relative to the box's
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image with its ground truth.
-
-    Attributes:
-        image: uint8 ``(H, W, 3)``.
-        owners: int8 ``(H, W)``: which object is seen at a pixel, -1 for the background.
-        objects: The annotated objects; object ``k`` owns the pixels where ``owners == k``.
-    """
+    """One drawn image with its ground truth."""
 
     image: npt.NDArray[np.uint8]
     owners: npt.NDArray[np.int8]

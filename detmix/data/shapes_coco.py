@@ -141,10 +141,7 @@ def _describe_object(
 
 
 def _outermost(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return (x, y) of the top, bottom, leftmost and rightmost pixel of a mask.
-
-    Where several pixels share the extreme row or column, the middle one is taken.
-    """
+    """Return (x, y) of the top, bottom, leftmost and rightmost pixel of a mask."""
     rows, columns = np.nonzero(mask)
     points = []
     for along, across, extreme in (

@@ -58,32 +58,14 @@ def check_on_error(on_error: str) -> None:
 
 
 def is_of_the_data(error: ValueError | OSError) -> bool:
-    """Tell whether a file is at fault that cannot be used, and not the machine.
-
-    A retry may go well where it is the machine, so that the images of two runs would not be the
-    same.
-    """
+    """Tell whether a file is at fault that cannot be used, and not the machine."""
     return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 
 def find_unusable(
     names: Sequence[str], checks: Sequence[tuple[str, Callable[[int], object]]]
 ) -> dict[int, SkippedImage]:
-    """Check every image, in threads, with a progress bar where standard error is a terminal.
-
-    The result depends on the files alone: not on the number of threads or their order.
-
-    Args:
-        names: The images' names.
-        checks: Kinds of problems, each with what raises it, given an image's index. They are
-            called in this order; an image's first error is the one that counts.
-
-    Returns:
-        The images that cannot be used, by index.
-
-    Raises:
-        OSError: A file could not be read for a reason that may pass, such as a broken connection.
-    """
+    """Check every image, in threads, with a progress bar where standard error is a terminal."""
 
     def check(index: int) -> SkippedImage | None:
         for kind, call in checks:
@@ -114,11 +96,7 @@ def _in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
 
 
 def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object) -> str:
-    """Return what to warn of where images were left out.
-
-    Raises:
-        ValueError: There is no image left.
-    """
+    """Return what to warn of where images were left out."""
     counts = Counter(image.kind for image in skipped)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
     reasons = [image.reason for image in skipped[:_NUM_SHOWN]]

@@ -1,4 +1,4 @@
-"""The typed configuration of a detector above its backbone."""
+"""The typed configurations of a detector above its backbone, and of a classifier."""
 
 from __future__ import annotations
 
@@ -131,10 +131,7 @@ class DetectorConfig:
 
 
 def class_arguments(detector: DetectorConfig) -> dict[str, Any]:
-    """Return the keyword arguments of a detector's class that its configuration gives as such.
-
-    All but the image statistics: what they are by default must be known when weights bring others.
-    """
+    """Return the keyword arguments of a detector's class that its configuration gives as such."""
     sizes = {"min_size": detector.min_size, "max_size": detector.max_size}
     given = {name: value for name, value in sizes.items() if value is not None}
     return {**given, **_without_statistics(detector.options)}

@@ -53,12 +53,7 @@ def anchor_sizes(detector: DetectorConfig, backbone: BackboneConfig) -> tuple[in
 
 
 def check_family(detector: DetectorConfig, backbone: BackboneConfig) -> None:
-    """Check what only the two configurations together can have wrong.
-
-    Raises:
-        ValueError: If there is not one anchor size for each level of the pyramid, or an FCOS would
-            not learn of some objects or have channels that its group norm cannot divide.
-    """
+    """Check what only the two configurations together can have wrong."""
     sizes = anchor_sizes(detector, backbone)
     if len(sizes) != len(backbone.levels) + 1:
         raise ValueError(
@@ -77,18 +72,7 @@ def check_family(detector: DetectorConfig, backbone: BackboneConfig) -> None:
 
 
 def check_fcos_sizes(name: str, sizes: tuple[int, ...], levels: str = "") -> None:
-    """Check that the locations of an FCOS learn of objects of every size.
-
-    Those of a level learn of objects that reach 4 to 8 times its size.
-
-    Args:
-        name: The detector's, for messages.
-        sizes: ``anchor_sizes``, from the finest level to the coarsest.
-        levels: What levels they are for, for messages.
-
-    Raises:
-        ValueError: If there is a gap between the objects of two levels.
-    """
+    """Check that the locations of an FCOS learn of objects of every size."""
     if any(coarse > 2 * fine for fine, coarse in itertools.pairwise(sizes)):
         raise ValueError(
             f"detector.anchor_sizes of {name} must at most double from level to level, or no "
@@ -103,18 +87,7 @@ def build_family(
     num_classes: int,
     num_keypoints: int,
 ) -> nn.Module:
-    """Build a detector of one of the families above a pyramid.
-
-    Args:
-        detector: The detector; its ``name`` is a family's.
-        backbone: What the pyramid was built from.
-        pyramid: The backbone with its pyramid.
-        num_classes: K, the classes with background.
-        num_keypoints: Keypoints of each object, for ``"keypointrcnn"``.
-
-    Returns:
-        The detector, in training mode.
-    """
+    """Build a detector of one of the families above a pyramid."""
     sizes = anchor_sizes(detector, backbone)
     ratios = tuple(detector.aspect_ratios or ASPECT_RATIOS)
     given = class_arguments(detector)

@@ -19,14 +19,7 @@ _ROI_PARTS = ("box_predictor", "mask_predictor", "keypoint_predictor")
 
 
 def keep_boxes_in_float32(model: nn.Module) -> None:
-    """Let a detector place anchors and decode boxes, masks and keypoints in float32, in place.
-
-    Hooks turn what its heads return in half precision into float32, and have its anchors
-    generated in float32. In float32 nothing changes, and no key of the state dict does.
-
-    Args:
-        model: A torchvision detector: an R-CNN, RetinaNet, FCOS or SSD.
-    """
+    """Let a detector place anchors and decode boxes, masks and keypoints in float32, in place."""
     heads, generator = _parts(model)
     for head in heads:
         head.register_forward_hook(_return_float32)

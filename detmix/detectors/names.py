@@ -55,11 +55,7 @@ def builder_names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Check that there is such a detector.
-
-    Raises:
-        ValueError: Listing all there are.
-    """
+    """Check that there is such a detector."""
     if name not in FAMILIES and name not in builder_names():
         raise ValueError(
             f"detector.name must be one of {', '.join(FAMILIES)} (on the configured backbone) or "
@@ -97,11 +93,7 @@ def target_keys(name: str) -> tuple[str, ...]:
 
 
 def detector_class(name: str) -> type[nn.Module]:
-    """Return torchvision's class of a detector.
-
-    Raises:
-        ValueError: If there is no such detector.
-    """
+    """Return torchvision's class of a detector."""
     check_name(name)
     return FAMILIES.get(name) or _returned_class(name)
 
@@ -112,10 +104,7 @@ def option_names(name: str) -> list[str]:
 
 
 def option_defaults(name: str) -> dict[str, Any]:
-    """Return what ``detector.options`` may give, each with the default of the detector's class.
-
-    A builder may have another value for it, of the same type.
-    """
+    """Return what ``detector.options`` may give, each with the default of the detector's class."""
     known = inspect.signature(detector_class(name).__init__).parameters
     return {key: known[key].default for key in known if key not in _NO_OPTIONS}
 

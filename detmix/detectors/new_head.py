@@ -47,13 +47,7 @@ _WITHOUT_EPSILON = (
 
 @dataclass(frozen=True)
 class _Head:
-    """What depends on the classes.
-
-    Attributes:
-        names: Its modules.
-        bias: Key of a bias that has ``anchors`` entries for each class.
-        anchors: Anchors at each location that this bias is for.
-    """
+    """What depends on the classes."""
 
     names: tuple[str, ...]
     bias: str
@@ -65,11 +59,7 @@ class _Head:
 
 
 def detector_weights(name: str) -> list[WeightsEnum]:
-    """Return torchvision's weights of whole detectors that fit a detector.
-
-    Args:
-        name: As `DetectorConfig.name`; a family is thought of on a ResNet-50.
-    """
+    """Return torchvision's weights of whole detectors that fit a detector."""
     builder = _BUILDERS.get(name) if takes_backbone(name) else name
     return [] if builder is None else list(get_model_weights(builder))
 
@@ -82,27 +72,7 @@ def find_detector_weights(source: str, name: str) -> WeightsEnum | None:
 def load_detector_weights(
     model: nn.Module, source: str, name: str, model_name: str | None = None
 ) -> LoadReport:
-    """Load a trained detector into another, all but what depends on the classes.
-
-    The predictor of keypoints is left out too where their number differs.
-
-    Args:
-        model: The detector, changed in place.
-        source: The name of torchvision's weights, or a file: a checkpoint of ``tools/train.py``
-            or a state dict of torchvision's.
-        name: As `DetectorConfig.name`.
-        model_name: What the detector is, for messages; ``name`` if None.
-
-    Returns:
-        What was loaded, with the mean and deviation that the weights expect: those the model has,
-        unless a file says others.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the weights are unknown, broken, a classifier's or of another detector; the
-            model is unchanged then.
-        ConnectionError: If they cannot be downloaded.
-    """
+    """Load a trained detector into another, all but what depends on the classes."""
     weights, eps = _read(model, source, name)
     own, state = model.state_dict(), weights.state
     head = _class_head(model)
@@ -121,16 +91,7 @@ def load_detector_weights(
 
 
 def named_epsilon(source: str, name: str) -> float | None:
-    """Return the epsilon of frozen batch norm that goes with a name; None if none does.
-
-    Some of torchvision's COCO weights on a ResNet-50 are from before its frozen batch norm had
-    any, and its own builders set 0 for them. It is no part of the state dict, hence set whether
-    weights are loaded or not.
-
-    Args:
-        source: ``detector.weights``, also a file with the name of torchvision's.
-        name: As `DetectorConfig.name`.
-    """
+    """Return the epsilon of frozen batch norm that goes with a name; None if none does."""
     files = {Path(member.url).name for member in _WITHOUT_EPSILON}
     found = find_detector_weights(source, name)
     return 0.0 if found in _WITHOUT_EPSILON or Path(source).name in files else None
@@ -177,10 +138,7 @@ def _read(model: Any, source: str, name: str) -> tuple[SourceWeights, float | No
 
 
 def _rename_old(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give keys of before torchvision 0.13 their present names, as its modules do on loading.
-
-    Torchvision's own files of COCO weights still have them.
-    """
+    """Give keys of before torchvision 0.13 their present names, as its modules do on loading."""
     own, copied = model.state_dict(), copy.deepcopy(model).to("meta")
     with suppress(RuntimeError):  # other shapes are told later
         copied.load_state_dict(state, strict=False, assign=True)

@@ -145,17 +145,7 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
 def build_backbone_with_report(
     config: BackboneConfig, *, load_weights: bool = True, pretrained: bool | None = None
 ) -> tuple[BackboneWithFPN, LoadReport | None]:
-    """Build a backbone as `build_backbone` and tell what was loaded.
-
-    Args:
-        config: The backbone.
-        load_weights: Whether to load its pretrained weights.
-        pretrained: Whether ``norm`` and ``trainable_layers`` are by default those of pretrained
-            weights; None for whether there are ``config.weights``.
-
-    Returns:
-        The backbone, and the report if weights were loaded.
-    """
+    """Build a backbone as `build_backbone` and tell what was loaded."""
     if config.trainable_layers is not None and config.trainable_layers > len(_LAYERS):
         raise ValueError(
             f"backbone.trainable_layers of {config.name} must be in 0..5, got "

@@ -46,13 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class _StandIn:
-    """Passes for one of torchvision's weights, and gives a builder the tensors it is made with.
-
-    Args:
-        member: What it passes for.
-        state: The tensors.
-        meta: What it says of itself; None for what the member says.
-    """
+    """Passes for one of torchvision's weights, and gives a builder the tensors it is made with."""
 
     def __init__(
         self,
@@ -74,13 +68,7 @@ class _StandIn:
 
 
 def check_builder(detector: DetectorConfig, backbone: BackboneConfig) -> None:
-    """Check what only the two configurations together can have wrong.
-
-    Raises:
-        ValueError: If the backbone's section asks for what a builder's own backbone does not take
-            (naming all such fields), or the anchors are not those of five levels, leave a gap
-            between those of an FCOS or do not fit the builder's own head.
-    """
+    """Check what only the two configurations together can have wrong."""
     name = detector.name
     _check_backbone(detector, backbone)
     if backbone.weights is not None and name == _SSDLITE:
@@ -111,25 +99,7 @@ def build_by_name(
     *,
     load_weights: bool = True,
 ) -> tuple[nn.Module, LoadReport | None]:
-    """Build a detector as torchvision's builder of that name does.
-
-    Args:
-        detector: The detector; of its ``weights`` it matters here whether there are some.
-        backbone: The section of the backbone.
-        num_classes: K, the classes with background.
-        num_keypoints: Keypoints of each object, for Keypoint R-CNN.
-        load_weights: Whether to load the backbone's pretrained weights; nothing is opened or
-            downloaded otherwise, and the architecture is the same.
-
-    Returns:
-        The detector, in training mode, and the report if weights were loaded that say how images
-        are to be normalised.
-
-    Raises:
-        FileNotFoundError: If the file of the weights is not there.
-        ValueError: If the weights are unknown, broken or of another network.
-        ConnectionError: If they cannot be downloaded.
-    """
+    """Build a detector as torchvision's builder of that name does."""
     name, own_anchors = detector.name, detector.name.endswith("_v2")
     anchors = _anchor_argument(detector)
     arguments = {**class_arguments(detector), "num_classes": num_classes}

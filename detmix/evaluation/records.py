@@ -18,14 +18,7 @@ Record: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """The objects of several images end to end.
-
-    Attributes:
-        counts: ``(images,)`` int64, how many rows each image has.
-        boxes: ``(rows, 4)`` float32 or float64.
-        labels: ``(rows,)`` int32.
-        extra: ``(rows,)`` scores of detections (float), ``difficult`` of objects (bool).
-    """
+    """The objects of several images end to end."""
 
     counts: NDArray[np.int64]
     boxes: NDArray[Any]
@@ -46,10 +39,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked batch: the images' ids (None where absent), detections and objects.
-
-    ``is_crowd (rows,)`` says which of the objects are crowds.
-    """
+    """A checked batch: the images' ids (None where absent), detections and objects."""
 
     image_ids: list[ImageId]
     detections: Columns
@@ -58,20 +48,7 @@ class Batch:
 
 
 def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
-    """Check a batch of predictions and targets and join it into flat arrays.
-
-    Args:
-        predictions: for each image ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``.
-        targets: for each image ``boxes (G, 4)``, ``labels (G,)`` and maybe ``difficult (G,)``,
-            ``iscrowd (G,)`` and ``image_id``.
-        num_classes: C; labels are 1..C.
-
-    Returns:
-        The batch in NumPy arrays on the CPU.
-
-    Raises:
-        ValueError: naming list, index and image id, the value got and what was expected.
-    """
+    """Check a batch of predictions and targets and join it into flat arrays."""
     for name, records in (("predictions", predictions), ("targets", targets)):
         if isinstance(records, Mapping) or not isinstance(records, Sequence):
             raise ValueError(
@@ -233,10 +210,7 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def _join_tensors(values: list[Any], ndim: int) -> tuple[list[int], NDArray[Any] | None]:
-    """Tensors' lengths, and the tensors end to end, brought to the CPU in one go.
-
-    None unless all are tensors of ``ndim`` axes that differ in nothing but their length.
-    """
+    """Tensors' lengths, and the tensors end to end, brought to the CPU in one go."""
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         return [], None
     shapes = [value.shape for value in values]
@@ -251,10 +225,7 @@ def _join_tensors(values: list[Any], ndim: int) -> tuple[list[int], NDArray[Any]
 def _concatenate(
     parts: list[NDArray[Any]], dtype: type[np.generic], columns: int | None = None
 ) -> NDArray[Any]:
-    """Join arrays; at least of the precision of ``dtype``, and of that dtype where all are empty.
-
-    Always a copy: the caller's buffers may be reused for the next batch.
-    """
+    """Join arrays, at least of the precision of ``dtype``; of that dtype where all are empty."""
     filled = [part for part in parts if len(part)]
     if not filled:
         return np.zeros((0,) if columns is None else (0, columns), dtype=dtype)

@@ -25,11 +25,7 @@ Targets = list[dict[str, Tensor]]
 
 
 class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
-    """Torchvision's FCOS head with a weight for each anchor.
-
-    Made from a built `FCOSHead` by `detmix.weight_losses`. All three sums over the batch are
-    divided by max(1, P), or with the normalizer ``"weights"`` by max(1, sum of the P weights).
-    """
+    """Torchvision's FCOS head with a weight for each anchor."""
 
     loss_weighting: LossWeighting
 
@@ -40,22 +36,7 @@ class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses of the batch.
-
-        Args:
-            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` in 1..K-1 and, as a
-                rule, ``box_weights`` ``(N,)``.
-            head_outputs: ``cls_logits`` ``(B, A, K)``, ``bbox_regression`` ``(B, A, 4)`` and
-                ``bbox_ctrness`` ``(B, A, 1)``.
-            anchors: ``(A, 4)`` for each image.
-            matched_idxs: ``(A,)`` int64 for each image: the matched object, -1 for background.
-
-        Returns:
-            ``classification``, ``bbox_regression`` and ``bbox_ctrness``, scalars.
-
-        Raises:
-            ValueError: Naming the target, for weights, boxes or labels out of range.
-        """
+        """Compute the weighted losses of the batch."""
         all_weights = object_weights(targets)
         check_labels(targets, head_outputs["cls_logits"].shape[2])
         matched = torch.stack(matched_idxs)
@@ -105,15 +86,7 @@ class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
 
 
 def centerness_targets(distances: Tensor) -> Tensor:
-    """Return how central each point is in its box, FCOS (arXiv 1904.01355) equation 3.
-
-    Args:
-        distances: ``(P, 4)`` from each point inside its box to the left, top, right and bottom
-            side, in any unit.
-
-    Returns:
-        ``(P,)`` in [0, 1], 1 at the centre.
-    """
+    """Return how central each point is in its box, FCOS (arXiv 1904.01355) equation 3."""
     horizontal, vertical = distances[:, [0, 2]], distances[:, [1, 3]]
     return torch.sqrt(
         (horizontal.amin(dim=1) / horizontal.amax(dim=1))

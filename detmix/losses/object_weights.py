@@ -56,18 +56,7 @@ class LossWeighting:
 
 
 def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-    """Return the checked ``box_weights`` of each target, ones where there are none.
-
-    Args:
-        targets: As torchvision detectors take them, ``boxes`` being ``(N, 4)``.
-
-    Returns:
-        A tensor ``(N,)`` float32 for each target, on the device of its boxes.
-
-    Raises:
-        ValueError: Naming the target, the entry and the value, for weights of a wrong length or
-            one that is negative or not finite, or a box that is not finite.
-    """
+    """Return the checked ``box_weights`` of each target, ones where there are none."""
     all_weights = []
     for index, target in enumerate(targets):
         boxes = target["boxes"]
@@ -110,15 +99,7 @@ def _raise_bad_values(
 
 
 def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
-    """Check that all labels are classes of the detector: on a GPU a wrong one is fatal.
-
-    Args:
-        targets: As torchvision detectors take them, ``labels`` being ``(N,)``.
-        num_classes: K, the detector's classes with background.
-
-    Raises:
-        ValueError: Naming the target, the box and the label.
-    """
+    """Check that all labels are classes of the detector: on a GPU a wrong one is fatal."""
     labels = torch.cat([target["labels"] for target in targets])
     if bool(((labels >= 1) & (labels < num_classes)).all()):
         return
@@ -134,18 +115,7 @@ def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None
 def sample_weights(
     weights: Tensor, matched_idxs: Tensor, foreground: Tensor, background_weight: float
 ) -> Tensor:
-    """Give each sample the weight of its object, or the background's.
-
-    Args:
-        weights: ``(N,)`` weights of the objects of one image.
-        matched_idxs: ``(S,)`` int64, the object that each sample matches; anything in
-            [-2, N) where the sample is not foreground.
-        foreground: ``(S,)`` bool.
-        background_weight: Weight of samples that are not foreground.
-
-    Returns:
-        ``(S,)`` of the weights' dtype.
-    """
+    """Give each sample the weight of its object, or the background's."""
     background = weights.new_full((), background_weight)
     if len(weights) == 0:  # nothing to gather from, and nothing is foreground
         return background.expand(len(matched_idxs))

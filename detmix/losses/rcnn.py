@@ -42,30 +42,20 @@ SMOOTH_L1_BETA = 1 / 9
 
 
 class _Labels(list[Tensor]):
-    """Labels of each image's anchors on their way through torchvision's ``forward``, with weights.
-
-    Attributes:
-        weights: ``(A,)`` for each image.
-    """
+    """Labels ``(A,)`` of each image, with weights, on their way through torchvision's code."""
 
     weights: list[Tensor]
 
 
 class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """Torchvision's region proposal network with a weight for each sampled anchor.
-
-    Made from a built `RegionProposalNetwork` by `detmix.weight_losses`.
-    """
+    """Torchvision's region proposal network with a weight for each sampled anchor."""
 
     loss_weighting: LossWeighting
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes.
-
-        By torchvision's rule, whose own method does not tell which object an anchor matches.
-        """
+        """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
@@ -90,10 +80,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the objectness and the box loss, both divided by the number of sampled anchors.
-
-        Of ``(ΣA, 1)`` logits and ``(ΣA, 4)`` deltas of all images, and ``(A, 4)`` goals of each.
-        """
+        """Return the objectness and the box loss, both divided by the number of sampled anchors."""
         assert isinstance(labels, _Labels)
         positives, negatives = self.fg_bg_sampler(labels)
         positive = torch.where(torch.cat(positives))[0]
@@ -114,15 +101,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
 
 
 class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
-    """Torchvision's RoI heads with a weight for each sampled proposal.
-
-    The mask and the keypoint branch see foreground proposals only. With
-    ``normalizer="weights"`` each loss is divided by the weights of what torchvision counts for
-    it: all sampled proposals (classes and boxes), the pixels of all foreground proposals'
-    masks, the valid keypoints.
-
-    Made from built `RoIHeads` by `detmix.weight_losses`.
-    """
+    """Torchvision's RoI heads with a weight for each sampled proposal."""
 
     loss_weighting: LossWeighting
 
@@ -133,22 +112,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Classify and refine proposals, and in training return the weighted losses.
-
-        Args:
-            features: Feature maps by level name.
-            proposals: Proposed boxes of each image.
-            image_shapes: (H, W) of each image.
-            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` and, as a rule,
-                ``box_weights`` ``(N,)``; ``masks`` ``(N, H, W)`` and ``keypoints``
-                ``(N, J, 3)`` float32 where the detector predicts them (not needed where N is 0).
-
-        Returns:
-            Detections of each image (none in training), and ``loss_classifier`` and
-            ``loss_box_reg``, both divided by the number of sampled proposals, ``loss_mask`` by
-            that of the foreground's pixels and ``loss_keypoint`` by that of valid keypoints
-            (none in evaluation).
-        """
+        """Classify and refine proposals, and in training return the weighted losses."""
         if not self.training:
             return super().forward(  # type: ignore[no-any-return]
                 features, proposals, image_shapes, targets
@@ -200,18 +164,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         regression_targets: Tensor,
         weights: Tensor,
     ) -> dict[str, Tensor]:
-        """Compute both losses over all sampled proposals.
-
-        Args:
-            class_logits: ``(R, K)``.
-            box_regression: ``(R, 4 K)``, a box for each class.
-            labels: ``(R,)`` int64, 0 for background.
-            regression_targets: ``(R, 4)``.
-            weights: ``(R,)``.
-
-        Returns:
-            ``loss_classifier`` and ``loss_box_reg``.
-        """
+        """Compute both losses over all sampled proposals."""
         foreground = torch.where(labels > 0)[0]
         deltas = box_regression.reshape(len(labels), -1, 4)
         losses = {
@@ -233,20 +186,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         foreground: Foreground,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Run the mask and the keypoint branch that there are, over the foreground.
-
-        Args:
-            features: Feature maps by level name.
-            image_shapes: (H, W) of each image.
-            foreground: The proposals that match an object.
-            targets: Targets with ``masks`` and ``keypoints``.
-
-        Returns:
-            ``loss_mask`` and ``loss_keypoint``, or one of them.
-
-        Raises:
-            ValueError: For another number of keypoints than the detector predicts.
-        """
+        """Run the mask and the keypoint branch that there are, over the foreground."""
         losses = {}
         where = (features, foreground.proposals, image_shapes)
         if self.has_mask():

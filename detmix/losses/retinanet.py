@@ -40,12 +40,7 @@ _OVERLAP_LOSSES = {
 
 
 class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
-    """Torchvision's RetinaNet head with a weight for each anchor.
-
-    Made from a built `RetinaNetHead` by `detmix.weight_losses`. Each image's sums are divided by
-    max(1, P), or with the normalizer ``"weights"`` by max(1, sum of the P weights), and the
-    mean over the images is taken. Anchors between the thresholds have no classification loss.
-    """
+    """Torchvision's RetinaNet head with a weight for each anchor."""
 
     loss_weighting: LossWeighting
 
@@ -56,22 +51,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses of the batch.
-
-        Args:
-            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` in 1..K-1 and, as a
-                rule, ``box_weights`` ``(N,)``.
-            head_outputs: ``cls_logits`` ``(B, A, K)`` and ``bbox_regression`` ``(B, A, 4)``.
-            anchors: ``(A, 4)`` for each image.
-            matched_idxs: ``(A,)`` int64 for each image: the matched object, -1 for background,
-                -2 for anchors between the thresholds.
-
-        Returns:
-            ``classification`` and ``bbox_regression``, scalars.
-
-        Raises:
-            ValueError: Naming the target, for weights, boxes or labels out of range.
-        """
+        """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         all_weights = object_weights(targets)
         check_labels(targets, logits.shape[2])
@@ -93,17 +73,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     def classification_loss(
         self, logits: Tensor, labels: Tensor, matched: Tensor, weights: Tensor
     ) -> Tensor:
-        """Focal loss of one image over all classes of its anchors.
-
-        Args:
-            logits: ``(A, K)``.
-            labels: ``(N,)``.
-            matched: ``(A,)``.
-            weights: ``(A,)``, each for all classes of its anchor.
-
-        Returns:
-            A scalar.
-        """
+        """Focal loss of one image over all classes of its anchors."""
         foreground = matched >= 0
         goals = torch.zeros_like(logits)
         goals[foreground, labels[matched[foreground]]] = 1.0
@@ -116,18 +86,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     def box_loss(
         self, regression: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, weights: Tensor
     ) -> Tensor:
-        """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2).
-
-        Args:
-            regression: ``(A, 4)``, encoded relative to the anchors.
-            anchors: ``(A, 4)``.
-            boxes: ``(N, 4)``.
-            matched: ``(A,)``.
-            weights: ``(A,)``.
-
-        Returns:
-            A scalar.
-        """
+        """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2)."""
         foreground = torch.where(matched >= 0)[0]
         weights = weights[foreground]
         losses = self._box_losses(

@@ -1,6 +1,6 @@
 """The mask and keypoint losses of Mask R-CNN and Keypoint R-CNN with a weight for each object.
 
-Pure functions; `detmix.detectors.rcnn.WeightedRoIHeads` runs the network's branches around them.
+Pure functions; `detmix.losses.rcnn.WeightedRoIHeads` runs the network's branches around them.
 Only proposals matched to an object, the foreground, have masks and keypoints, so no background
 weight is involved.
 
@@ -38,14 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Foreground:
-    """The sampled proposals that match an object, image after image.
-
-    Attributes:
-        proposals: ``(P_i, 4)`` for each image.
-        matched_idxs: ``(P_i,)`` int64 for each image, the objects matched.
-        labels: ``(P,)`` int64 in 1..K-1.
-        weights: ``(P,)`` weights of the objects matched.
-    """
+    """The sampled proposals that match an object, image after image."""
 
     proposals: list[Tensor]
     matched_idxs: list[Tensor]
@@ -59,14 +52,7 @@ def select_foreground(
     labels: Sequence[Tensor],
     weights: Tensor,
 ) -> Foreground:
-    """Pick the foreground of the sampled proposals.
-
-    Args:
-        proposals: Sampled boxes of each image.
-        matched_idxs: The object each of them matches, int64.
-        labels: The class of each, 0 for background.
-        weights: Weight of each, all images joined.
-    """
+    """Pick the foreground of the sampled proposals."""
     positives = [torch.where(image_labels > 0)[0] for image_labels in labels]
     joined = torch.cat(list(labels))
     foreground = torch.where(joined > 0)[0]
@@ -79,16 +65,7 @@ def select_foreground(
 
 
 def mask_targets(foreground: Foreground, masks: Sequence[Tensor], size: int) -> Tensor:
-    """Cut each foreground proposal's object mask to the proposal.
-
-    Args:
-        foreground: The proposals.
-        masks: ``(N, H, W)`` for each image, 0 or 1.
-        size: M.
-
-    Returns:
-        ``(P, M, M)`` in [0, 1].
-    """
+    """Cut each foreground proposal's object mask to the proposal."""
     return torch.cat(
         [
             project_masks_on_boxes(image_masks, boxes, matched, size)
@@ -100,17 +77,7 @@ def mask_targets(foreground: Foreground, masks: Sequence[Tensor], size: int) -> 
 
 
 def weighted_mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over P · M · M of each proposal's weight times its pixels' binary cross-entropy.
-
-    Args:
-        logits: ``(P, K, M, M)``; only the plane of a proposal's own class counts.
-        labels: ``(P,)`` int64 in [0, K).
-        targets: ``(P, M, M)`` in [0, 1].
-        weights: ``(P,)``.
-
-    Returns:
-        A scalar, 0 where P is 0 (with a gradient, for the branch's parameters).
-    """
+    """Mean over P · M · M of each proposal's weight times its pixels' binary cross-entropy."""
     if len(labels) == 0:
         return logits.sum() * 0
     own_class = logits[torch.arange(len(labels), device=labels.device), labels]
@@ -123,17 +90,7 @@ def weighted_mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, weights:
 def keypoint_targets(
     foreground: Foreground, keypoints: Sequence[Tensor], size: int
 ) -> tuple[Tensor, Tensor]:
-    """Locate each foreground proposal's keypoints in its heatmaps.
-
-    Args:
-        foreground: The proposals.
-        keypoints: ``(N, J, 3)`` x, y, visibility for each image.
-        size: S.
-
-    Returns:
-        ``(P * J,)`` int64 cells in [0, S * S), and the indices ``(V,)`` of the valid ones:
-        visible and inside the proposal.
-    """
+    """Locate each foreground proposal's keypoints in its heatmaps."""
     pairs = [
         keypoints_to_heatmap(image_keypoints[matched], boxes, size)
         for image_keypoints, boxes, matched in zip(
@@ -147,16 +104,7 @@ def keypoint_targets(
 
 
 def weighted_keypoint_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over V valid keypoints of their object's weight times the heatmap's cross-entropy.
-
-    Args:
-        logits: ``(V, S * S)``, the heatmaps of the valid keypoints.
-        targets: ``(V,)`` int64, the cell of each.
-        weights: ``(V,)``, the weight of each keypoint's object.
-
-    Returns:
-        A scalar, 0 where V is 0 (with a gradient, for the branch's parameters).
-    """
+    """Mean over V valid keypoints of their object's weight times the heatmap's cross-entropy."""
     if len(targets) == 0:
         return logits.sum() * 0
     return weighted_cross_entropy(logits, targets, weights)
@@ -165,18 +113,7 @@ def weighted_keypoint_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> 
 def mask_loss(
     logits: Tensor, foreground: Foreground, masks: Sequence[Tensor], weighting: LossWeighting
 ) -> Tensor:
-    """Compute the weighted mask loss of a batch.
-
-    Args:
-        logits: ``(P, K, M, M)``.
-        foreground: The P proposals.
-        masks: ``(N, H, W)`` for each image, 0 or 1.
-        weighting: With ``normalizer="weights"`` the divisor is M · M times the sum of the P
-            weights.
-
-    Returns:
-        A scalar.
-    """
+    """Compute the weighted mask loss of a batch."""
     targets = mask_targets(foreground, masks, logits.shape[-1])
     loss = weighted_mask_loss(logits, foreground.labels, targets, foreground.weights)
     return weighting.rescale(loss, foreground.weights)
@@ -185,22 +122,7 @@ def mask_loss(
 def keypoint_loss(
     logits: Tensor, foreground: Foreground, keypoints: Sequence[Tensor], weighting: LossWeighting
 ) -> Tensor:
-    """Compute the weighted keypoint loss of a batch.
-
-    Args:
-        logits: ``(P, J, S, S)``.
-        foreground: The P proposals.
-        keypoints: ``(N, J, 3)`` x, y, visibility for each image.
-        weighting: With ``normalizer="weights"`` the divisor is the sum of the weights of the V
-            valid keypoints, each that of its object.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: For objects with another number of keypoints than J, or heatmaps that are not
-            square.
-    """
+    """Compute the weighted keypoint loss of a batch."""
     _, num_keypoints, height, size = logits.shape
     if height != size:
         raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
@@ -215,16 +137,7 @@ def keypoint_loss(
 def with_empty_branches(
     targets: Sequence[dict[str, Tensor]], has_mask: bool, has_keypoint: bool
 ) -> list[dict[str, Tensor]]:
-    """Give targets without objects the masks and keypoints of none of them.
-
-    ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves all keys out for an image of
-    COCO without annotations, and torchvision's own heads then fail.
-
-    Args:
-        targets: Targets with ``boxes`` ``(N, 4)``; they are not changed.
-        has_mask: Whether ``masks`` are needed.
-        has_keypoint: Whether ``keypoints`` are.
-    """
+    """Give targets without objects the masks and keypoints of none of them."""
     needed = [("masks", (0, 1, 1))] * has_mask + [("keypoints", (0, 1, 3))] * has_keypoint
     return [
         {**{key: target["boxes"].new_zeros(shape) for key, shape in needed}, **target}
@@ -235,11 +148,7 @@ def with_empty_branches(
 
 
 def check_masks(targets: Sequence[dict[str, Tensor]]) -> None:
-    """Check that every target has a mask for each box.
-
-    Raises:
-        ValueError: Naming the target and the shape.
-    """
+    """Check that every target has a mask for each box."""
     for index, target in enumerate(targets):
         count = len(target["boxes"])
         if "masks" not in target:
@@ -252,12 +161,7 @@ def check_masks(targets: Sequence[dict[str, Tensor]]) -> None:
 
 
 def check_keypoints(targets: Sequence[dict[str, Tensor]]) -> None:
-    """Check that every target has float32 keypoints for each box.
-
-    Raises:
-        ValueError: Naming the target and the shape.
-        TypeError: Naming the target and the dtype.
-    """
+    """Check that every target has float32 keypoints for each box."""
     for index, target in enumerate(targets):
         if "keypoints" not in target:
             raise ValueError(
@@ -276,15 +180,7 @@ def check_keypoints(targets: Sequence[dict[str, Tensor]]) -> None:
 
 
 def check_keypoint_number(keypoints: Sequence[Tensor], expected: int) -> None:
-    """Check that objects have as many keypoints as the detector predicts.
-
-    Args:
-        keypoints: ``(N, J, 3)`` for each image.
-        expected: J.
-
-    Raises:
-        ValueError: Naming the target and its number.
-    """
+    """Check that objects have as many keypoints as the detector predicts."""
     for index, image_keypoints in enumerate(keypoints):
         if len(image_keypoints) > 0 and image_keypoints.shape[1] != expected:
             raise ValueError(

@@ -26,17 +26,7 @@ SMOOTH_L1_BETA = 1.0
 
 
 class WeightedSSD(SSD):  # type: ignore[misc]
-    r"""Torchvision's SSD with a weight for each matched anchor and each mined negative.
-
-    An anchor matched to an object has that object's weight in both losses, a negative has
-    ``background_weight``. Which negatives count (`hard_negatives`) is decided by their unweighted
-    losses, so weights never change the choice and both losses are linear in them.
-
-    Both are divided by torchvision's :math:`\max(1, n)` with n the matched anchors of the batch;
-    with ``normalizer="weights"`` by :math:`\max(1, \sum_i w_i)` over these same anchors.
-
-    Made from a built `SSD` by `detmix.weight_losses`.
-    """
+    r"""Torchvision's SSD with a weight for each matched anchor and each mined negative."""
 
     loss_weighting: LossWeighting
 
@@ -47,21 +37,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Compute both weighted losses of a batch.
-
-        Args:
-            targets: Targets with ``boxes`` ``(N, 4)``, ``labels`` ``(N,)`` and, as a rule,
-                ``box_weights`` ``(N,)``.
-            head_outputs: ``bbox_regression`` ``(B, A, 4)`` and ``cls_logits`` ``(B, A, K)``.
-            anchors: ``(A, 4)`` for each image.
-            matched_idxs: ``(A,)`` int64 for each image: the anchor's object, or negative.
-
-        Returns:
-            ``bbox_regression`` and ``classification``.
-
-        Raises:
-            ValueError: For weights, boxes or labels out of range, by target and box.
-        """
+        """Compute both weighted losses of a batch."""
         cls_logits = head_outputs["cls_logits"]
         weights = torch.stack(
             [
@@ -97,19 +73,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         foreground: list[Tensor],
         weights: Tensor,
     ) -> Tensor:
-        """Sum each matched anchor's weight times its smooth L1 loss.
-
-        Args:
-            targets: A target for each image.
-            bbox_regression: ``(B, A, 4)`` predicted regression.
-            anchors: ``(A, 4)`` for each image.
-            matched_idxs: ``(A,)`` for each image.
-            foreground: ``(F,)`` for each image, the indices of its matched anchors.
-            weights: ``(B, A)``.
-
-        Returns:
-            A scalar.
-        """
+        """Sum each matched anchor's weight times its smooth L1 loss."""
         losses = []
         for index, (target, chosen) in enumerate(zip(targets, foreground, strict=True)):
             goals = self.box_coder.encode_single(
@@ -134,18 +98,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         foreground: list[Tensor],
         weights: Tensor,
     ) -> Tensor:
-        """Sum the weighted cross-entropy of matched anchors and of the hard negatives.
-
-        Args:
-            targets: A target for each image.
-            cls_logits: ``(B, A, K)``.
-            matched_idxs: ``(A,)`` for each image.
-            foreground: ``(F,)`` for each image, the indices of its matched anchors.
-            weights: ``(B, A)``.
-
-        Returns:
-            A scalar.
-        """
+        """Sum the weighted cross-entropy of matched anchors and of the hard negatives."""
         labels = torch.zeros_like(torch.stack(matched_idxs))
         for index, chosen in enumerate(foreground):
             labels[index, chosen] = targets[index]["labels"][matched_idxs[index][chosen]]
@@ -159,16 +112,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
 
 
 def hard_negatives(losses: Tensor, foreground: Tensor, ratio: float) -> Tensor:
-    """Choose the negatives of highest loss, ``ratio`` times as many as an image's positives.
-
-    Args:
-        losses: ``(B, A)`` unweighted classification losses.
-        foreground: ``(B, A)`` bool, the positives.
-        ratio: Negatives for each positive (3 in SSD, arXiv 1512.02325, section 2.2).
-
-    Returns:
-        ``(B, A)`` bool. As in torchvision, an image with too few negatives takes positives too.
-    """
+    """Choose the negatives of highest loss, ``ratio`` times as many as an image's positives."""
     ranked = losses.masked_fill(foreground, -torch.inf)
     order = ranked.sort(1, descending=True)[1]
     rank = order.sort(1)[1]

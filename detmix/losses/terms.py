@@ -28,66 +28,27 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of each sample's weight times its cross-entropy.
-
-    Args:
-        logits: ``(R, K)``; half precision is computed in float32.
-        labels: ``(R,)`` int64 in [0, K).
-        weights: ``(R,)``.
-
-    Returns:
-        A scalar.
-    """
+    """Mean over R of each sample's weight times its cross-entropy."""
     if logits.dtype in _HALF:  # not every device's autocast treats log_softmax as cross-entropy
         logits = logits.float()
     return F.nll_loss(F.log_softmax(logits, dim=1) * weights[:, None], labels)
 
 
 def weighted_binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of each sample's weight times its binary cross-entropy.
-
-    Args:
-        logits: ``(R,)``.
-        targets: ``(R,)`` in [0, 1].
-        weights: ``(R,)``.
-
-    Returns:
-        A scalar.
-    """
+    """Mean over R of each sample's weight times its binary cross-entropy."""
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
 
 
 def weighted_smooth_l1(
     predictions: Tensor, targets: Tensor, weights: Tensor, *, beta: float, num_samples: int
 ) -> Tensor:
-    """Sum over P of each sample's weight times its smooth L1 loss, divided by R.
-
-    Args:
-        predictions: ``(P, 4)`` box regression of the foreground samples.
-        targets: ``(P, 4)``.
-        weights: ``(P,)``.
-        beta: Where the loss turns from quadratic to linear.
-        num_samples: R, foreground and background together.
-
-    Returns:
-        A scalar, 0 where P is 0.
-    """
+    """Sum over P of each sample's weight times its smooth L1 loss, divided by R."""
     losses = F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none")
     return (losses * weights[:, None]).sum() / num_samples
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    """Sum of losses, each times the weight of its sample.
-
-    Args:
-        losses: ``(S, ...)`` or with as many more leading dimensions as the weights have: one
-            loss for each sample, or several (classes, coordinates).
-        weights: ``(S,)``. Rounded to the losses' dtype, else the sum of half precision losses
-            would be of another precision than the plain sum.
-
-    Returns:
-        A scalar of the losses' dtype, 0 where there is no sample.
-    """
+    """Sum of losses, each times the weight of its sample."""
     trailing = (1,) * (losses.ndim - weights.ndim)
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
 
@@ -95,19 +56,7 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
 def foreground_normalizer(
     num_foreground: Tensor | int, weights: Tensor, normalizer: Normalizer
 ) -> Tensor | int:
-    """What one-stage detectors divide their sums by.
-
-    Args:
-        num_foreground: P. A count that is a tensor in torchvision is one here as well: a GPU
-            rounds a division by a host number differently.
-        weights: ``(P,)`` weights of the foreground samples.
-        normalizer: ``"samples"`` for max(1, P), ``"weights"`` for max(1, sum of the weights).
-            Not less than 1, as the classification loss holds background samples too, which a
-            few foreground samples of little weight must not blow up.
-
-    Returns:
-        A positive number or scalar.
-    """
+    """What one-stage detectors divide their sums by."""
     if normalizer == "weights":
         return weights.sum().clamp(min=1)
     return max(num_foreground, 1)

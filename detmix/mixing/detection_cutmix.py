@@ -1,7 +1,10 @@
 """CutMix for object detection: a rectangle of one image pasted into another.
 
-CutMix (arXiv 1905.04899, section 3.1) mixes two labels by area; here every object keeps the
-weight of its visible share. Shapes: (H_a, W_a) and (H_b, W_b) the images, with N_a and N_b objects.
+CutMix (arXiv 1905.04899, section 3.1) mixes two labels by area; here every object keeps the weight
+of its visible share. Of A is seen what lies outside of the rectangle, of B what lies inside.
+
+Shapes: (H_a, W_a) and (H_b, W_b) the images, with N_a and N_b objects; N objects and K keypoints of
+either; (H, W) the canvas.
 """
 
 from __future__ import annotations
@@ -218,20 +221,7 @@ def common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
 
 
 def paste(image_a: Tensor, image_b: Tensor, rectangle: Rectangle) -> Tensor:
-    """Paste a rectangle of one image into another, at the same place.
-
-    Args:
-        image_a: ``(C, H_a, W_a)``.
-        image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
-        rectangle: (x1, y1, x2, y2) in pixels, x2 and y2 exclusive; within both images.
-
-    Returns:
-        A new image of A's size; a tv_tensor where ``image_a`` is one.
-
-    Raises:
-        ValueError: If the images differ in dtype, device or number of channels, or the rectangle
-            is not within both.
-    """
+    """Paste a rectangle of one image into another, at the same place."""
     _check_pair(image_a, image_b)
     x1, y1, x2, y2 = _checked_rectangle(rectangle, image_a, image_b)
     pasted = plain(image_a).clone()
@@ -262,29 +252,7 @@ def visible(
     inside: bool,
     min_visibility: float,
 ) -> tuple[Target, Tensor]:
-    """Cut the ground truth of an image to the part that is seen.
-
-    Boxes are clipped where what is seen of them is a rectangle, masks exactly; ``area`` is
-    scaled by the visible share; hidden keypoints become (0, 0, 0), COCO's "not labelled"
-    (those without a visibility stay). What of a box lies beyond its image is not seen of it to
-    begin with: resizing alone can move an edge there by a rounding.
-
-    Args:
-        target: A target with ``boxes`` ``(N, 4)``.
-        image_size: (H, W) of the target's own image.
-        rectangle: (x1, y1, x2, y2) in whole pixels, x2 and y2 exclusive.
-        size: (H, W) of the canvas that masks are cut to; it covers all that is seen.
-        inside: Whether the inside of the rectangle is seen, or all but that.
-        min_visibility: Below which share an object counts as not visible at all.
-
-    Returns:
-        A new target, still with N objects, and their visible shares ``(N,)`` in [0, 1]: of the
-        mask where there is one with any pixel, else of the box. The share is 0 for an object of
-        which too little or no area is left.
-
-    Raises:
-        ValueError: If keypoints are no tensor ``(N, K, 2 or 3)``.
-    """
+    """Cut the ground truth of an image to the part that is seen."""
     boxes = _intersection(xyxy(target["boxes"]), (0, 0, image_size[1], image_size[0]))
     common = _intersection(boxes, rectangle)
     seen = common if inside else _remainder(boxes, common)
@@ -315,12 +283,7 @@ def _intersection(boxes: Tensor, rectangle: Rectangle) -> Tensor:
 
 
 def _remainder(boxes: Tensor, common: Tensor) -> Tensor:
-    """Return the boxes without ``common``, the part of each that is covered: ``(N, 4)``.
-
-    That is a rectangle again where a whole side is covered from edge to edge: there the side
-    moves. Otherwise the box stays. One that is covered entirely is turned inside out, which
-    leaves it no area.
-    """
+    """Return the boxes without ``common``, the part of each that is covered: ``(N, 4)``."""
     left, top, right, bottom = (common == boxes).unbind(1)
     moved = torch.stack(
         [left & top & bottom, top & left & right, right & top & bottom, bottom & left & right], 1
@@ -337,10 +300,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _replaced(boxes: Tensor, old: Tensor, new: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return ``boxes`` in their own type and format, of which ``old`` became ``new``.
-
-    Those that did not change are not converted there and back, which would round them.
-    """
+    """Return ``boxes`` in their own type and format, of which ``old`` became ``new``."""
     back = converted(new, BoundingBoxFormat.XYXY, box_format(boxes))
     changed = (new != old).any(1, keepdim=True)
     values = torch.where(changed, back, plain(boxes))

@@ -1,7 +1,7 @@
 """Mixup for object detection (Bag of Freebies, arXiv 1902.04103, section 3.1).
 
-Shapes: (H_a, W_a) and (H_b, W_b) the images, with N_a and N_b objects; H and W the larger of
-their heights and widths.
+Shapes: C channels; (H_a, W_a) and (H_b, W_b) the images, with N_a and N_b objects; H and W the
+larger of their heights and widths, the canvas.
 """
 
 from __future__ import annotations
@@ -148,20 +148,7 @@ def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
 
 
 def pad_to(image: Tensor, size: tuple[int, int], fill: Fill = 0) -> Tensor:
-    """Pad an image at its bottom and right.
-
-    Args:
-        image: ``(C, H', W')`` of any dtype.
-        size: (H, W), at least (H', W').
-        fill: The value of the new pixels, in the image's own scale: one number, or one for
-            each channel. Rounded to nearest where the image holds integers.
-
-    Returns:
-        ``(C, H, W)``; the image itself where it has this size already.
-
-    Raises:
-        ValueError: If ``fill`` does not suit the image's channels or dtype.
-    """
+    """Pad an image at its bottom and right."""
     value = _fill_value(fill, image)
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):
@@ -230,11 +217,7 @@ def _fill_value(fill: Fill, image: Tensor) -> Tensor:
 
 
 def _blend_strips(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
-    """Blend uint8 images on the CPU, a strip of rows after the other.
-
-    The same arithmetic as on whole images, but the floats stay in the cache and padding costs
-    no copy of its own.
-    """
+    """Blend uint8 images on the CPU, a strip of rows after the other."""
     (height, width), channels = canvas_size(image_a, image_b), image_a.shape[0]
     value = _fill_value(fill, image_a).float()
     rows = max(1, min(height, _STRIP_VALUES // max(1, channels * width)))

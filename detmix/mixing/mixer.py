@@ -1,4 +1,4 @@
-"""What every pair mixer shares: who is mixed with whom, when, and where.
+"""What every pair mixer shares: who is mixed with whom, when, and where; and a choice of several.
 
 A mixer draws all its randomness in one method and applies it in another, so that a test can
 inject what would be drawn. B is the batch size.

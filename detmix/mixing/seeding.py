@@ -1,4 +1,4 @@
-"""Seeds as a pure function of what is seeded: never of a worker, a process or a call order."""
+"""Seeds as a pure function of what is seeded, and the epoch as every process sees it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,7 @@ def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
 
 
 def draw_seeds(num: int, generator: torch.Generator | None = None) -> list[int]:
-    """Draw seeds for generators of the standard library.
-
-    Only those draw Beta variates from an explicit generator; torch's public interface does not.
-
-    Args:
-        num: How many.
-        generator: A CPU generator, or None for torch's global one (which ``DataLoader`` seeds
-            differently in each worker).
-    """
+    """Draw seeds for generators of the standard library."""
     seeds: list[int] = torch.randint(0, 2**62, (num,), generator=generator).tolist()
     return seeds
 

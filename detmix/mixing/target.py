@@ -1,6 +1,9 @@
-"""What a sample of a detection data set must look like, and what an object has by default.
+"""What a sample of a detection data set must look like, and joining the ground truth of two.
 
-Shapes: N objects in a target; (H, W) its image.
+Arithmetic on a tv_tensor mostly returns a plain tensor, and where it does not it keeps a canvas
+size that is no longer true. So everything is computed on plain tensors, and typed at the end.
+
+Shapes: N objects in a target, N_a and N_b in those of two images; (H, W) an image or the canvas.
 """
 
 from __future__ import annotations
@@ -47,11 +50,7 @@ PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
 
 
 def is_per_object(target: Target, key: str) -> bool:
-    """Tell whether ``target[key]`` is a tensor or list with one entry for each box.
-
-    A value of the whole image under a key of one's own must therefore not be a tensor or list whose
-    length could be that: a number, a string or a tuple never is.
-    """
+    """Tell whether ``target[key]`` is a tensor or list with one entry for each box."""
     value = target.get(key)
     if key in PER_IMAGE_KEYS or not isinstance(value, (Tensor, list)):
         return False
@@ -70,12 +69,7 @@ def box_weights(target: Target) -> Tensor:
 
 
 def with_objects(target: Target, device: torch.device | None = None) -> Target:
-    """Return the target, or a copy with ``boxes`` and ``labels`` where it holds none.
-
-    Args:
-        target: A target as `check_sample` takes it.
-        device: Where to make the ``boxes`` ``(0, 4)`` and ``labels`` ``(0,)``; None for the CPU.
-    """
+    """Return the target, or a copy with ``boxes`` and ``labels`` where it holds none."""
     if target.get("boxes") is not None:
         return target
     boxes = torch.zeros((0, 4), device=device)
@@ -83,32 +77,13 @@ def with_objects(target: Target, device: torch.device | None = None) -> Target:
 
 
 def completed(target: Target, device: torch.device | None = None) -> Target:
-    """Return a copy of ``target`` that has ``boxes``, ``labels`` and ``box_weights``.
-
-    Args:
-        target: A target as `check_sample` takes it.
-        device: Where to make those of an image without objects; None for the CPU.
-    """
+    """Return a copy of ``target`` that has ``boxes``, ``labels`` and ``box_weights``."""
     target = with_objects(target, device)
     return {**target, "box_weights": box_weights(target)}
 
 
 def check_sample(image: Tensor, target: Target, name: str) -> None:
-    """Check one sample against the contract of the mixers.
-
-    Args:
-        image: ``(C, H, W)``.
-        target: A target as torchvision detection has it; ``boxes`` are ``(N, 4)``, per-object
-            keys have N rows, masks have the image's size. tv_tensors may hold them, boxes in
-            any format that is not rotated. A target with nothing but ``image_id`` (or a size) is
-            that of an image without objects, as
-            ``torchvision.datasets.wrap_dataset_for_transforms_v2`` leaves it.
-        name: What to call the sample in an error.
-
-    Raises:
-        ValueError: Naming the sample, the key and the value, for a wrong shape, rotated boxes, a
-            box with NaN or infinity, or a weight that is negative or not finite.
-    """
+    """Check one sample against the contract of the mixers."""
     _check_image(image, name)
     if not isinstance(target, dict):
         raise ValueError(f"{name}: target must be a dict, got {_describe(target)}")
@@ -235,19 +210,7 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
 def join(
     targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: tuple[int, int]
 ) -> Target:
-    """Multiply weights by a ratio and join; `union` says how.
-
-    Args:
-        targets: Two targets as `completed` returns them, N_a and N_b objects.
-        ratios: For each target one number, or ``(N,)``, one for each of its objects.
-        size: (H, W) of the canvas.
-
-    Returns:
-        A new target; what comes to weight 0 is left out.
-
-    Raises:
-        ValueError: If only one of the targets has a per-object key that has no default.
-    """
+    """Multiply weights by a ratio and join; `union` says how."""
     # Decided before any object is left out: by chance as many could be left as another key has.
     keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _joins(targets, key)]
     parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
@@ -293,10 +256,7 @@ def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
 
 
 def _model(value_a: Any, value_b: Any) -> Any:
-    """Return that one of two values (or None) after whose kind both are joined.
-
-    A's, unless it has no rows and B's says more: a type, or the rows to come.
-    """
+    """Return that one of two values (or None) after whose kind both are joined."""
     if value_a is None or value_b is None:
         return value_b if value_a is None else value_a
     if len(value_a) or isinstance(value_a, TVTensor):
@@ -378,13 +338,7 @@ def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> 
 
 
 def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
-    """Give plain values the type of another tensor, on a canvas of their own.
-
-    Args:
-        values: Plain values; boxes as (x1, y1, x2, y2), whatever the format of ``like`` is.
-        like: A tv_tensor, or anything else for no type.
-        size: (H, W) of the canvas.
-    """
+    """Give plain values the type of another tensor, on a canvas of their own."""
     if not isinstance(like, TVTensor):
         return values
     if isinstance(like, BoundingBoxes):
@@ -393,13 +347,7 @@ def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
 
 
 def wrap_like(values: Tensor, like: TVTensor, size: tuple[int, int]) -> Tensor:
-    """Give plain values the type of a tv_tensor, on a canvas of their own.
-
-    Args:
-        values: Plain values; boxes in the format of ``like`` already.
-        like: The tv_tensor.
-        size: (H, W) of the canvas.
-    """
+    """Give plain values the type of a tv_tensor, on a canvas of their own."""
     canvas = {"canvas_size": size} if isinstance(like, _ON_CANVAS) else {}
     typed: Tensor = tv_tensors.wrap(values, like=like, **canvas)
     return typed

@@ -182,7 +182,7 @@ def plot_predictions(
         score_threshold: predictions below it are left out.
         max_images: draw the first so many.
         outcomes: for each image what each prediction is, D of
-            `detmix.evaluation.error_result.OUTCOMES`.
+            `detmix.evaluation.errors.result.OUTCOMES`.
         missed: for each image G flags; goes with ``outcomes``, and with what is drawn: which
             objects no detection from the threshold on has found.
         titles: for each image what to write above it, such as its name.

@@ -24,12 +24,7 @@ _MAX_STEP = 2**53  # above it a float holds not every whole number
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One quantity over a run.
-
-    Attributes:
-        steps: ``(K,)`` int64, optimizer steps taken, increasing.
-        values: ``(K,)`` float64, NaN where undefined.
-    """
+    """One quantity over a run."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -47,23 +42,14 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """All that a run has recorded.
-
-    Attributes:
-        train: by name, ``loss``, ``lr`` and whatever else was logged in training.
-        eval: by name, a detector's ``mean_ap`` or a classifier's ``top1``, and whatever else an
-            evaluation came to.
-    """
+    """All that a run has recorded."""
 
     train: Mapping[str, Series]
     eval: Mapping[str, Series]
 
     @property
     def kind(self) -> Literal["voc", "coco", "classifier"] | None:
-        """What the run is scored by, which scores of another kind say nothing about.
-
-        VOC's mAP, COCO's AP or a classifier's accuracy; None before the first evaluation.
-        """
+        """What the run is scored by, which scores of another kind say nothing about."""
         if "top1" in self.eval:
             return "classifier"
         if "mean_ap" in self.eval:
@@ -83,21 +69,7 @@ class Metrics:
 
 
 def read_metrics(path: str | Path) -> Metrics:
-    """Read a run's ``metrics.jsonl``, one JSON object a line.
-
-    Every line of ``"event": "train"`` has ``step``, ``loss`` and ``lr``; every line of
-    ``"event": "eval"`` has ``step`` and a detector's ``mean_ap`` (null where no class had objects)
-    or a classifier's ``top1``. Further numbers but ``epoch``, or null, are kept under their names;
-    other values and events are ignored, and so are empty lines. Where a resumed run has repeated
-    a step, the later line counts.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming file and line, if a line is not a JSON object or lacks a number.
-    """
+    """Read a run's ``metrics.jsonl``, one JSON object a line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
@@ -120,15 +92,7 @@ def read_metrics(path: str | Path) -> Metrics:
 
 
 def moving_average(values: Sequence[float] | NDArray[np.float64], window: int) -> NDArray[Any]:
-    """Mean over ``window`` neighbours centred on each value; fewer at the ends.
-
-    Args:
-        values: ``(K,)``.
-        window: odd, at least 1.
-
-    Returns:
-        ``(K,)`` float64.
-    """
+    """Mean over ``window`` neighbours centred on each value; fewer at the ends."""
     kernel = np.ones(window)
     values = np.asarray(values, dtype=np.float64)
     half = window // 2

@@ -40,10 +40,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows, with perhaps a last row such as the mean.
-
-    Integers get separators of thousands; None and NaN are ``n/a``, empty text leaves a cell empty.
-    """
+    """A table whose first column names the rows, with perhaps a last row such as the mean."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -95,7 +92,7 @@ def write_report(
     Args:
         path: the file; its folder is made where missing.
         title: its heading.
-        sections: in their order; of the blocks that `detmix.evaluation.report` has.
+        sections: in their order; of the blocks that this file has.
         subtitle: a line below the heading.
 
     Returns:

@@ -70,10 +70,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Write the figure in the format of the path's ending and return the path.
-
-    Its folder is made where missing; without an ending it is a PNG file and gets ``.png``.
-    """
+    """Write the figure in the format of the path's ending and return the path."""
     path = Path(path)
     if path.suffix in ("", "."):
         path = path.with_name(f"{path.name.rstrip('.')}.png")

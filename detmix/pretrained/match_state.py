@@ -20,14 +20,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """Weights that were read, and what belongs to them.
-
-    Attributes:
-        source: The setting and its value, as a message names them.
-        state: Tensors by key.
-        mean: What they expect to be subtracted from an image's channels in [0, 1].
-        std: What they expect the channels to be divided by then.
-    """
+    """Weights that were read, and what belongs to them."""
 
     source: str
     state: Mapping[str, Tensor]
@@ -84,26 +77,7 @@ def load_matching(
     head: str,
     absent: Sequence[str] = (),
 ) -> LoadReport:
-    """Load weights into a module if every tensor but the head's is there with its shape.
-
-    Counters of batches, which batch norm keeps but does not need, may be there or not.
-
-    Args:
-        module: Changed in place, on its device; not at all if there is an error.
-        weights: The weights.
-        model: What the module is, for messages.
-        heads: Names of the modules that make the head; its tensors are neither loaded nor
-            required, on both sides.
-        head: What the head is, for messages.
-        absent: Names of modules that may be in the weights and are not in this module.
-
-    Returns:
-        What was loaded.
-
-    Raises:
-        ValueError: Naming the keys that are missing, unexpected, of another shape, or of complex
-            or whole numbers in the place of real ones.
-    """
+    """Load weights into a module if every tensor but the head's is there with its shape."""
     own = {k: v for k, v in module.state_dict().items() if not _is_in(k, heads)}
     left_out = [key for key in weights.state if _is_in(key, heads)]
     not_here = [name for name in absent if any(_is_in(key, (name,)) for key in weights.state)]

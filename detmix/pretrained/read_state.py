@@ -47,12 +47,7 @@ CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file of weights holds.
-
-    Attributes:
-        state: Tensors by key, without the prefixes of wrappers.
-        config: The configuration of the training that wrote it; empty if not detmix's.
-    """
+    """What a file of weights holds."""
 
     state: dict[str, Tensor]
     config: Mapping[str, Any]
@@ -72,22 +67,7 @@ class WeightFile:
 
 
 def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
-    """Read a file of ``torch.save`` onto the CPU, in the present or the old format.
-
-    Args:
-        path: The file.
-        what: What the file is, for errors.
-        checksums: Whether to check them, which reads the file once more. Torch writes them and
-            does not look at them: a tensor with flipped bits would go unnoticed.
-
-    Returns:
-        What was saved: tensors and plain values.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is broken or holds more than tensors and plain values: such a
-            file could run code, so it is not read.
-    """
+    """Read a file of ``torch.save`` onto the CPU, in the present or the old format."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} {path}")
@@ -139,17 +119,7 @@ def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
 
 
 def read_weight_file(path: Path | str) -> WeightFile:
-    """Read the weights out of a file, whatever they are packed in.
-
-    Of a checkpoint of detmix the averaged weights are taken where there are some.
-
-    Args:
-        path: The file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: As `read_torch_file`, or if no state dict is found in it.
-    """
+    """Read the weights out of a file, whatever they are packed in."""
     content: Any = _read_safetensors(path)
     if content is None:
         content = read_torch_file(path, "file of weights")

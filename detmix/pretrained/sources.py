@@ -1,4 +1,7 @@
-"""From what ``backbone.weights`` says to the weights of a classifier: a name, timm or a file."""
+"""From what ``backbone.weights`` says, a name, timm or a file, to a classifier that has them.
+
+Or to the body of any torchvision detector.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +51,7 @@ def resnet_weights(name: str | None) -> list[WeightsEnum]:
 def find_named(
     source: str, known: Iterable[WeightsEnum], *, bare: bool = True
 ) -> WeightsEnum | None:
-    """Return the member of torchvision's weights that a string names, if any.
-
-    Args:
-        source: Such as ``"IMAGENET1K_V1"``, ``"ResNet50_Weights.IMAGENET1K_V1"``; both are in
-            use, with ``DEFAULT`` as an alias.
-        known: The members there are.
-        bare: Whether the name without that of its class will do.
-    """
+    """Return the member of torchvision's weights that a string names, if any."""
     for enum in {type(member): None for member in known}:
         name = source.removeprefix(f"{enum.__name__}.")
         if name in enum.__members__ and (bare or name != source):
@@ -66,19 +62,7 @@ def find_named(
 def read_backbone_weights(
     source: str | Path, setting: str, model: str | None = None, stem: str | None = None
 ) -> SourceWeights:
-    """Read pretrained weights of a classifier.
-
-    Args:
-        source: A name of torchvision's weights, ``"timm:NAME"`` or a file.
-        setting: What the source is given by, for messages.
-        model: The network they are for, as `BackboneConfig` has it; None if that is not known.
-        stem: Its first layers; None if they are not known.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the name is unknown, or the file is broken or not of such a network.
-        ConnectionError: If the weights cannot be downloaded.
-    """
+    """Read pretrained weights of a classifier."""
     what = f"{setting}={source}"
     text = os.fspath(source)
     if text.startswith(TIMM_PREFIX):
@@ -98,11 +82,7 @@ def read_backbone_weights(
 
 
 def download(weights: WeightsEnum, model: str, setting: str) -> dict[str, Tensor]:
-    """Return torchvision's weights, from its folder of downloads where they are there already.
-
-    Raises:
-        ConnectionError: If they cannot be had, saying how to get along without the network.
-    """
+    """Return torchvision's weights, from its folder of downloads where they are there already."""
     try:
         state: dict[str, Tensor] = weights.get_state_dict(
             check_hash=True, map_location="cpu", weights_only=True
@@ -120,17 +100,7 @@ def download(weights: WeightsEnum, model: str, setting: str) -> dict[str, Tensor
 
 
 def open_path(source: str | Path, setting: str, names: list[str]) -> WeightFile:
-    """Read a file of weights, named by a string that is none of the names there are.
-
-    Args:
-        source: The path; ``~`` is the home folder.
-        setting: What it was given by, for messages.
-        names: The names that would have been understood; may be none.
-
-    Raises:
-        FileNotFoundError: If this looks like a path and there is no such file.
-        ValueError: If it looks like a name, or the file cannot be read.
-    """
+    """Read a file of weights, named by a string that is none of the names there are."""
     path = Path(source).expanduser()
     if path.is_dir():
         raise FileNotFoundError(f"{setting}: {path} is a folder, expected a file such as best.pt")
@@ -209,16 +179,7 @@ def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
 
 
 def load_into_classifier(module: nn.Module, weights: SourceWeights, name: str) -> LoadReport:
-    """Load weights that were read into a classifier or a body, all but the head.
-
-    Args:
-        module: Changed in place.
-        weights: The weights.
-        name: What the module is, for messages.
-
-    Raises:
-        ValueError: If they do not fit; the module is unchanged then.
-    """
+    """Load weights that were read into a classifier or a body, all but the head."""
     absent = []
     if isinstance(module, IntermediateLayerGetter):  # it ends at the last stage that is returned
         absent = [stage for stage in _STAGES if not hasattr(module, stage)]

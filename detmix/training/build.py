@@ -1,4 +1,4 @@
-"""From a configuration to a mixer and a detector."""
+"""From a configuration to data sets, a mixer, a detector and the evaluators."""
 
 from __future__ import annotations
 
@@ -74,23 +74,7 @@ def build_mixer(config: TrainConfig) -> DetectionMixer | None:
 
 
 def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
-    """Build the detector that a training starts with, and complete the configuration by it.
-
-    The mean and deviation that images are normalised with belong to the pretrained weights, and so
-    does the epsilon of frozen batch norm. They go into ``detector.options`` and
-    ``backbone.norm_eps``, so that the run's checkpoints are whole without the file it started from;
-    a run that is resumed needs that file, or a network, no more.
-
-    Args:
-        config: The training's configuration.
-
-    Returns:
-        The detector, with its pretrained weights, and the completed configuration.
-
-    Raises:
-        ValueError: If a checkpoint to go on from has a configuration of no detector; and as
-            `build_detector` does.
-    """
+    """Build the detector that a training starts with, and complete the configuration by it."""
     resume = config.resume == "auto"
     newest = load_newest(config.run_dir, config.as_dict()) if resume else None
     if newest is not None:
@@ -118,13 +102,7 @@ def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None)
 
 
 def build_model(config: TrainConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the detector with the losses that ``config.loss`` asks for.
-
-    Args:
-        config: The training's configuration; the classes of its data must be known.
-        load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
-            detector follows.
-    """
+    """Build the detector with the losses that ``config.loss`` asks for."""
     keypoints = config.data.num_keypoints
     model = build_detector(
         config.detector,
@@ -144,20 +122,7 @@ DetectionData = VOCDetection | CocoDetection
 def open_dataset(
     config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
 ) -> DetectionData:
-    """Open the images and annotations to train or to evaluate on, as they are on disk.
-
-    Masks and keypoints are read where the detector needs them. Evaluation keeps difficult objects,
-    crowds and images without objects, and boxes of COCO that reach beyond their image: the rules
-    of the devkit and of COCO need them; and it leaves out no image, whatever ``data.on_error`` is.
-
-    Args:
-        config: The training's configuration.
-        train: Whether to train on them.
-        on_error: In the place of these rules, ``"raise"`` or ``"skip"``.
-
-    Raises:
-        OSError, ValueError: As the data sets.
-    """
+    """Open the images and annotations to train or to evaluate on, as they are on disk."""
     data = config.data
     on_error = on_error or (data.on_error if train else "raise")
     if data.format == "voc":
@@ -183,18 +148,7 @@ def open_dataset(
 
 
 def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
-    """Note what a data set says itself: its classes, and how many keypoints an object has.
-
-    Checkpoints are whole with it, without the annotations that were trained on.
-
-    Args:
-        config: The training's configuration.
-        dataset: What `open_dataset` returned.
-
-    Raises:
-        ValueError: If the detector finds keypoints and the data set has none, or not as many as
-            ``data.num_keypoints`` says.
-    """
+    """Note what a data set says itself: its classes, and how many keypoints an object has."""
     data = replace(config.data, classes=tuple(dataset.classes))
     if "keypoints" in target_keys(config.detector.name):
         assert isinstance(dataset, CocoDetection)  # the configuration allows no other
@@ -242,13 +196,7 @@ def with_data_noted(config: TrainConfig) -> TrainConfig:
 def build_train_set(
     config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None = None
 ) -> AugmentedDataset | MixedDataset:
-    """Augment a data set for training and, if a mixer is given, mix it.
-
-    Args:
-        config: The training's configuration.
-        dataset: What `open_dataset` returned.
-        mix: A mixer, for ``mixing.place="dataset"``.
-    """
+    """Augment a data set for training and, if a mixer is given, mix it."""
     augment = config.augment
     has_keypoints = "keypoints" in target_keys(config.detector.name)
     transform = detection_transforms(
@@ -285,12 +233,7 @@ _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator | COCOEvaluator:
-    """Return what a training on this kind of data is scored by.
-
-    Args:
-        config: The training's configuration.
-        dataset: What is evaluated on.
-    """
+    """Return what a training on this kind of data is scored by."""
     if config.data.format == "voc":
         return VOCEvaluator(config.data.class_names)
     return build_coco_evaluator(config, dataset)
@@ -299,13 +242,7 @@ def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator
 def build_coco_evaluator(
     config: TrainConfig, dataset: DetectionData, backend: Backend | None = None
 ) -> COCOEvaluator:
-    """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any.
-
-    Args:
-        config: The training's configuration.
-        dataset: What is evaluated on.
-        backend: What computes it; None for the configuration's.
-    """
+    """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
     return COCOEvaluator(
         config.data.class_names,

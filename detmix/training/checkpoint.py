@@ -1,4 +1,7 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written whole or not at all, read without running code, and going on from one.
+
+A run goes on from its newest whole checkpoint, if that fits what it is to do now.
+"""
 
 from __future__ import annotations
 
@@ -96,15 +99,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def read_whole(path: Path | str) -> Any:
-    """Read a file of `save_checkpoint`, whatever is in it, if its checksums are right.
-
-    Args:
-        path: The file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is broken or could run code, as `load_checkpoint`.
-    """
+    """Read a file of `save_checkpoint`, whatever is in it, if its checksums are right."""
     return read_torch_file(path, checksums=True)
 
 
@@ -150,15 +145,7 @@ def _without_gone(path: Path | str, config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training changes as it goes.
-
-    Attributes:
-        model: The model.
-        ema: Its moving average, or None.
-        optimizer: The optimizer.
-        scaler: The scaler of fp16's losses, or None.
-        meter: The losses since the last line of the log.
-    """
+    """What a training changes as it goes."""
 
     model: nn.Module
     ema: AveragedModel | None
@@ -178,15 +165,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take on a state.
-
-        Args:
-            state: As `state_dict` returns it.
-            device: Where the training runs.
-
-        Raises:
-            AttributeError, KeyError, RuntimeError, TypeError, ValueError: If it does not fit.
-        """
+        """Take on a state."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             average = state["model"] if state["ema"] is None else state["ema"]
@@ -219,14 +198,7 @@ _SIZES = {
 
 
 class Newest(NamedTuple):
-    """The checkpoint that a run goes on from.
-
-    Attributes:
-        path: Its file.
-        state: What it holds.
-        problem: Why the last checkpoint was passed over for the one before it; None if it was
-            not.
-    """
+    """The checkpoint that a run goes on from."""
 
     path: Path
     state: dict[str, Any]
@@ -234,20 +206,7 @@ class Newest(NamedTuple):
 
 
 def load_newest(run_dir: Path, config: Mapping[str, Any]) -> Newest | None:
-    """Load the newest checkpoint of a run that is whole.
-
-    Args:
-        run_dir: The run's folder, with the files `LAST` and `PREVIOUS`, or without.
-        config: The run's configuration, as plain values.
-
-    Returns:
-        The last checkpoint; the one before it if the last is broken, or missing because the run
-        was killed while it gave them their names; None of a run without checkpoints.
-
-    Raises:
-        ValueError: If none is whole; as `load_checkpoint` for one that is not of this detmix; if
-            it is of another kind of training.
-    """
+    """Load the newest checkpoint of a run that is whole."""
     problems = []
     for path in (run_dir / LAST, run_dir / PREVIOUS):
         try:
@@ -271,12 +230,7 @@ def _check_kind(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now.
-
-    Args:
-        newest: The checkpoint.
-        present: What a checkpoint of the run would say now.
-    """
+    """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
     path, state, _ = newest
     check_classes(path, state["classes"], present["classes"])
     for key, what in _SIZES.items():
@@ -321,12 +275,7 @@ def digests_of(images: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def tell(newest: Newest, config: Mapping[str, Any]) -> None:
-    """Log where a run goes on, and which of its options have changed since.
-
-    Args:
-        newest: The checkpoint.
-        config: The run's configuration now, as plain values.
-    """
+    """Log where a run goes on, and which of its options have changed since."""
     path, state, problem = newest
     if problem is not None:
         _log.warning("%s; the checkpoint before it is used", problem)

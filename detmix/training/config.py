@@ -1,4 +1,4 @@
-"""The typed configuration of a detector's training, and reading it from files and arguments.
+"""The typed configuration of a detector's training, and what changed between two of them.
 
 All classes are frozen: after it is read nothing changes a configuration.
 """
@@ -252,12 +252,7 @@ _FREE = "detector.options"
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values by dotted name, without those that say where a run lies.
-
-    Args:
-        config: A configuration, or a section of one.
-        prefix: Put before the names.
-    """
+    """Return the values by dotted name, without those that say where a run lies."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -270,16 +265,7 @@ def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def changed_options(
     before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the options that two configurations set differently.
-
-    Args:
-        before: A configuration.
-        now: Another one, perhaps of another version.
-        prefix: Put before the names.
-
-    Returns:
-        The two values by dotted name, for options that both have; where a run lies is none.
-    """
+    """Return the options that two configurations set differently."""
     changed: dict[str, tuple[Any, Any]] = {}
     for name in before.keys() & now.keys() - set(_PLACES):
         values = before[name], now[name]

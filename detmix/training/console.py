@@ -33,16 +33,7 @@ _LOST = re.compile(r"(?i)connection (closed|reset) by peer|remote process (has )
 
 
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:
-    """Run a tool's ``main`` and turn what a user can mend into one line on standard error.
-
-    Args:
-        main: Takes the arguments without the program's name.
-        args: The arguments; those of the process by default.
-
-    Returns:
-        The exit status: 0; 2 for an error in the input; 128 and the signal's number after a
-        signal, as shells have it.
-    """
+    """Run a tool's ``main`` and turn what a user can mend into one line on standard error."""
     try:
         with _shown_log(), _short_warnings():
             main(sys.argv[1:] if args is None else args)

@@ -1,4 +1,7 @@
-"""The part of a detector's configuration that says what it is trained and evaluated on."""
+"""What a detector is trained and evaluated on, as configured; checks that configurations share.
+
+Errors name the field as it is configured.
+"""
 
 from __future__ import annotations
 

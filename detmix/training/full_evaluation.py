@@ -1,4 +1,7 @@
-"""All that predictions are judged by, in one pass: VOC AP both ways, COCO AP, kinds of errors."""
+"""All that predictions are judged by, in one pass: VOC AP both ways, COCO AP, kinds of errors.
+
+And the VOC devkit's result files of a data set, ``results/VOC2007/Main/comp4_det_test_cat.txt``.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +49,7 @@ _COCO_COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class FullEvaluation:
-    """What a detector's predictions came to; ``print`` shows it as tables.
-
-    Attributes:
-        voc: By the rule of VOC 2010 and later, all-point.
-        voc07: By that of VOC 2007, 11-point.
-        coco: COCO's AP by IoU type: ``"bbox"``, and ``"segm"`` or ``"keypoints"`` where the
-            detector finds any.
-        matching: Every detection with the object that it is matched to, by VOC's rule.
-        errors: The false positives by kind, and what was missed.
-    """
+    """What a detector's predictions came to; ``print`` shows it as tables."""
 
     voc: VOCResult
     voc07: VOCResult
@@ -74,12 +68,7 @@ class FullEvaluation:
         }
 
     def save(self, path: Path, **about: Any) -> Path:
-        """Write `as_dict` as JSON under a temporary name and rename it.
-
-        Args:
-            path: The file; one that exists is replaced.
-            **about: What else to write, in front.
-        """
+        """Write `as_dict` as JSON under a temporary name and rename it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**about, **self.as_dict()}, indent=2, allow_nan=False) + "\n"
 
@@ -133,17 +122,7 @@ def _summary(result: COCOResult) -> str:
 
 
 def check_before(dataset: DetectionData, config: TrainConfig, backend: Backend | None) -> None:
-    """Raise, before a detector is run, what would keep its evaluation from being made or saved.
-
-    Args:
-        dataset: What is evaluated on.
-        config: The detector's configuration.
-        backend: What computes COCO's AP; None for that of the configuration.
-
-    Raises:
-        ImportError: For a backend that is not installed.
-        ValueError: For a class whose name cannot be part of the name of a devkit's file.
-    """
+    """Raise, before a detector is run, what would keep its evaluation from being made or saved."""
     check_choices("bbox", backend or config.data.coco.backend)
     if isinstance(dataset, VOCDetection):
         check_file_names(dataset.classes)
@@ -155,17 +134,7 @@ def evaluate_fully(
     config: TrainConfig,
     backend: Backend | None = None,
 ) -> tuple[FullEvaluation, COCOEvaluator]:
-    """Judge what `detect` has found by all rules.
-
-    Args:
-        found: The index of each image with what was found in it.
-        truth: The data set that was evaluated on.
-        config: The detector's configuration.
-        backend: What computes COCO's AP; None for that of the configuration.
-
-    Returns:
-        The results, and COCO's evaluator, for what is to be saved.
-    """
+    """Judge what `detect` has found by all rules."""
     voc = VOCEvaluator(config.data.class_names)
     coco = build_coco_evaluator(config, truth, backend)
     score(found, [voc, coco], truth)
@@ -183,16 +152,7 @@ def evaluate_fully(
 def save_devkit_results(
     folder: Path, dataset: VOCDetection, found: Sequence[tuple[int, Prediction]]
 ) -> Path:
-    """Write what was found in the layout of the devkit, which its server takes as it is.
-
-    Args:
-        folder: Each image set's files go to its ``results/VOC<year>/Main``.
-        dataset: The images.
-        found: The index of each image with what was found in it.
-
-    Returns:
-        The folder ``results``.
-    """
+    """Write what was found in the layout of the devkit, which its server takes as it is."""
     results = folder / "results"
     for year, split in dict.fromkeys(dataset.image_sets):  # also those of which nothing is found
         part = [each for each in found if dataset.image_sets[each[0]] == (year, split)]
@@ -209,21 +169,7 @@ def save_devkit_results(
 def load_devkit_results(
     results: Path, dataset: VOCDetection, limit: int | None = None
 ) -> list[tuple[int, Prediction]]:
-    """Read result files back, whoever wrote them.
-
-    Args:
-        results: The folder ``results`` with ``VOC<year>/Main`` in it, or the one that it lies in,
-            or that of the files themselves.
-        dataset: The images; each of its image sets needs its files.
-        limit: Return the first so many images only; None for all.
-
-    Returns:
-        The index of each image with what was found in it.
-
-    Raises:
-        FileNotFoundError: If files are missing.
-        ValueError: If one of them is broken; the message names file and line.
-    """
+    """Read result files back, whoever wrote them."""
     found: dict[int, Prediction] = {}
     for year, split in dict.fromkeys(dataset.image_sets):
         indices = [i for i, pair in enumerate(dataset.image_sets) if pair == (year, split)]

@@ -60,22 +60,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer(abc.ABC, Generic[Result]):
-    """Trains a model; `fit` runs to the end.
-
-    Args:
-        config: The configuration.
-        accelerator: From `detmix.training.accelerator.make_accelerator`.
-        model: The model, on any device.
-        loader: The training batches, with an `EpochBatchSampler`.
-        classes: Class names, which the checkpoints carry.
-        images: The names of the images of ``train`` and ``test``.
-
-    Raises:
-        FileExistsError: If the run's folder exists and is not to be resumed.
-        ValueError: If there are checkpoints to resume from, but none is whole; if the last does
-            not fit, or the precision the device; if the processes do not agree on the
-            configuration, the images or the checkpoint.
-    """
+    """Trains a model; `fit` runs to the end."""
 
     def __init__(
         self,
@@ -157,20 +142,7 @@ class Trainer(abc.ABC, Generic[Result]):
         return self.plain_model if self.ema is None else self.ema.module
 
     def fit(self) -> Result | None:
-        """Train to the end.
-
-        Returns:
-            The last evaluation; None of a run that had nothing left to do.
-
-        Raises:
-            Interrupted: After SIGINT or SIGTERM; a checkpoint of the last whole step is saved.
-            NonFiniteLossError: If a loss is not finite, when a checkpoint of the step before is
-                saved, or the weights are not.
-            OSError, ValueError: If an image cannot be read, when a checkpoint of the step before
-                is saved; OtherProcessError in the other processes.
-            OSError: If a file cannot be written, as on a full disk, or a loader's worker was
-                killed (`ChildProcessError`); the checkpoints are kept.
-        """
+        """Train to the end."""
         config, position = self.config, self.position
         result = None
         steps = config.epochs * len(self.sampler)
@@ -184,10 +156,7 @@ class Trainer(abc.ABC, Generic[Result]):
                 self._train_epoch(bar)
 
     def stop_if_asked(self) -> None:
-        """Save a checkpoint and raise `Interrupted` if a signal has come.
-
-        Several processes go on until they hear of it together, in the next step.
-        """
+        """Save a checkpoint and raise `Interrupted` if a signal has come."""
         if self.accelerator.num_processes == 1:
             self._stop_at(self._guard.signum)
 
@@ -230,11 +199,7 @@ class Trainer(abc.ABC, Generic[Result]):
             self._save_last()
 
     def _batches(self) -> Iterator[Any]:
-        """Yield the rest of the epoch; save what was trained before an image that is broken.
-
-        One of several processes that meets such an image yields its last batch again, so as to
-        take part in the step in which the others hear of it.
-        """
+        """Yield the rest of the epoch; save what was trained before an image that is broken."""
         self._broken = None
         try:
             yield from self.loader

@@ -36,12 +36,7 @@ def is_finite(model: nn.Module) -> bool:
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return an exponential moving average of a model and its buffers.
-
-    Args:
-        model: The model, on its device already.
-        decay: The share of the average that a step keeps; None for no average.
-    """
+    """Return an exponential moving average of a model and its buffers."""
     if decay is None:
         return None
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -61,11 +56,7 @@ def restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Give all processes the first one's statistics.
-
-    After a step each has its own, of the images that it saw; only the next step would take over
-    the first one's. What they evaluate together must be one model: the one that is saved.
-    """
+    """Give all processes the first one's statistics."""
     for buffer in _statistics(model):
         broadcast(buffer)
 

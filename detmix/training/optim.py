@@ -14,15 +14,7 @@ __all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "scale_l
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Build the optimizer of a model's trainable parameters.
-
-    Args:
-        model: The model, on its device already.
-        config: The optimizer's settings.
-
-    Raises:
-        ValueError: If nothing of the model is trainable.
-    """
+    """Build the optimizer of a model's trainable parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters")
@@ -42,15 +34,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Go on from an optimizer's saved state, with the settings of the present one.
-
-    Args:
-        optimizer: The optimizer.
-        state: The ``state_dict`` of one of the same kind and for the same parameters.
-
-    Raises:
-        ValueError: If it is of another kind or for other parameters.
-    """
+    """Go on from an optimizer's saved state, with the settings of the present one."""
     present, saved = optimizer.param_groups, state["param_groups"]
     if [_kind(group) for group in saved] != [_kind(group) for group in present]:
         raise ValueError("the optimizer is of another kind")
@@ -70,20 +54,7 @@ def _kind(group: dict[str, Any]) -> set[str]:
 def learning_rate_factor(
     step: int, config: ScheduleConfig, *, steps_per_epoch: int, num_epochs: int
 ) -> float:
-    """Return what the learning rate is multiplied by at a step.
-
-    A function of the step alone has no state to save, and nothing to get out of order when a
-    run is resumed.
-
-    Args:
-        step: Optimizer steps taken before this one.
-        config: The schedule.
-        steps_per_epoch: Steps of an epoch.
-        num_epochs: Epochs of the training.
-
-    Returns:
-        A factor in [0, 1]: linear warm-up times decay.
-    """
+    """Return what the learning rate is multiplied by at a step."""
     warmup = 1.0
     if step < config.warmup_steps:
         share = step / config.warmup_steps

@@ -98,10 +98,7 @@ def _read(path: str) -> str:
 
 
 def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> None:
-    """Raise ValueError unless all keys are options, and all sections mappings or null.
-
-    In place of a section jsonargparse takes the path of a file, and ``config`` for one of all.
-    """
+    """Raise ValueError unless all keys are options, and all sections mappings or null."""
     kinds = get_type_hints(cls)
     for key, value in config.items():
         name, _, rest = str(key).partition(".")

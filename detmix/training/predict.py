@@ -45,11 +45,7 @@ class Evaluator(Protocol):
 
 
 class GroundTruth(Protocol):
-    """A data set as it is on disk, by index.
-
-    Attributes:
-        names: The images' names.
-    """
+    """A data set as it is on disk, by index."""
 
     names: list[str]
 
@@ -133,16 +129,7 @@ def _encode(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
 def evaluating(
     model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
 ) -> Iterator[Iterable[Any]]:
-    """Put a model into evaluation mode for a pass over a loader, with a progress bar.
-
-    Args:
-        model: The model; its training mode is restored.
-        loader: The loader.
-        accelerator: Says which process shows the bar.
-
-    Yields:
-        The loader's batches.
-    """
+    """Put a model into evaluation mode for a pass over a loader, with a progress bar."""
     training = model.training
     model.eval()
     hidden = not accelerator.is_main_process or None  # None: not into a file either
@@ -188,24 +175,7 @@ def detect(
     truth: GroundTruth,
     after_batch: Callable[[], None] | None = None,
 ) -> list[tuple[int, Prediction]]:
-    """Run a detector over a loader, over all processes.
-
-    Predictions are in the coordinates of the images on disk, whatever size the loader shrinks
-    these to.
-
-    Args:
-        model: A torchvision detector; its training mode is restored.
-        loader: Yields lists of images and targets with ``image_id``.
-        accelerator: Says the device and the precision, and gathers.
-        truth: The data set under the loader, as it is on disk.
-        after_batch: Called after each batch; may raise to end the pass.
-
-    Returns:
-        The index of each image of all processes with what was found in it, in every process. They
-        are sorted and each image is there once, so that nothing, not even the order among equal
-        scores, depends on the number of processes (but which images share a batch does, and a
-        detector pads these to one size).
-    """
+    """Run a detector over a loader, over all processes."""
     found: dict[int, Prediction] = {}
 
     def size_of(target: Target) -> tuple[int, int]:
@@ -224,10 +194,7 @@ def detect(
 
 
 def _gather(found: dict[int, Prediction]) -> dict[int, Prediction]:
-    """Return what all processes have found.
-
-    As arrays, because a tensor takes 20 times as long to pickle.
-    """
+    """Return what all processes have found."""
     own = [(index, _convert(each, Tensor, Tensor.numpy)) for index, each in found.items()]
     return {
         index: _convert(each, np.ndarray, torch.from_numpy) for index, each in gather_object(own)
@@ -242,13 +209,7 @@ def _convert(prediction: Prediction, kind: type, convert: Callable[[Any], Any]) 
 def score(
     found: Sequence[tuple[int, Prediction]], evaluators: Sequence[Evaluator], truth: GroundTruth
 ) -> None:
-    """Hand what `detect` has found to evaluators.
-
-    Args:
-        found: The index of each image with what was found in it.
-        evaluators: Such as `VOCEvaluator`.
-        truth: The data set under the loader, as it is on disk.
-    """
+    """Hand what `detect` has found to evaluators."""
     for start in range(0, len(found), _UPDATE_IMAGES):
         part = found[start : start + _UPDATE_IMAGES]
         targets = [_true_target(truth, index) for index, _ in part]
@@ -308,13 +269,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
 
 
 def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:
-    """Raise an error unless the weights are those of a model in names, shapes and kinds.
-
-    Args:
-        outline: The model on the meta device; it is not to be used any more.
-        weights: Its state dict, or whatever a file has for one.
-        num_bytes: The size of that file: one number in it may be spread over a whole tensor.
-    """
+    """Raise an error unless the weights are those of a model in names, shapes and kinds."""
     kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
     outline.load_state_dict(weights, assign=True)
     if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > num_bytes:

@@ -44,35 +44,12 @@ __all__ = [
 def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8
 ) -> tuple[list[Tensor], list[Target]]:
-    """Return the first images and targets of an epoch, as `mixed_samples` yields them.
-
-    Args:
-        config: The training's configuration.
-        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
-        num_images: How many.
-
-    Raises:
-        ValueError: If there is no such epoch.
-    """
+    """Return the first images and targets of an epoch, as `mixed_samples` yields them."""
     return collate(list(islice(mixed_samples(config, epoch=epoch), num_images)))
 
 
 def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
-    """Yield the images and targets of an epoch, as a training sees them.
-
-    Args:
-        config: The training's configuration.
-        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
-
-    Yields:
-        A uint8 image ``(3, H, W)`` and its target with ``box_weights``. Two more keys say where
-        all comes from: ``source`` int64 ``(N,)``, the ``image_id`` of the image that each object is
-        from, and ``sources``, a dict of the ``image_id`` and the name of every image that was
-        mixed, the first one first.
-
-    Raises:
-        ValueError: If there is no such epoch; once the first item is asked for.
-    """
+    """Yield the images and targets of an epoch, as a training sees them."""
     if not 0 <= epoch < config.epochs:
         raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
     on_dataset = config.mixing.place == "dataset"
@@ -99,19 +76,7 @@ def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
 
 
 def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int = 0) -> Tensor:
-    """Return the weight of every box in the first images of an epoch, as a training sees them.
-
-    Args:
-        config: The training's configuration.
-        num_images: How many images; at most an epoch's.
-        epoch: The epoch, from 0; in the last ``mixing.off_epochs`` nothing is mixed.
-
-    Returns:
-        ``(N,)`` float32 in (0, 1].
-
-    Raises:
-        ValueError: If there is no such epoch.
-    """
+    """Return the weight of every box in the first images of an epoch, as a training sees them."""
     samples = islice(mixed_samples(config, epoch=epoch), num_images)
     return torch.cat([torch.zeros(0), *(box_weights(target) for _, target in samples)])
 
@@ -119,22 +84,7 @@ def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int
 def mixed_pair(
     config: TrainConfig, index_a: int, index_b: int, *, lam: float
 ) -> tuple[list[Tensor], list[Target]]:
-    """Return two training images as they are on disk, and their mixture.
-
-    Args:
-        config: The training's configuration.
-        index_a: The first image's index.
-        index_b: The second image's index, another one.
-        lam: Blend ratio of the first image, in [0, 1]; with ``mixing.name="cutmix"`` the rectangle
-            that is cut out of it lies in the middle. ``"mixup+cutmix"`` gives mixup.
-
-    Returns:
-        Three uint8 images ``(3, H_i, W_i)`` and their targets, with the keys ``source`` and
-        ``sources`` of `mixed_samples`.
-
-    Raises:
-        ValueError: If ``mixing.name`` is ``"none"``, an index is that of no image, or both are one.
-    """
+    """Return two training images as they are on disk, and their mixture."""
     if config.mixing.name == "none":
         raise ValueError("mixing.name is none: expected mixup or cutmix to mix a pair")
     data = _open_with_sources(config)
@@ -156,17 +106,7 @@ def mixed_pair(
 def some_predictions(
     model: nn.Module, config: TrainConfig, accelerator: Accelerator, *, num_images: int = 8
 ) -> tuple[list[Tensor], list[Prediction], list[Target]]:
-    """Run a detector on the first test images.
-
-    Args:
-        model: A detector on the accelerator's device.
-        config: The training's configuration.
-        accelerator: Says the device and the precision.
-        num_images: How many images.
-
-    Returns:
-        uint8 images ``(3, H_i, W_i)``, predictions and targets.
-    """
+    """Run a detector on the first test images."""
     dataset = build_test_set(config, open_dataset(config, train=False))
     num_images = min(num_images, len(dataset))
     images = [dataset[index][0] for index in range(num_images)]
@@ -190,10 +130,7 @@ def _open_with_sources(config: TrainConfig) -> DetectionData:
 
 
 class _SourceMixer(DetectionMixer):
-    """Another mixer, doing what that does, that also joins ``sources``.
-
-    Objects say themselves where they are from, but not every image has or keeps some.
-    """
+    """Another mixer, doing what that does, that also joins ``sources``."""
 
     def __init__(self, mixer: DetectionMixer) -> None:
         super().__init__(mixer.p)

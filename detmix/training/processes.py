@@ -33,14 +33,7 @@ _LOCAL = (
 
 
 class StepNews(NamedTuple):
-    """What a process learns of a step in all processes.
-
-    Attributes:
-        means: The mean of each loss over the processes, by name.
-        are_finite: Whether the sum of the losses is, in each of the P processes.
-        is_broken: Whether any process has no batch for the step.
-        signum: A signal that came to any process, or None.
-    """
+    """What a process learns of a step in all processes."""
 
     means: dict[str, Tensor]
     are_finite: list[bool]
@@ -51,17 +44,7 @@ class StepNews(NamedTuple):
 def share_step(
     accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
 ) -> StepNews:
-    """Exchange what a step came to between the processes.
-
-    This waits for the device once in every step. Torchvision's detectors do so throughout their
-    forward pass anyway, and the backward pass is queued behind it as a whole.
-
-    Args:
-        accelerator: Of the run.
-        losses: This process's, by name; the last is the sum of the others.
-        is_broken: Whether this process has no batch for the step; its losses do not count then.
-        signum: A signal that came to this process, or None.
-    """
+    """Exchange what a step came to between the processes."""
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     flags = values.new_tensor([is_broken, signum or 0])
     news = accelerator.gather(torch.cat([values, flags])).view(-1, len(losses) + 2)  # (P, ...)
@@ -77,13 +60,7 @@ def share_step(
 def check_agreement(
     accelerator: Accelerator, config: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Raise `ValueError` in all processes unless these are the same in all of them.
-
-    Args:
-        accelerator: Of the run.
-        config: The configuration as plain values; places and workers may differ.
-        facts: What else must be the same, plain values by what they are.
-    """
+    """Raise `ValueError` in all processes unless these are the same in all of them."""
     options = {name: value for name, value in flat_options(config).items() if name not in _LOCAL}
     first, *others = gather_object([{**options, **facts}])
     for rank, other in enumerate(others, 1):

@@ -1,4 +1,4 @@
-"""How far a training has come, and what an evaluation of it came to."""
+"""How far a training has come, its losses between two lines of the log, its evaluations."""
 
 from __future__ import annotations
 
@@ -19,15 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Position:
-    """How far a training has come.
-
-    Attributes:
-        epoch: The epoch under way, from 0.
-        batch: Batches of it that are done.
-        step: Optimizer steps taken.
-        evaluation_due: Whether the epochs done so far are still to be evaluated.
-        best: The highest score so far, None before the first evaluation.
-    """
+    """How far a training has come."""
 
     epoch: int = 0
     batch: int = 0
@@ -46,14 +38,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Evaluation(Generic[Result]):
-    """What an evaluation came to.
-
-    Attributes:
-        result: The whole result.
-        score: What the best checkpoint is chosen by, higher being better; None where undefined.
-        metrics: Numbers for the log by name; None where undefined.
-        summary: A line for a person.
-    """
+    """What an evaluation came to."""
 
     result: Result
     score: float | None
@@ -62,13 +47,7 @@ class Evaluation(Generic[Result]):
 
 
 def progress_bar(total: int, start: int, *, shown: bool) -> Any:
-    """Return tqdm's bar of a training, seldom refreshed where it goes into a file.
-
-    Args:
-        total: Steps of the whole training.
-        start: Steps that are done already.
-        shown: Whether to show it.
-    """
+    """Return tqdm's bar of a training, seldom refreshed where it goes into a file."""
     return tqdm(
         total=total,
         initial=start,
@@ -81,10 +60,7 @@ def progress_bar(total: int, start: int, *, shown: bool) -> Any:
 
 
 class LossMeter:
-    """Sums up losses on their device, and counts images.
-
-    The sums can be saved, so that a run resumed between two lines of the log writes the same.
-    """
+    """Sums up losses on their device, and counts images."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

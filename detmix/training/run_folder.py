@@ -88,17 +88,7 @@ def lock_folder(path: Path) -> AcquireReturnProxy[FileLock]:
 
 
 class RunFolder:
-    """The files of a run; closed at the end of a ``with`` block.
-
-    Args:
-        path: The folder. One that holds anything is never overwritten.
-        config: The resolved configuration as plain values.
-        resume: Whether to go on in a folder that exists.
-
-    Raises:
-        FileExistsError: If the folder holds something and ``resume`` is not set, or another
-            process writes there.
-    """
+    """The files of a run; closed at the end of a ``with`` block."""
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         check_run_dir(path, resume=resume)
@@ -154,12 +144,7 @@ class RunFolder:
         os.replace(self.previous, self.last)
 
     def forget_after(self, step: int, *, evaluation: bool = False) -> None:
-        """Drop the metrics of what a resumed run does again.
-
-        Args:
-            step: Steps that are not done again.
-            evaluation: Whether the evaluation after these steps is.
-        """
+        """Drop the metrics of what a resumed run does again."""
         if not self.metrics.exists():
             return
         self._purge_step = step + 1
@@ -175,17 +160,7 @@ class RunFolder:
         write_atomically(self.metrics, lambda file: _write(file, "".join(kept)))
 
     def log(self, event: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
-        """Append a line of metrics, and hand its numbers to TensorBoard.
-
-        Args:
-            event: ``"train"`` or ``"eval"``.
-            step: Optimizer steps taken so far.
-            epoch: Epochs trained so far, with a fraction.
-            values: The metrics by name; None for what is undefined.
-
-        Raises:
-            OSError: If a file cannot be written, as on a full disk.
-        """
+        """Append a line of metrics, and hand its numbers to TensorBoard."""
         line = {"event": event, "step": step, "epoch": round(epoch, 4), **values}
         with write_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -198,11 +173,7 @@ class RunFolder:
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is still held back, and let others write.
-
-        Raises:
-            OSError: If that cannot be written.
-        """
+        """Write out what is still held back, and let others write."""
         self._release()
         board, self._board = self._board, None
         if board is not None:

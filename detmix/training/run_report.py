@@ -44,22 +44,7 @@ def write_run_report(
     config: TrainConfig,
     checkpoint: Path,
 ) -> Path:
-    """Write ``report.html``, which opens from disk by itself, and its charts as PNG files.
-
-    What a run cannot show is left out, and the report says so: its course where no whole
-    ``metrics.jsonl`` lies beside the checkpoint, mixing where the training images cannot be read.
-
-    Args:
-        folder: Where to.
-        evaluation: What the predictions came to.
-        found: The index of each image with what was found in it.
-        dataset: The images that were evaluated on.
-        config: The detector's configuration.
-        checkpoint: The detector's file.
-
-    Returns:
-        The path of ``report.html``.
-    """
+    """Write ``report.html``, which opens from disk by itself, and its charts as PNG files."""
     with TemporaryDirectory() as scratch:  # for photographs: as JPEG a fifth of the size of PNG
         photos = Path(scratch)
         sections = [

@@ -1,4 +1,4 @@
-"""Ending a training cleanly on Ctrl-C or a scheduler's SIGTERM."""
+"""What ends a training before its time, a signal or a failure, as a person is told it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,7 @@ class Interrupted(Exception):
 
 
 class InterruptGuard:
-    """Within its context, the first SIGINT or SIGTERM is noted instead of ending the process.
-
-    A second SIGINT acts as if there were no guard. Another SIGTERM changes nothing: a scheduler
-    and ``torchrun`` may each send one. Does nothing outside the main thread, where Python delivers
-    no signals.
-
-    Attributes:
-        signum: The signal that came, or None.
-    """
+    """Within its context, the first SIGINT or SIGTERM is noted instead of ending the process."""
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -103,13 +95,7 @@ def describe_losses(losses: Mapping[str, Tensor], images: str) -> str:
 
 
 def non_finite_loss(causes: Sequence[str], position: Position, saved: str) -> NonFiniteLossError:
-    """Return the error of a loss that is not finite.
-
-    Args:
-        causes: Of each process that met one, what `describe_losses` says.
-        position: Where that was.
-        saved: What became of the weights, as a sentence without a full stop.
-    """
+    """Return the error of a loss that is not finite."""
     return NonFiniteLossError(
         f"a loss is not finite at step {position.step} (epoch {position.epoch}): "
         f"{'; in another process: '.join(causes)}. {saved}. {_ADVICE}"
@@ -125,10 +111,7 @@ def non_finite_weights(position: Position) -> NonFiniteLossError:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message as one line; of one out of a loader's worker only its last.
-
-    A worker's error arrives as its whole traceback within a message.
-    """
+    """Return an error's message as one line; of one out of a loader's worker only its last."""
     text = str(error).strip() or type(error).__name__
     if "DataLoader worker process" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text

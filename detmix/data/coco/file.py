@@ -37,13 +37,7 @@ class CocoCategory:
 
 @dataclass(frozen=True)
 class CocoImages:
-    """The images, sorted by their ids.
-
-    Attributes:
-        ids: The ids, I of them.
-        names: The files' names, relative to the images' folder.
-        sizes: ``(I, 2)`` height and width in pixels, 0 where the file does not give them.
-    """
+    """The images, sorted by their ids."""
 
     ids: list[int]
     names: list[str]
@@ -52,19 +46,7 @@ class CocoImages:
 
 @dataclass(frozen=True)
 class CocoObjects:
-    """The objects in the order of the file, M of them.
-
-    Attributes:
-        ids: ``(M,)`` their annotations' ids.
-        image_index: ``(M,)`` the image of each, counted in :class:`CocoImages`.
-        category_index: ``(M,)`` the category of each, counted in ``CocoFile.categories``.
-        boxes: ``(M, 4)`` x1, y1, x2, y2 as in the file, so perhaps outside the image.
-        area: ``(M,)`` in pixels, NaN where the file does not give it.
-        iscrowd: bool ``(M,)``.
-        segmentations: Packed ones; the error of one that cannot be used; None for one that is
-            missing, or where they are not asked for.
-        keypoints: As in the file, None for those that are missing.
-    """
+    """The objects in the order of the file, M of them."""
 
     ids: npt.NDArray[np.int64]
     image_index: npt.NDArray[np.int64]
@@ -92,13 +74,7 @@ class CocoObjects:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What an annotation file says.
-
-    Attributes:
-        categories: Sorted by their ids; several may have one name.
-        images: The images.
-        objects: The objects.
-    """
+    """What an annotation file says."""
 
     categories: tuple[CocoCategory, ...]
     images: CocoImages
@@ -106,20 +82,7 @@ class CocoFile:
 
 
 def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_problem) -> CocoFile:
-    """Read an instances or person_keypoints file.
-
-    Args:
-        path: The JSON file.
-        masks: Whether to read the segmentations.
-        report: Called for each image and each annotation of one with a value that cannot be used;
-            raises it by default. If it returns, an image whose size is wrong has the size 0, one
-            without a name is left out with its annotations, and so is an annotation.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is a folder, not JSON or not of this format, or a value cannot be used; the
-            message names the file, the image, annotation or category by its id, and the value.
-    """
+    """Read an instances or person_keypoints file."""
     content = _load(Path(path), masks)
     categories = _read_categories(content["categories"], f"{path}, category")
     images, rejected = _read_images(content["images"], f"{path}, image", report)
@@ -129,10 +92,7 @@ def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_p
 
 
 def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
-    """Parse the JSON; segmentations are packed, or left out, while it is being parsed.
-
-    As Python objects they would take several gigabytes for COCO's training images.
-    """
+    """Parse the JSON; segmentations are packed, or left out, while it is being parsed."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:

@@ -4,6 +4,10 @@ A segmentation is a list of polygons or a run-length encoding (RLE, plain or com
 Python objects those of COCO's training images fill gigabytes, and forked workers would copy them
 by counting references. Packed, one is ``b"R"``, its image's height and width and the compressed
 counts, or ``b"P"``, the number of polygons, their lengths and all coordinates.
+
+pycocotools relies on what it is given: of an RLE that was cut short it returns whatever was in
+memory, or never returns; a polygon far outside costs memory for every fifth of a pixel. What trains
+and what is scored are checked alike here. Legend: R runs, H x W pixels.
 """
 
 from __future__ import annotations
@@ -33,11 +37,7 @@ _HEADER = np.dtype(np.uint32)
 
 
 class SegmentationBlock:
-    """The segmentations of M objects.
-
-    Args:
-        segmentations: M packed ones, of :func:`pack_segmentation`.
-    """
+    """The segmentations of M objects."""
 
     def __init__(self, segmentations: Sequence[bytes]) -> None:
         lengths = np.fromiter(map(len, segmentations), np.int64, len(segmentations))
@@ -46,13 +46,7 @@ class SegmentationBlock:
         self._block = torch.frombuffer(block, dtype=torch.uint8)
 
     def decode(self, first: int, last: int, size: tuple[int, int]) -> Tensor:
-        """Return the masks of the objects from ``first`` up to ``last``, uint8 ``(N, H, W)``.
-
-        Args:
-            first: The first object.
-            last: The one after the last.
-            size: Height and width of their image.
-        """
+        """Return the masks of the objects from ``first`` up to ``last``, uint8 ``(N, H, W)``."""
         if first == last:
             return torch.zeros((0, *size), dtype=torch.uint8)
         import cv2
@@ -85,16 +79,7 @@ def strip_item(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack_segmentation(value: Any) -> bytes:
-    """Check one annotation's ``segmentation`` and pack it.
-
-    Args:
-        value: As in the JSON: a list of polygons ``[x1, y1, x2, y2, ...]``, or a dict of
-            ``size`` (height, width) and ``counts``, a list or a compressed string. Polygons of
-            fewer than three points are left out.
-
-    Raises:
-        ValueError: It is neither, or one of its values cannot be used; says which.
-    """
+    """Check one annotation's ``segmentation`` and pack it."""
     if isinstance(value, dict):
         return _pack_rle(value)
     if isinstance(value, list) and value:
@@ -146,19 +131,7 @@ _MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
 
 
 def read_polygons(polygons: list[Any]) -> list[array[float]]:
-    """Return the coordinates of polygons; those of fewer than three points have no area.
-
-    Args:
-        polygons: ``[x1, y1, x2, y2, ...]`` each, in pixels.
-
-    Returns:
-        The float64 coordinates of those with three points or more.
-
-    Raises:
-        ValueError: One is no list of an even number of finite numbers of at most a million, none
-            has three points, or their outlines are longer than a million pixels; says which, the
-            value and what was expected.
-    """
+    """Return the coordinates of polygons; those of fewer than three points have no area."""
     kept = []
     longest = 0.0  # that the outlines may be, by their largest coordinates
     for number, polygon in enumerate(polygons):
@@ -181,19 +154,7 @@ def read_polygons(polygons: list[Any]) -> list[array[float]]:
 
 
 def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
-    """Return the size of a run-length encoding (RLE) and its counts, compressed.
-
-    Args:
-        rle: ``size``, height and width, and ``counts``: the run lengths as a list, or compressed
-            as str or bytes.
-
-    Returns:
-        Height and width, and the compressed counts, whose runs fill exactly that many pixels.
-
-    Raises:
-        ValueError: The size or the counts cannot be used, or do not fit each other; says the value
-            and what was expected.
-    """
+    """Return the size of a run-length encoding (RLE) and its counts, compressed."""
     size, counts = rle.get("size"), rle.get("counts")
     height, width = _read_size(size)
     if isinstance(counts, list):
@@ -238,12 +199,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
-    """Read the run lengths ``(R,)`` of a compressed RLE, as pycocotools' ``rleFrString`` does.
-
-    A run is written in groups of five bits, the lowest first, as the characters from ``0`` on;
-    bit 5 says that another group follows, and the top bit of the last is the sign. From the
-    fourth run on, what is written is the difference from the run two before.
-    """
+    """Read the run lengths ``(R,)`` of a compressed RLE, as pycocotools' ``rleFrString`` does."""
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     is_last = (groups & 32) == 0
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:

@@ -1,4 +1,4 @@
-"""Choose what of a COCO file is in the data set: which objects, with which boxes, which images.
+"""Choose what of a COCO file is in the data set: which objects, boxes, keypoints, images.
 
 Legend: I images, M objects of the whole data set, K keypoints.
 """
@@ -57,15 +57,7 @@ class CocoReport:
 
 @dataclass(frozen=True)
 class CocoTable:
-    """Images, and their objects sorted by image.
-
-    Attributes:
-        path: The annotation file, for errors.
-        images: The images.
-        objects: The objects.
-        boxes: ``(M, 4)`` x1, y1, x2, y2; float64 as read, float32 as cleaned.
-        labels: ``(M,)`` from 1.
-    """
+    """Images, and their objects sorted by image."""
 
     path: Path
     images: CocoImages
@@ -75,13 +67,7 @@ class CocoTable:
 
     @classmethod
     def read(cls, file: CocoFile, category_ids: Sequence[int], path: Path) -> CocoTable:
-        """Take the objects of some categories, and the sizes of all images.
-
-        Args:
-            file: The file's content.
-            category_ids: Label ``k`` is ``category_ids[k - 1]``.
-            path: The annotation file, for errors.
-        """
+        """Take the objects of some categories, and the sizes of all images."""
         label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
         by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
         labels = by_index[file.objects.category_index]
@@ -91,15 +77,7 @@ class CocoTable:
         return cls(path, file.images, objects, objects.boxes, labels[rows])
 
     def fill_sizes(self, folder: Path, report: Report = raise_problem) -> CocoTable:
-        """Read the size of each image whose size the file does not give from its header.
-
-        Args:
-            folder: The images' folder.
-            report: Called for each whose size cannot be read, which stays 0; raises it by default.
-
-        Raises:
-            FileNotFoundError: Such an image is missing, and ``report`` is the default.
-        """
+        """Read the size of each image whose size the file does not give from its header."""
         images = self.images
         sizes: npt.NDArray[np.int64] = images.sizes.copy()
         for index in np.flatnonzero(np.any(sizes == 0, axis=1)).tolist():
@@ -130,14 +108,7 @@ class CocoTable:
         masks: bool = False,
         num_keypoints: int | None = None,
     ) -> None:
-        """Report each object whose segmentation or keypoints cannot be used.
-
-        Args:
-            report: Called with each.
-            is_used: ``(M,)``, the objects to check.
-            masks: Whether segmentations are needed.
-            num_keypoints: How many keypoints an object has; None where they are not needed.
-        """
+        """Report each object whose segmentation or keypoints cannot be used."""
         for row in np.flatnonzero(is_used).tolist():
             image = self.images.ids[int(self.objects.image_index[row])]
             try:
@@ -163,16 +134,7 @@ class CocoTable:
     def clean(
         self, *, clip: bool, drop_crowd: bool, drop_empty: bool
     ) -> tuple[CocoTable, CocoReport]:
-        """Clip boxes, drop those without area and what else is to be dropped, warn once.
-
-        Args:
-            clip: False keeps all boxes as they are.
-            drop_crowd: Whether to drop crowds.
-            drop_empty: Whether to drop images without objects.
-
-        Raises:
-            ValueError: No image is left, or ``clip=False`` and a box does not fit into float32.
-        """
+        """Clip boxes, drop those without area and what else is to be dropped, warn once."""
         clean = self._clean_boxes() if clip else self._keep_boxes()
         message = clean.message(self.describe_box)
         if message:
@@ -205,11 +167,7 @@ class CocoTable:
         }
 
     def keypoints(self, num_keypoints: int) -> Tensor:
-        """Return the keypoints of all objects, float32 ``(M, K, 3)``.
-
-        Raises:
-            ValueError: Those of an object cannot be used; names its annotation.
-        """
+        """Return the keypoints of all objects, float32 ``(M, K, 3)``."""
         keypoints = np.zeros((len(self.labels), num_keypoints, 3), dtype=np.float32)
         for row, value in enumerate(self.objects.keypoints):
             try:
@@ -219,12 +177,7 @@ class CocoTable:
         return torch.from_numpy(keypoints)
 
     def segmentations(self) -> list[bytes]:
-        """Return the packed segmentations of all objects.
-
-        Raises:
-            ValueError: One is missing, cannot be used or is not of its image's size; names the
-                annotation.
-        """
+        """Return the packed segmentations of all objects."""
         packed = []
         for row in range(len(self.labels)):
             try:
@@ -306,15 +259,7 @@ _OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 
 def common_keypoints(names: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
-    """Return the keypoints' names that all categories share; one without any does not count.
-
-    Args:
-        names: The categories' names, each with the names of its keypoints.
-
-    Raises:
-        ValueError: No category has keypoints, or two have others: a tensor ``(N, K, 3)`` and
-            one order for mirrored images cannot hold both.
-    """
+    """Return the keypoints' names that all categories share; one without any does not count."""
     with_keypoints = [(category, keypoints) for category, keypoints in names if keypoints]
     if not with_keypoints:
         raise ValueError("keypoints=True, but no category names keypoints")
@@ -330,26 +275,14 @@ def common_keypoints(names: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str,
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
-    """Return which keypoint takes each one's place when the image is mirrored left to right.
-
-    ``"left_eye"`` and ``"right_eye"`` change places; a name without such a partner stays.
-    """
+    """Return which keypoint takes each one's place when the image is mirrored left to right."""
     partners = [_SIDE.sub(lambda side: _OTHER_SIDE.get(side[0], side[0]), name) for name in names]
     indices = {name: index for index, name in enumerate(names)}
     return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
 
 
 def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float32]:
-    """Check one annotation's ``keypoints`` and return them as ``(K, 3)``: x, y, visibility.
-
-    Args:
-        value: As in the JSON: ``[x1, y1, v1, x2, ...]``; None, where an annotation has none,
-            gives zeros, COCO's sign of a keypoint that is not labelled.
-        num_keypoints: How many are expected.
-
-    Raises:
-        ValueError: It is no list of so many finite numbers, or a visibility is not 0, 1 or 2.
-    """
+    """Check one annotation's ``keypoints`` and return them as ``(K, 3)``: x, y, visibility."""
     if value is None:
         return np.zeros((num_keypoints, 3), dtype=np.float32)
     if not isinstance(value, list) or len(value) != 3 * num_keypoints:

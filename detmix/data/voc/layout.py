@@ -26,13 +26,7 @@ _FLAGS = ("-1", "0", "1")
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image of a data set: its name and its two files.
-
-    Attributes:
-        name: Year folder and id, such as ``"VOC2007/000005"``.
-        folder: The year's folder.
-        image_set: Year and split it is listed in, such as ``("2007", "test")``.
-    """
+    """One image of a data set: its name and its two files."""
 
     name: str
     folder: Path
@@ -52,18 +46,7 @@ class ImageEntry:
 def list_entries(
     root: str | Path, image_sets: Sequence[tuple[str, str]], *, check_files: bool = True
 ) -> list[ImageEntry]:
-    """List the images of several splits, one after the other, in the order of the split files.
-
-    Args:
-        root: The devkit, or the folder that holds ``VOCdevkit``.
-        image_sets: Pairs of year and split, such as ``("2007", "trainval")``.
-        check_files: False lists images whose files are missing, too.
-
-    Raises:
-        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
-        ValueError: ``image_sets`` is empty or not made of pairs, a split file is empty or
-            malformed, or an image is listed twice.
-    """
+    """List the images of several splits, one after the other, in the order of the split files."""
     entries: list[ImageEntry] = []
     for year, split in _check_image_sets(image_sets):
         listed = _list_split(root, year, split)

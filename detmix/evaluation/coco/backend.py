@@ -56,11 +56,7 @@ def _has_faster_backend() -> bool:
 
 @contextlib.contextmanager
 def paused_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking the entries again and again as they are made.
-
-    There are several objects for each detection and no cycles among them; with 50,000 detections
-    the collector takes a third of the faster backend's time.
-    """
+    """Keep the garbage collector from walking the entries again and again as they are made."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -78,32 +74,7 @@ def score_entries(
     backend: Backend = "auto",
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> COCOResult:
-    """Score detections by COCO's rule.
-
-    Neither argument is changed. Of an entry only the keys of the IoU type count: a detection's area
-    is its box's for ``"bbox"``, its mask's for ``"segm"`` and its keypoints' extent for
-    ``"keypoints"``, also where it has a box besides (pycocotools' ``loadRes`` would then take the
-    box's). Annotations are numbered anew from 1, because pycocotools takes a match with number 0
-    for none. ``iscrowd`` is 0 where absent, ``area`` the box's or the mask's, and ``num_keypoints``
-    the labelled ones'. With ``"difficult": 1`` an object counts neither way: the first detection
-    that matches it is left out, and so is the object.
-
-    Args:
-        ground_truth: an instances JSON's ``images``, ``categories`` and ``annotations``.
-        results: in COCO's results format.
-        iou_type: what to measure the overlap of.
-        backend: what computes it; ``"auto"`` for the faster one where it is installed and no id of
-            an image or category exceeds 2^53.
-        keypoint_sigmas: K falloffs, for keypoints; without them COCO's 17, or for another K their
-            mean for each, which is nobody's standard.
-
-    Returns:
-        The numbers; classes in the order of ``categories``.
-
-    Raises:
-        ValueError: an unknown IoU type or backend, or as many sigmas as there are not keypoints.
-        ImportError: a backend that is not installed.
-    """
+    """Score detections by COCO's rule."""
     check_choices(iou_type, backend)
     if backend == "auto" and not _are_exact_floats(ground_truth):
         backend = "pycocotools"

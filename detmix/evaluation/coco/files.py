@@ -93,18 +93,7 @@ def score_predictions(
 def save_predictions(
     path: str | Path, images: Sequence[CocoImage], category_ids: Sequence[int]
 ) -> Path:
-    """Write all images' detections in COCO's results format.
-
-    The file is written under a temporary name and renamed. Numbers keep their full precision.
-
-    Args:
-        path: the file; its folder is made, and a file that exists is replaced.
-        images: what `COCOEvaluator` has gathered.
-        category_ids: COCO's category of each label 1..C.
-
-    Returns:
-        The path.
-    """
+    """Write all images' detections in COCO's results format."""
     return _save(Path(path), prediction_entries(images, category_ids))
 
 
@@ -114,17 +103,7 @@ def save_ground_truth(
     classes: Sequence[str],
     category_ids: Sequence[int],
 ) -> Path:
-    """Write all images' ground truth as a COCO instances JSON, as `save_predictions` writes.
-
-    Args:
-        path: the file.
-        images: what `COCOEvaluator` has gathered.
-        classes: the names of labels 1..C.
-        category_ids: COCO's category of each.
-
-    Returns:
-        The path.
-    """
+    """Write all images' ground truth as a COCO instances JSON, as `save_predictions` writes."""
     return _save(Path(path), ground_truth_entries(images, classes, category_ids))
 
 
@@ -144,14 +123,7 @@ def prediction_entries(
 def ground_truth_entries(
     images: Sequence[CocoImage], classes: Sequence[str], category_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """All images' ground truth as a COCO instances JSON holds it, with ids from 1.
-
-    A difficult object has ``"difficult": 1``, an area beyond all of COCO's area ranges and no
-    labelled keypoints in ``num_keypoints``: as a box or a mask it counts neither way in any
-    program. By keypoints it is no object either, but the area is part of their overlap there, so
-    that other programs leave out one detection for it that may be far off; `score_predictions`
-    measures that overlap from the box.
-    """
+    """All images' ground truth as a COCO instances JSON holds it, with ids from 1."""
     annotations: list[dict[str, Any]] = []
     for image in images:
         there = image.objects

@@ -15,20 +15,7 @@ from detmix.evaluation.coco.result import IouType
 
 
 def check_ground_truth(path: Path, data: Any, iou_type: IouType) -> dict[str, Any]:
-    """Return the content of an instances JSON as the backends need it, or raise ValueError.
-
-    What data sets of this format are written with, and trained on, becomes what it stands for: null
-    an absent key, a side of 60.0 pixels one of 60, and what holds no keypoints those of COCO that
-    are not labelled; polygons without three corners are left out.
-
-    Args:
-        path: the file, for the message.
-        data: its content, which is not changed.
-        iou_type: what the annotations must have.
-
-    Raises:
-        ValueError: naming the file, the entry, counted from 0, the value and what was expected.
-    """
+    """Return the content of an instances JSON as the backends need it, or raise ValueError."""
     keys = ("images", "categories", "annotations")
     if not isinstance(data, dict):
         raise ValueError(f"{path}: is {_short(data)}, expected an object with {', '.join(keys)}")
@@ -54,17 +41,7 @@ def check_ground_truth(path: Path, data: Any, iou_type: IouType) -> dict[str, An
 def check_predictions(
     path: Path, data: Any, ground_truth: Mapping[str, Any], iou_type: IouType
 ) -> list[dict[str, Any]]:
-    """Return the content of a file in COCO's results format, or raise ValueError.
-
-    Args:
-        path: the file, for the message.
-        data: its content.
-        ground_truth: what `check_ground_truth` has returned.
-        iou_type: what the predictions must have.
-
-    Raises:
-        ValueError: naming the file, the entry, counted from 0, the value and what was expected.
-    """
+    """Return the content of a file in COCO's results format, or raise ValueError."""
     if not isinstance(data, list):
         raise ValueError(
             f"{path}: is {_short(data)}, expected predictions in COCO's results format: a list "

@@ -17,14 +17,7 @@ from detmix.evaluation.records import Columns, ImageId, Record, RecordReader, as
 
 @dataclass(frozen=True, kw_only=True)
 class Instances:
-    """What objects and detections share.
-
-    Attributes:
-        boxes: ``(N, 4)`` float32 or float64, ``x1, y1, x2, y2``.
-        labels: ``(N,)`` int32 in 1..C.
-        masks: N RLE dicts; None where masks are not evaluated.
-        keypoints: ``(N, K, 3)`` float, ``x, y, visibility``; None where they are not evaluated.
-    """
+    """What objects and detections share."""
 
     boxes: NDArray[Any]
     labels: NDArray[np.int32]
@@ -34,13 +27,7 @@ class Instances:
 
 @dataclass(frozen=True, kw_only=True)
 class Objects(Instances):
-    """Ground truth.
-
-    Attributes:
-        iscrowd: ``(N,)`` bool, a region of many objects.
-        difficult: ``(N,)`` bool, counts neither way.
-        area: ``(N,)`` float64 in square pixels.
-    """
+    """Ground truth."""
 
     iscrowd: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
@@ -49,26 +36,14 @@ class Objects(Instances):
 
 @dataclass(frozen=True, kw_only=True)
 class Detections(Instances):
-    """What a detector found.
-
-    Attributes:
-        scores: ``(N,)`` float32 or float64.
-    """
+    """What a detector found."""
 
     scores: NDArray[Any]
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image.
-
-    Attributes:
-        image_id: COCO's number of it.
-        size: height and width in pixels; None where neither masks nor ``orig_size`` tell it.
-        file_name: where the target gives it.
-        objects: its ground truth.
-        detections: its detections.
-    """
+    """One image."""
 
     image_id: int
     size: tuple[int, int] | None
@@ -79,12 +54,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoReader:
-    """Reads batches.
-
-    Attributes:
-        num_classes: C; labels are 1..C.
-        iou_types: what is evaluated; masks and keypoints are read only if they are.
-    """
+    """Reads batches."""
 
     num_classes: int
     iou_types: tuple[str, ...]
@@ -92,21 +62,7 @@ class CocoReader:
     def read(
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
     ) -> list[CocoImage]:
-        """Check a batch and take out what is evaluated, with masks encoded.
-
-        Args:
-            predictions: for each image ``boxes``, ``labels``, ``scores`` and, where evaluated,
-                ``masks`` and ``keypoints``.
-            targets: for each image ``image_id``, ``boxes``, ``labels`` and the keys that
-                `COCOEvaluator.update` names.
-            points: K; None where it is not known yet.
-
-        Returns:
-            The images in NumPy arrays on the CPU.
-
-        Raises:
-            ValueError: naming list, index and image id, the value got and what was expected.
-        """
+        """Check a batch and take out what is evaluated, with masks encoded."""
         batch = read_batch(predictions, targets, self.num_classes)
         image_ids = _checked_ids(batch.image_ids)
         of_objects = RecordReader("targets", batch.image_ids, self.num_classes)
@@ -191,15 +147,7 @@ class _Item:
 def contiguous_labels(
     predictions: Any, category_ids: Sequence[int], iou_types: Sequence[str]
 ) -> Any:
-    """Predictions with labels 1..C in place of category ids, without those of other categories.
-
-    What is no such prediction stays as it is: `CocoReader` says so then.
-
-    Args:
-        predictions: for each image ``boxes``, ``labels``, ``scores`` and what is evaluated.
-        category_ids: C ids; label k stands for ``category_ids[k - 1]``.
-        iou_types: what is evaluated.
-    """
+    """Predictions with labels 1..C in place of category ids, without those of other categories."""
     if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
         return predictions
     label_of = {number: label for label, number in enumerate(category_ids, start=1)}

@@ -153,10 +153,7 @@ def _similarity(classes: tuple[str, ...], groups: Groups) -> BoolArray:
 def _diagnose(
     matching: VOCMatching, is_similar: BoolArray, background_iou: float
 ) -> tuple[NDArray[np.int8], IntArray]:
-    """The kind of every detection and the object it would be a detection of, both ``(D,)``.
-
-    That object's row is -1 where repairing the detection makes no true positive of it.
-    """
+    """The kind of every detection and the object it would be a detection of, both ``(D,)``."""
     iou, threshold = matching.best_iou, matching.iou_threshold
     kinds = np.full(len(iou), _BACKGROUND, dtype=np.int8)
     kinds[iou >= background_iou] = _LOCALIZATION
@@ -183,11 +180,7 @@ def _diagnose(
 def _confused(
     matching: VOCMatching, rows: IntArray, objects: IntArray, background_iou: float
 ) -> tuple[IntArray, FloatArray, IntArray]:
-    """Those of the detections ``rows`` that overlap one of ``objects`` by enough.
-
-    Returns:
-        Their rows, and the overlap with and the row of each one's best object.
-    """
+    """Those of the detections ``rows`` that overlap one of ``objects`` by enough."""
     iou, best = best_overlaps(
         matching.det_boxes[rows],
         matching.det_images[rows],
@@ -253,17 +246,7 @@ _CORRECT, _IGNORED = OUTCOMES.index("correct"), OUTCOMES.index("ignored")
 def ap_gains(
     matching: VOCMatching, kinds: NDArray[np.int8], right_gt: IntArray
 ) -> tuple[float, dict[str, float]]:
-    """The mean all-point AP and, by kind, what it gains when that kind alone is repaired.
-
-    Args:
-        matching: of D detections.
-        kinds: ``(D,)`` places in `OUTCOMES`.
-        right_gt: ``(D,)``, the object that a detection is, or when repaired would be, a detection
-            of; -1 where there is none, so that the repair drops it.
-
-    Returns:
-        NaN throughout where no class has objects.
-    """
+    """The mean all-point AP and, by kind, what it gains when that kind alone is repaired."""
     order, num_objects = rank(matching), matching.num_objects
     mean_ap = _mean_ap(curves_of(matching, order, kinds, right_gt), num_objects)
     gains = {}
@@ -286,10 +269,7 @@ def curves_of(
     right_gt: IntArray,
     repaired: int = -1,
 ) -> list[PrecisionRecallCurve]:
-    """Each class's curve once the detections of kind ``repaired`` (default: none) are right.
-
-    Of several detections of one object the first in ``order`` counts; the others are dropped.
-    """
+    """Each class's curve once the detections of kind ``repaired`` (default: none) are right."""
     claims = (kinds == _CORRECT) | (kinds == repaired)
     gt = np.where(claims, right_gt, -1)
     ranked = order[gt[order] >= 0]

@@ -28,13 +28,7 @@ SIZES = ("small", "medium", "large")
 
 @dataclass(frozen=True)
 class MissedObjects:
-    """How many of some objects no detection has found.
-
-    Attributes:
-        objects: all of them.
-        missed: found by no detection at all.
-        missed_at_best_f1: found by none of score at or above the best-F1 score of their class.
-    """
+    """How many of some objects no detection has found."""
 
     objects: int
     missed: int

@@ -32,15 +32,7 @@ _ELEVEN_RECALLS = np.arange(11) * 0.1
 
 
 def paired_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
-    """Intersection over union of row i of one array with row i of the other, in float64.
-
-    Args:
-        boxes_a: ``(P, 4)``, ``x1, y1, x2, y2``.
-        boxes_b: ``(P, 4)``.
-
-    Returns:
-        ``(P,)`` in [0, 1]; 0 where the boxes do not intersect, also for boxes without area.
-    """
+    """Intersection over union of row i of one array with row i of the other, in float64."""
     ax1, ay1, ax2, ay2 = boxes_a.T.astype(np.float64, order="C")  # each coordinate in one piece
     bx1, by1, bx2, by2 = boxes_b.T.astype(np.float64, order="C")
     width = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0.0)
@@ -52,17 +44,7 @@ def paired_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
 
 
 def paired_cover(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> FloatArray:
-    """The share of row i of one array that row i of the other covers, in float64.
-
-    It takes the place of IoU where the other box is a crowd (COCO's ``iscrowd``).
-
-    Args:
-        boxes_a: ``(P, 4)``, ``x1, y1, x2, y2``.
-        boxes_b: ``(P, 4)``.
-
-    Returns:
-        ``(P,)`` in [0, 1]; 0 for boxes without area.
-    """
+    """The share of row i of one array that row i of the other covers, in float64."""
     low = np.maximum(boxes_a[:, :2], boxes_b[:, :2]).astype(np.float64)
     high = np.minimum(boxes_a[:, 2:], boxes_b[:, 2:]).astype(np.float64)
     intersection = np.maximum(high - low, 0.0).prod(axis=1)
@@ -80,24 +62,7 @@ def best_overlaps(
     overlap: Callable[[NDArray[Any], NDArray[Any]], FloatArray] = paired_iou,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[FloatArray, IntArray]:
-    """Find for every detection the object of its group that it overlaps most.
-
-    A group is one class in one image. Whether the object is taken by a better detection does not
-    matter here: VOC assigns a detection to its best object even then. Of several objects with the
-    same overlap the first one counts.
-
-    Args:
-        det_boxes: ``(D, 4)``.
-        det_groups: ``(D,)`` group of each detection, in any order.
-        gt_boxes: ``(G, 4)``.
-        gt_groups: ``(G,)`` group of each object, in any order.
-        overlap: what is measured, row by row, of detections and objects.
-        chunk_size: so many detections are worked off at once; the result is the same.
-
-    Returns:
-        The highest overlap ``(D,)`` and the index of its object ``(D,)``; 0 and -1 for a detection
-        whose group has no object.
-    """
+    """Find for every detection the object of its group that it overlaps most."""
     best_iou = np.zeros(len(det_groups))
     best_gt = np.full(len(det_groups), -1, dtype=np.int64)
     if len(gt_groups) == 0:
@@ -123,10 +88,7 @@ def _best_of_group(
     starts: IntArray,
     sizes: IntArray,
 ) -> tuple[FloatArray, IntArray]:
-    """The highest overlap ``(P,)`` of each box and the index ``(P,)`` of its object.
-
-    The objects of box i are ``gt_order[starts[i] : starts[i] + sizes[i]]``, at least one.
-    """
+    """The highest overlap ``(P,)`` of each box and the index ``(P,)`` of its object."""
     best_gt = gt_order[starts]
     best_iou = overlap(boxes, gt_boxes[best_gt])
     # Then those with a second object with that, those with a third one with that, and so on.
@@ -146,19 +108,7 @@ def judge_detections(
     gt_difficult: BoolArray,
     iou_threshold: float,
 ) -> tuple[BoolArray, BoolArray]:
-    """Tell true positives from false ones and from detections that count neither way.
-
-    Args:
-        best_iou: ``(D,)`` from `best_overlaps`.
-        best_gt: ``(D,)`` the same.
-        order: ``(D,)`` the detections in order of decreasing score, at least within a class.
-        gt_difficult: ``(G,)``.
-        iou_threshold: a match needs an overlap strictly above it.
-
-    Returns:
-        ``(D,)`` true positive: the first detection of an object that is not difficult; and
-        ``(D,)`` ignored: matched to a difficult object. All others are false positives.
-    """
+    """Tell true positives from false ones and from detections that count neither way."""
     hits = order[(best_iou > iou_threshold)[order]]
     on_difficult = gt_difficult[best_gt[hits]]
     is_true, is_ignored = np.zeros((2, len(best_iou)), dtype=bool)

@@ -83,18 +83,7 @@ def match(
     image_ids: list[ImageId],
     iou_threshold: float,
 ) -> VOCMatching:
-    """Match all detections of a data set.
-
-    Args:
-        detections: with scores as ``extra``.
-        objects: with ``difficult`` as ``extra``.
-        crowds: what is no single object. A detection that is no true positive and lies in one of
-            its class with more than ``iou_threshold`` of its own area counts neither way, as COCO
-            has it.
-        classes: the C class names.
-        image_ids: one for each image of both.
-        iou_threshold: a match overlaps by strictly more.
-    """
+    """Match all detections of a data set."""
     images = np.arange(len(image_ids))
     det_groups, gt_groups, crowd_groups = (
         np.repeat(images, each.counts) * len(classes) + (each.labels - 1)
@@ -130,10 +119,7 @@ def match(
 
 
 def _class_then_score(labels: NDArray[Any], scores: NDArray[Any], counts: IntArray) -> IntArray:
-    """Order ``(D,)`` by class, then by decreasing score, then as they came.
-
-    ``counts`` ``(C,)`` says how many detections each class has.
-    """
+    """Order ``(D,)`` by class, then by decreasing score, then as they came."""
     # NumPy sorts 16-bit integers by radix, several times faster than wider ones.
     narrow = labels.astype(np.uint16) if len(counts) < 1 << 16 else labels
     order = np.argsort(narrow, kind="stable")
