@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["read_regular_file", "temporary_path", "write_atomically", "write_errors", "write_once"]
-
 
 def read_regular_file(path: str | Path) -> bytes:
     """Read a file whole; an error in the midst of it, as of a disk, does not name it by itself."""
@@ -43,6 +41,7 @@ def write_atomically(
     path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
 ) -> None:
     """Write a file under a temporary name and rename it, so that it is never half there."""
+    # On the disk before the file gets its name: not even a power cut leaves half of it.
     temporary = temporary_path(path)
     try:
         with write_errors(path):
@@ -73,6 +72,8 @@ def write_once(
     folder: Path, marker: str, description: dict[str, Any], write: Callable[[Path], None]
 ) -> None:
     """Have a folder written, unless the same data set is there already."""
+    # Built in a temporary folder beside it and renamed: an interrupted run leaves nothing
+    # unfinished.
     if _is_there(folder, marker, description):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

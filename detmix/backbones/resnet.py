@@ -12,8 +12,6 @@ from torchvision.models import get_model, list_models
 from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ["Stem", "build_resnet", "check_choice", "resnet_names"]
-
 Stem = Literal["standard", "small"]
 
 _GROUPS = 32

@@ -14,19 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-__all__ = [
-    "TIMM_PREFIX",
-    "FeatureBackboneWithFPN",
-    "TimmBody",
-    "check_timm_body",
-    "create_timm_model",
-    "freeze_batch_norm",
-    "head_names",
-    "plain_name",
-    "read_timm_weights",
-    "sync_batch_norm",
-]
-
 # What marks a name as one of timm's.
 TIMM_PREFIX = "timm:"
 

@@ -30,12 +30,6 @@ from detmix.data.augment_fields import (
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 from detmix.mixing.target import Target, check_sample, plain, typed_as, with_objects
 
-__all__ = [
-    "AlbumentationsTransform",
-    "AugmentedDataset",
-    "detection_transforms",
-]
-
 _SEEDS = 2**32
 
 
@@ -148,6 +142,8 @@ class AlbumentationsTransform:
 
     def _seed(self, seed: int) -> None:
         """Let all transforms draw from one stream."""
+        # ``set_random_seed`` would start each with the same seed: an image would be flipped exactly
+        # when its colours are changed.
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 

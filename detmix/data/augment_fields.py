@@ -17,16 +17,6 @@ from torch import Tensor
 
 from detmix.mixing.target import Target, box_format, is_per_object, is_rotated, plain, xyxy
 
-__all__ = [
-    "GEOMETRIC_KEYS",
-    "check_fields",
-    "check_permutation",
-    "moved_fields",
-    "packed_fields",
-    "take_rows",
-    "to_plain",
-]
-
 GEOMETRIC_KEYS = frozenset({"boxes", "masks", "keypoints"})  # what moves with the image
 _MASK_DTYPES = (torch.uint8, torch.bool)
 # Points that travel ahead of the keypoints and tell whether the image was mirrored, as shares of
@@ -214,6 +204,8 @@ def _moved_keypoints(
 
 def _is_mirrored(old: Array, new: Array) -> bool:
     """Tell whether the map from old to new points ``(P, 2)`` mirrors."""
+    # For an affine map A the covariance of old and new points is C A', with C, that of the old
+    # ones, positive definite: the signs of the two determinants are equal.
     if len(old) < len(_PROBES):  # a distortion has lost them
         return False
     return bool(np.linalg.det((old - old.mean(axis=0)).T @ (new - new.mean(axis=0))) < 0)

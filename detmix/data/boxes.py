@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CleanBoxes", "clean_boxes", "keep_boxes"]
-
 
 @dataclass(frozen=True)
 class CleanBoxes:
@@ -34,6 +32,7 @@ class CleanBoxes:
 
 def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
     """Clip boxes to their images."""
+    # All is compared in float32, in which boxes are kept: what is lost in the rounding is no area.
     limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
     clipped: npt.NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
     has_area = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)

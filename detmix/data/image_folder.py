@@ -16,8 +16,6 @@ from detmix.data.images import decode_image_bytes
 from detmix.data.skipping import check_on_error, find_unusable, skip_message
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
-__all__ = ["ImageClasses"]
-
 
 class ImageClasses(Dataset[tuple[Tensor, int, int]]):
     """The images of one split and their classes, as torchvision's ``ImageFolder`` finds them.

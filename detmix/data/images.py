@@ -26,12 +26,6 @@ try:
 except ImportError:  # a torchvision without decoders
     decode_jpeg = None
 
-__all__ = [
-    "check_image_size",
-    "decode_image_bytes",
-    "read_image_size",
-    "read_jpeg",
-]
 
 _TURNED = (
     "; the annotations seem to be for the image turned by its EXIF orientation, which is not "
@@ -59,6 +53,7 @@ def read_jpeg(path: Path) -> Tensor:
 
 def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
     """Decode a JPEG, PNG, WebP, BMP, ... image to uint8 ``(3, H, W)`` RGB."""
+    # What the bytes begin with decides, not a file's name: ImageNet has a PNG called ``.JPEG``.
     if not data:
         raise ValueError(f"{name}: not an image: the file is empty")
     if decode_jpeg is not None and data.startswith(_JPEG_START):

@@ -21,16 +21,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from detmix.mixing import DetectionMixer, Sample, Target, sample_seed
 
-__all__ = [
-    "EpochBatchSampler",
-    "MixCollate",
-    "collate",
-    "eval_loader",
-    "explain_dead_workers",
-    "init_worker",
-    "train_loader",
-]
-
 Batch = tuple[list[Tensor], list[Target]]
 
 # What torch says of a worker that died, as in "DataLoader worker (pid 7) is killed by signal: ...".
@@ -205,6 +195,7 @@ def eval_loader(
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
     """Within its context, say what may have ended a loader's worker process."""
+    # Torch tells of it wherever the main process happens to be, in the midst of a step too.
     try:
         yield
     except RuntimeError as error:
@@ -240,6 +231,7 @@ def init_worker(worker_id: int) -> None:
 
 def _obey_parent(parent: int) -> None:
     """End this process at a SIGTERM of its parent, and of nobody else."""
+    # At its exit Python ends worker processes that are left in this way, and waits for them.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

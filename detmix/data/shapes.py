@@ -20,8 +20,6 @@ from PIL import Image, ImageDraw
 from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation, write_annotation
 from detmix.files import write_once
 
-__all__ = ["SHAPE_CLASSES", "write_shape_crops", "write_shapes"]
-
 SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")
 """The classes of the synthetic data set; label 1 is the first of them."""
 

@@ -24,8 +24,6 @@ from detmix.data.shapes import (
 )
 from detmix.files import write_once
 
-__all__ = ["SHAPE_CATEGORY_IDS", "SHAPE_KEYPOINTS", "write_shapes_coco"]
-
 SHAPE_CATEGORY_IDS = (1, 3, 7, 8, 20)
 """The category ids of ``SHAPE_CLASSES``, with gaps as COCO's have."""
 

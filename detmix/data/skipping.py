@@ -12,16 +12,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = [
-    "Report",
-    "SkippedImage",
-    "check_on_error",
-    "find_unusable",
-    "is_of_the_data",
-    "raise_problem",
-    "skip_message",
-]
-
 Result = TypeVar("Result")
 
 _OF_THE_DATA = (
@@ -59,6 +49,7 @@ def check_on_error(on_error: str) -> None:
 
 def is_of_the_data(error: ValueError | OSError) -> bool:
     """Tell whether a file is at fault that cannot be used, and not the machine."""
+    # A retry may go well where it is the machine, and the images of two runs would not be the same.
     return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 

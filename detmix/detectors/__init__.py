@@ -1,7 +1,7 @@
 """Building torchvision's detectors from a configuration."""
 
-from detmix.detectors.build import DetectorConfig, build_detector
-from detmix.detectors.config import ClassifierConfig, build_classifier
+from detmix.detectors.build import build_detector
+from detmix.detectors.config import ClassifierConfig, DetectorConfig, build_classifier
 from detmix.detectors.names import takes_backbone, target_keys
 from detmix.detectors.pyramid import BackboneConfig, build_backbone
 from detmix.pretrained.match_state import LoadReport

@@ -33,8 +33,6 @@ from detmix.detectors.torchvision_builder import build_by_name, check_builder
 from detmix.pretrained.match_state import LoadReport
 from detmix.pretrained.sources import find_named
 
-__all__ = ["DetectorConfig", "build_detector"]
-
 _log = logging.getLogger(__name__)
 
 

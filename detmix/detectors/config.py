@@ -14,15 +14,6 @@ from detmix.backbones.resnet import Stem, build_resnet, check_choice, resnet_nam
 from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, sync_batch_norm
 from detmix.detectors.names import check_name, inapplicable_fields, option_defaults, option_names
 
-__all__ = [
-    "STATISTICS",
-    "ClassifierConfig",
-    "DetectorConfig",
-    "build_classifier",
-    "class_arguments",
-    "reset_flags",
-]
-
 STATISTICS = ("image_mean", "image_std")
 """The options that say how images are normalised."""
 
@@ -132,6 +123,7 @@ class DetectorConfig:
 
 def class_arguments(detector: DetectorConfig) -> dict[str, Any]:
     """Return the keyword arguments of a detector's class that its configuration gives as such."""
+    # Not the image statistics: what they are by default must be known when weights bring others.
     sizes = {"min_size": detector.min_size, "max_size": detector.max_size}
     given = {name: value for name, value in sizes.items() if value is not None}
     return {**given, **_without_statistics(detector.options)}

@@ -18,16 +18,6 @@ from torchvision.ops import MultiScaleRoIAlign
 from detmix.detectors.config import DetectorConfig, class_arguments
 from detmix.detectors.pyramid import BackboneConfig
 
-__all__ = [
-    "ASPECT_RATIOS",
-    "anchor_sizes",
-    "build_family",
-    "check_family",
-    "check_fcos_sizes",
-    "retinanet_anchors",
-    "single_anchors",
-]
-
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 _HEAD_DIM = 1024
 _SAMPLING_RATIO = 2

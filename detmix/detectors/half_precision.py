@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-__all__ = ["keep_boxes_in_float32"]
-
 _HALF = (torch.bfloat16, torch.float16)
 _ROI_PARTS = ("box_predictor", "mask_predictor", "keypoint_predictor")
 

@@ -11,19 +11,6 @@ from torchvision.models import WeightsEnum, detection, get_model_builder, list_m
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-__all__ = [
-    "FAMILIES",
-    "backbone_weights",
-    "builder_names",
-    "check_name",
-    "detector_class",
-    "inapplicable_fields",
-    "option_defaults",
-    "option_names",
-    "takes_backbone",
-    "target_keys",
-]
-
 FAMILIES: dict[str, type[nn.Module]] = {
     "fasterrcnn": FasterRCNN,
     "maskrcnn": MaskRCNN,

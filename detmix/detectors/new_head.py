@@ -25,8 +25,6 @@ from detmix.detectors.pyramid import set_norm_epsilon
 from detmix.pretrained.match_state import LoadReport, SourceWeights, load_matching
 from detmix.pretrained.sources import download, find_named, open_path
 
-__all__ = ["detector_weights", "find_detector_weights", "load_detector_weights", "named_epsilon"]
-
 _SETTING = "detector.weights"
 _KEYPOINTS = "roi_heads.keypoint_predictor"
 # Whose architecture a family has on a ResNet-50 with all defaults. RetinaNet's and FCOS's pyramids
@@ -92,6 +90,8 @@ def load_detector_weights(
 
 def named_epsilon(source: str, name: str) -> float | None:
     """Return the epsilon of frozen batch norm that goes with a name; None if none does."""
+    # Some of torchvision's COCO weights are from before its frozen batch norm had any, and its own
+    # builders set 0 for them. It is no part of the state dict.
     files = {Path(member.url).name for member in _WITHOUT_EPSILON}
     found = find_detector_weights(source, name)
     return 0.0 if found in _WITHOUT_EPSILON or Path(source).name in files else None

@@ -29,14 +29,6 @@ from detmix.pretrained.sources import (
     resnet_weights,
 )
 
-__all__ = [
-    "BackboneConfig",
-    "build_backbone",
-    "build_backbone_with_report",
-    "norm_epsilon",
-    "set_norm_epsilon",
-]
-
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 
 # A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.

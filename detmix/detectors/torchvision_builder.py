@@ -32,8 +32,6 @@ from detmix.pretrained.sources import (
     read_backbone_weights,
 )
 
-__all__ = ["build_by_name", "check_builder"]
-
 _SETTING = "backbone.weights"
 # The fields of the backbone's section that are for a builder too.
 _BACKBONE_FIELDS = {"weights", "trainable_layers", "norm_eps"}

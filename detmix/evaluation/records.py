@@ -226,6 +226,7 @@ def _concatenate(
     parts: list[NDArray[Any]], dtype: type[np.generic], columns: int | None = None
 ) -> NDArray[Any]:
     """Join arrays, at least of the precision of ``dtype``; of that dtype where all are empty."""
+    # Always a copy: the caller's buffers may be reused for the next batch.
     filled = [part for part in parts if len(part)]
     if not filled:
         return np.zeros((0,) if columns is None else (0, columns), dtype=dtype)

@@ -19,13 +19,13 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
 from detmix.losses.terms import foreground_normalizer, weighted_sum
 
-__all__ = ["WeightedFCOSHead", "centerness_targets"]
-
 Targets = list[dict[str, Tensor]]
 
 
 class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
     """Torchvision's FCOS head with a weight for each anchor."""
+
+    # All three sums over the batch are divided by max(1, P), or by max(1, sum of the P weights).
 
     loss_weighting: LossWeighting
 
@@ -86,7 +86,7 @@ class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
 
 
 def centerness_targets(distances: Tensor) -> Tensor:
-    """Return how central each point is in its box, FCOS (arXiv 1904.01355) equation 3."""
+    """Return how central points are, by ``(P, 4)`` distances to sides: FCOS, equation 3."""
     horizontal, vertical = distances[:, [0, 2]], distances[:, [1, 3]]
     return torch.sqrt(
         (horizontal.amin(dim=1) / horizontal.amax(dim=1))

@@ -13,8 +13,6 @@ from typing import Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["LossWeighting", "Normalizer", "check_labels", "object_weights", "sample_weights"]
-
 Normalizer = Literal["samples", "weights"]
 
 
@@ -56,7 +54,7 @@ class LossWeighting:
 
 
 def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-    """Return the checked ``box_weights`` of each target, ones where there are none."""
+    """Return the checked ``box_weights`` ``(N,)`` float32 of each target, ones where none are."""
     all_weights = []
     for index, target in enumerate(targets):
         boxes = target["boxes"]
@@ -100,6 +98,7 @@ def _raise_bad_values(
 
 def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
     """Check that all labels are classes of the detector: on a GPU a wrong one is fatal."""
+    # On a GPU an index out of range is fatal to the process.
     labels = torch.cat([target["labels"] for target in targets])
     if bool(((labels >= 1) & (labels < num_classes)).all()):
         return
@@ -115,7 +114,7 @@ def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None
 def sample_weights(
     weights: Tensor, matched_idxs: Tensor, foreground: Tensor, background_weight: float
 ) -> Tensor:
-    """Give each sample the weight of its object, or the background's."""
+    """Give ``(S,)`` samples the weights of their objects out of ``(N,)``, or the background's."""
     background = weights.new_full((), background_weight)
     if len(weights) == 0:  # nothing to gather from, and nothing is foreground
         return background.expand(len(matched_idxs))

@@ -33,8 +33,6 @@ from detmix.losses.terms import (
     weighted_smooth_l1,
 )
 
-__all__ = ["WeightedRegionProposalNetwork", "WeightedRoIHeads"]
-
 Targets = list[dict[str, Tensor]]
 
 # Transition point of torchvision's smooth L1 losses, the same for RPN and RoI heads.
@@ -56,6 +54,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         self, anchors: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
+        # By torchvision's rule, whose own method does not tell which object an anchor matches.
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
@@ -102,6 +101,9 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
 
 class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
     """Torchvision's RoI heads with a weight for each sampled proposal."""
+
+    # With normalizer "weights" each loss is divided by the weights of what torchvision counts for
+    # it: sampled proposals, the pixels of foreground masks, valid keypoints.
 
     loss_weighting: LossWeighting
 
@@ -164,7 +166,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         regression_targets: Tensor,
         weights: Tensor,
     ) -> dict[str, Tensor]:
-        """Compute both losses over all sampled proposals."""
+        """Compute both losses of ``(R, K)`` logits and ``(R, 4 K)`` boxes, one for each class."""
         foreground = torch.where(labels > 0)[0]
         deltas = box_regression.reshape(len(labels), -1, 4)
         losses = {
@@ -186,7 +188,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         foreground: Foreground,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Run the mask and the keypoint branch that there are, over the foreground."""
+        """Run the mask and the keypoint branch that there are, and compute their losses."""
         losses = {}
         where = (features, foreground.proposals, image_shapes)
         if self.has_mask():

@@ -26,8 +26,6 @@ from torchvision.ops import (
 from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
 from detmix.losses.terms import foreground_normalizer, weighted_sum
 
-__all__ = ["WeightedRetinaNetHead"]
-
 Targets = list[dict[str, Tensor]]
 
 # The box losses that torchvision's regression head knows, by its names for them.
@@ -41,6 +39,9 @@ _OVERLAP_LOSSES = {
 
 class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     """Torchvision's RetinaNet head with a weight for each anchor."""
+
+    # Each image's sums are divided by max(1, P), or by max(1, sum of the P weights). Anchors
+    # between the thresholds have no classification loss.
 
     loss_weighting: LossWeighting
 
@@ -73,7 +74,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     def classification_loss(
         self, logits: Tensor, labels: Tensor, matched: Tensor, weights: Tensor
     ) -> Tensor:
-        """Focal loss of one image over all classes of its anchors."""
+        """Focal loss of one image's ``(A, K)`` logits; an anchor's weight holds for all classes."""
         foreground = matched >= 0
         goals = torch.zeros_like(logits)
         goals[foreground, labels[matched[foreground]]] = 1.0

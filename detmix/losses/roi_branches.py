@@ -20,21 +20,6 @@ from torchvision.models.detection.roi_heads import keypoints_to_heatmap, project
 from detmix.losses.object_weights import LossWeighting
 from detmix.losses.terms import weighted_binary_cross_entropy, weighted_cross_entropy
 
-__all__ = [
-    "Foreground",
-    "check_keypoint_number",
-    "check_keypoints",
-    "check_masks",
-    "keypoint_loss",
-    "keypoint_targets",
-    "mask_loss",
-    "mask_targets",
-    "select_foreground",
-    "weighted_keypoint_loss",
-    "weighted_mask_loss",
-    "with_empty_branches",
-]
-
 
 @dataclass(frozen=True)
 class Foreground:
@@ -65,7 +50,7 @@ def select_foreground(
 
 
 def mask_targets(foreground: Foreground, masks: Sequence[Tensor], size: int) -> Tensor:
-    """Cut each foreground proposal's object mask to the proposal."""
+    """Cut ``(N, H, W)`` masks of each image to the foreground's proposals: ``(P, M, M)``."""
     return torch.cat(
         [
             project_masks_on_boxes(image_masks, boxes, matched, size)
@@ -77,7 +62,7 @@ def mask_targets(foreground: Foreground, masks: Sequence[Tensor], size: int) -> 
 
 
 def weighted_mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over P · M · M of each proposal's weight times its pixels' binary cross-entropy."""
+    """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
     if len(labels) == 0:
         return logits.sum() * 0
     own_class = logits[torch.arange(len(labels), device=labels.device), labels]
@@ -90,7 +75,7 @@ def weighted_mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, weights:
 def keypoint_targets(
     foreground: Foreground, keypoints: Sequence[Tensor], size: int
 ) -> tuple[Tensor, Tensor]:
-    """Locate each foreground proposal's keypoints in its heatmaps."""
+    """Return ``(P * J,)`` cells of the heatmaps, and the ``(V,)`` of visible keypoints inside."""
     pairs = [
         keypoints_to_heatmap(image_keypoints[matched], boxes, size)
         for image_keypoints, boxes, matched in zip(
@@ -104,7 +89,7 @@ def keypoint_targets(
 
 
 def weighted_keypoint_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over V valid keypoints of their object's weight times the heatmap's cross-entropy."""
+    """Mean over V valid keypoints of weight times cross-entropy, of ``(V, S * S)`` heatmaps."""
     if len(targets) == 0:
         return logits.sum() * 0
     return weighted_cross_entropy(logits, targets, weights)
@@ -113,7 +98,7 @@ def weighted_keypoint_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> 
 def mask_loss(
     logits: Tensor, foreground: Foreground, masks: Sequence[Tensor], weighting: LossWeighting
 ) -> Tensor:
-    """Compute the weighted mask loss of a batch."""
+    """Compute the weighted mask loss of a batch from ``(P, K, M, M)`` logits."""
     targets = mask_targets(foreground, masks, logits.shape[-1])
     loss = weighted_mask_loss(logits, foreground.labels, targets, foreground.weights)
     return weighting.rescale(loss, foreground.weights)
@@ -122,7 +107,7 @@ def mask_loss(
 def keypoint_loss(
     logits: Tensor, foreground: Foreground, keypoints: Sequence[Tensor], weighting: LossWeighting
 ) -> Tensor:
-    """Compute the weighted keypoint loss of a batch."""
+    """Compute the weighted keypoint loss of a batch from ``(P, J, S, S)`` heatmaps."""
     _, num_keypoints, height, size = logits.shape
     if height != size:
         raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
@@ -138,6 +123,8 @@ def with_empty_branches(
     targets: Sequence[dict[str, Tensor]], has_mask: bool, has_keypoint: bool
 ) -> list[dict[str, Tensor]]:
     """Give targets without objects the masks and keypoints of none of them."""
+    # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
+    # and its own heads then fail.
     needed = [("masks", (0, 1, 1))] * has_mask + [("keypoints", (0, 1, 3))] * has_keypoint
     return [
         {**{key: target["boxes"].new_zeros(shape) for key, shape in needed}, **target}

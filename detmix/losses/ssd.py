@@ -17,8 +17,6 @@ from torchvision.models.detection.ssd import SSD
 from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
 from detmix.losses.terms import foreground_normalizer, weighted_smooth_l1
 
-__all__ = ["WeightedSSD", "hard_negatives"]
-
 Targets = list[dict[str, Tensor]]
 
 # Transition point of torchvision's smooth L1 loss in SSD: the default of `torch.nn`.
@@ -27,6 +25,9 @@ SMOOTH_L1_BETA = 1.0
 
 class WeightedSSD(SSD):  # type: ignore[misc]
     r"""Torchvision's SSD with a weight for each matched anchor and each mined negative."""
+
+    # Negatives are mined by their unweighted losses, so that both losses are linear in the weights;
+    # both are divided by max(1, matched anchors of the batch), or by max(1, sum of their weights).
 
     loss_weighting: LossWeighting
 
@@ -73,7 +74,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         foreground: list[Tensor],
         weights: Tensor,
     ) -> Tensor:
-        """Sum each matched anchor's weight times its smooth L1 loss."""
+        """Sum weight times smooth L1 loss of ``(B, A, 4)`` regressions over all matched anchors."""
         losses = []
         for index, (target, chosen) in enumerate(zip(targets, foreground, strict=True)):
             goals = self.box_coder.encode_single(
@@ -98,7 +99,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         foreground: list[Tensor],
         weights: Tensor,
     ) -> Tensor:
-        """Sum the weighted cross-entropy of matched anchors and of the hard negatives."""
+        """Sum weight times cross-entropy of ``(B, A, K)`` logits: matched and hard negatives."""
         labels = torch.zeros_like(torch.stack(matched_idxs))
         for index, chosen in enumerate(foreground):
             labels[index, chosen] = targets[index]["labels"][matched_idxs[index][chosen]]
@@ -112,7 +113,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
 
 
 def hard_negatives(losses: Tensor, foreground: Tensor, ratio: float) -> Tensor:
-    """Choose the negatives of highest loss, ``ratio`` times as many as an image's positives."""
+    """Choose ``(B, A)`` negatives of highest loss, ``ratio`` times an image's positives."""
     ranked = losses.masked_fill(foreground, -torch.inf)
     order = ranked.sort(1, descending=True)[1]
     rank = order.sort(1)[1]

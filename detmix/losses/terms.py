@@ -16,39 +16,32 @@ from torch import Tensor
 
 from detmix.losses.object_weights import Normalizer
 
-__all__ = [
-    "foreground_normalizer",
-    "weighted_binary_cross_entropy",
-    "weighted_cross_entropy",
-    "weighted_smooth_l1",
-    "weighted_sum",
-]
-
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of each sample's weight times its cross-entropy."""
+    """Mean over R of weight times cross-entropy, of ``(R, K)`` logits and ``(R,)`` labels."""
     if logits.dtype in _HALF:  # not every device's autocast treats log_softmax as cross-entropy
         logits = logits.float()
     return F.nll_loss(F.log_softmax(logits, dim=1) * weights[:, None], labels)
 
 
 def weighted_binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of each sample's weight times its binary cross-entropy."""
+    """Mean over R of weight times binary cross-entropy, of ``(R,)`` logits and targets."""
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
 
 
 def weighted_smooth_l1(
     predictions: Tensor, targets: Tensor, weights: Tensor, *, beta: float, num_samples: int
 ) -> Tensor:
-    """Sum over P of each sample's weight times its smooth L1 loss, divided by R."""
+    """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, divided by R."""
     losses = F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none")
     return (losses * weights[:, None]).sum() / num_samples
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    """Sum of losses, each times the weight of its sample."""
+    """Sum of losses, ``(S,)`` or several for each sample, each times the sample's weight."""
+    # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
     trailing = (1,) * (losses.ndim - weights.ndim)
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
 
@@ -56,7 +49,9 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
 def foreground_normalizer(
     num_foreground: Tensor | int, weights: Tensor, normalizer: Normalizer
 ) -> Tensor | int:
-    """What one-stage detectors divide their sums by."""
+    """What one-stage detectors divide their sums by, of P samples with ``(P,)`` weights."""
+    # Not less than 1: a few objects of little weight must not blow up the loss of the background. A
+    # count that is a tensor in torchvision is one here: a GPU divides by a host number differently.
     if normalizer == "weights":
         return weights.sum().clamp(min=1)
     return max(num_foreground, 1)

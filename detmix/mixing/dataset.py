@@ -12,8 +12,6 @@ from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
 from detmix.mixing.seeding import draw_seeds, sample_seed
 from detmix.mixing.target import Target, check_sample, completed
 
-__all__ = ["MixedDataset"]
-
 
 class MixedDataset(Dataset[tuple[Tensor, Target]]):
     """A map-style detection data set, each sample mixed with one drawn from all the others.

@@ -34,8 +34,6 @@ from detmix.mixing.target import (
     xyxy,
 )
 
-__all__ = ["Cut", "DetectionCutMix", "Rectangle", "common_size", "cutmix", "paste", "visible"]
-
 
 class Cut(NamedTuple):
     """A rectangle as shares of an image whose size is not known yet."""
@@ -253,6 +251,8 @@ def visible(
     min_visibility: float,
 ) -> tuple[Target, Tensor]:
     """Cut the ground truth of an image to the part that is seen."""
+    # Boxes are clipped where what is seen of them is a rectangle, masks exactly. What of a box lies
+    # beyond its image is not seen to begin with: resizing alone can move an edge there.
     boxes = _intersection(xyxy(target["boxes"]), (0, 0, image_size[1], image_size[0]))
     common = _intersection(boxes, rectangle)
     seen = common if inside else _remainder(boxes, common)
@@ -284,6 +284,8 @@ def _intersection(boxes: Tensor, rectangle: Rectangle) -> Tensor:
 
 def _remainder(boxes: Tensor, common: Tensor) -> Tensor:
     """Return the boxes without ``common``, the part of each that is covered: ``(N, 4)``."""
+    # A rectangle again where a whole side is covered from edge to edge: there the side moves. A box
+    # that is covered entirely is turned inside out, which leaves it no area.
     left, top, right, bottom = (common == boxes).unbind(1)
     moved = torch.stack(
         [left & top & bottom, top & left & right, right & top & bottom, bottom & left & right], 1
@@ -301,6 +303,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 def _replaced(boxes: Tensor, old: Tensor, new: Tensor, size: tuple[int, int]) -> Tensor:
     """Return ``boxes`` in their own type and format, of which ``old`` became ``new``."""
+    # Those that did not change are not converted there and back, which would round them.
     back = converted(new, BoundingBoxFormat.XYXY, box_format(boxes))
     changed = (new != old).any(1, keepdim=True)
     values = torch.where(changed, back, plain(boxes))

@@ -24,8 +24,6 @@ from detmix.mixing.target import (
     typed_as,
 )
 
-__all__ = ["DetectionMixUp", "Fill", "blend", "canvas_size", "mixup", "pad_to"]
-
 
 def mixup(
     image_a: Tensor,

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from detmix.mixing.seeding import SharedEpoch, draw_seeds
 from detmix.mixing.target import Target, check_sample, completed, typed_as
 
-__all__ = ["DetectionMixer", "Images", "MixParams", "RandomChoice", "Sample"]
-
 Sample = tuple[Tensor, Target]
 Images = Tensor | Sequence[Tensor]
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["SharedEpoch", "draw_seeds", "sample_seed"]
-
 
 def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
     """Hash (seed, epoch, sample index) to an independent seed.
@@ -29,6 +27,7 @@ def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
 
 def draw_seeds(num: int, generator: torch.Generator | None = None) -> list[int]:
     """Draw seeds for generators of the standard library."""
+    # Only Python's generators draw Beta variates from an explicit generator; torch's do not.
     seeds: list[int] = torch.randint(0, 2**62, (num,), generator=generator).tolist()
     return seeds
 

@@ -19,27 +19,6 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
-__all__ = [
-    "PER_IMAGE_KEYS",
-    "PER_OBJECT_KEYS",
-    "Pair",
-    "Target",
-    "box_format",
-    "box_weights",
-    "check_sample",
-    "completed",
-    "converted",
-    "is_per_object",
-    "is_rotated",
-    "join",
-    "plain",
-    "typed_as",
-    "union",
-    "with_objects",
-    "wrap_like",
-    "xyxy",
-]
-
 Target = dict[str, Any]
 
 # Known by name, because a length says nothing when it happens to equal the number of objects.
@@ -51,6 +30,7 @@ PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
 
 def is_per_object(target: Target, key: str) -> bool:
     """Tell whether ``target[key]`` is a tensor or list with one entry for each box."""
+    # What a key of one's own holds for the whole image must not be as long as the boxes are many.
     value = target.get(key)
     if key in PER_IMAGE_KEYS or not isinstance(value, (Tensor, list)):
         return False
@@ -257,6 +237,7 @@ def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
 
 def _model(value_a: Any, value_b: Any) -> Any:
     """Return that one of two values (or None) after whose kind both are joined."""
+    # A's, unless it has no rows and B's says more: a type, or the rows to come.
     if value_a is None or value_b is None:
         return value_b if value_a is None else value_a
     if len(value_a) or isinstance(value_a, TVTensor):

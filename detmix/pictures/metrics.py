@@ -70,6 +70,7 @@ class Metrics:
 
 def read_metrics(path: str | Path) -> Metrics:
     """Read a run's ``metrics.jsonl``, one JSON object a line."""
+    # Where a resumed run has repeated a step, the later line counts.
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")

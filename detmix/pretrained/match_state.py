@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from detmix.pretrained.read_state import kind_of
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LoadReport", "SourceWeights", "load_matching"]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -22,15 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = [
-    "CHECKPOINT_KEYS",
-    "WeightFile",
-    "kind_of",
-    "model_state",
-    "read_torch_file",
-    "read_weight_file",
-]
-
 # Where checkpoints keep their state dict.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # What DataParallel, DistributedDataParallel and torch.compile put before every key.

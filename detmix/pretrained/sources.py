@@ -27,16 +27,6 @@ from detmix.pretrained.match_state import (
 )
 from detmix.pretrained.read_state import WeightFile, read_weight_file
 
-__all__ = [
-    "download",
-    "find_named",
-    "load_backbone_weights",
-    "load_into_classifier",
-    "open_path",
-    "read_backbone_weights",
-    "resnet_weights",
-]
-
 # What a torchvision detector has beside its backbone.
 _DETECTOR_KEYS = ("rpn.", "roi_heads.", "head.classification_head.")
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}

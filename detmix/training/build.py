@@ -35,24 +35,6 @@ from detmix.training.checkpoint import load_newest
 from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation
 
-__all__ = [
-    "DetectionData",
-    "Score",
-    "build_coco_evaluator",
-    "build_evaluator",
-    "build_mixer",
-    "build_model",
-    "build_test_set",
-    "build_train_set",
-    "check_keypoints",
-    "check_same_keypoints",
-    "note_data",
-    "open_dataset",
-    "start_model",
-    "summarize",
-    "with_data_noted",
-]
-
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
@@ -75,6 +57,8 @@ def build_mixer(config: TrainConfig) -> DetectionMixer | None:
 
 def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
     """Build the detector that a training starts with, and complete the configuration by it."""
+    # Mean, deviation and epsilon belong to the pretrained weights: noted in the configuration, they
+    # make checkpoints whole without the file that the run started from.
     resume = config.resume == "auto"
     newest = load_newest(config.run_dir, config.as_dict()) if resume else None
     if newest is not None:
@@ -123,6 +107,8 @@ def open_dataset(
     config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
 ) -> DetectionData:
     """Open the images and annotations to train or to evaluate on, as they are on disk."""
+    # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
+    # as the devkit's and COCO's rules need them, and leaves out no image.
     data = config.data
     on_error = on_error or (data.on_error if train else "raise")
     if data.format == "voc":

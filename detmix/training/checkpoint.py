@@ -23,24 +23,6 @@ from detmix.training.config import changed_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
-__all__ = [
-    "FORMAT",
-    "LAST",
-    "PREVIOUS",
-    "Newest",
-    "TrainingState",
-    "check_classes",
-    "check_content",
-    "check_fits",
-    "describe",
-    "digests_of",
-    "load_checkpoint",
-    "load_newest",
-    "read_whole",
-    "save_checkpoint",
-    "tell",
-]
-
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 1
 # Options of earlier versions, by section and name, with the values that mean what is done now.

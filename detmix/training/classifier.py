@@ -23,8 +23,6 @@ from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation
 
-__all__ = ["ClassificationResult", "ClassifierTrainer"]
-
 Batch = tuple[Tensor, Tensor, Tensor]
 BatchMix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

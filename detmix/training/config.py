@@ -15,17 +15,6 @@ from detmix.detectors import BackboneConfig, DetectorConfig, target_keys
 from detmix.losses import LossWeighting
 from detmix.training.data_config import DataConfig, check_at_least, check_in_range
 
-__all__ = [
-    "AugmentConfig",
-    "LoopConfig",
-    "MixingConfig",
-    "OptimConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-    "changed_options",
-    "flat_options",
-]
-
 
 @dataclass(frozen=True)
 class AugmentConfig:

@@ -15,8 +15,6 @@ from torch.distributed import DistError
 
 from detmix.training.stopping import Interrupted, NonFiniteLossError, OtherProcessError, one_line
 
-__all__ = ["run_tool"]
-
 # ImportError: an optional package is not installed.
 _USER_ERRORS = (
     ValueError,

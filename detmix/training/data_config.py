@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from detmix.data import VOC_CLASSES
 
-__all__ = ["CocoConfig", "DataConfig", "check_at_least", "check_in_range"]
-
 ImageSets = tuple[tuple[str, str], ...]
 
 

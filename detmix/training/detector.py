@@ -28,8 +28,6 @@ from detmix.training.predict import Prediction, detect, score, to_device
 from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation
 
-__all__ = ["DetectorTrainer"]
-
 Batch = tuple[list[Tensor], list[Target]]
 
 

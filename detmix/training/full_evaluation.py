@@ -32,14 +32,6 @@ from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig
 from detmix.training.predict import Prediction, score
 
-__all__ = [
-    "FullEvaluation",
-    "check_before",
-    "evaluate_fully",
-    "load_devkit_results",
-    "save_devkit_results",
-]
-
 _COCO_COLUMNS: dict[str, str] = {
     "bbox": "COCO AP",
     "segm": "mask AP",

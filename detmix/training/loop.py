@@ -56,8 +56,6 @@ from detmix.training.stopping import (
     stopped_elsewhere,
 )
 
-__all__ = ["Trainer"]
-
 
 class Trainer(abc.ABC, Generic[Result]):
     """Trains a model; `fit` runs to the end."""
@@ -157,6 +155,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def stop_if_asked(self) -> None:
         """Save a checkpoint and raise `Interrupted` if a signal has come."""
+        # Several processes go on until they hear of it together, in the next step.
         if self.accelerator.num_processes == 1:
             self._stop_at(self._guard.signum)
 
@@ -200,6 +199,8 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _batches(self) -> Iterator[Any]:
         """Yield the rest of the epoch; save what was trained before an image that is broken."""
+        # One of several processes that meets a bad image yields its last batch again, so as to take
+        # part in the step in which the others hear of it.
         self._broken = None
         try:
             yield from self.loader

@@ -13,15 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = [
-    "check_norm",
-    "copy_statistics",
-    "is_finite",
-    "moving_average",
-    "restore_statistics",
-    "share_statistics",
-]
-
 
 def check_norm(model: nn.Module, accelerator: Accelerator) -> None:
     """Raise `ValueError` for batch norm over processes that have no GPUs to do it with."""
@@ -57,6 +48,7 @@ def restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
 
 def share_statistics(model: nn.Module) -> None:
     """Give all processes the first one's statistics."""
+    # After a step each has its own, of its own images; what they evaluate must be the model saved.
     for buffer in _statistics(model):
         broadcast(buffer)
 

@@ -10,8 +10,6 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from detmix.training.config import OptimConfig, ScheduleConfig
 
-__all__ = ["build_optimizer", "learning_rate_factor", "load_optimizer", "scale_learning_rate"]
-
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """Build the optimizer of a model's trainable parameters."""
@@ -55,6 +53,8 @@ def learning_rate_factor(
     step: int, config: ScheduleConfig, *, steps_per_epoch: int, num_epochs: int
 ) -> float:
     """Return what the learning rate is multiplied by at a step."""
+    # A function of the step alone has no state to save, and nothing to get out of order on
+    # resuming.
     warmup = 1.0
     if step < config.warmup_steps:
         share = step / config.warmup_steps

@@ -17,8 +17,6 @@ from jsonargparse import (  # type: ignore[attr-defined]
     set_loader,
 )
 
-__all__ = ["parse_args"]
-
 Config = TypeVar("Config")
 
 # It would take a configuration for the path of one where there is a file of that name; no system
@@ -99,6 +97,7 @@ def _read(path: str) -> str:
 
 def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> None:
     """Raise ValueError unless all keys are options, and all sections mappings or null."""
+    # In place of a section jsonargparse takes the path of a file, and ``config`` for one of all.
     kinds = get_type_hints(cls)
     for key, value in config.items():
         name, _, rest = str(key).partition(".")

@@ -27,8 +27,6 @@ from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parse import parse_args
 
-__all__ = ["detect", "evaluate", "evaluating", "load_detector", "predict", "score", "to_device"]
-
 Prediction = dict[str, Any]
 
 _UINT8_MAX = 255.0
@@ -195,6 +193,7 @@ def detect(
 
 def _gather(found: dict[int, Prediction]) -> dict[int, Prediction]:
     """Return what all processes have found."""
+    # As arrays: a tensor takes 20 times as long to pickle.
     own = [(index, _convert(each, Tensor, Tensor.numpy)) for index, each in found.items()]
     return {
         index: _convert(each, np.ndarray, torch.from_numpy) for index, each in gather_object(own)

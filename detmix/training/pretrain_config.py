@@ -13,8 +13,6 @@ from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 from detmix.training.config import LoopConfig
 from detmix.training.data_config import check_at_least, check_in_range
 
-__all__ = ["ImageAugmentConfig", "ImageDataConfig", "ImageMixingConfig", "Mix", "PretrainConfig"]
-
 Mix = Literal["none", "mixup", "cutout", "cutmix", "mixup+cutmix"]
 
 

@@ -32,14 +32,6 @@ from detmix.training.build import (
 from detmix.training.config import TrainConfig
 from detmix.training.predict import Prediction, predict
 
-__all__ = [
-    "mixed_batch",
-    "mixed_pair",
-    "mixed_samples",
-    "sample_box_weights",
-    "some_predictions",
-]
-
 
 def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8

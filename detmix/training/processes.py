@@ -16,8 +16,6 @@ from torch import Tensor
 
 from detmix.training.config import LoopConfig, flat_options
 
-__all__ = ["StepNews", "check_agreement", "make_accelerator", "share_step"]
-
 # What may differ between the machines of a run: places, and what they can do.
 _LOCAL = (
     "backbone.weights",
@@ -45,6 +43,7 @@ def share_step(
     accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
 ) -> StepNews:
     """Exchange what a step came to between the processes."""
+    # Waits for the device once a step, as torchvision's detectors do throughout their forward pass.
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     flags = values.new_tensor([is_broken, signum or 0])
     news = accelerator.gather(torch.cat([values, flags])).view(-1, len(losses) + 2)  # (P, ...)

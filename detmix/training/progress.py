@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-__all__ = ["Evaluation", "LossMeter", "Position", "Result", "progress_bar"]
-
 Result = TypeVar("Result")
 
 
@@ -61,6 +59,8 @@ def progress_bar(total: int, start: int, *, shown: bool) -> Any:
 
 class LossMeter:
     """Sums up losses on their device, and counts images."""
+
+    # The sums can be saved: a run resumed between two lines of the log writes the same.
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

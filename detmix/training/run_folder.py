@@ -35,8 +35,6 @@ from torch.utils.tensorboard import SummaryWriter
 from detmix.files import temporary_path, write_atomically, write_errors
 from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
 
-__all__ = ["RunFolder", "check_run_dir", "lock_folder", "versions"]
-
 _LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # not every file system has them
 

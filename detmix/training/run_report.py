@@ -30,8 +30,6 @@ from detmix.training.predict import Prediction
 from detmix.training.preview import mixed_batch, sample_box_weights
 from detmix.training.run_folder import versions
 
-__all__ = ["write_run_report"]
-
 _NUM_WORST = 12
 _NUM_MIXED = 8
 

@@ -12,18 +12,6 @@ from torch import Tensor
 
 from detmix.training.progress import Position
 
-__all__ = [
-    "InterruptGuard",
-    "Interrupted",
-    "NonFiniteLossError",
-    "OtherProcessError",
-    "describe_losses",
-    "non_finite_loss",
-    "non_finite_weights",
-    "one_line",
-    "stopped_elsewhere",
-]
-
 
 class Interrupted(Exception):
     """A training ended early because of a signal, after saving a checkpoint.
@@ -39,6 +27,9 @@ class Interrupted(Exception):
 
 class InterruptGuard:
     """Within its context, the first SIGINT or SIGTERM is noted instead of ending the process."""
+
+    # A second SIGINT acts as if there were no guard. Another SIGTERM changes nothing: a scheduler
+    # and ``torchrun`` may each send one.
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from detmix.data.coco.file import CocoCategory, CocoFile, read_coco
 from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.coco.table import CocoReport, CocoTable, common_keypoints, mirrored_order
+from detmix.data.coco.table import CocoTable, common_keypoints, mirrored_order
 from detmix.data.images import check_image_size, decode_image_bytes
 from detmix.data.skipping import (
     SkippedImage,
@@ -31,8 +31,6 @@ from detmix.data.skipping import (
     skip_message,
 )
 from detmix.files import read_regular_file
-
-__all__ = ["CocoDetection", "CocoReport"]
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):

@@ -21,8 +21,6 @@ from detmix.data.coco.masks import pack_item, strip_item
 from detmix.data.skipping import Report, raise_problem
 from detmix.files import read_regular_file
 
-__all__ = ["CocoCategory", "CocoFile", "CocoImages", "CocoObjects", "read_coco"]
-
 _PARTS = ("images", "annotations", "categories")
 
 
@@ -93,6 +91,7 @@ def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_p
 
 def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
     """Parse the JSON; segmentations are packed, or left out, while it is being parsed."""
+    # As Python objects they would take several gigabytes for COCO's training images.
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:

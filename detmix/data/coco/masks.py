@@ -23,16 +23,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = [
-    "SegmentationBlock",
-    "pack_item",
-    "pack_segmentation",
-    "read_polygons",
-    "read_rle",
-    "rle_size",
-    "strip_item",
-]
-
 _HEADER = np.dtype(np.uint32)
 
 
@@ -200,6 +190,9 @@ def _is_integer(value: Any) -> bool:
 
 def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
     """Read the run lengths ``(R,)`` of a compressed RLE, as pycocotools' ``rleFrString`` does."""
+    # Runs are groups of five bits, the lowest first, as characters from ``0`` on; bit 5 says that
+    # another group follows, the top bit of the last is the sign. From the fourth on, what is
+    # written is the difference from the run two before.
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     is_last = (groups & 32) == 0
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:

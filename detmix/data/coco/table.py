@@ -23,8 +23,6 @@ from detmix.data.coco.masks import rle_size
 from detmix.data.images import read_image_size
 from detmix.data.skipping import Report, is_of_the_data, raise_problem
 
-__all__ = ["CocoReport", "CocoTable", "common_keypoints", "mirrored_order", "read_keypoints"]
-
 
 @dataclass(frozen=True)
 class CocoReport:

@@ -25,8 +25,6 @@ from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, sk
 from detmix.data.voc.layout import ImageEntry, list_entries
 from detmix.data.voc.xml import VOCAnnotation, read_annotation
 
-__all__ = ["VOC_CLASSES", "VOCDetection", "VOCReport"]
-
 VOC_CLASSES = (
     "aeroplane",
     "bicycle",

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from detmix.files import read_regular_file
 
-__all__ = ["ImageEntry", "list_entries"]
-
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
 

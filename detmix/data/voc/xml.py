@@ -18,8 +18,6 @@ from defusedxml.common import DefusedXmlException
 
 from detmix.files import read_regular_file
 
-__all__ = ["VOCAnnotation", "VOCObject", "read_annotation", "write_annotation"]
-
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MAX_SIDE = 2**31
 

@@ -57,6 +57,8 @@ def _has_faster_backend() -> bool:
 @contextlib.contextmanager
 def paused_collection() -> Iterator[None]:
     """Keep the garbage collector from walking the entries again and again as they are made."""
+    # There are several objects for each detection and no cycles among them: the collector would
+    # take a third of the faster backend's time.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -75,6 +77,10 @@ def score_entries(
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> COCOResult:
     """Score detections by COCO's rule."""
+    # A detection's area is that of its box, mask or keypoints by the IoU type, also where it has a
+    # box besides (pycocotools' ``loadRes`` would take the box's). Annotations are numbered from 1:
+    # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
+    # object is left out, and so is the object.
     check_choices(iou_type, backend)
     if backend == "auto" and not _are_exact_floats(ground_truth):
         backend = "pycocotools"

@@ -19,19 +19,9 @@ from detmix.evaluation.coco.backend import (
     score_entries,
 )
 from detmix.evaluation.coco.ground_truth import check_ground_truth, check_predictions
-from detmix.evaluation.coco.masks import encode_masks
 from detmix.evaluation.coco.records import CocoImage, Instances
 from detmix.evaluation.coco.result import COCOResult, IouType
 from detmix.files import read_regular_file
-
-__all__ = [
-    "encode_masks",
-    "ground_truth_entries",
-    "prediction_entries",
-    "save_ground_truth",
-    "save_predictions",
-    "score_predictions",
-]
 
 _ANNOTATIONS = "expected annotations in COCO's format, as JSON"
 _PREDICTIONS = "expected predictions in COCO's results format, as JSON"
@@ -124,6 +114,8 @@ def ground_truth_entries(
     images: Sequence[CocoImage], classes: Sequence[str], category_ids: Sequence[int]
 ) -> dict[str, Any]:
     """All images' ground truth as a COCO instances JSON holds it, with ids from 1."""
+    # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so that
+    # as a box or a mask it counts neither way in any program.
     annotations: list[dict[str, Any]] = []
     for image in images:
         there = image.objects

@@ -63,6 +63,8 @@ def best_overlaps(
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[FloatArray, IntArray]:
     """Find for every detection the object of its group that it overlaps most."""
+    # VOC assigns a detection to its best object even where that is taken by a better detection. Of
+    # several objects with the same overlap the first counts.
     best_iou = np.zeros(len(det_groups))
     best_gt = np.full(len(det_groups), -1, dtype=np.int64)
     if len(gt_groups) == 0:
