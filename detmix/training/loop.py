@@ -38,11 +38,7 @@ from detmix.training.norm_statistics import (
     restore_statistics,
     share_statistics,
 )
-from detmix.training.optim import (
-    build_optimizer,
-    learning_rate_factor,
-    scale_learning_rate,
-)
+from detmix.training.optim import build_optimizer, learning_rate_factor, scale_learning_rate
 from detmix.training.processes import check_agreement, share_step
 from detmix.training.progress import Evaluation, LossMeter, Position, Result, progress_bar
 from detmix.training.run_folder import RunFolder, lock_folder, versions
@@ -221,10 +217,7 @@ class Trainer(abc.ABC, Generic[Result]):
         # with no random state to save.
         torch.manual_seed(sample_seed(config.seed, self.accelerator.process_index, step, "model"))
         factor = learning_rate_factor(
-            step,
-            config.schedule,
-            steps_per_epoch=len(self.sampler),
-            num_epochs=config.epochs,
+            step, config.schedule, steps_per_epoch=len(self.sampler), num_epochs=config.epochs
         )
         scale_learning_rate(self.optimizer, factor)
         statistics = copy_statistics(self.plain_model)
@@ -278,10 +271,8 @@ class Trainer(abc.ABC, Generic[Result]):
         meter = self._meter
         values = {**meter.means(), "lr": rate, "images_per_s": meter.images_per_second()}
         meter.start(afresh=True)
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s",
-            refresh=False,
-        )
+        text = f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s"
+        bar.set_postfix_str(text, refresh=False)
         self._record("train", values)
 
     def _record(self, event: str, values: Mapping[str, float | None]) -> None:
@@ -333,9 +324,8 @@ class Trainer(abc.ABC, Generic[Result]):
         if not is_finite(self.plain_model):
             raise non_finite_weights(self.position)
         self._saved_at = time.monotonic()
-        if not self.folder:
-            return
-        self.folder.save_last({**self._state(), **self._changing.state_dict()})
+        if self.folder:
+            self.folder.save_last({**self._state(), **self._changing.state_dict()})
 
     def _save_for_all(self) -> None:
         """Save before all processes stop: ``torchrun`` ends the others when the first one does."""
