@@ -21,18 +21,22 @@ from torchvision.tv_tensors import BoundingBoxFormat, TVTensor
 from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
 from detmix.mixing.target import (
     Target,
-    _check_pair,
     box_format,
+    check_pair,
     check_ratio,
     check_sample,
     completed,
     converted,
+    describe,
+    image_size,
     join,
     plain,
     typed_as,
     wrap_like,
     xyxy,
 )
+
+Rectangle = tuple[int, int, int, int]
 
 
 class Cut(NamedTuple):
@@ -137,19 +141,11 @@ def _cutmix(
 ) -> Sample:
     (image_a, target_a), (image_b, target_b) = sample_a, sample_b
     image = paste(image_a, image_b, rectangle)
-    size = (image_a.shape[-2], image_a.shape[-1])
-    seen = [
-        visible(
-            completed(target, part.device),
-            (part.shape[-2], part.shape[-1]),
-            rectangle,
-            size,
-            inside=inside,
-            min_visibility=min_visibility,
-        )
+    size = image_size(image_a)
+    (left, share_a), (pasted, share_b) = (
+        visible(completed(target, part.device), part, rectangle, size, inside, min_visibility)
         for part, target, inside in ((image_a, target_a, False), (image_b, target_b, True))
-    ]
-    (left, share_a), (pasted, share_b) = seen
+    )
     return image, join((left, pasted), (share_a, share_b), size)
 
 
@@ -207,24 +203,18 @@ class DetectionCutMix(DetectionMixer):
         return f"alpha={self.alpha}, min_visibility={self.min_visibility}, {super().extra_repr()}"
 
 
-Rectangle = tuple[int, int, int, int]
-
-
 def common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
     """Return (H, W) of the region at the top left that both images cover."""
-    return (
-        min(image_a.shape[-2], image_b.shape[-2]),
-        min(image_a.shape[-1], image_b.shape[-1]),
-    )
+    return min(image_a.shape[-2], image_b.shape[-2]), min(image_a.shape[-1], image_b.shape[-1])
 
 
 def paste(image_a: Tensor, image_b: Tensor, rectangle: Rectangle) -> Tensor:
     """Paste a rectangle of one image into another, at the same place."""
-    _check_pair(image_a, image_b)
+    check_pair(image_a, image_b)
     x1, y1, x2, y2 = _checked_rectangle(rectangle, image_a, image_b)
     pasted = plain(image_a).clone()
     pasted[:, y1:y2, x1:x2] = plain(image_b)[:, y1:y2, x1:x2]
-    return typed_as(pasted, image_a, (image_a.shape[-2], image_a.shape[-1]))
+    return typed_as(pasted, image_a, image_size(image_a))
 
 
 def _checked_rectangle(rectangle: Rectangle, image_a: Tensor, image_b: Tensor) -> Rectangle:
@@ -243,17 +233,17 @@ def _checked_rectangle(rectangle: Rectangle, image_a: Tensor, image_b: Tensor) -
 
 def visible(
     target: Target,
-    image_size: tuple[int, int],
+    image: Tensor,
     rectangle: Rectangle,
     size: tuple[int, int],
-    *,
     inside: bool,
     min_visibility: float,
 ) -> tuple[Target, Tensor]:
     """Cut the ground truth of an image to the part that is seen."""
     # Boxes are clipped where what is seen of them is a rectangle, masks exactly. What of a box lies
     # beyond its image is not seen to begin with: resizing alone can move an edge there.
-    boxes = _intersection(xyxy(target["boxes"]), (0, 0, image_size[1], image_size[0]))
+    height, width = image_size(image)
+    boxes = _intersection(xyxy(target["boxes"]), (0, 0, width, height))
     common = _intersection(boxes, rectangle)
     seen = common if inside else _remainder(boxes, common)
     whole, covered = _area(boxes), _area(common)
@@ -349,10 +339,9 @@ def _hide(keypoints: Any, rectangle: Rectangle, inside: bool) -> Tensor:
     if not isinstance(keypoints, Tensor) or (
         len(keypoints) and (keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3))
     ):
-        found = (
-            tuple(keypoints.shape) if isinstance(keypoints, Tensor) else type(keypoints).__name__
+        raise ValueError(
+            f"'keypoints' must be a tensor (N, K, 3) to be cut, got {describe(keypoints)}"
         )
-        raise ValueError(f"'keypoints' must be a tensor (N, K, 3) to be cut, got {found}")
     if len(keypoints) == 0 or keypoints.shape[2] == 2:
         return keypoints
     x, y, _ = (keypoints + 0.5).unbind(-1)  # whole numbers are the centres of pixels

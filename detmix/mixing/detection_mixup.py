@@ -9,20 +9,24 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import cv2
 import torch
 from torch import Tensor
 
 from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
 from detmix.mixing.target import (
     Target,
-    _check_pair,
+    check_pair,
     check_ratio,
     check_sample,
     completed,
+    image_size,
     join,
     plain,
     typed_as,
 )
+
+Fill = float | Sequence[float]
 
 
 def mixup(
@@ -131,27 +135,22 @@ class DetectionMixUp(DetectionMixer):
         return f"alpha={self.alpha}, fill={self.fill}, {super().extra_repr()}"
 
 
-Fill = float | Sequence[float]
-
-# Values of one image in a strip of `_blend_strips`: two strips of float32 are 1 MiB.
-_STRIP_VALUES = 2**17
-
-
 def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
     """Return (H, W) of the smallest canvas that holds both images at its top left."""
-    return (
-        max(image_a.shape[-2], image_b.shape[-2]),
-        max(image_a.shape[-1], image_b.shape[-1]),
-    )
+    return max(image_a.shape[-2], image_b.shape[-2]), max(image_a.shape[-1], image_b.shape[-1])
 
 
-def pad_to(image: Tensor, size: tuple[int, int], fill: Fill = 0) -> Tensor:
-    """Pad an image at its bottom and right."""
-    value = _fill_value(fill, image)
-    height, width = image.shape[-2:]
-    if (height, width) == tuple(size):
+def pad_to(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:
+    """Pad an image at its bottom and right with one number, or one for each channel."""
+    height, width = image_size(image)
+    if (height, width) == size:
         return image
-    canvas = image.new_empty((image.shape[0], *size))
+    if _channels_last(image):
+        canvas = image.new_empty((*size, image.shape[0])).permute(2, 0, 1)
+    else:
+        canvas = image.new_empty((image.shape[0], *size))
+    # one number by itself fills memory several times as fast
+    value = fill[0] if len(fill) == 1 else image.new_tensor(fill)[:, None, None]
     canvas[:, height:] = value
     canvas[:, :height, width:] = value
     canvas[:, :height, :width] = image
@@ -181,69 +180,50 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
             channels, or ``fill`` does not suit them.
     """
     check_ratio(lam)
-    _check_pair(image_a, image_b)
+    check_pair(image_a, image_b)
     blended = _blend(plain(image_a), plain(image_b), lam, fill)
     return typed_as(blended, image_a, canvas_size(image_a, image_b))
 
 
 def _blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
     """Blend two images that match."""
-    if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
-        return _blend_strips(image_a, image_b, lam, fill)
-    size = canvas_size(image_a, image_b)
-    image_a, image_b = pad_to(image_a, size, fill), pad_to(image_b, size, fill)
+    size, values = canvas_size(image_a, image_b), _fill_values(fill, image_a)
+    image_a, image_b = pad_to(image_a, size, values), pad_to(image_b, size, values)
     if image_a.is_floating_point():
         return torch.lerp(image_b, image_a, lam)
+    if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
+        return _blend_bytes(image_a, image_b, lam)
     return torch.lerp(image_b.float(), image_a.float(), lam).round_().to(image_a.dtype)
 
 
-def _fill_value(fill: Fill, image: Tensor) -> Tensor:
-    """Return ``fill`` in the image's dtype and on its device: ``(1 or C, 1, 1)``."""
+def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
+    """Blend uint8 images of one size on the CPU, where torch takes many times as long as OpenCV."""
+    last = _channels_last(image_a)
+    a, b = ((x.permute(1, 2, 0) if last else x).contiguous() for x in (image_a, image_b))
+    blended = torch.empty_like(a)
+    if len(blended.view(-1)):
+        rows = [x.view(1, -1).numpy() for x in (a, b, blended)]
+        cv2.addWeighted(rows[0], lam, rows[1], 1.0 - lam, 0.0, dst=rows[2])
+    return blended.permute(2, 0, 1) if last else blended
+
+
+def _channels_last(image: Tensor) -> bool:
+    """Tell whether a pixel's channels lie together in memory, as an image decoder leaves them."""
+    return image.stride(0) == 1
+
+
+def _fill_values(fill: Fill, image: Tensor) -> list[float]:
+    """Return ``fill`` as a list of one number or C, whole ones for an image of integers."""
     values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
     if isinstance(fill, Sequence) and len(values) != image.shape[0]:
         raise ValueError(
             f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
         )
-    if not image.is_floating_point():
-        limits = torch.iinfo(image.dtype)
-        if not all(limits.min <= value <= limits.max for value in values):
-            raise ValueError(
-                f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
-            )
-        values = [round(value) for value in values]
-    return torch.tensor(values, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
-
-
-def _blend_strips(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
-    """Blend uint8 images on the CPU, a strip of rows after the other."""
-    (height, width), channels = canvas_size(image_a, image_b), image_a.shape[0]
-    value = _fill_value(fill, image_a).float()
-    rows = max(1, min(height, _STRIP_VALUES // max(1, channels * width)))
-    canvas = _empty_like_order(image_a, (channels, height, width), torch.uint8)
-    strip_a = _empty_like_order(image_a, (channels, rows, width), torch.float32)
-    strip_b = torch.empty_like(strip_a)
-    for top in range(0, height, rows):
-        rows = min(rows, height - top)
-        a = _load_rows(strip_a[:, :rows], image_a[:, top : top + rows], value)
-        b = _load_rows(strip_b[:, :rows], image_b[:, top : top + rows], value)
-        # By way of int16, because torch converts float to uint8 without vector instructions.
-        canvas[:, top : top + rows] = torch.lerp(b, a, lam, out=b).round_().short()
-    return canvas
-
-
-def _load_rows(strip: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """Copy rows of an image to the top left of a float strip, ``value`` to what is left."""
-    height, width = rows.shape[1:]
-    strip[:, :height, :width] = rows
-    if (height, width) != strip.shape[1:]:
-        strip[:, height:] = value
-        strip[:, :height, width:] = value
-    return strip
-
-
-def _empty_like_order(image: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """Return an empty ``(C, H, W)`` tensor, channels last in memory where the image is."""
-    channels, height, width = shape
-    if image.stride(0) == 1:  # as an image decoder leaves it
-        return torch.empty((height, width, channels), dtype=dtype).permute(2, 0, 1)
-    return torch.empty(shape, dtype=dtype)
+    if image.is_floating_point():
+        return values
+    limits = torch.iinfo(image.dtype)
+    if not all(limits.min <= value <= limits.max for value in values):
+        raise ValueError(
+            f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
+        )
+    return [round(value) for value in values]

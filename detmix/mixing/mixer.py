@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detmix.mixing.seeding import SharedEpoch, draw_seeds
-from detmix.mixing.target import Target, check_sample, completed, typed_as
+from detmix.mixing.target import Target, check_sample, completed, image_size, typed_as
 
 Sample = tuple[Tensor, Target]
 Images = Tensor | Sequence[Tensor]
@@ -221,7 +221,7 @@ class DetectionMixer(nn.Module, abc.ABC):
         if not mixed:
             return images, mixed_targets
         stacked = torch.stack(mixed_images)
-        return typed_as(stacked, images, (stacked.shape[-2], stacked.shape[-1])), mixed_targets
+        return typed_as(stacked, images, image_size(stacked)), mixed_targets
 
     def extra_repr(self) -> str:
         """Describe the settings."""

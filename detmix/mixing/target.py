@@ -20,12 +20,22 @@ from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 Target = dict[str, Any]
+Pair = tuple[Target, Target]
 
 # Known by name, because a length says nothing when it happens to equal the number of objects.
 PER_OBJECT_KEYS = frozenset(
     {"boxes", "labels", "box_weights", "difficult", "iscrowd", "area", "masks", "keypoints"}
 )
 PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
+# What an object has where its target does not say.
+_DEFAULTS = {"difficult": 0, "iscrowd": 0}
+
+_AXIS_ALIGNED = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
+_ON_CANVAS = tuple(  # the types that know their canvas; torchvision 0.21 has no KeyPoints
+    getattr(tv_tensors, name)
+    for name in ("BoundingBoxes", "KeyPoints")
+    if hasattr(tv_tensors, name)
+)
 
 
 def is_per_object(target: Target, key: str) -> bool:
@@ -66,7 +76,7 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
     """Check one sample against the contract of the mixers."""
     _check_image(image, name)
     if not isinstance(target, dict):
-        raise ValueError(f"{name}: target must be a dict, got {_describe(target)}")
+        raise ValueError(f"{name}: target must be a dict, got {describe(target)}")
     boxes = target.get("boxes")
     held = {key for key, value in target.items() if value is not None}
     if held <= PER_IMAGE_KEYS:
@@ -79,12 +89,12 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
             f"object), got the format {box_format(boxes).value}"
         )
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}: 'boxes' must be an (N, 4) tensor, got {_describe(boxes)}")
+        raise ValueError(f"{name}: 'boxes' must be an (N, 4) tensor, got {describe(boxes)}")
     for key in sorted(PER_OBJECT_KEYS & target.keys()):
         if target[key] is not None and not is_per_object(target, key):
             raise ValueError(
                 f"{name}: {key!r} must be a tensor or list of {len(boxes)} entries, one for "
-                f"each box, got {_describe(target[key])}"
+                f"each box, got {describe(target[key])}"
             )
     _check_values(target, name)
     masks = target.get("masks")
@@ -93,7 +103,7 @@ def check_sample(image: Tensor, target: Target, name: str) -> None:
     ):
         raise ValueError(
             f"{name}: 'masks' must be a {(len(boxes), *image.shape[1:])} tensor, the image's "
-            f"size, got {_describe(masks)}"
+            f"size, got {describe(masks)}"
         )
 
 
@@ -104,7 +114,7 @@ def _check_image(image: Any, name: str) -> None:
     remedy = ""
     if isinstance(image, Image.Image):
         remedy = ": put torchvision.transforms.v2.ToImage() among the transforms"
-    raise ValueError(f"{name}: image must be a (C, H, W) tensor, got {_describe(image)}{remedy}")
+    raise ValueError(f"{name}: image must be a (C, H, W) tensor, got {describe(image)}{remedy}")
 
 
 def _check_values(target: Target, name: str) -> None:
@@ -112,12 +122,12 @@ def _check_values(target: Target, name: str) -> None:
     boxes, weights = plain(target["boxes"]), box_weights(target)
     _check_rows(boxes, torch.isfinite(boxes).all(1), f"{name}: 'boxes'", "finite numbers")
     if weights.ndim != 1:
-        raise ValueError(f"{name}: 'box_weights' must have one axis, got {_describe(weights)}")
+        raise ValueError(f"{name}: 'box_weights' must have one axis, got {describe(weights)}")
     valid = torch.isfinite(weights) & (weights >= 0)
     _check_rows(weights, valid, f"{name}: 'box_weights'", "a finite number, not negative")
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
     """Say what a value is, for an error."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -139,7 +149,7 @@ def check_ratio(lam: float) -> None:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
 
 
-def _check_pair(image_a: Tensor, image_b: Tensor) -> None:
+def check_pair(image_a: Tensor, image_b: Tensor) -> None:
     """Raise ValueError for images that cannot be blended."""
     for name in ("dtype", "device"):
         a, b = getattr(image_a, name), getattr(image_b, name)
@@ -150,12 +160,6 @@ def _check_pair(image_a: Tensor, image_b: Tensor) -> None:
             f"images to mix must have as many channels, got {image_a.shape[0]} and "
             f"{image_b.shape[0]}"
         )
-
-
-Pair = tuple[Target, Target]
-
-# What an object has where its target does not say.
-_DEFAULTS = {"difficult": 0, "iscrowd": 0}
 
 
 def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
@@ -281,12 +285,9 @@ def _default(part: Target, key: str, like: Any) -> Any:
     return torch.full((count,), value, dtype=like.dtype, device=like.device)
 
 
-_AXIS_ALIGNED = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-_ON_CANVAS = tuple(  # the types that know their canvas; torchvision 0.21 has no KeyPoints
-    getattr(tv_tensors, name)
-    for name in ("BoundingBoxes", "KeyPoints")
-    if hasattr(tv_tensors, name)
-)
+def image_size(image: Tensor) -> tuple[int, int]:
+    """Return (H, W) of one image or a batch of them."""
+    return image.shape[-2], image.shape[-1]
 
 
 def plain(tensor: Tensor) -> Tensor:
