@@ -313,3 +313,16 @@ class TestShippedConfigs:
         assert not re.search(r"\b(TIME|SCORE|TODO)\b", head)  # to be filled in
         is_measured = not any(large in path.stem for large in ("resnet50", "coco", "vgg16"))
         assert ("not measured" not in head.replace("on a GPU: not measured", "")) == is_measured
+
+
+@pytest.mark.parametrize(
+    ("config", "args"),
+    [
+        (PretrainConfig, ["--data.class_limit", "5"]),
+        (PretrainConfig, ["--config", '{"data": {"in_memory": true}}']),
+        (TrainConfig, ["--config", '{"backbone": {"reduced_tail": null}}']),
+    ],
+)
+def test_an_option_that_is_gone_is_told_with_what_to_do(config, args):
+    with pytest.raises(ValueError, match=r"(class_limit|in_memory|reduced_tail) is gone: \w+"):
+        parse_args(config, args)

@@ -27,6 +27,13 @@ _NO_PATH = 10_000 * "\n"
 # configuration, and a checkpoint that carries one, could run code.
 _CALLS = ("class_path", "init_args", "dict_kwargs")
 
+# Options of earlier versions, and what to do in their place.
+_GONE = {
+    "backbone.reduced_tail": "an SSDlite has the narrow tail; start it from detector.weights",
+    "data.class_limit": "link the folders of some classes into a folder of their own",
+    "data.in_memory": "files that were read once stay in the system's memory",
+}
+
 
 def parse_args(cls: type[Config], args: Sequence[str], description: str = "") -> Config:
     """Read a configuration from command-line arguments.
@@ -61,7 +68,8 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
         return cls(**fields)
     # OverflowError: a float field with an integer of hundreds of digits.
     except (ArgumentError, OSError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{error}{_files(args)}") from error
+        gone = [f"; {name} is gone: {how}" for name, how in _GONE.items() if name in str(error)]
+        raise ValueError(f"{error}{''.join(gone)}{_files(args)}") from error
 
 
 def _config_action(cls: type) -> type[ActionConfigFile]:
