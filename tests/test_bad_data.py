@@ -21,7 +21,7 @@ def test_an_error_of_the_machine_raises(root, monkeypatch):
     def fail(path):
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("detmix.data.images.read_regular_file", fail)
+    monkeypatch.setattr("detmix.data.images.read_file", fail)
     with pytest.raises(OSError, match=r"Input/output error.*jpg"):
         VOCDetection(root, classes=SHAPE_CLASSES, on_error="skip")
 

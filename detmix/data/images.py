@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -42,7 +42,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEB
 def read_jpeg(path: Path) -> Tensor:
     """Decode a JPEG file to uint8 ``(3, H, W)`` RGB; grey and CMYK images are converted."""
     try:
-        data = read_regular_file(path)
+        data = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such image file") from None
     if not data.startswith(_JPEG_START):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 # What a run is scored by, as a chart's axis names it.
 SCORE_NAMES = {"voc": "mAP", "coco": "AP", "classifier": "top-1 accuracy"}
@@ -75,7 +75,7 @@ def read_metrics(path: str | Path) -> Metrics:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file")
     points: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
-    lines = read_regular_file(path).decode(errors="replace").split("\n")
+    lines = read_file(path).decode(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -30,7 +30,7 @@ from detmix.data.skipping import (
     raise_problem,
     skip_message,
 )
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -235,7 +235,7 @@ def _leave_out(
 def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
     """Decode an image that must be of this height and width."""
     try:
-        image = decode_image_bytes(read_regular_file(path), path)
+        image = decode_image_bytes(read_file(path), path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     check_image_size(image, path, size, annotations)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from detmix.data.coco.masks import pack_item, strip_item
 from detmix.data.skipping import Report, raise_problem
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -95,7 +95,7 @@ def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
     try:
-        data = read_regular_file(path)
+        data = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
     try:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
@@ -107,7 +107,7 @@ def _find_split(folder: Path, split: str) -> Path:
 def _read_split(path: Path) -> list[str]:
     """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
-        text = read_regular_file(path).decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     ids = []

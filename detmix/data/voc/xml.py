@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, SubElement
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MAX_SIDE = 2**31
@@ -114,7 +114,7 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
 
 def _parse(path: str | Path) -> Element:
     try:
-        data = read_regular_file(path)
+        data = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such annotation file") from None
     try:

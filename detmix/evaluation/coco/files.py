@@ -21,7 +21,7 @@ from detmix.evaluation.coco.backend import (
 from detmix.evaluation.coco.ground_truth import check_ground_truth, check_predictions
 from detmix.evaluation.coco.records import CocoImage, Instances
 from detmix.evaluation.coco.result import COCOResult, IouType
-from detmix.files import read_regular_file
+from detmix.files import read_file
 
 _ANNOTATIONS = "expected annotations in COCO's format, as JSON"
 _PREDICTIONS = "expected predictions in COCO's results format, as JSON"
@@ -190,7 +190,7 @@ def _load(path: Path, expected: str) -> Any:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, {expected}")
     try:
-        data = read_regular_file(path)
+        data = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     try:
