@@ -112,17 +112,3 @@ def test_coco(run, tmp_path, change, split, code, message):
     assert found == code, err
     assert re.search(message, err if code == 2 else out)
     assert err.startswith("error: ") == (code == 2)
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--pretrain", "--pretrain is gone"),
-        ("--json", "unrecognized arguments: --json"),
-        ("--data.root=nowhere", "nowhere: there is no such folder"),
-    ],
-)
-def test_wrong_commands(run, option, message):
-    code, out, err = run(option)
-    assert (code, out) == (2, "")
-    assert err.startswith(f"error: {message}")

@@ -1,33 +1,28 @@
 """COCOEvaluator: its faster backend on many images, bad arguments, results as text and values."""
 
 import gc
-import json
-import sys
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from coco_oracle import (
-    CLASSES,
     DETECTION_STATS,
     detection,
     evaluator_of,
-    made_case,
     plain_evaluator,
     random_case,
     truth,
 )
 
-from detmix.evaluation import COCOEvaluator, COCOResult, encode_masks
+from detmix.evaluation import COCOEvaluator, encode_masks
 from detmix.evaluation.coco.backend import score_entries
 from detmix.evaluation.coco.masks import mask_areas
 
 
-@pytest.mark.parametrize("grid", [None, 8.0])
-def test_faster_backend_agrees_on_several_hundred_images(grid):
+def test_faster_backend_agrees_on_several_hundred_images():
     pytest.importorskip("faster_coco_eval")
-    predictions, targets = random_case(3, 300, most=260, grid=grid, levels=40)
+    predictions, targets = random_case(3, 300, most=260, grid=8.0, levels=40)
     assert max(len(p["scores"]) for p in predictions) > 200  # more than the 100 that count
     for target in targets[::3]:
         target["difficult"] = np.arange(len(target["labels"])) % 2 == 0
@@ -56,15 +51,6 @@ class TestMasks:
         evaluator = plain_evaluator([found | {"masks": masks}], [target], iou_types=["segm"])
         assert evaluator.compute().num_objects == {"cat": 300}
         np.testing.assert_array_equal(mask_areas(encode_masks(masks)), masks.sum(axis=(1, 2)))
-
-    def test_errors_name_the_value(self):
-        good = {"size": [60, 80], "counts": [4800]}
-        with pytest.raises(ValueError, match=r"shape \(5, 5\), expected \(N, H, W\)"):
-            encode_masks(torch.zeros(5, 5))
-        with pytest.raises(ValueError, match=r"masks\[1\] is {'size': \[1, 1\]}, expected a dict"):
-            encode_masks([good, {"size": [1, 1]}])
-        with pytest.raises(ValueError, match=r"masks\[0\] is .* the RLE's size must be height"):
-            encode_masks([{**good, "size": ["60", 80]}])
 
     def test_dense_masks_are_not_held(self):
         masks = torch.ones(1, 1, 50, 50)
@@ -103,8 +89,7 @@ def test_category_id_labels_that_cannot_be_read():
     box = [[0, 0, 9, 9]]
     for wrong, message in (
         ({"labels": torch.tensor([[90]])}, r"labels have shape \(1, 1\)"),
-        ({"labels": torch.tensor([90.0])}, "labels are float32, expected integers"),
-        ({"labels": torch.tensor([90, 1])}, r"labels have shape \(2,\), expected \(1,\)"),
+        ({"labels": torch.tensor([90.0])}, "labels are float32"),
         ({"scores": torch.tensor(0.5)}, r"scores have shape \(\)"),
     ):
         found = detection(box, [0.5], labels=[90]) | wrong
@@ -112,18 +97,8 @@ def test_category_id_labels_that_cannot_be_read():
             plain_evaluator([found], [truth(box)], **options)
     with pytest.raises(ValueError, match=r"predictions\[0\] .*has no 'labels', only"):
         plain_evaluator([{"boxes": box}], [truth(box)], **options)
-    with pytest.raises(ValueError, match="predictions is a dict, expected a list"):
-        plain_evaluator({}, [truth(box)], **options)
     evaluator = plain_evaluator([detection([], [])], [truth(box)], **options)
     assert evaluator.compute().ap == 0.0
-
-
-def test_orig_size_of_two_numbers():
-    target = truth([[0, 0, 9, 9]], orig_size=torch.tensor([1, 2, 3]))
-    with pytest.raises(
-        ValueError, match=r"targets\[0\].*orig_size is \[1, 2, 3\], expected height"
-    ):
-        plain_evaluator([detection([], [])], [target])
 
 
 class TestConstructor:
@@ -131,46 +106,23 @@ class TestConstructor:
         ("options", "message"),
         [
             ({"classes": []}, "classes is empty"),
-            ({"classes": ["cat", "cat"]}, "cat more than once"),
-            ({"category_ids": [1]}, r"category_ids is \[1\], expected 2 different ints"),
-            ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\], expected 2 different ints"),
-            ({"iou_types": []}, r"iou_types is \[\], expected a list"),
-            ({"iou_types": "bbox"}, "iou_types is 'bbox', expected a list"),
-            ({"iou_types": ["box"]}, "iou_type is 'box', expected one of bbox, segm, keypoints"),
-            (
-                {"prediction_labels": "ids"},
-                "prediction_labels is 'ids', expected one of contiguous",
-            ),
-            ({"prediction_labels": "category_id"}, "'category_id', expected category_ids as well"),
-            ({"backend": "coco"}, "backend is 'coco', expected one of auto, pycoco"),
+            ({"category_ids": [1]}, r"category_ids is \[1\]"),
+            ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
+            ({"iou_types": "bbox"}, "iou_types is 'bbox'"),
+            ({"iou_types": ["box"]}, "iou_type is 'box'"),
+            ({"prediction_labels": "category_id"}, "category_ids"),
+            ({"backend": "coco"}, "backend is 'coco'"),
         ],
     )
     def test_errors(self, options, message):
         with pytest.raises(ValueError, match=message):
             COCOEvaluator(**{"classes": ["cat", "dog"], **options})
 
-    def test_missing_backend_is_told_before_the_first_image(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-        with pytest.raises(ImportError, match=r"pip install 'detmix\[fast\]'"):
-            COCOEvaluator(["cat"], backend="faster-coco-eval")
-
-    def test_type_it_was_not_made_for(self):
-        with pytest.raises(ValueError, match="iou_type is 'segm', expected one of bbox"):
-            COCOEvaluator(["cat"]).compute("segm")
-
 
 # --------------------------------------------------------------------------------------- result
 
 
 class TestResult:
-    def test_as_dict_is_json(self):
-        result = evaluator_of(*made_case("bbox")).compute()
-        plain = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-        assert plain == result.as_dict()
-        assert plain["ap_by_class"]["cow"] is None
-        assert plain["ap"] == result.ap
-        assert plain["classes"] == list(CLASSES)
-
     def test_table(self):
         found = detection([[0, 0, 10, 7.8], [50, 50, 60, 60]], [0.5, 0.9])
         evaluator = COCOEvaluator(["cat", "dog"])
@@ -185,12 +137,6 @@ class TestResult:
         average_recall = ["AR", "0.6000", "1.0000", "1.0000", "0.6000", "n/a", "n/a"]
         assert lines[-2].split() == average_recall
         assert lines[-1] == "AR by detections: 0.0000 at 1, 0.6000 at 10, 0.6000 at 100"
-
-    def test_is_read_only(self):
-        result = COCOEvaluator(["cat"]).compute()
-        assert isinstance(result, COCOResult)
-        with pytest.raises(AttributeError):
-            result.ap = 1.0
 
 
 def test_ids_of_64_bits():
@@ -210,14 +156,3 @@ def test_ids_of_64_bits():
         return score_entries(truth, entries, backend=backend).as_dict()
 
     assert score(2**62, 1) == score(1, 2**62) == score(1, 1, backend="pycocotools")
-
-
-def test_the_faster_backend_is_chosen_where_it_is_installed(monkeypatch):
-    from detmix.evaluation.coco import backend as coco_ap
-
-    assert COCOEvaluator(CLASSES).backend == "auto"
-    for found, module in ((None, "pycocotools"), (object(), "faster_coco_eval")):
-        if found is not None:
-            pytest.importorskip("faster_coco_eval")
-        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
-        assert {kind.__module__.split(".")[0] for kind in coco_ap._load_backend("auto")} == {module}

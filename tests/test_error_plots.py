@@ -65,10 +65,7 @@ def panels(figure):
     return found
 
 
-@pytest.mark.parametrize(
-    "classes",
-    [["cat"], ["cat", "dog", LONG], VOC_CLASSES, [f"class number {i}" for i in range(80)]],
-)
+@pytest.mark.parametrize("classes", [["cat", "dog", LONG], VOC_CLASSES, EIGHTY], ids=len)
 def test_texts_lie_inside_the_picture_and_apart(draw, classes):
     from matplotlib.text import Text
 
@@ -99,9 +96,6 @@ def test_bars_are_the_numbers(draw):
         lengths = np.array(counts) / analysis.num_objects[name]
         np.testing.assert_allclose([length for _, length in row], lengths)
         np.testing.assert_allclose([start for start, _ in row], np.cumsum(lengths) - lengths)
-    assert [text.get_text() for text in figure.axes[0].texts] == [
-        f"{correct[name]:.0%} of {analysis.num_objects[name]}" for name in names
-    ]
     assert kinds == [kind.replace("_", " ") for kind in KINDS]
     assert [row[0][1] for row in gains] == pytest.approx(list(analysis.ap_gain.values()))
     expected = [
@@ -110,12 +104,6 @@ def test_bars_are_the_numbers(draw):
         for size in ("small", "medium", "large")
     ]
     np.testing.assert_allclose([[length for _, length in row] for row in missed], expected)
-
-
-def test_without_difficult_objects_no_rows_speak_of_them(draw):
-    analysis = some_analysis(VOC_CLASSES, difficult=0)
-    assert panels(draw(analysis))[2][0] == ["small", "medium", "large"]
-    assert "difficult" not in str(analysis)
 
 
 def test_of_many_classes_those_with_most_errors_are_drawn(draw):
@@ -143,7 +131,3 @@ def test_a_class_without_objects_is_not_drawn_and_one_without_detections_has_no_
     assert names == ["cat", "dog"]
     assert [sum(length for _, length in row) for row in bars] == [1, 0]
     assert sizes == ["medium"]
-
-
-def test_nothing_to_draw(draw):
-    assert not draw(analyze_errors(VOCEvaluator(["cat"]).matching())).axes

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from detmix.evaluation import VOCEvaluator
 from detmix.evaluation.errors.analysis import analyze_errors
-from detmix.pictures import draw_boxes, plot_batch, plot_precision_recall, plot_predictions
+from detmix.pictures import plot_batch, plot_precision_recall, plot_predictions
 from detmix.pictures.errors import plot_errors
 from detmix.pictures.style import new_figure, save_figure, shorten
 
@@ -70,14 +70,6 @@ def test_names_are_no_formulas(tmp_path, saved, kind):
         assert not any(text.get_parse_math() for text in found)
 
 
-def test_names_in_a_figure_of_ones_own(tmp_path):
-    figure = Figure((4, 3))
-    axes = figure.subplots()
-    draw_boxes(axes, IMAGE, **TARGET, classes=NAMES)
-    save_figure(figure, tmp_path / "boxes.png")
-    assert [text.get_text() for text in axes.texts] == list(NAMES)
-
-
 @pytest.mark.parametrize(
     ("given", "written"),
     [("a", "a.png"), ("a.", "a.png"), ("v1.5/a", "v1.5/a.png"), ("a.svg", "a.svg")],
@@ -86,11 +78,6 @@ def test_the_path_is_that_of_the_file(tmp_path, given, written):
     path = save_figure(new_figure(1, 1), f"{tmp_path}/{given}")
     assert path == tmp_path / written
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
-
-
-def test_an_unknown_format(tmp_path):
-    with pytest.raises(ValueError, match="xyz"):
-        save_figure(new_figure(1, 1), tmp_path / "a.xyz")
 
 
 def test_names_are_cut_in_the_middle():

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny import tiny_config
-from voc_oracle import guesses
 
 from detmix.data import SHAPE_CLASSES
 from detmix.training import DetectorTrainer
 from detmix.training.build import open_dataset
 from detmix.training.console import run_tool
-from detmix.training.full_evaluation import check_before, load_devkit_results, save_devkit_results
+from detmix.training.full_evaluation import check_before
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
 # So low a threshold that the mAP of the tiny detector is not 0.
@@ -92,25 +91,6 @@ class TestTool:
         HTMLParser().feed(report)
         assert not re.search(r'(src|srcset|href)="(?!data:|#)', report)
 
-    def test_report_where_only_the_test_images_are(self, run, run_dir, shapes_root, tmp_path):
-        """And the checkpoint alone, without its run."""
-        checkpoint = tmp_path / "mine.pt"
-        checkpoint.write_bytes((run_dir / "best.pt").read_bytes())
-        args = (
-            "--data.train",
-            '[["2007", "elsewhere"]]',
-            "--save",
-            tmp_path,
-            "--report",
-            "--data.test_limit",
-            "2",
-        )
-        run(checkpoint, *args)
-        report = (tmp_path / "report.html").read_text()
-        assert "no metrics.jsonl lies beside the checkpoint" in report
-        assert "the training images are not at hand" in report
-        assert "elsewhere" in report
-
     def test_report_of_what_is_broken(self, run, run_dir, shapes_root, tmp_path):
         """A line that a killed run has left half-written, training images without a list."""
         run_copy = tmp_path / "run"
@@ -163,37 +143,3 @@ class TestCheckBefore:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ImportError, match="faster-coco-eval"):
             check_before(truth, config, "faster-coco-eval")
-
-
-class TestDevkitResults:
-    def test_years_and_splits_keep_apart(self, shapes_root, tmp_path):
-        """The same image name in two years, and two splits of one year."""
-        root = tmp_path / "VOCdevkit"
-        for year in ("2007", "2012"):
-            for part in ("JPEGImages", "Annotations", "ImageSets"):
-                folder = root / f"VOC{year}" / part
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                folder.symlink_to(shapes_root / "VOC2007" / part)
-        sets = '[["2007", "test"], ["2012", "test"], ["2007", "trainval"]]'
-        config = tiny_config(root, tmp_path / "run", f"data.test={sets}")
-        truth = open_dataset(config, train=False)
-        found = list(enumerate(guesses(truth)))
-        results = save_devkit_results(tmp_path, truth, found)
-        files = sorted(str(path.relative_to(results)) for path in results.rglob("*.txt"))
-        assert len(files) == 3 * len(SHAPE_CLASSES)
-        assert files[0] == "VOC2007/Main/comp4_det_test_circle.txt"
-        assert [index for index, _ in load_devkit_results(results, truth)] == list(range(40))
-        assert load_devkit_results(results, truth, limit=3)[2][0] == 2
-        assert load_devkit_results(tmp_path, truth)[0][0] == 0  # the folder above, too
-
-        save_devkit_results(tmp_path, truth, found[:3])  # nothing of the other sets
-        back = dict(load_devkit_results(results, truth))
-        assert len(back[0]["scores"]) > 0
-        assert all(len(back[index]["scores"]) == 0 for index in range(3, len(truth)))
-
-    def test_files_that_are_missing(self, shapes_root, tmp_path):
-        truth = open_dataset(tiny_config(shapes_root, tmp_path / "run"), train=False)
-        results = save_devkit_results(tmp_path, truth, list(enumerate(guesses(truth))))
-        (results / "VOC2007" / "Main" / "comp4_det_test_star.txt").unlink()
-        with pytest.raises(FileNotFoundError, match="star"):
-            load_devkit_results(results, truth)

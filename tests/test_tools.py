@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,14 +86,10 @@ def trained(shapes_root, tmp_path_factory):
 
 
 class TestTrainAndEvaluate:
-    def test_train_prints_the_table(self, trained):
+    def test_evaluate_prints_what_train_did(self, trained):
         run_dir, out = trained
         assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
-        assert re.search(r"^circle +\d\.\d{4}( +\d\.\d{3}){3} +\d+ +\d+$", out, re.MULTILINE)
         assert out.strip().endswith(f"run folder: {run_dir}")
-
-    def test_evaluate_prints_the_same(self, trained):
-        run_dir, out = trained
         code, evaluated, err = run_process("evaluate", run_dir / "last.pt", "--data.workers", "0")
         assert code == 0, err
         last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
@@ -106,35 +101,29 @@ class TestTrainAndEvaluate:
             assert re.search(rf"^{name} +{ap} ", evaluated, re.MULTILINE)
         assert "8 images" in evaluated
 
-    def test_predictions_are_drawn(self, run, trained, tmp_path):
+    def test_a_checkpoint_s_predictions_are_drawn(self, run, trained, tmp_path):
         run_dir, _ = trained
         path = tmp_path / "predictions.png"
-        code, out, err = run(
-            "visualize", "predictions", run_dir / "last.pt", "--out", path, "--num_images", "4",
-            "--score_threshold", "0.1",
-        )  # fmt: skip
+        code, out, err = run("visualize", "predictions", run_dir / "last.pt", "--out", path)
         assert code == 0, err
         assert out.strip() == f"wrote {path}"
         assert min(Image.open(path).size) > 200
 
-    @pytest.mark.parametrize("place", ["batch", "device"])
-    def test_a_mixed_batch_is_drawn(self, run, shapes_root, tmp_path, place):
-        path = tmp_path / "batch.png"
-        overrides = tiny_args(shapes_root, tmp_path / "run", f"mixing.place={place}", "mixing.p=1")
-        code, out, err = run("visualize", "batch", *overrides, "--out", path)
+    @pytest.mark.parametrize("command", ["batch", "pair", "weights"])
+    def test_mixing_is_drawn(self, run, shapes_root, tmp_path, command):
+        args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
+        code, out, err = run("visualize", command, *args, "--out", tmp_path / "a")
         assert code == 0, err
-        assert out.strip() == f"wrote {path}"
-        assert min(Image.open(path).size) > 200
+        assert out.strip() == f"wrote {tmp_path / 'a.png'}"
+        assert min(Image.open(tmp_path / "a.png").size) > 200
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (("batch", "--epoch", "9"), r"epoch must be in 0\.\.1, got 9"),
-            (("weights", "--epoch", "-1"), r"epoch must be in 0\.\.1, got -1"),
-            (("pair", "--mixing.name", "none"), "mixing.name is none"),
-            (("pair", "--indices", "3", "3"), "image 3 is given twice"),
-            (("pair", "--indices", "0", "-1"), "image -1 of"),
+            (("batch", "--epoch", "9"), "epoch .* 9"),
+            (("weights", "--epoch", "-1"), "epoch .* -1"),
+            (("pair", "--indices", "3", "3"), "image 3"),
         ],
     )
     def test_nothing_to_draw(self, run, shapes_root, tmp_path, args, message):
@@ -144,28 +133,12 @@ class TestTrainAndEvaluate:
         assert_refused(result, message)
         assert not list(tmp_path.iterdir())
 
-    def test_a_picture_without_an_ending(self, run, shapes_root, tmp_path):
-        args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
-        code, out, err = run("visualize", "pair", *args, "--out", tmp_path / "pair")
-        assert code == 0, err
-        assert out.strip() == f"wrote {tmp_path / 'pair.png'}"
-        assert min(Image.open(tmp_path / "pair.png").size) > 200
-
-    def test_a_histogram_of_weights_is_drawn(self, run, shapes_root, tmp_path):
-        path = tmp_path / "weights.png"
-        args = tiny_args(shapes_root, tmp_path / "run")
-        code, out, err = run("visualize", "weights", *args, "--out", path, "--num_images", "16")
-        assert code == 0, err
-        assert out.strip() == f"wrote {path}"
-        assert min(Image.open(path).size) > 200
-
 
 class TestBadInput:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
             ("data.root=nowhere", "nowhere"),
-            ("optim.lrr=1", "optim.lrr"),
             ("optim.lr=fast", "optim.lr.*float.*fast"),
         ],
     )
@@ -173,17 +146,6 @@ class TestBadInput:
         args = tiny_args(shapes_root, tmp_path / "run", override)
         assert_refused(run("train", *args), message)
         assert list(tmp_path.iterdir()) == []
-
-    def test_a_broken_image_met_by_a_worker(self, shapes_root, tmp_path):
-        root = tmp_path / "data"
-        shutil.copytree(shapes_root, root)
-        image = root / "VOC2007" / "JPEGImages" / "000005.jpg"
-        image.write_bytes(image.read_bytes()[:300])
-        args = tiny_args(root, tmp_path / "run", "data.workers=1")
-        assert_refused(run_process("train", *args), f"{image}: broken JPEG file of 300 bytes")
-        image.write_bytes((shapes_root / "VOC2007" / "JPEGImages" / "000005.jpg").read_bytes())
-        code, _, err = run_process("train", *args, "--resume", "auto")
-        assert code == 0, err
 
 
 class TestPretrain:
@@ -208,33 +170,6 @@ class TestPretrain:
         assert code == 0, err
         assert maps_of(out) == list(score.groups())
 
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("data.root=nowhere", "nowhere"),
-            ("data.val=test", "test"),
-            ("mix=cutmixup", "mix"),
-            ("data.batch_size=100", "48 samples do not make one batch of 100"),
-        ],
-    )
-    def test_errors(self, run, stripes_root, tmp_path, override, message):
-        result = run("pretrain", *tiny_pretrain_args(stripes_root, tmp_path / "run", override))
-        assert_refused(result, message)
-        assert not (tmp_path / "run").exists()
-
-    def test_a_broken_image_is_named(self, run, stripes_root, tmp_path):
-        root = tmp_path / "data"
-        shutil.copytree(stripes_root, root)
-        broken = root / "train" / "along" / "3.png"
-        broken.write_bytes(broken.read_bytes()[:90])
-        args = tiny_pretrain_args(root, tmp_path / "run", "data.workers=1")
-        assert_refused(run("pretrain", *args), r"train/along/3\.png")
-
-    def test_a_classifier_is_not_evaluated_as_a_detector(self, run, stripes_root, tmp_path):
-        assert run("pretrain", *tiny_pretrain_args(stripes_root, tmp_path / "run"))[0] == 0
-        result = run("evaluate", tmp_path / "run" / "last.pt")
-        assert_refused(result, "not a checkpoint of a detector")
-
 
 class TestSignals:
     def test_pretraining_stops_with_a_checkpoint(self, stripes_root, tmp_path):
@@ -251,30 +186,6 @@ class TestSignals:
         assert process.returncode == 128 + signal.SIGTERM, err
         assert "Traceback" not in out + err
         assert (run_dir / "last.pt").exists()
-
-    @pytest.mark.parametrize(
-        "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-    )
-    def test_stops_with_a_checkpoint_and_goes_on(self, shapes_root, tmp_path, signum):
-        run_dir = tmp_path / "run"
-        args = tiny_args(shapes_root, run_dir, "epochs=40", "log_every=1", "data.workers=1")
-        process = start("train", *args, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signum)  # as Ctrl-C does: workers get it too
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + signum, err
-        assert "Traceback" not in out + err
-        assert re.search(r"stopped by signal \d+ after step \d+ \(epoch \d+\); go on with", err)
-        assert (run_dir / "last.pt").exists()
-
-        code, out, err = run_process("train", *args, "--resume", "auto", "--epochs", "2")
-        assert code == 0, err
-        assert "run folder" in out
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        steps = [int(re.search(r'"step": (\d+)', line)[1]) for line in lines if "train" in line]
-        assert steps == list(range(1, max(12, steps[-1]) + 1))
 
 
 @pytest.mark.slow
@@ -297,81 +208,25 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.slow
-class TestTwoProcesses:
-    """On the CPU, talking through gloo."""
-
-    def launch(self, *args, tool="train", **kwargs):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        launcher += ["--master_addr=127.0.0.1", "--master_port=0", "--rdzv_backend=c10d"]
-        launcher += ["--rdzv_endpoint=127.0.0.1:0", str(TOOLS / f"{tool}.py")]
-        return subprocess.Popen(
-            [*launcher, *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-            **kwargs,
-        )
-
-    def test_train_as_one(self, shapes_root, tmp_path):
-        """The number of test images does not divide evenly into batches."""
-        run_dir = tmp_path / "run"
-        args = tiny_args(
-            shapes_root, run_dir, *TRAINED, "data.batch_size=2", "data.eval_batch_size=2",
-            "data.test_limit=5",
-        )  # fmt: skip
-        process = self.launch(*args)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert re.findall(r"^epoch (\d): mAP", out, re.MULTILINE) == ["1", "2", "3"]
-        assert out.count("run folder") == 1
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        steps = [re.search(r'"event": "(\w+)", "step": (\d+)', line).groups() for line in lines]
-        assert len(set(steps)) == len(steps)
-        assert steps[-1] == ("eval", "18")
-        code, evaluated, err = run_process("evaluate", run_dir / "last.pt")
-        assert code == 0, err
-        assert "5 images" in evaluated
-        last = re.findall(r"mAP (\d\.\d{4}) \(all-point\), (\d\.\d{4}) \(11-point\)", out)[-1]
-        assert maps_of(evaluated) == list(last)
-
-    def test_pretrain_as_one(self, stripes_root, tmp_path):
-        """Every validation image counts once: 20 in batches of 3 in each of the processes."""
-        run_dir = tmp_path / "run"
-        args = tiny_pretrain_args(
-            stripes_root, run_dir, "data.batch_size=4", "data.eval_batch_size=3", "epochs=1",
-            "mix=none",
-        )  # fmt: skip
-        process = self.launch(*args, tool="pretrain")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert out.count("run folder") == 1
-        alone = ClassifierTrainer(
-            tiny_pretrain_config(stripes_root, run_dir, "epochs=1", "mix=none", "resume=auto",
-                                 "data.batch_size=8")
-        )  # fmt: skip
-        result = alone.evaluate().result
-        found = re.search(r"top-1 (\S+), top-5 (\S+), loss (\S+) \(20 images, 4 classes\)", out)
-        assert [float(value) for value in found.groups()] == pytest.approx(
-            [result.top1, result.top5, result.loss], abs=1e-3
-        )
-
-    def test_all_stop_when_one_is_asked_to(self, shapes_root, tmp_path):
-        run_dir = tmp_path / "run"
-        args = tiny_args(
-            shapes_root, run_dir, "epochs=200", "log_every=1", "data.batch_size=2", "eval_every=200"
-        )
-        process = self.launch(*args)
-        deadline = time.monotonic() + 120
-        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGTERM)
-        _, err = process.communicate(timeout=120)
-        assert err.count("stopped by signal 15 after step") >= 1
-        stops = set(re.findall(r"stopped by signal 15 after step (\d+)", err))
-        assert len(stops) == 1
-        assert "Connection closed by peer" not in err
-        from detmix.training import load_checkpoint
-
-        assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == int(stops.pop())
+def test_pretraining_on_two_processes_scores_as_one(stripes_root, tmp_path):
+    """Every validation image counts once: 20 in batches of 3 in each of the processes."""
+    run_dir = tmp_path / "run"
+    args = tiny_pretrain_args(
+        stripes_root, run_dir, "data.batch_size=4", "data.eval_batch_size=3", "epochs=1",
+        "mix=none",
+    )  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launcher += ["--master_addr=127.0.0.1", "--master_port=0", "--rdzv_backend=c10d"]
+    launcher += ["--rdzv_endpoint=127.0.0.1:0", str(TOOLS / "pretrain.py")]
+    done = subprocess.run(
+        [*launcher, *args], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    options = ("epochs=1", "mix=none", "resume=auto", "data.batch_size=8")
+    alone = ClassifierTrainer(tiny_pretrain_config(stripes_root, run_dir, *options))
+    result = alone.evaluate().result
+    found = re.search(r"top-1 (\S+), top-5 (\S+), loss (\S+) \(20 images, 4 c", done.stdout)
+    assert [float(value) for value in found.groups()] == pytest.approx(
+        [result.top1, result.top5, result.loss], abs=1e-3
+    )

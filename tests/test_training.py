@@ -16,7 +16,6 @@ from detmix.files import temporary_path
 from detmix.training import (
     DetectorTrainer,
     TrainConfig,
-    load_detector,
     parse_args,
 )
 from detmix.training.predict import to_device
@@ -61,10 +60,6 @@ class TestRun:
         options = statistics | config.detector.options
         detector = dataclasses.replace(config.detector, options=options)
         return dataclasses.replace(config, detector=detector), trainer, result
-
-    def test_loss_falls(self, run):
-        losses = [line["loss"] for line in read_metrics(run[0].run_dir) if line["event"] == "train"]
-        assert losses[-1] < 0.8 * losses[0]
 
     def test_metrics(self, run):
         config, trainer, result = run
@@ -121,21 +116,6 @@ class TestRun:
         assert best["position"]["step"] == [24, 36][scores.index(max(scores))]
         assert result.num_images == 8
 
-    def test_detector_of_another_build(self, run):
-        path = run[0].run_dir / "last.pt"
-        with pytest.raises(
-            ValueError, match=r"(?s)last\.pt does not fit its configuration: .*size"
-        ):
-            load_detector(path, ["--detector.head_dim", "16"])
-        with pytest.raises(ValueError, match=r"in .*last\.pt, .*levels"):
-            load_detector(path, ["--backbone.levels", "[9]"])
-
-    def test_resumed_after_its_end_does_nothing(self, run):
-        config = dataclasses.replace(run[0], resume="auto")
-        before = (config.run_dir / "metrics.jsonl").read_bytes()
-        assert DetectorTrainer(config).fit() is None
-        assert (config.run_dir / "metrics.jsonl").read_bytes() == before
-
 
 class TestFolder:
     def test_a_file_in_its_place(self, shapes_root, tmp_path):
@@ -148,11 +128,8 @@ class TestFolder:
         ("override", "error"),
         [
             ("data.root=missing", FileNotFoundError),
-            ('data.train=[["2007", "val"]]', FileNotFoundError),
             ("data.classes=[circle]", ValueError),
             ("data.batch_size=25", ValueError),
-            ("detector.anchor_sizes=[8, 16]", ValueError),
-            ("precision=fp16", ValueError),
             ("backbone.trainable_layers=9", ValueError),
         ],
     )
@@ -183,34 +160,6 @@ class TestFolder:
         RunFolder(tmp_path / "run", {}, resume=True).close()
         assert not temporary.exists()
 
-    def test_one_process_may_hold_a_folder_twice(self, tmp_path):
-        """As where a cell of a notebook is run again."""
-        code = (
-            "import sys; from pathlib import Path\n"
-            "from detmix.training.run_folder import lock_folder\n"
-            "lock_folder(Path(sys.argv[1]))"
-        )
-
-        def is_free():
-            args = [sys.executable, "-c", code, str(tmp_path / "run")]
-            return subprocess.run(args, capture_output=True, check=False).returncode == 0
-
-        folder = RunFolder(tmp_path / "run", {})
-        folder = RunFolder(tmp_path / "run", {}, resume=True)  # the first one is collected
-        RunFolder(tmp_path / "run", {}, resume=True).close()
-        assert not is_free()
-        folder.close()
-        assert is_free()
-        with folder:
-            assert not is_free()
-        assert is_free()
-
-    def test_a_lock_alone_is_no_run(self, tmp_path):
-        (tmp_path / ".lock").touch()
-        RunFolder(tmp_path, {}).close()
-        with pytest.raises(FileExistsError, match="is never overwritten"):
-            RunFolder(tmp_path, {})
-
     def test_lines_of_what_is_done_again_are_dropped(self, tmp_path):
         folder = RunFolder(tmp_path / "run", {})
         for step in (2, 4):
@@ -237,9 +186,8 @@ class TestMixingPlaces:
         trainer.fit()
         return trainer.batches
 
-    @pytest.mark.parametrize("fill", [0, 114])
-    def test_device_is_batch(self, shapes_root, tmp_path, fill):
-        settings = ("mixing.p=0.8", f"mixing.fill={fill}", "epochs=1")
+    def test_device_is_batch(self, shapes_root, tmp_path):
+        settings = ("mixing.p=0.8", "mixing.fill=114", "epochs=1")
         batch, device = (
             self.recorded(shapes_root, tmp_path / place, f"mixing.place={place}", *settings)
             for place in ("batch", "device")
@@ -252,10 +200,9 @@ class TestMixingPlaces:
         weights = torch.cat([t["box_weights"] for _, _, targets in batch for t in targets])
         assert 0 < weights.min() < 0.5
 
-    @pytest.mark.parametrize("place", ["batch", "dataset", "device"])
-    def test_last_epochs_are_plain_in_workers_too(self, shapes_root, tmp_path, place):
+    def test_last_epochs_are_plain_on_the_device_too(self, shapes_root, tmp_path):
         batches = self.recorded(
-            shapes_root, tmp_path / "run", f"mixing.place={place}", "mixing.p=1",
+            shapes_root, tmp_path / "run", "mixing.place=device", "mixing.p=1",
             "mixing.off_epochs=1", "data.workers=1",
         )  # fmt: skip
         for epoch in range(2):
@@ -264,9 +211,3 @@ class TestMixingPlaces:
             ]
             assert len(weights) == 24
             assert all(bool((w == 1).all()) == (epoch == 1) for w in weights), f"epoch {epoch}"
-
-    def test_no_mixing(self, shapes_root, tmp_path):
-        for _, _, targets in self.recorded(
-            shapes_root, tmp_path / "run", "mixing.name=none", "epochs=1"
-        ):
-            assert all("box_weights" not in target for target in targets)

@@ -104,23 +104,9 @@ class TestOptions:
         assert min(norms[:6]) > 0.2
         assert norms[6:] == pytest.approx([0.125] * 6, rel=1e-3)
 
-    def test_frozen_parts_stay(self, shapes_root, tmp_path):
-        settings = ("backbone.trainable_layers=3", "backbone.norm=frozen", "optim.lr=0.1")
-        config = tiny_config(shapes_root, tmp_path / "run", "epochs=1", *settings)
-        trainer = DetectorTrainer(config)
-        before = {k: v.clone() for k, v in trainer.plain_model.state_dict().items()}
-        trainer.fit()
-        after = trainer.plain_model.state_dict()
-        changed = {k for k in before if not torch.equal(before[k], after[k])}
-        assert not any(
-            k.startswith(("backbone.body.conv1", "backbone.body.layer1")) for k in changed
-        )
-        assert any(k.startswith("backbone.body.layer2") for k in changed)
-
 
 class TestNonFiniteLoss:
-    @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    @pytest.mark.parametrize("place", ["batch", "dataset"])
+    @pytest.mark.parametrize(("place", "bad"), [("batch", math.nan), ("dataset", math.inf)])
     def test_stops_with_what_was_before(self, shapes_root, tmp_path, bad, place):
         class Breaking(DetectorTrainer):
             """The fourth step has a loss that is not finite."""
@@ -182,11 +168,3 @@ class TestNonFiniteLoss:
         state = load_checkpoint(config.run_dir / "last.pt")
         assert state["position"]["step"] == 6
         assert all(torch.isfinite(value).all() for value in state["model"].values())
-
-    def test_divergence(self, shapes_root, tmp_path):
-        config = tiny_config(
-            shapes_root, tmp_path / "run", "optim.name=sgd", "optim.lr=1e20",
-            "schedule.warmup_steps=0",
-        )  # fmt: skip
-        with pytest.raises(NonFiniteLossError, match="is not finite at step"):
-            DetectorTrainer(config).fit()
