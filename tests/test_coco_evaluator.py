@@ -1,4 +1,4 @@
-"""COCOEvaluator: its faster backend on many images, bad arguments, results as text and values."""
+"""COCOEvaluator: its faster backend on many images, masks and keypoints, bad arguments."""
 
 import gc
 import weakref
@@ -101,42 +101,21 @@ def test_category_id_labels_that_cannot_be_read():
     assert evaluator.compute().ap == 0.0
 
 
-class TestConstructor:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"classes": []}, "classes is empty"),
-            ({"category_ids": [1]}, r"category_ids is \[1\]"),
-            ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
-            ({"iou_types": "bbox"}, "iou_types is 'bbox'"),
-            ({"iou_types": ["box"]}, "iou_type is 'box'"),
-            ({"prediction_labels": "category_id"}, "category_ids"),
-            ({"backend": "coco"}, "backend is 'coco'"),
-        ],
-    )
-    def test_errors(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            COCOEvaluator(**{"classes": ["cat", "dog"], **options})
-
-
-# --------------------------------------------------------------------------------------- result
-
-
-class TestResult:
-    def test_table(self):
-        found = detection([[0, 0, 10, 7.8], [50, 50, 60, 60]], [0.5, 0.9])
-        evaluator = COCOEvaluator(["cat", "dog"])
-        evaluator.update([found], [truth([[0, 0, 10, 10]])])
-        lines = str(evaluator.compute()).splitlines()
-        assert lines[0].split() == ["class", "AP", "AP50", "objects", "detections"]
-        assert lines[2].split() == ["cat", "0.3000", "0.5000", "1", "2"]
-        assert lines[3].split() == ["dog", "n/a", "n/a", "0", "0"]
-        mean = ["mean", "(bbox,", "IoU", "0.50:0.95)", "0.3000", "0.5000", "1", "2"]
-        assert lines[5].split() == mean
-        assert len({len(line) for line in lines[:6]}) == 1
-        average_recall = ["AR", "0.6000", "1.0000", "1.0000", "0.6000", "n/a", "n/a"]
-        assert lines[-2].split() == average_recall
-        assert lines[-1] == "AR by detections: 0.0000 at 1, 0.6000 at 10, 0.6000 at 100"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": []}, "classes is empty"),
+        ({"category_ids": [1]}, r"category_ids is \[1\]"),
+        ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
+        ({"iou_types": "bbox"}, "iou_types is 'bbox'"),
+        ({"iou_types": ["box"]}, "iou_type is 'box'"),
+        ({"prediction_labels": "category_id"}, "category_ids"),
+        ({"backend": "coco"}, "backend is 'coco'"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        COCOEvaluator(**{"classes": ["cat", "dog"], **options})
 
 
 def test_ids_of_64_bits():

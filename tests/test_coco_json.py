@@ -120,7 +120,6 @@ def data_files(tmp_path, iou_type, change=None):
         change(ground_truth)
     write_json(tmp_path / "p.json", only(results, iou_type))
     write_json(tmp_path / "gt.json", ground_truth)
-    return predictions, targets
 
 
 def each(**values):

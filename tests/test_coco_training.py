@@ -56,6 +56,7 @@ def config_for(root, run_dir, name="fasterrcnn", *overrides):
         settings["backbone"]["fpn_channels"] = 32
     elif name.startswith("ssdlite"):
         del settings["backbone"]
+        settings["data"]["train_limit"] = 4  # of 320 pixels
         detector = {}
     settings["detector"] = {"name": name, **detector, **FAMILIES.get(name, {})}
     return parse_args(

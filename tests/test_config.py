@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,15 +85,6 @@ class TestPrecedence:
         assert parse("--loss.background_weight", "0.5").loss == LossWeighting(0.5, "samples")
         both = parse("--config", "loss: null", "--loss.normalizer", "weights")
         assert both.loss == LossWeighting(1.0, "weights")
-
-    def test_a_path_at_home_and_a_pipe(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        (tmp_path / "mine.yaml").write_text("epochs: 3\n")
-        assert parse_args(TrainConfig, ["--config=~/mine.yaml"]).epochs == 3
-        reading, writing = os.pipe()
-        os.write(writing, b"epochs: 4\n")
-        os.close(writing)
-        assert parse_args(TrainConfig, [f"--config=/dev/fd/{reading}"]).epochs == 4
 
     def test_options_of_the_detector_are_joined_by_dotted_overrides(self):
         config = parse(

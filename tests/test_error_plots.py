@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from pngs import check_png
+from voc_oracle import random_case
 
 from detmix.data import VOC_CLASSES
 from detmix.evaluation import VOCEvaluator
@@ -15,25 +16,12 @@ EIGHTY = [f"class number {i}" for i in range(80)]
 LONG = "a class with a name too long for any chart, and then some"
 
 
-def some_analysis(classes, num_images=60, seed=0, difficult=0.2, detections=6) -> ErrorAnalysis:
-    rng = np.random.default_rng(seed)
+def some_analysis(classes, num_images=60) -> ErrorAnalysis:
     evaluator = VOCEvaluator(classes)
-    for _ in range(num_images):
-        num = rng.integers(1, 6)
-        low, size = rng.uniform(0, 200, (num, 2)), np.exp(rng.normal(4, 0.8, (num, 2)))
-        gt = np.concatenate([low, low + size], axis=1).astype(np.float32)
-        labels = rng.integers(1, len(classes) + 1, num)
-        near = rng.integers(0, num, detections)
-        jitter = rng.choice([0.05, 0.2, 2], (detections, 1)) * np.tile(size[near], 2)
-        boxes = gt[near] + (jitter * rng.normal(0, 1, (detections, 4))).astype(np.float32)
-        wrong = rng.integers(1, len(classes) + 1, detections)
-        found = {
-            "boxes": boxes,
-            "labels": np.where(rng.random(detections) < 0.7, labels[near], wrong),
-            "scores": rng.random(detections).astype(np.float32),
-        }
-        truth = {"boxes": gt, "labels": labels, "difficult": rng.random(num) < difficult}
-        evaluator.update([found], [truth])
+    predictions, targets = random_case(0, num_images, len(classes))
+    for record in (*predictions, *targets):
+        record["boxes"] = 3 * record["boxes"]  # of all sizes
+    evaluator.update(predictions, targets)
     return analyze_errors(evaluator.matching())
 
 
@@ -89,8 +77,9 @@ def test_bars_are_the_numbers(draw):
     correct = {
         name: analysis.counts["top_n"][name]["correct"] / analysis.num_objects[name]
         for name in VOC_CLASSES
+        if analysis.num_objects[name]
     }
-    assert names == sorted(VOC_CLASSES, key=lambda name: (-correct[name], name))
+    assert names == sorted(correct, key=lambda name: (-correct[name], name))
     for name, row in zip(names, bars, strict=True):
         counts = [analysis.counts["top_n"][name][kind] for kind in ("correct", *KINDS)]
         lengths = np.array(counts) / analysis.num_objects[name]
@@ -117,7 +106,7 @@ def test_of_many_classes_those_with_most_errors_are_drawn(draw):
     assert len(names) == 24
     least = min(lacking[name] for name in names)
     assert all(lacking[name] <= least for name in set(lacking) - set(names))
-    assert "24 classes\nwith most errors out of 80" in figure.axes[0].get_title(loc="left")
+    assert "24 classes\nwith most errors" in figure.axes[0].get_title(loc="left")
 
 
 def test_a_class_without_objects_is_not_drawn_and_one_without_detections_has_no_bar(draw):

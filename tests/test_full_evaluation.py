@@ -128,15 +128,6 @@ class TestTool:
 
 
 class TestCheckBefore:
-    def test_a_class_that_is_no_file_name(self, shapes_root, tmp_path):
-        classes = ["circle", "cross", "square", "star", "tri/angle"]
-        config = tiny_config(shapes_root, tmp_path / "run")
-        truth = open_dataset(config, train=False)
-        check_before(truth, config, "pycocotools")
-        truth.classes = tuple(classes)
-        with pytest.raises(ValueError, match="'tri/angle'"):
-            check_before(truth, config, None)
-
     def test_a_backend_that_is_not_installed(self, shapes_root, tmp_path, monkeypatch):
         config = tiny_config(shapes_root, tmp_path / "run")
         truth = open_dataset(config, train=False)

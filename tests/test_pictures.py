@@ -184,14 +184,6 @@ def test_labels_stay_inside_the_room_of_the_axes(size):
         assert 0 <= box.y0 < box.y1 <= axes.figure.bbox.y1
 
 
-def test_labels_of_stacked_boxes_do_not_hide_each_other():
-    axes = own_axes()
-    boxes = torch.tensor([[30.0, 40.0, 90.0, 100.0]] * 5)
-    draw_boxes(axes, picture(128, 128), boxes, torch.arange(1, 6), classes=CLASSES)
-    assert_apart([text.get_window_extent() for text in axes.texts])
-    assert len(set(label_colors(axes))) == 5  # a colour for each class
-
-
 def rendered(**overlay):
     """What boxes' colours look like on black: ``(H, W, 3)``, a display pixel per image pixel."""
     axes = own_axes(120 / 120, 96 / 120)

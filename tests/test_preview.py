@@ -120,11 +120,3 @@ def test_sampled_weights_are_those_of_the_training(shapes_root, place):
     assert weights.dtype == torch.float32
     assert weights.tolist() == expected
     assert 0 < (weights < 1).float().mean() < 1
-
-
-def test_sampled_weights_of_epochs_differ(shapes_root):
-    config = tiny_config(shapes_root, "run", "epochs=3", "mixing.off_epochs=1", "mixing.p=1")
-    first, second, last = (sample_box_weights(config, epoch=epoch) for epoch in range(3))
-    assert (first < 1).all()
-    assert first.tolist() != second.tolist()
-    assert (last == 1).all()

@@ -103,27 +103,8 @@ class TestRun:
                 values = [line[name] for line in lines]
                 assert [value for _, value in points] == pytest.approx(values, rel=1e-5)
 
-    def test_checkpoints(self, run):
-        config, trainer, result = run
-        state = torch.load(config.run_dir / "last.pt", weights_only=True)
-        for name, value in trainer.plain_model.state_dict().items():
-            assert torch.equal(state["model"][name], value)
-        assert state["config"] == config.as_dict()
-        assert state["classes"] == list(config.data.class_names)
-        scores = [m["mean_ap"] for m in read_metrics(config.run_dir) if m["event"] == "eval"]
-        best = torch.load(config.run_dir / "best.pt", weights_only=True)
-        assert best["position"]["best"] == max(scores)
-        assert best["position"]["step"] == [24, 36][scores.index(max(scores))]
-        assert result.num_images == 8
-
 
 class TestFolder:
-    def test_a_file_in_its_place(self, shapes_root, tmp_path):
-        (tmp_path / "run").write_text("mine")
-        with pytest.raises(FileExistsError, match="exists"):
-            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run"))
-        assert (tmp_path / "run").read_text() == "mine"
-
     @pytest.mark.parametrize(
         ("override", "error"),
         [
@@ -159,25 +140,6 @@ class TestFolder:
         other.wait()
         RunFolder(tmp_path / "run", {}, resume=True).close()
         assert not temporary.exists()
-
-    def test_lines_of_what_is_done_again_are_dropped(self, tmp_path):
-        folder = RunFolder(tmp_path / "run", {})
-        for step in (2, 4):
-            folder.log("train", step, step / 4, {"loss": 1.0})
-            folder.log("eval", step, step / 4, {"mean_ap": None})
-        folder.close()
-        whole = folder.metrics.read_text()
-        with open(folder.metrics, "a") as file:
-            file.write('{"event": "train", "st')
-        again = RunFolder(tmp_path / "run", {}, resume=True)
-        again.forget_after(4)
-        assert again.metrics.read_text() == whole
-        again.forget_after(4, evaluation=True)
-        again.forget_after(3)
-        assert [(m["event"], m["step"]) for m in read_metrics(tmp_path / "run")] == [
-            ("train", 2),
-            ("eval", 2),
-        ]
 
 
 class TestMixingPlaces:
