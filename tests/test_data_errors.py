@@ -1,0 +1,254 @@
+"""Broken data sets of both formats: an error names the file, and the entry and value in it.
+
+Names that lead elsewhere, entities and what fills the memory are in contract/test_safety.py.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from data_files import (
+    BOX,
+    CATEGORIES,
+    DOG,
+    POINTS,
+    SIZE,
+    TRIANGLE,
+    box_object,
+    compressed_rle,
+    dog,
+    image_entry,
+    make_devkit,
+    plain_rle,
+    write_coco,
+)
+from fuzz import limits, time_limit
+from PIL import Image
+
+from detmix.data import CocoDetection, VOCAnnotation, VOCDetection, VOCObject, read_annotation
+from detmix.data.voc.xml import write_annotation
+
+NAN = float("nan")
+SEGMENTATIONS = [
+    (None, "segmentation"),
+    ([*TRIANGLE, [1, 2, 3, 4, 5, 6, 7]], "polygon 1 .*7"),
+    ([[1, 2, 3, 4]], "polygon"),
+    ([[1, 2, 3, 4, NAN, 6]], "polygon 0 .*nan"),
+    ([[1, 2, 3, -1e9, 5, 6]], "polygon 0 .*-1000000000"),
+    ([1, 2, 3, 4, 5, 6], "polygon 0 .*got 1"),
+    (plain_rle(np.eye(60, 40)), r"\(60, 40\), .*40 x 60"),
+    ({"counts": [2400]}, "size"),
+    ({"size": [40, 60], "counts": [5, 7]}, "12 pixels, .*2400 pixels"),
+    ({"size": [40, 60], "counts": [2401, -1]}, "counts"),
+    (compressed_rle(np.eye(40, 60)) | {"counts": "\ud800"}, "RLE"),
+    ({"size": [2**20, 2**20], "counts": [2**40]}, "size"),
+    ({"size": [40, 60], "counts": "o" * 30 + "0"}, "RLE"),
+]
+
+
+class TestCoco:
+    def test_missing_files(self, tmp_path):
+        images = [image_entry(k, name) for k, name in enumerate(("a.jpg", "x/b.jpg", "x/./b.jpg"))]
+        folder, path = write_coco(tmp_path, [], images)
+        assert len(CocoDetection(folder, path)) == 3
+        (folder / "x/b.jpg").unlink()
+        with pytest.raises(FileNotFoundError, match=r"x/b\.jpg: .*2 of 3"):
+            CocoDetection(folder, path)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            CocoDetection(tmp_path / "nowhere", path)
+        with pytest.raises(FileNotFoundError, match=r"no\.json"):
+            CocoDetection(folder, tmp_path / "no.json")
+        with pytest.raises(ValueError, match="images: is a folder"):
+            CocoDetection(folder, folder)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\xff\xd8\xff\x00",
+            b"[" * 200_000,
+            b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]',
+            json.dumps({"images": [image_entry()], "annotations": []}).encode(),
+            b'{"images": [], "annotations": [], "categories": []}',
+        ],
+    )
+    def test_files_of_another_kind(self, tmp_path, content):
+        folder, path = write_coco(tmp_path, [])
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"instances\.json: "):
+            CocoDetection(folder, path)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "named"),
+        [
+            ("image_id", "1", "'1'"),
+            ("category_id", 2, "2"),
+            ("bbox", [1, 2, 3], r"\[1, 2, 3\]"),
+            ("bbox", [1, 2, "3", 4], "'3'"),
+            ("bbox", [1, 2, NAN, 4], "nan"),
+            ("bbox", [1, 2, 10**400, 4], ""),
+            ("area", -1, "-1"),
+            ("iscrowd", 2, "2"),
+            ("keypoints", POINTS[:6], "6"),
+            ("keypoints", [NAN, *POINTS[1:]], "nan"),
+        ],
+    )
+    def test_annotations(self, tmp_path, field, value, named):
+        arguments = write_coco(tmp_path, [box_object(), box_object(5, **{field: value})])
+        with pytest.raises(ValueError, match=rf"annotation 5.*{field}.*{named}"):
+            CocoDetection(*arguments, keypoints=True)
+
+    @pytest.mark.parametrize(("value", "named"), SEGMENTATIONS)
+    def test_segmentations(self, tmp_path, value, named):
+        arguments = write_coco(tmp_path, [box_object(), box_object(5, segmentation=value)])
+        with pytest.raises(ValueError, match=rf"annotation 5 of image 1 \(a\.jpg\): .*{named}"):
+            CocoDetection(*arguments, masks=True)
+        assert len(CocoDetection(*arguments).target(0)["boxes"]) == 2  # not asked for, not read
+
+    @pytest.mark.parametrize(
+        ("content", "named"),
+        [
+            ({"images": [image_entry(), image_entry()]}, "image 1: "),
+            ({"images": [image_entry(1.0)]}, r"image number 0 .*1\.0"),
+            ({"images": [image_entry(2**63)]}, "image number 0 .*92"),
+            ({"images": [image_entry(width=-3)]}, "image 1: width .*-3"),
+            ({"annotations": [box_object()] * 2}, "annotation 1: "),
+            ({"annotations": [box_object(None)]}, "annotation number 0 .*None"),
+            ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "category 18: "),
+            ({"categories": [{"id": 1}]}, "category 1: .*None"),
+            ({"categories": [{"id": 1, "name": "a", "keypoints": 3}]}, "category 1: keypoints .*3"),
+        ],
+    )
+    def test_images_ids_and_categories(self, tmp_path, content, named):
+        arguments = write_coco(tmp_path, **{"annotations": [box_object()], "files": []} | content)
+        with pytest.raises(ValueError, match=rf"instances\.json.*{named}"):
+            CocoDetection(*arguments)
+
+    def test_keypoints_that_categories_do_not_agree_on(self, tmp_path):
+        nose = {"id": 4, "name": "cat", "keypoints": ["nose"]}
+        objects = [box_object(category_id=4)]
+        arguments = write_coco(tmp_path, objects, categories=[*CATEGORIES, nose])
+        with pytest.raises(ValueError, match=r"'cat' has 1 .*'person' has 3"):
+            CocoDetection(*arguments, keypoints=True)
+        with pytest.raises(ValueError, match=r"instances\.json: .*keypoints"):
+            CocoDetection(*arguments, keypoints=True, classes=["dog"])
+        cat = CocoDetection(*arguments, keypoints=True, classes=["cat", "dog"])
+        assert cat.keypoint_names == ("nose",)
+        assert cat.target(0)["keypoints"].tolist() == [[[0, 0, 0]]]
+
+
+ANNOTATIONS = [
+    ("<?xml version='1.0'?><annotation><object>", "line 1"),
+    ("<?xml version='1.0'?><html/>", "html"),
+    ("<?xml version='1.0' encoding='none'?><annotation/>", "XML"),
+    (f"<object>{BOX}</object>", "object 0: <name>"),
+    (DOG + "<object><name>cat</name></object>", r"object 1 \(cat\): <bndbox>"),
+    (f"<object><name>cat</name>{BOX.replace('xmax', 'x')}</object>", r"object 0 \(cat\): <xmax>"),
+    (dog(1, "one", 3, 4), "<ymin> .*'one'"),
+    (dog(1, 2, "nan", 4), "<xmax> .*'nan'"),
+    (dog(1, 2, 3, "1e999"), "<ymax> .*'1e999'"),
+    (dog(1, 2, 3, 4, "<difficult>maybe</difficult>"), "'maybe'"),
+    (f"<object><name>unicorn</name>{BOX}</object>", "'unicorn'"),
+    ("<size><width>-4</width><height>3</height></size>", "<size>.*-4 x 3"),
+    ("<size><width>1e300</width><height>3</height></size>", "<size>.*300"),
+]
+
+
+class TestVOC:
+    def test_missing_files(self, tmp_path):
+        root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE})
+        for folder, image_set, named in (
+            (tmp_path / "nowhere", "trainval", "nowhere"),
+            (root / "VOC2007", "trainval", "meant"),
+            (root, "test", "'test'.*trainval"),
+        ):
+            with pytest.raises(FileNotFoundError, match=named):
+                VOCDetection(folder, (("2007", image_set),))
+        with pytest.raises(FileNotFoundError, match=r"VOC2012.*VOC2007"):
+            VOCDetection(root, (("2012", "trainval"),))
+        image = root / "VOC2007/JPEGImages/b.jpg"
+        image.unlink()
+        with pytest.raises(FileNotFoundError, match=r"b\.jpg: .*1 of 2"):
+            VOCDetection(root)
+        image.touch()
+        (root / "VOC2007/Annotations/a.xml").unlink()
+        with pytest.raises(FileNotFoundError, match=r"a\.xml"):
+            VOCDetection(root)
+
+    @pytest.mark.parametrize(("xml", "named"), ANNOTATIONS)
+    def test_annotations(self, tmp_path, xml, named):
+        body = xml if xml.startswith("<?") or "<size>" in xml else SIZE + xml
+        root = make_devkit(tmp_path, {"good": SIZE + DOG, "bad": body})
+        with pytest.raises(ValueError, match=rf"bad\.xml.*{named}"):
+            VOCDetection(root)
+
+    @pytest.mark.parametrize("end", ["", "</a>"])
+    def test_deep_nesting_does_not_exhaust_the_stack(self, tmp_path, end):
+        inner = "<a>" * 200_000 + end * 200_000
+        path = make_devkit(tmp_path, {"a": SIZE + inner + DOG}) / "VOC2007/Annotations/a.xml"
+        with limits(), time_limit():
+            if end:
+                assert len(read_annotation(path).objects) == 1
+            else:
+                with pytest.raises(ValueError, match=r"a\.xml: not well-formed"):
+                    read_annotation(path)
+
+    def test_what_is_not_finite_is_not_written(self, tmp_path):
+        dog_without_end = VOCObject("dog", (0, 0, 1, float("inf")))
+        with pytest.raises(ValueError, match="not finite"):
+            write_annotation(tmp_path / "b.xml", VOCAnnotation("", 1, 1, (dog_without_end,)))
+
+    @pytest.mark.parametrize(
+        ("lines", "named"),
+        [
+            ("a\nb\na", "'a'"),
+            ("", "lists no image"),
+            ("a -1", "lists no image"),
+            ("a\nb 7", "line 2: .*'b 7'"),
+            ("a b c", "line 1: .*'a b c'"),
+        ],
+    )
+    def test_lists(self, tmp_path, lines, named):
+        root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE}, split=lines)
+        with pytest.raises(ValueError, match=rf"trainval\.txt.*{named}"):
+            VOCDetection(root)
+
+    def test_lists_that_are_no_text(self, tmp_path):
+        root = make_devkit(tmp_path, {"a": SIZE})
+        for data in (b"\xff\xfea\0", b"caf\xe9\n"):
+            (root / "VOC2007/ImageSets/Main/trainval.txt").write_bytes(data)
+            with pytest.raises(ValueError, match=r"trainval\.txt: .*UTF-8"):
+                VOCDetection(root)
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            ({"image_sets": ("2007", "trainval")}, "pairs of year and split"),
+            ({"image_sets": (("2007", "trainval"),) * 2}, "'VOC2007/a'"),
+            ({"classes": ("dog", "cat", "dog")}, "'dog'"),
+            ({"classes": "dog"}, "class"),
+            ({"classes": ("",)}, "class"),
+            ({"difficult": "ignore"}, "'ignore'"),
+        ],
+    )
+    def test_arguments(self, tmp_path, options, named):
+        root = make_devkit(tmp_path, {"a": SIZE + DOG})
+        with pytest.raises(ValueError, match=named):
+            VOCDetection(root, **options)
+
+    def test_images(self, tmp_path):
+        root = make_devkit(tmp_path, {"a": SIZE + DOG})
+        dataset = VOCDetection(root)
+        path = root / "VOC2007/JPEGImages/a.jpg"
+        good = path.read_bytes()
+        for content in (b"", b"\x89PNG\r\n\x1a\n", good[: len(good) // 2], good[:20]):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"a\.jpg: "):
+                dataset[0]
+        Image.new("RGB", (40, 60)).save(path)
+        with pytest.raises(ValueError, match=r"a\.jpg: .* 40 x 60 .*a\.xml says 60 x 40"):
+            dataset[0]
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
+            dataset[0]
