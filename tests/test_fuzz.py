@@ -1,132 +1,224 @@
-"""Broken files of data and weights: each is read, or an error that names it.
+"""Broken files of data and weights: each is read, or a ValueError or OSError names it.
 
 No other exception; every case is a function of its number, which a failure tells.
 """
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import random
 import warnings
+import zipfile
 from unittest import mock
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
-from fuzz import (
-    XML,
-    break_bytes,
-    break_image,
-    break_jpeg,
-    break_values,
-    break_xml,
-    good_image,
-    time_limit,
-    zigzag,
-)
+from fuzz import XML, time_limit
+from PIL import Image
 from safetensors.torch import save as save_safetensors
+from tiny import tiny_config
 
-from detmix.data import CocoDetection, VOCDetection
+from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection
 from detmix.data.images import read_image_size
+from detmix.pretrained.match_state import SourceWeights, load_matching
 from detmix.pretrained.read_state import read_weight_file
 from detmix.training import load_checkpoint
+from detmix.training.build import start_model
 
+TEXTS = (
+    "", " ", "-0", "-1", "1e308", "1e400", "nan", "-inf", "9" * 400, "2147483648", "1e-320", "0x10",
+    "1_0", "١٢", "7,5", "None", "[1]", "1" * 5000, "½", "\u00a0", "a" * 100_000,
+)  # fmt: skip
 VALUES = (
     None, True, 0, -1, 0.5, 7, 1e300, float("nan"), float("inf"), 10**400, 2**63, "", "x", "\0",
     "../x", "/etc/passwd", "\ud800", "1", [], {}, [[]], [1, 2, 3, 4], [None], {"a": 1},
     ["x"] * 1000, [1e308] * 4, "a" * 10_000,
 )  # fmt: skip
+STATE = {
+    "format": 1,
+    "model": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)},
+    "config": {"optim": {"lr": 0.1, "clip_norm": None}, "data": {"classes": ["a", "b"]}},
+    "classes": ["a", "b"],
+    "position": {"step": 7, "best": None, "due": True},
+}
+OBJECTS = [
+    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [11, 6, 19.5, 14.25], "area": 100.5,
+     "iscrowd": 0, "segmentation": [[11.0, 6.0, 30.0, 6.5, 12.5, 20.25]],
+     "keypoints": [12, 7, 2, 15.5, 8, 1]},
+    {"id": 2, "image_id": 1, "category_id": 5, "bbox": [0, 0, 60, 40], "iscrowd": 1,
+     "segmentation": {"size": [40, 60], "counts": [1200, 600, 600]}},
+]  # fmt: skip
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
+    "annotations": OBJECTS,
+    "categories": [
+        {"id": 3, "name": "person", "keypoints": ["left_eye", "right_eye"]},
+        {"id": 5, "name": "dog"},
+    ],
+}
 
 
-def voc(root, rng, xml=None, image=None):
+def break_bytes(data, rng):
+    """Flip bits, cut off, cut out, double or overwrite bytes."""
+    broken = bytearray(data)
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.choice((1, 2, 8, 100)))
+    match rng.randrange(6):
+        case 0 | 1:
+            for _ in range(rng.choice((1, 1, 2, 8, 64))):
+                broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        case 2:
+            del broken[start:]
+        case 3:
+            del broken[start:end]
+        case 4:
+            broken[start:start] = broken[start:end] * rng.choice((1, 2, 1000))
+        case _:
+            broken[start:end] = rng.choice((b"\0", b"\xff", b"<", b"&", b"\xc3(")) * (end - start)
+    return bytes(broken) or b"x"
+
+
+def places(value):
+    """Yield each container within nested dicts and lists, with a key of it."""
+    items = value.items() if isinstance(value, dict) else ()
+    for key, item in list(enumerate(value) if isinstance(value, list) else items):
+        yield value, key
+        yield from places(item)
+
+
+def break_values(value, rng):
+    """Drop, double, rename or replace entries anywhere in nested dicts and lists."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        container, key = rng.choice(list(places(value)) or [({"a": 1}, "a")])
+        match rng.randrange(4):
+            case 0:
+                del container[key]
+            case 1 if isinstance(container, dict):
+                container[rng.choice(("x", "", "name", "id"))] = container.pop(key)
+            case 1:
+                container.append(copy.deepcopy(container[key]))
+            case _:
+                container[key] = copy.deepcopy(rng.choice(VALUES))
+    return value
+
+
+def break_xml(rng):
+    """Break bytes, encodings or elements of a well-formed annotation."""
+    if rng.random() < 0.3:
+        return break_bytes(XML, rng)
+    if rng.random() < 0.2:
+        name = rng.choice(("utf-8", "utf-16", "latin-1", "utf-32", "cp037", "ascii", "utf-7"))
+        written = rng.choice((name, "UTF-8", "none", "hex", "undefined", "idna", "a" * 3000))
+        text = XML.decode().replace("Unspecified", "Gänsefüßchen").replace("UTF-8", written)
+        return text.encode(name, errors="replace")
+    root = ElementTree.fromstring(XML)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        parent = rng.choice([element for element in root.iter() if len(element)])
+        child = rng.choice(list(parent))
+        match rng.randrange(5):
+            case 0 if len(root) > 1:
+                parent.remove(child)
+            case 1:
+                parent.insert(0, child)
+            case 2:
+                child.tag = rng.choice(("object", "bndbox", "x", "size", "XMIN"))
+            case _:
+                leaf = rng.choice([element for element in root.iter() if not len(element)])
+                leaf.text = rng.choice(TEXTS)
+    return ElementTree.tostring(root, encoding=rng.choice(("utf-8", "utf-16", "us-ascii")))
+
+
+def good_image(rng, kind, **options):
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (40, 60, 3), np.uint8)
+    modes = {"GIF": ("P",), "PNG": ("P", "RGBA", "1"), "JPEG": ("RGB", "L", "CMYK")}
+    file = io.BytesIO()
+    mode = rng.choice(modes.get(kind, ("RGB",)))
+    Image.fromarray(pixels).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def break_jpeg(rng):
+    options = {"progressive": rng.random() < 0.5, "restart_marker_blocks": rng.choice((0, 3))}
+    data = good_image(rng, "JPEG", **options)
+    frame = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    match rng.randrange(6):
+        case 0 | 1:
+            return break_bytes(data, rng)
+        case 2:
+            return break_bytes(data[: frame + 20], rng) + data[frame + 20 :]
+        case 3:
+            sides = [rng.choice((0, 1, 39, 41, 20_000, 65_500, 65_535)) for _ in range(2)]
+            return data[: frame + 5] + np.array(sides, ">u2").tobytes() + data[frame + 9 :]
+        case 4:
+            segment = b"\xff" + rng.randbytes(1) + rng.choice((b"\0\0", b"\0\2", b"\xff\xff"))
+            return data[:2] + segment + rng.randbytes(rng.choice((0, 5, 100))) + data[2:]
+        case _:
+            return data[:2] + rng.randbytes(rng.choice((0, 1, 10, 1000)))
+
+
+def voc(root, annotation, image):
     """Write a devkit of one image; return what reads all of it."""
     folder = root / "VOC2007"
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "Annotations/a.xml").write_bytes(XML if xml is None else xml)
-    (folder / "JPEGImages/a.jpg").write_bytes(good_image(rng) if image is None else image)
+    (folder / "Annotations/a.xml").write_bytes(annotation)
+    (folder / "JPEGImages/a.jpg").write_bytes(image)
     (folder / "ImageSets/Main/trainval.txt").write_text("a\n")
     return lambda: VOCDetection(root)[0]
 
 
 def xml(root, rng):
-    return voc(root, rng, xml=break_xml(rng)), "a.xml"
+    return voc(root, break_xml(rng), good_image(rng, "JPEG")), "a.xml"
 
 
 def jpeg(root, rng):
     # Without a size in the annotation it is Pillow that reads the image's first.
-    plain = XML if rng.random() < 0.8 else XML.replace(b"width", b"x")
-    read = voc(root, rng, plain, break_jpeg(rng))
-    if rng.random() < 0.8:
-        return read, "a.jpg"
-    # As with a torchvision that has no decoders any more.
-    return mock.patch("detmix.data.images.decode_jpeg", None)(read), "a.jpg"
+    annotation = XML if rng.random() < 0.8 else XML.replace(b"width", b"x")
+    read = voc(root, annotation, break_jpeg(rng))
+    if rng.random() < 0.2:  # as with a torchvision that has no decoders any more
+        read = mock.patch("detmix.data.images.decode_jpeg", None)(read)
+    return read, "a.jpg"
 
 
-def coco_content():
-    objects = [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [11, 6, 19.5, 14.25], "area": 100.5,
-         "iscrowd": 0, "segmentation": [[11.0, 6.0, 30.0, 6.5, 12.5, 20.25]],
-         "keypoints": [12, 7, 2, 15.5, 8, 1]},
-        {"id": 2, "image_id": 1, "category_id": 5, "bbox": [0, 0, 60, 40], "iscrowd": 1,
-         "segmentation": {"size": [40, 60], "counts": [1200, 600, 600]}},
-    ]  # fmt: skip
-    return {
-        "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
-        "annotations": objects,
-        "categories": [
-            {"id": 3, "name": "person", "keypoints": ["left_eye", "right_eye"]},
-            {"id": 5, "name": "dog"},
-        ],
-    }
-
-
-def coco(root, rng, image=None):
-    content = break_values(coco_content(), rng, VALUES, 0 if image else rng.choice((1, 1, 2, 4)))
-    if image is None and rng.random() < 0.1:
-        polygon = zigzag(rng.choice((3, 20, 300)), rng.choice((20, 1e4, 1e6)))
-        content = coco_content()
-        content["annotations"][0]["segmentation"] = [polygon] * rng.choice((1, 10))
-    data = json.dumps(content).encode(errors="replace")
-    if image is None and rng.random() < 0.3:
-        data = break_bytes(data, rng)
+def open_coco(root, data, image, **options):
     (root / "instances.json").write_bytes(data)
-    (root / "a.png").write_bytes(image or good_image(rng, "PNG"))
+    (root / "a.png").write_bytes(image)
+    return lambda: CocoDetection(root, root / "instances.json", **options)[0]
+
+
+def coco(root, rng):
+    data = json.dumps(break_values(COCO, rng)).encode(errors="replace")
+    data = break_bytes(data, rng) if rng.random() < 0.3 else data
     wanted = {"masks": rng.random() < 0.5, "keypoints": rng.random() < 0.5}
-
-    def read():
-        dataset = CocoDetection(root, root / "instances.json", **wanted)
-        return [dataset[index] for index in range(len(dataset))]
-
-    return read, str(root)
+    return open_coco(root, data, good_image(rng, "PNG"), **wanted), str(root)
 
 
 def image(root, rng):
-    data = break_image(rng) or b"x"
-    read, name = coco(root, rng, data)
-    return (read, name) if rng.random() < 0.8 else (lambda: read_image_size(root / name), name)
-
-
-def state():
-    return {
-        "format": 1,
-        "model": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)},
-        "config": {"optim": {"lr": 0.1, "clip_norm": None}, "data": {"classes": ["a", "b"]}},
-        "classes": ["a", "b"],
-        "position": {"step": 7, "best": None, "due": True},
-    }
+    data = good_image(rng, rng.choice(("PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")))
+    if data.startswith(b"\x89PNG") and rng.random() < 0.3:
+        sides = [rng.choice((0, 1, 20_000, 2**31 - 1, 2**32 - 1)) for _ in range(2)]
+        data = data[:16] + np.array(sides, ">u4").tobytes() + data[24:]
+    for _ in range(rng.choice((1, 1, 3))):
+        data = break_bytes(data, rng)
+    read = open_coco(root, json.dumps(COCO).encode(), data)
+    return (lambda: read_image_size(root / "a.png")) if rng.random() < 0.2 else read, "a.png"
 
 
 def checkpoint(root, rng):
     path = root / "last.pt"
-    old = rng.random() < 0.3
-    torch.save(state(), path, _use_new_zipfile_serialization=not old)
+    torch.save(STATE, path, _use_new_zipfile_serialization=rng.random() < 0.7)
     path.write_bytes(break_bytes(path.read_bytes(), rng))
     return lambda: (load_checkpoint(path), read_weight_file(path)), "last.pt"
 
 
 def weights(root, rng):
     path = root / "a.safetensors"
-    path.write_bytes(break_bytes(save_safetensors(state()["model"]), rng))
+    path.write_bytes(break_bytes(save_safetensors(STATE["model"]), rng))
     return lambda: read_weight_file(path), "a.safetensors"
 
 
@@ -145,7 +237,7 @@ def result_of(call, name):
 
 @pytest.mark.parametrize(
     ("make", "number"),
-    [(xml, 100), (jpeg, 60), (image, 40), (coco, 40), (checkpoint, 40), (weights, 10)],
+    [(xml, 100), (jpeg, 60), (image, 40), (coco, 60), (checkpoint, 40), (weights, 10)],
 )
 def test_broken_files_are_read_or_refused(make, number, tmp_path):
     results = []
@@ -153,3 +245,42 @@ def test_broken_files_are_read_or_refused(make, number, tmp_path):
         results.append(result_of(*make(tmp_path, random.Random(f"{make.__name__} {case}"))))
         assert results[-1] in ("read", "refused"), f"case {case}: {results[-1]}"
     assert results.count("refused") >= number // 10
+
+
+class TestWeights:
+    """Whole files whose content does not fit."""
+
+    def test_averaged_weights_that_are_none(self, tmp_path):
+        torch.save(STATE | {"ema": torch.zeros(2)}, tmp_path / "last.pt")
+        with pytest.raises(ValueError, match=r"last\.pt holds no state dict"):
+            read_weight_file(tmp_path / "last.pt")
+        torch.save(STATE | {"ema": None}, tmp_path / "last.pt")
+        assert read_weight_file(tmp_path / "last.pt").state.keys() == STATE["model"].keys()
+
+    @pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+    def test_other_kinds_of_numbers(self, kind):
+        layer = torch.nn.Linear(2, 2)
+        state = {name: tensor.to(kind) for name, tensor in layer.state_dict().items()}
+        with pytest.raises(ValueError, match=r"x does not .* numbers: weight"):
+            load_matching(layer, SourceWeights("x", state), model="y", heads=(), head="")
+
+    @pytest.mark.parametrize("config", [{"detector": {"options": 5}}, {"backbone": None}])
+    def test_a_configuration_to_go_on_from(self, tmp_path, config):
+        now = tiny_config(tmp_path, tmp_path, "resume=auto")
+        state = {"config": {**now.as_dict(), **config}, "classes": list(SHAPE_CLASSES)}
+        torch.save({**STATE, **state, "model": {}}, tmp_path / "last.pt")
+        with pytest.raises(ValueError, match=r"last\.pt"):
+            start_model(now)
+
+    def test_entries_that_share_their_bytes(self, tmp_path):
+        """Read, a file is as large in memory as on the disk."""
+        sizes = [2**20, *[1000] * 98]
+        torch.save({str(i): torch.zeros(size) for i, size in enumerate(sizes)}, tmp_path / "a.pt")
+        with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+            first, *others = [i for i in archive.infolist() if "/data/" in i.filename]
+            for info in others:
+                info.header_offset = first.header_offset
+                info.file_size = info.compress_size = first.file_size
+            archive.writestr(zipfile.ZipInfo("b"), "")  # has the directory written again
+        with pytest.raises(ValueError, match=r"a\.pt is broken: its entries are larger"):
+            read_weight_file(tmp_path / "a.pt")

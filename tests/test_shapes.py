@@ -1,4 +1,4 @@
-"""The synthetic data set: boxes against the drawn pixels, determinism, and writing it whole."""
+"""The synthetic data sets, of COCO's layout and a devkit: against the drawn pixels, and whole."""
 
 from __future__ import annotations
 
@@ -11,149 +11,168 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-import detmix.data.shapes as shapes
 from detmix.data import (
     SHAPE_CLASSES,
+    CocoDetection,
     VOCDetection,
-    read_annotation,
     write_shape_crops,
     write_shapes,
+    write_shapes_coco,
 )
+from detmix.data.shapes import render_scene
+
+OPTIONS = {"num_train": 40, "num_test": 15, "image_size": 96, "seed": 3}
+SPLITS = {"train2017": "trainval", "val2017": "test"}
+WRITERS = pytest.mark.parametrize("write", [write_shapes, write_shapes_coco])
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("shapes"), num_train=60, num_test=15, seed=3)
+def coco_root(tmp_path_factory):
+    return write_shapes_coco(tmp_path_factory.mktemp("shapes") / "coco", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes"), **OPTIONS)
+
+
+def open_coco(root, split, **options):
+    return CocoDetection(root / split, root / f"annotations/instances_{split}.json", **options)
+
+
+def open_voc(root, split, **options):
+    return VOCDetection(root, (("2007", split),), classes=SHAPE_CLASSES, **options)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_reads_as_voc(root):
-    train = VOCDetection(root, classes=SHAPE_CLASSES)
-    test = VOCDetection(root, (("2007", "test"),), classes=SHAPE_CLASSES)
-    assert (len(train), len(test)) == (60, 15)
-    assert not set(train.names) & set(test.names)
-    labels = torch.cat([train[i][1]["labels"] for i in range(60)])
-    assert set(labels.tolist()) == set(range(1, len(SHAPE_CLASSES) + 1))
-    sizes = {train.image_size(i) for i in range(60)}
-    assert all(max(size) == 128 and min(size) >= 96 for size in sizes)
-    assert len(sizes) > 10
-    assert {len(train.target(i)["boxes"]) for i in range(60)} == {1, 2, 3, 4}
-
-
-def test_boxes_are_the_extents_of_what_is_seen(root):
-    """An independent search over the map of owners must find the boxes read from the XML."""
-    for index in range(15):
-        scene = shapes.render_scene(3, 1, index, 128)
-        annotation = read_annotation(root / f"VOC2007/Annotations/{61 + index:06d}.xml")
-        assert (annotation.height, annotation.width) == scene.owners.shape
-        for number, item in enumerate(annotation.objects):
-            pixels = [(x, y) for y, x in zip(*np.nonzero(scene.owners == number), strict=True)]
-            columns, rows = zip(*pixels, strict=True)
-            assert item.box == (min(columns), min(rows), max(columns) + 1, max(rows) + 1)
-        assert scene.owners.max() + 1 == len(annotation.objects)
-
-
-def test_boxes_surround_what_is_drawn(monkeypatch):
-    """Draw on plain grey: what differs from it clearly must be what the boxes surround."""
-    grey = np.float32(128)
-    monkeypatch.setattr(
-        shapes, "_draw_background", lambda rng, h, w: np.full((h, w, 3), grey, np.float32)
-    )
-    monkeypatch.setattr(shapes, "_FAINT_SHARE", 0.0)
-    monkeypatch.setattr(shapes, "_MAX_OVERLAP", 0.0)
-    monkeypatch.setattr(shapes, "_MAX_OBJECTS", 1)
-    for index in range(40):
-        scene = shapes.render_scene(0, 0, index, 128)
-        (item,) = scene.objects
-        # Noise has a standard deviation of at most 7: 35 is beyond it.
-        drawn = np.abs(scene.image.astype(float) - 128).max(axis=2) > 35
-        rows, columns = np.nonzero(drawn)
-        seen = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        # A pixel at the rim is covered by a quarter at least: it may still look grey.
-        assert np.abs(np.subtract(seen, item.box)).max() <= 2
-        assert 8 <= item.box[2] - item.box[0] <= 60
-
-
-def test_an_image_depends_on_seed_split_and_index_alone():
-    first = shapes.render_scene(1, 0, 5, 128)
-    again = shapes.render_scene(1, 0, 5, 128)
-    assert np.array_equal(first.image, again.image)
-    assert first.objects == again.objects
-    for other in ((2, 0, 5), (1, 1, 5), (1, 0, 6)):
-        scene = shapes.render_scene(*other, 128)
-        assert scene.image.shape != first.image.shape or (scene.image != first.image).any()
-
-
-def test_more_images_leave_the_first_ones_as_they_are(tmp_path):
-    small = write_shapes(tmp_path / "small", num_train=2, num_test=1)
-    large = write_shapes(tmp_path / "large", num_train=4, num_test=1)
-    for name in ("JPEGImages/000002.jpg", "Annotations/000002.xml"):
-        assert (small / "VOC2007" / name).read_bytes() == (large / "VOC2007" / name).read_bytes()
-    # The test images are the same too, under other numbers.
-    first, second = small / "VOC2007/JPEGImages/000003.jpg", large / "VOC2007/JPEGImages/000005.jpg"
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_overlap_is_limited():
-    for index in range(30):
-        scene = shapes.render_scene(0, 0, index, 128)
-        for number in range(len(scene.objects)):
-            x1, y1, x2, y2 = scene.objects[number].box
+@pytest.mark.parametrize("number", [0, 1])
+def test_objects_are_what_is_drawn(coco_root, number):
+    dataset = open_coco(coco_root, list(SPLITS)[number], masks=True, keypoints=True)
+    assert len(dataset) == (40, 15)[number]
+    assert dataset.category_ids == (1, 3, 7, 8, 20)
+    assert dataset.classes == SHAPE_CLASSES
+    assert dataset.keypoint_names == ("top", "bottom", "left_side", "right_side")
+    assert dataset.keypoint_flip == (0, 1, 3, 2)
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        scene = render_scene(3, number, index, 96)
+        assert [SHAPE_CLASSES[k - 1] for k in target["labels"]] == [o.name for o in scene.objects]
+        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+        for k, (mask, box, points) in enumerate(
+            zip(target["masks"].numpy(), target["boxes"], target["keypoints"], strict=True)
+        ):
+            assert np.array_equal(mask, scene.owners == k)
+            rows, columns = np.nonzero(mask)
+            x1, y1, x2, y2 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            assert box.tolist() == [x1, y1, x2, y2]
+            x, y, visibility = points.int().T.tolist()  # outermost pixels of the mask
+            assert (y[0], y[1], x[2], x[3]) == (y1, y2 - 1, x1, x2 - 1)
+            assert mask[y, x].all()
+            assert visibility == [2] * 4
             # A star fills a quarter of its box; a hidden object would own next to nothing.
-            assert (scene.owners == number).sum() >= 0.12 * (x2 - x1) * (y2 - y1)
+            assert mask.sum() >= 0.12 * (x2 - x1) * (y2 - y1)
 
 
-def test_the_same_data_set_is_not_written_twice(tmp_path):
-    root = write_shapes(tmp_path / "new" / "folder", num_train=2, num_test=1)
-    marker = root / "VOC2007/JPEGImages/000001.jpg"
-    before = marker.stat().st_mtime_ns
-    assert write_shapes(root, num_train=2, num_test=1) == root
-    assert marker.stat().st_mtime_ns == before
-    assert [p.name for p in root.iterdir()] == ["VOC2007"]
+def test_objects_differ_from_what_is_around_them():
+    """But for those that are meant to be hard to see."""
+    seen = []
+    for index in range(40):
+        scene = render_scene(0, 0, index, 128)
+        for number, item in enumerate(scene.objects):
+            x1, y1, x2, y2 = (int(side) for side in item.box)
+            near = np.s_[max(y1 - 3, 0) : y2 + 3, max(x1 - 3, 0) : x2 + 3]
+            pixels, owners = scene.image[near].astype(float), scene.owners[near]
+            inside, outside = np.median(pixels[owners == number], 0), pixels[owners < 0]
+            seen.append(np.abs(inside - np.median(outside, 0)).max() > 35)
+    assert np.mean(seen) > 0.9
 
 
-def test_something_else_is_not_overwritten(tmp_path):
-    root = write_shapes(tmp_path, num_train=2, num_test=1)
-    with pytest.raises(FileExistsError, match=r"VOC2007: exists .*'seed': 1"):
-        write_shapes(root, num_train=2, num_test=1, seed=1)
-    (root / "VOC2007/shapes.json").unlink()
-    with pytest.raises(FileExistsError, match="got None"):
-        write_shapes(root, num_train=2, num_test=1)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_both_layouts_hold_the_same(coco_root, devkit):
+    found = []
+    for split, name in SPLITS.items():
+        dataset, voc = open_coco(coco_root, split), open_voc(devkit, name)
+        for index in range(len(dataset)):
+            assert dataset.image_path(index).read_bytes() == voc.image_path(index).read_bytes()
+            target, expected = dataset.target(index), voc.target(index)
+            assert torch.equal(target["boxes"], expected["boxes"])
+            assert torch.equal(target["labels"], expected["labels"])
+            found.append((target["image_id"], voc.image_size(index), target["labels"].tolist()))
+    ids, sizes, labels = zip(*found, strict=True)
+    assert ids == tuple(range(1, 56))
+    assert len(set(sizes)) > 10
+    assert {max(size) for size in sizes} == {96}
+    assert {len(objects) for objects in labels} == {1, 2, 3, 4}
+    assert {label for objects in labels for label in objects} == set(
+        range(1, len(SHAPE_CLASSES) + 1)
+    )
 
 
-def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    write_scene = shapes._write_scene
-
-    def interrupted(folder, image_id, scene):
-        if image_id == "000003":
-            raise KeyboardInterrupt
-        write_scene(folder, image_id, scene)
-
-    monkeypatch.setattr(shapes, "_write_scene", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_shapes(tmp_path, num_train=4, num_test=1)
-    assert list(tmp_path.iterdir()) == []
+def test_annotations_of_the_coco_files(coco_root):
+    ids = []
+    for split in SPLITS:
+        path = coco_root / f"annotations/instances_{split}.json"
+        annotations = json.loads(path.read_text())["annotations"]
+        ids += [item["id"] for item in annotations]
+        assert {item["num_keypoints"] for item in annotations} == {4}
+    assert ids == list(range(1, len(ids) + 1))
 
 
-def test_two_processes_may_write_the_same(tmp_path, monkeypatch):
-    def rename(source, destination):
-        monkeypatch.undo()  # the other process is faster
-        write_shapes(tmp_path, num_train=1, num_test=1)
-        os.rename(source, destination)
+def test_an_image_depends_on_seed_split_and_index_alone(coco_root, tmp_path):
+    first = render_scene(1, 0, 5, 128)
+    for other in ((1, 0, 5), (2, 0, 5), (1, 1, 5), (1, 0, 6)):
+        scene = render_scene(*other, 128)
+        assert np.array_equal(scene.image, first.image) == (other == (1, 0, 5))
+    small = write_shapes_coco(tmp_path / "small", **{**OPTIONS, "num_train": 2})
+    for path, other in (
+        ("train2017/000000000002.jpg", "train2017/000000000002.jpg"),
+        ("val2017/000000000003.jpg", "val2017/000000000041.jpg"),
+    ):
+        assert (small / path).read_bytes() == (coco_root / other).read_bytes()
 
-    monkeypatch.setattr(os, "rename", rename)
-    assert write_shapes(tmp_path, num_train=1, num_test=1) == tmp_path
-    assert json.loads((tmp_path / "VOC2007/shapes.json").read_text())["num_train"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["VOC2007"]
 
+@WRITERS
+class TestWriting:
+    def test_once_and_nothing_else_is_overwritten(self, write, tmp_path):
+        root = write(tmp_path / "new" / "folder", num_train=2, num_test=1)
+        before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+        assert write(root, num_train=2, num_test=1) == root
+        with pytest.raises(FileExistsError, match="'seed': 1"):
+            write(root, num_train=2, num_test=1, seed=1)
+        assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+        next(root.rglob("shapes.json")).unlink()
+        with pytest.raises(FileExistsError, match="folder"):
+            write(root, num_train=2, num_test=1)
 
-@pytest.mark.parametrize(
-    "arguments", [{"num_train": 0}, {"num_test": 0}, {"image_size": 32}, {"seed": -1}]
-)
-def test_arguments_are_checked(tmp_path, arguments):
-    with pytest.raises(ValueError, match=rf"{next(iter(arguments))} must be at least"):
-        write_shapes(tmp_path, **arguments)
-    assert list(tmp_path.iterdir()) == []
+    def test_an_interruption_leaves_nothing(self, write, tmp_path, monkeypatch):
+        save = Image.Image.save
+
+        def interrupted(image, path, *args, **kwargs):
+            if "3" in path.name:
+                raise KeyboardInterrupt
+            save(image, path, *args, **kwargs)
+
+        monkeypatch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "shapes", num_train=4, num_test=1)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_two_processes_may_write_the_same(self, write, tmp_path, monkeypatch):
+        def rename(source, destination):
+            monkeypatch.undo()  # the other process is faster
+            write(tmp_path / "shapes", num_train=1, num_test=1)
+            os.rename(source, destination)
+
+        monkeypatch.setattr(os, "rename", rename)
+        root = write(tmp_path / "shapes", num_train=1, num_test=1)
+        assert json.loads(next(root.rglob("shapes.json")).read_text())["num_train"] == 1
+        assert len(list(tmp_path.rglob("*.jpg"))) == 2
+
+    @pytest.mark.parametrize("argument", [{"num_train": 0}, {"image_size": 32}, {"seed": -1}])
+    def test_arguments(self, write, tmp_path, argument):
+        with pytest.raises(ValueError, match=rf"{next(iter(argument))} must be at least"):
+            write(tmp_path, **argument)
+        assert list(tmp_path.iterdir()) == []
 
 
 def square_inside(image, box):
@@ -170,11 +189,11 @@ def square_inside(image, box):
     return image[top : top + side, left : left + side]
 
 
-def test_crops_are_the_squares_around_the_objects(root):
-    out = write_shape_crops(root)
+def test_crops_are_the_squares_around_the_objects(devkit):
+    out = write_shape_crops(devkit)
     found = 0
     for split, name in (("trainval", "train"), ("test", "val")):
-        dataset = VOCDetection(root, (("2007", split),), classes=SHAPE_CLASSES, difficult="drop")
+        dataset = open_voc(devkit, split, difficult="drop")
         for index, image_name in enumerate(dataset.names):
             image, target = dataset[index]
             boxes = zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)

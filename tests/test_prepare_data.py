@@ -1,0 +1,130 @@
+"""The commands that fetch Pascal VOC and write the shapes: complete, incomplete, interrupted."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torchvision
+from data_files import DOG, SIZE, make_devkit
+
+from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection
+from detmix.training.console import run_tool
+
+TOOLS = Path(__file__).parents[1] / "tools"
+COUNTS = {("2007", "trainval"): 3, ("2007", "test"): 2, ("2012", "trainval"): 4}
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch, capsys):
+    """Return a function that runs the command and returns its code, output and errors."""
+    main = runpy.run_path(str(TOOLS / "prepare_voc.py"))["main"]
+    monkeypatch.setitem(main.__globals__, "IMAGES", COUNTS)
+
+    def run(*args):
+        return main(["--root", str(tmp_path), *args]), *capsys.readouterr()
+
+    return run
+
+
+def unpack(root, year, image_set, download=True):
+    """Write what an archive would bring: the test images come along with those of training."""
+    assert download
+    train = COUNTS[year, "trainval"]
+    names = [f"{number:06d}" for number in range(train + 2)]
+    devkit = make_devkit(
+        Path(root) / "VOCdevkit",
+        {name: SIZE + DOG for name in names},
+        split="\n".join(names[:train]),
+        year=year,
+    )
+    (devkit / f"VOC{year}/ImageSets/Main/test.txt").write_text("\n".join(names[train:]))
+
+
+def test_downloads_then_finds_everything_there(voc, monkeypatch, tmp_path):
+    calls = []
+
+    def fetch(root, year, image_set, download):
+        calls.append((year, image_set))
+        unpack(root, year, image_set, download)
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", fetch)
+    arguments = ("--years", "2007", "2012", "2007")
+    code, out, _ = voc(*arguments)
+    assert code == 0
+    assert calls == [("2007", "trainval"), ("2012", "trainval")]  # test came with trainval
+    assert ["VOC2012", "trainval", "4", "4", "4", "0"] in [
+        line.split() for line in out.splitlines()
+    ]
+    assert "voc0712_fasterrcnn_resnet50.yaml" in out
+    assert f"--data.root {tmp_path / 'VOCdevkit'}" in out
+    assert voc(*arguments)[0] == 0
+    assert len(calls) == 2
+
+
+def test_check_only_downloads_nothing_and_tells_what_lacks(voc, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", fail)
+    code, _, err = voc("--check-only")
+    assert code == 1
+    assert "VOC2007" in err
+    unpack(tmp_path, "2007", "trainval")
+    (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").write_text("000004\n")
+    code, out, err = voc("--check-only")
+    assert code == 1
+    assert "VOC2007 test: 1 images, expected 2" in err
+    assert "complete" not in out
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("File not found"), None])
+def test_without_a_network_it_says_what_to_do(voc, monkeypatch, tmp_path, error):
+    """Also really torchvision, whose archive fails its checksum where no proxy answers."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    if error:
+        monkeypatch.setattr(torchvision.datasets, "VOCDetection", fail)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    (tmp_path / "VOCtrainval_06-Nov-2007.tar").write_bytes(b"not an archive")
+    code, _, err = voc()
+    assert code == 1
+    assert "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar" in err
+    assert str(tmp_path) in err
+
+
+def test_interruption(voc, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", interrupt)
+    code, _, err = voc()
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_archive_names_are_torchvisions():
+    known = {entry["filename"] for entry in torchvision.datasets.voc.DATASET_YEAR_DICT.values()}
+    assert set(runpy.run_path(str(TOOLS / "prepare_voc.py"))["ARCHIVES"].values()) <= known
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_shapes_in_both_layouts_and_nothing_else_is_overwritten(tmp_path, capsys, kind):
+    main = runpy.run_path(str(TOOLS / "prepare_shapes.py"))["main"]
+    options = ["--root", str(tmp_path / "a"), f"--format={kind}", "--num_train=3", "--num_test=2"]
+    assert run_tool(main, [*options, "--seed=5"]) == 0
+    assert capsys.readouterr() == (f"shapes data: {tmp_path / 'a'} (3 + 2 images)\n", "")
+    if kind == "coco":
+        path = tmp_path / "a/annotations/instances_train2017.json"
+        assert len(CocoDetection(tmp_path / "a/train2017", path)) == 3
+    else:
+        assert len(VOCDetection(tmp_path / "a", classes=SHAPE_CLASSES)) == 3
+    assert run_tool(main, options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'a'}")
