@@ -77,7 +77,8 @@ def make_devkit(root: Path, xml: dict[str, str], split: str | None = None, year=
         content = body if body.startswith("<?") else f"<annotation>{body}</annotation>"
         (folder / "Annotations" / f"{name}.xml").write_text(content)
     lines = "\n".join(xml) if split is None else split
-    (folder / "ImageSets" / "Main" / "trainval.txt").write_text(lines + "\n")
+    data = f"{lines}\n".encode(errors="surrogateescape")
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(data)
     return root
 
 

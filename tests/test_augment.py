@@ -113,17 +113,6 @@ def test_images_without_boxes(train):
     assert (result["boxes"].shape, result["labels"].shape) == ((0, 4), (0,))
 
 
-def test_evaluation_shrinks_only_and_keeps_every_box():
-    target = make_target([*BOXES, [10, 10, 11, 11]])  # a quarter of a square pixel afterwards
-    image, result = detection_transforms(30, train=False)(make_image(), target)
-    assert image.shape == (3, 20, 30)
-    assert_boxes(result["boxes"], target["boxes"] / 2)
-    for size in (60, 200, None):
-        image, result = detection_transforms(size, train=False)(make_image(), target)
-        assert torch.equal(image, make_image())
-        assert_boxes(result["boxes"], target["boxes"])
-
-
 def test_training_boxes_still_surround_their_pixels():
     """Objects are painted red, green and blue; after crop, shrink and flip each is in its box."""
     image = torch.zeros(3, 80, 120, dtype=torch.uint8)
@@ -198,13 +187,6 @@ def test_broken_images_and_arguments_are_named():
     for wrong in ([0, 0, 1], [1, 2], [-1, 0]):
         with pytest.raises(ValueError, match="keypoint_flip"):
             detection_transforms(train=True, keypoint_flip=wrong)
-
-
-def test_boxes_of_integers_lose_nothing():
-    """Half of an odd width must survive the conversion."""
-    boxes = BoundingBoxes([[10, 10, 5, 7]], format="CXCYWH", canvas_size=(40, 60))
-    result = AlbumentationsTransform([])(make_image(), {"boxes": boxes})[1]
-    assert result["boxes"].tolist() == [[10, 10, 5, 7]]
 
 
 @pytest.mark.skipif(not hasattr(BoundingBoxFormat, "CXCYWHR"), reason="no rotated boxes")

@@ -240,8 +240,7 @@ def test_targets_without_objects(typed):
         assert result["area"].shape == (0,)
         if "keypoints" in target:
             assert result["keypoints"].shape == target["keypoints"].shape
-    lost = augment([alb.Crop(0, 0, 3, 3)], typed(make_target()))
-    assert lost["masks"].shape == (0, 3, 3)
+    assert augment([alb.Crop(0, 0, 3, 3)], typed(make_target()))["masks"].shape == (0, 3, 3)
     short = {"boxes": torch.zeros(0, 4), "keypoints": torch.zeros(0), "masks": None}
     result = augment([], short, keypoint_flip=[1, 0, 2])
     assert result["keypoints"].shape == (0,)
@@ -256,6 +255,7 @@ def test_shrunk_masks_and_keypoints(size, shape):
     image, result = detection_transforms(size, train=False)(make_image(*shape), target)
     height, width = image.shape[1:]
     assert max(height, width) == min(size, *shape[1:])
+    assert size < 60 or torch.equal(image, make_image(*shape))
 
     def sample(nudge_y, nudge_x):  # a middle between two pixels may be either of them
         rows = [int((y + 0.5) * shape[0] / height + nudge_y) for y in range(height)]
@@ -337,9 +337,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("key", "value", "named"),
         [
-            ("masks", torch.zeros(4, 40, 60), "torch.float32"),
             ("masks", torch.zeros(4, 40, 59, dtype=torch.uint8), r"\(4, 40, 59\)"),
-            ("keypoints", torch.zeros(4, 3, 4), r"\(4, 3, 4\)"),
             ("keypoints", [1, 2, 3, 4], "list"),
             ("keypoints", torch.full((4, 3, 2), torch.inf), r"\[0, 0\].*inf"),
             ("keypoints", torch.ones(4, 5, 3), "3 keypoints.*5"),

@@ -1,6 +1,7 @@
 """Broken data sets of both formats: an error names the file, and the entry and value in it.
 
-Names that lead elsewhere, entities and what fills the memory are in contract/test_safety.py.
+Names that lead elsewhere, entities and what fills the memory are in contract/test_safety.py, files
+that are not there and images of another size in contract/test_left_out.py.
 """
 
 from __future__ import annotations
@@ -25,21 +26,17 @@ from data_files import (
     write_coco,
 )
 from fuzz import limits, time_limit
-from PIL import Image
 
-from detmix.data import CocoDetection, VOCAnnotation, VOCDetection, VOCObject, read_annotation
-from detmix.data.voc.xml import write_annotation
+from detmix.data import CocoDetection, VOCDetection, read_annotation
 
 NAN = float("nan")
 SEGMENTATIONS = [
     (None, "segmentation"),
     ([*TRIANGLE, [1, 2, 3, 4, 5, 6, 7]], "polygon 1 .*7"),
-    ([[1, 2, 3, 4]], "polygon"),
     ([[1, 2, 3, 4, NAN, 6]], "polygon 0 .*nan"),
     ([[1, 2, 3, -1e9, 5, 6]], "polygon 0 .*-1000000000"),
     ([1, 2, 3, 4, 5, 6], "polygon 0 .*got 1"),
     (plain_rle(np.eye(60, 40)), r"\(60, 40\), .*40 x 60"),
-    ({"counts": [2400]}, "size"),
     ({"size": [40, 60], "counts": [5, 7]}, "12 pixels, .*2400 pixels"),
     ({"size": [40, 60], "counts": [2401, -1]}, "counts"),
     (compressed_rle(np.eye(40, 60)) | {"counts": "\ud800"}, "RLE"),
@@ -50,11 +47,10 @@ SEGMENTATIONS = [
 
 class TestCoco:
     def test_missing_files(self, tmp_path):
-        images = [image_entry(k, name) for k, name in enumerate(("a.jpg", "x/b.jpg", "x/./b.jpg"))]
-        folder, path = write_coco(tmp_path, [], images)
-        assert len(CocoDetection(folder, path)) == 3
+        folder, path = write_coco(tmp_path, [], [image_entry(), image_entry(2, "x/./b.jpg")])
+        assert len(CocoDetection(folder, path)) == 2
         (folder / "x/b.jpg").unlink()
-        with pytest.raises(FileNotFoundError, match=r"x/b\.jpg: .*2 of 3"):
+        with pytest.raises(FileNotFoundError, match=r"x/b\.jpg: .*1 of 2"):
             CocoDetection(folder, path)
         with pytest.raises(FileNotFoundError, match="nowhere"):
             CocoDetection(tmp_path / "nowhere", path)
@@ -84,13 +80,11 @@ class TestCoco:
         [
             ("image_id", "1", "'1'"),
             ("category_id", 2, "2"),
-            ("bbox", [1, 2, 3], r"\[1, 2, 3\]"),
             ("bbox", [1, 2, "3", 4], "'3'"),
             ("bbox", [1, 2, NAN, 4], "nan"),
             ("bbox", [1, 2, 10**400, 4], ""),
             ("area", -1, "-1"),
             ("iscrowd", 2, "2"),
-            ("keypoints", POINTS[:6], "6"),
             ("keypoints", [NAN, *POINTS[1:]], "nan"),
         ],
     )
@@ -111,7 +105,6 @@ class TestCoco:
         [
             ({"images": [image_entry(), image_entry()]}, "image 1: "),
             ({"images": [image_entry(1.0)]}, r"image number 0 .*1\.0"),
-            ({"images": [image_entry(2**63)]}, "image number 0 .*92"),
             ({"images": [image_entry(width=-3)]}, "image 1: width .*-3"),
             ({"annotations": [box_object()] * 2}, "annotation 1: "),
             ({"annotations": [box_object(None)]}, "annotation number 0 .*None"),
@@ -140,16 +133,13 @@ class TestCoco:
 
 ANNOTATIONS = [
     ("<?xml version='1.0'?><annotation><object>", "line 1"),
-    ("<?xml version='1.0'?><html/>", "html"),
     ("<?xml version='1.0' encoding='none'?><annotation/>", "XML"),
     (f"<object>{BOX}</object>", "object 0: <name>"),
     (DOG + "<object><name>cat</name></object>", r"object 1 \(cat\): <bndbox>"),
     (f"<object><name>cat</name>{BOX.replace('xmax', 'x')}</object>", r"object 0 \(cat\): <xmax>"),
     (dog(1, "one", 3, 4), "<ymin> .*'one'"),
-    (dog(1, 2, "nan", 4), "<xmax> .*'nan'"),
     (dog(1, 2, 3, "1e999"), "<ymax> .*'1e999'"),
     (dog(1, 2, 3, 4, "<difficult>maybe</difficult>"), "'maybe'"),
-    (f"<object><name>unicorn</name>{BOX}</object>", "'unicorn'"),
     ("<size><width>-4</width><height>3</height></size>", "<size>.*-4 x 3"),
     ("<size><width>1e300</width><height>3</height></size>", "<size>.*300"),
 ]
@@ -159,22 +149,13 @@ class TestVOC:
     def test_missing_files(self, tmp_path):
         root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE})
         for folder, image_set, named in (
-            (tmp_path / "nowhere", "trainval", "nowhere"),
-            (root / "VOC2007", "trainval", "meant"),
-            (root, "test", "'test'.*trainval"),
+            (tmp_path / "nowhere", ("2007", "trainval"), "nowhere"),
+            (root / "VOC2007", ("2007", "trainval"), "meant"),
+            (root, ("2007", "test"), "'test'.*trainval"),
+            (root, ("2012", "trainval"), "VOC2012.*VOC2007"),
         ):
             with pytest.raises(FileNotFoundError, match=named):
-                VOCDetection(folder, (("2007", image_set),))
-        with pytest.raises(FileNotFoundError, match=r"VOC2012.*VOC2007"):
-            VOCDetection(root, (("2012", "trainval"),))
-        image = root / "VOC2007/JPEGImages/b.jpg"
-        image.unlink()
-        with pytest.raises(FileNotFoundError, match=r"b\.jpg: .*1 of 2"):
-            VOCDetection(root)
-        image.touch()
-        (root / "VOC2007/Annotations/a.xml").unlink()
-        with pytest.raises(FileNotFoundError, match=r"a\.xml"):
-            VOCDetection(root)
+                VOCDetection(folder, (image_set,))
 
     @pytest.mark.parametrize(("xml", "named"), ANNOTATIONS)
     def test_annotations(self, tmp_path, xml, named):
@@ -194,32 +175,20 @@ class TestVOC:
                 with pytest.raises(ValueError, match=r"a\.xml: not well-formed"):
                     read_annotation(path)
 
-    def test_what_is_not_finite_is_not_written(self, tmp_path):
-        dog_without_end = VOCObject("dog", (0, 0, 1, float("inf")))
-        with pytest.raises(ValueError, match="not finite"):
-            write_annotation(tmp_path / "b.xml", VOCAnnotation("", 1, 1, (dog_without_end,)))
-
     @pytest.mark.parametrize(
         ("lines", "named"),
         [
             ("a\nb\na", "'a'"),
-            ("", "lists no image"),
             ("a -1", "lists no image"),
             ("a\nb 7", "line 2: .*'b 7'"),
             ("a b c", "line 1: .*'a b c'"),
+            ("caf\udce9", "UTF-8"),
         ],
     )
     def test_lists(self, tmp_path, lines, named):
         root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE}, split=lines)
         with pytest.raises(ValueError, match=rf"trainval\.txt.*{named}"):
             VOCDetection(root)
-
-    def test_lists_that_are_no_text(self, tmp_path):
-        root = make_devkit(tmp_path, {"a": SIZE})
-        for data in (b"\xff\xfea\0", b"caf\xe9\n"):
-            (root / "VOC2007/ImageSets/Main/trainval.txt").write_bytes(data)
-            with pytest.raises(ValueError, match=r"trainval\.txt: .*UTF-8"):
-                VOCDetection(root)
 
     @pytest.mark.parametrize(
         ("options", "named"),
@@ -228,7 +197,6 @@ class TestVOC:
             ({"image_sets": (("2007", "trainval"),) * 2}, "'VOC2007/a'"),
             ({"classes": ("dog", "cat", "dog")}, "'dog'"),
             ({"classes": "dog"}, "class"),
-            ({"classes": ("",)}, "class"),
             ({"difficult": "ignore"}, "'ignore'"),
         ],
     )
@@ -236,19 +204,3 @@ class TestVOC:
         root = make_devkit(tmp_path, {"a": SIZE + DOG})
         with pytest.raises(ValueError, match=named):
             VOCDetection(root, **options)
-
-    def test_images(self, tmp_path):
-        root = make_devkit(tmp_path, {"a": SIZE + DOG})
-        dataset = VOCDetection(root)
-        path = root / "VOC2007/JPEGImages/a.jpg"
-        good = path.read_bytes()
-        for content in (b"", b"\x89PNG\r\n\x1a\n", good[: len(good) // 2], good[:20]):
-            path.write_bytes(content)
-            with pytest.raises(ValueError, match=r"a\.jpg: "):
-                dataset[0]
-        Image.new("RGB", (40, 60)).save(path)
-        with pytest.raises(ValueError, match=r"a\.jpg: .* 40 x 60 .*a\.xml says 60 x 40"):
-            dataset[0]
-        path.unlink()
-        with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
-            dataset[0]

@@ -20,14 +20,10 @@ import torch
 from fuzz import XML, time_limit
 from PIL import Image
 from safetensors.torch import save as save_safetensors
-from tiny import tiny_config
 
-from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection
+from detmix.data import CocoDetection, VOCDetection
 from detmix.data.images import read_image_size
-from detmix.pretrained.match_state import SourceWeights, load_matching
 from detmix.pretrained.read_state import read_weight_file
-from detmix.training import load_checkpoint
-from detmix.training.build import start_model
 
 TEXTS = (
     "", " ", "-0", "-1", "1e308", "1e400", "nan", "-inf", "9" * 400, "2147483648", "1e-320", "0x10",
@@ -41,9 +37,8 @@ VALUES = (
 STATE = {
     "format": 1,
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)},
-    "config": {"optim": {"lr": 0.1, "clip_norm": None}, "data": {"classes": ["a", "b"]}},
+    "config": {},
     "classes": ["a", "b"],
-    "position": {"step": 7, "best": None, "due": True},
 }
 OBJECTS = [
     {"id": 1, "image_id": 1, "category_id": 3, "bbox": [11, 6, 19.5, 14.25], "area": 100.5,
@@ -146,7 +141,7 @@ def break_jpeg(rng):
     options = {"progressive": rng.random() < 0.5, "restart_marker_blocks": rng.choice((0, 3))}
     data = good_image(rng, "JPEG", **options)
     frame = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
-    match rng.randrange(6):
+    match rng.randrange(5):
         case 0 | 1:
             return break_bytes(data, rng)
         case 2:
@@ -154,9 +149,6 @@ def break_jpeg(rng):
         case 3:
             sides = [rng.choice((0, 1, 39, 41, 20_000, 65_500, 65_535)) for _ in range(2)]
             return data[: frame + 5] + np.array(sides, ">u2").tobytes() + data[frame + 9 :]
-        case 4:
-            segment = b"\xff" + rng.randbytes(1) + rng.choice((b"\0\0", b"\0\2", b"\xff\xff"))
-            return data[:2] + segment + rng.randbytes(rng.choice((0, 5, 100))) + data[2:]
         case _:
             return data[:2] + rng.randbytes(rng.choice((0, 1, 10, 1000)))
 
@@ -209,17 +201,14 @@ def image(root, rng):
     return (lambda: read_image_size(root / "a.png")) if rng.random() < 0.2 else read, "a.png"
 
 
-def checkpoint(root, rng):
-    path = root / "last.pt"
-    torch.save(STATE, path, _use_new_zipfile_serialization=rng.random() < 0.7)
-    path.write_bytes(break_bytes(path.read_bytes(), rng))
-    return lambda: (load_checkpoint(path), read_weight_file(path)), "last.pt"
-
-
 def weights(root, rng):
-    path = root / "a.safetensors"
-    path.write_bytes(break_bytes(save_safetensors(STATE["model"]), rng))
-    return lambda: read_weight_file(path), "a.safetensors"
+    path = root / rng.choice(("a.pt", "a.safetensors"))
+    if path.suffix == ".pt":
+        torch.save(STATE, path, _use_new_zipfile_serialization=rng.random() < 0.7)
+    else:
+        path.write_bytes(save_safetensors(STATE["model"]))
+    path.write_bytes(break_bytes(path.read_bytes(), rng))
+    return lambda: read_weight_file(path), path.name
 
 
 def result_of(call, name):
@@ -237,7 +226,7 @@ def result_of(call, name):
 
 @pytest.mark.parametrize(
     ("make", "number"),
-    [(xml, 100), (jpeg, 60), (image, 40), (coco, 60), (checkpoint, 40), (weights, 10)],
+    [(xml, 100), (jpeg, 60), (image, 40), (coco, 60), (weights, 40)],
 )
 def test_broken_files_are_read_or_refused(make, number, tmp_path):
     results = []
@@ -247,40 +236,15 @@ def test_broken_files_are_read_or_refused(make, number, tmp_path):
     assert results.count("refused") >= number // 10
 
 
-class TestWeights:
-    """Whole files whose content does not fit."""
-
-    def test_averaged_weights_that_are_none(self, tmp_path):
-        torch.save(STATE | {"ema": torch.zeros(2)}, tmp_path / "last.pt")
-        with pytest.raises(ValueError, match=r"last\.pt holds no state dict"):
-            read_weight_file(tmp_path / "last.pt")
-        torch.save(STATE | {"ema": None}, tmp_path / "last.pt")
-        assert read_weight_file(tmp_path / "last.pt").state.keys() == STATE["model"].keys()
-
-    @pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
-    def test_other_kinds_of_numbers(self, kind):
-        layer = torch.nn.Linear(2, 2)
-        state = {name: tensor.to(kind) for name, tensor in layer.state_dict().items()}
-        with pytest.raises(ValueError, match=r"x does not .* numbers: weight"):
-            load_matching(layer, SourceWeights("x", state), model="y", heads=(), head="")
-
-    @pytest.mark.parametrize("config", [{"detector": {"options": 5}}, {"backbone": None}])
-    def test_a_configuration_to_go_on_from(self, tmp_path, config):
-        now = tiny_config(tmp_path, tmp_path, "resume=auto")
-        state = {"config": {**now.as_dict(), **config}, "classes": list(SHAPE_CLASSES)}
-        torch.save({**STATE, **state, "model": {}}, tmp_path / "last.pt")
-        with pytest.raises(ValueError, match=r"last\.pt"):
-            start_model(now)
-
-    def test_entries_that_share_their_bytes(self, tmp_path):
-        """Read, a file is as large in memory as on the disk."""
-        sizes = [2**20, *[1000] * 98]
-        torch.save({str(i): torch.zeros(size) for i, size in enumerate(sizes)}, tmp_path / "a.pt")
-        with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
-            first, *others = [i for i in archive.infolist() if "/data/" in i.filename]
-            for info in others:
-                info.header_offset = first.header_offset
-                info.file_size = info.compress_size = first.file_size
-            archive.writestr(zipfile.ZipInfo("b"), "")  # has the directory written again
-        with pytest.raises(ValueError, match=r"a\.pt is broken: its entries are larger"):
-            read_weight_file(tmp_path / "a.pt")
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """Read, a file is as large in memory as on the disk."""
+    sizes = [2**20, *[1000] * 98]
+    torch.save({str(i): torch.zeros(size) for i, size in enumerate(sizes)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        first, *others = [i for i in archive.infolist() if "/data/" in i.filename]
+        for info in others:
+            info.header_offset = first.header_offset
+            info.file_size = info.compress_size = first.file_size
+        archive.writestr(zipfile.ZipInfo("b"), "")  # has the directory written again
+    with pytest.raises(ValueError, match=r"a\.pt is broken: its entries are larger"):
+        read_weight_file(tmp_path / "a.pt")

@@ -114,7 +114,6 @@ class TestErrors:
             assert torch.equal(image, whole[name][0])
             assert label == whole[name][1]
 
-    def test_none_is_left(self, root):
         (root / "val/dog/a.png").write_bytes(b"")
         with pytest.raises(ValueError, match="1 of 1"):
             ImageClasses(root, "val", on_error="skip")

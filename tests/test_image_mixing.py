@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
@@ -47,17 +46,18 @@ def test_evaluation_is_resize_and_centre_crop():
     assert torch.equal(transform(train=False, size=40)(image), image[:, :, 10:50])
 
 
-CROP = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
-
-
 @pytest.mark.parametrize(
     ("settings", "theirs"),
     [
         ({"scale": (0.2, 0.7)}, [v2.RandomResizedCrop(32, scale=(0.2, 0.7))]),
         ({"crop": "padded", "padding": 3}, [v2.RandomCrop(32, padding=3, fill=list(FILL))]),
         (
-            {"flip": 0.3, "jitter": 0.4},
-            [CROP, v2.RandomHorizontalFlip(0.3), v2.ColorJitter(0.4, 0.4, 0.4)],
+            {"scale": (0.5, 1), "flip": 0.3},
+            [v2.RandomResizedCrop(32, scale=(0.5, 1)), v2.RandomHorizontalFlip(0.3)],
+        ),
+        (
+            {"crop": "padded", "padding": 0, "jitter": 0.4},
+            [v2.RandomCrop(32), v2.ColorJitter(0.4, 0.4, 0.4)],
         ),
     ],
 )
@@ -95,24 +95,6 @@ def mix_batch(mix, seed, **options):
     return build_batch_mix(config, CLASSES)(IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_targets_are_the_shares_of_the_pixels(mix):
-    for seed in range(20):
-        mixed, targets = mix_batch(mix, seed, mixup_alpha=1.0)
-        if mix == "mixup":
-            lam = float(targets[0, LABELS[0]])
-            torch.testing.assert_close(mixed, lam * IMAGES + (1 - lam) * IMAGES.roll(1, 0))
-        else:
-            is_own = mixed == IMAGES
-            assert torch.equal(mixed[~is_own], IMAGES.roll(1, 0)[~is_own])
-            cut = ~is_own[0, 0]
-            assert (is_own == ~cut).all()  # one for the whole batch, and for all channels
-            assert cut.sum() == cut.any(1).sum() * cut.any(0).sum()  # a rectangle indeed
-            lam = 1 - float(cut.double().mean())
-        own, partner = F.one_hot(LABELS, CLASSES), F.one_hot(LABELS.roll(1), CLASSES)
-        torch.testing.assert_close(targets, lam * own + (1 - lam) * partner)
-
-
 @pytest.mark.parametrize(
     ("mix", "theirs"),
     [
@@ -120,7 +102,7 @@ def test_targets_are_the_shares_of_the_pixels(mix):
         ("cutmix", v2.CutMix(alpha=3.0, num_classes=CLASSES)),
     ],
 )
-def test_each_has_its_own_alpha(mix, theirs):
+def test_batches_are_mixed_as_torchvision_does(mix, theirs):
     for seed in range(10):
         found = mix_batch(mix, seed, mixup_alpha=0.4, cutmix_alpha=3.0)
         torch.manual_seed(seed)
@@ -142,8 +124,3 @@ def test_p_is_the_chance_of_a_batch_and_both_ways_come_in_turn():
             blends += bool(((mixed != IMAGES) & (mixed != IMAGES.roll(1, 0))).any())
     assert untouched / 400 == pytest.approx(0.5, abs=0.1)
     assert blends / (400 - untouched) == pytest.approx(0.5, abs=0.14)
-
-
-@pytest.mark.parametrize("mix", ["none", "cutout"])
-def test_nothing_to_do_on_the_batch(mix):
-    assert build_batch_mix(PretrainConfig(mix=mix), CLASSES) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -17,17 +16,16 @@ from hypothesis import strategies as st
 from detmix.data import VOC_CLASSES, VOCAnnotation, VOCDetection, VOCObject
 from detmix.data.voc.xml import read_annotation, write_annotation
 
-HARD = "<difficult>1</difficult>"
 
-
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_sample_follows_the_contract(tmp_path):
-    hard = dog(1, 1, 60, 40, HARD)
+    hard = dog(60, 40, 60, 40, "<difficult>1</difficult>")  # of one pixel
     dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + DOG + hard, "b": SIZE}))
     image, target = dataset[0]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 40, 60)
     target["boxes"] += 1  # a copy
-    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 20], [0, 0, 60, 40]]
+    assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 20], [59, 39, 60, 40]]
     assert target["labels"].tolist() == [VOC_CLASSES.index("dog") + 1] * 2
     assert target["labels"].dtype == torch.int64
     assert target["difficult"].tolist() == [False, True]
@@ -36,7 +34,9 @@ def test_sample_follows_the_contract(tmp_path):
     assert empty["labels"].shape == empty["difficult"].shape == (0,)
     assert dataset.names == ["VOC2007/a", "VOC2007/b"]
     assert dataset.image_size(0) == (40, 60)
-    assert dataset.report.num_empty_images == 1
+    assert (dataset.report.num_empty_images, dataset.report.num_difficult) == (1, 1)
+    dropped = VOCDetection(tmp_path, difficult="drop")
+    assert len(dropped[0][1]["boxes"]) == dropped.report.num_difficult_dropped == 1
     with pytest.raises(IndexError, match="index 2 is out of range for 2"):
         dataset[2]
 
@@ -49,14 +49,6 @@ def test_image_ids_are_indices(tmp_path):
     for image_id in (-1, 3):
         with pytest.raises(ValueError, match=rf"image_id {image_id}: .*0 to 2"):
             dataset.index_of(image_id)
-
-
-def test_difficult_objects_can_be_dropped(tmp_path):
-    root = make_devkit(tmp_path, {"a": SIZE + DOG + dog(1, 1, 9, 9, HARD)})
-    assert VOCDetection(root).report.num_difficult == 1
-    dropped = VOCDetection(root, difficult="drop")
-    assert len(dropped[0][1]["boxes"]) == 1
-    assert dropped.report.num_difficult_dropped == 1
 
 
 def test_years_are_joined_and_the_parent_of_vocdevkit_is_accepted(tmp_path):
@@ -114,13 +106,6 @@ def test_boxes_are_clipped_or_dropped_with_one_warning(tmp_path):
     assert len(dataset[1][1]["boxes"]) == 0
     report = dataset.report
     assert (report.num_objects, report.num_clipped, report.num_without_area) == (2, 1, 3)
-
-
-def test_one_pixel_box_is_kept(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + dog(60, 40, 60, 40)}))
-    assert dataset[0][1]["boxes"].tolist() == [[59.0, 39.0, 60.0, 40.0]]
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
