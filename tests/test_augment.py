@@ -11,7 +11,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from detmix.data import AlbumentationsTransform, AugmentedDataset, detection_transforms
@@ -196,16 +195,8 @@ def test_rotated_boxes_are_refused():
         AlbumentationsTransform([])(make_image(), {"boxes": boxes, "image_id": 7})
 
 
-class Images(Dataset):
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return make_image(seed=index), {**make_target(), "image_id": index}
-
-
 def test_augmented_dataset_passes_epochs_down_and_checks_the_index():
-    inner = AugmentedDataset(Images(), detection_transforms(train=True))
+    inner = AugmentedDataset([(make_image(), make_target())] * 6, detection_transforms(train=True))
     outer = AugmentedDataset(inner, AlbumentationsTransform([]))
     outer.set_epoch(0)
     first = outer[0][0]

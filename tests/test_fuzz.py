@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from data_files import CATEGORIES, POINTS, box_object, image_entry
 from fuzz import XML, time_limit
 from PIL import Image
 from safetensors.torch import save as save_safetensors
@@ -40,20 +41,11 @@ STATE = {
     "config": {},
     "classes": ["a", "b"],
 }
-OBJECTS = [
-    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [11, 6, 19.5, 14.25], "area": 100.5,
-     "iscrowd": 0, "segmentation": [[11.0, 6.0, 30.0, 6.5, 12.5, 20.25]],
-     "keypoints": [12, 7, 2, 15.5, 8, 1]},
-    {"id": 2, "image_id": 1, "category_id": 5, "bbox": [0, 0, 60, 40], "iscrowd": 1,
-     "segmentation": {"size": [40, 60], "counts": [1200, 600, 600]}},
-]  # fmt: skip
+CROWD = {"segmentation": {"size": [40, 60], "counts": [1200, 600, 600]}, "iscrowd": 1}
 COCO = {
-    "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
-    "annotations": OBJECTS,
-    "categories": [
-        {"id": 3, "name": "person", "keypoints": ["left_eye", "right_eye"]},
-        {"id": 5, "name": "dog"},
-    ],
+    "images": [image_entry(name="a.png")],
+    "annotations": [box_object(keypoints=POINTS), box_object(2, category_id=18, **CROWD)],
+    "categories": CATEGORIES,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 import torchvision
 from data_files import DOG, SIZE, make_devkit
 
-from detmix.data import SHAPE_CLASSES, CocoDetection, VOCDetection
 from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -33,12 +33,8 @@ def unpack(root, year, image_set, download=True):
     assert download
     train = COUNTS[year, "trainval"]
     names = [f"{number:06d}" for number in range(train + 2)]
-    devkit = make_devkit(
-        Path(root) / "VOCdevkit",
-        {name: SIZE + DOG for name in names},
-        split="\n".join(names[:train]),
-        year=year,
-    )
+    devkit, xml = Path(root) / "VOCdevkit", {name: SIZE + DOG for name in names}
+    make_devkit(devkit, xml, split="\n".join(names[:train]), year=year)
     (devkit / f"VOC{year}/ImageSets/Main/test.txt").write_text("\n".join(names[train:]))
 
 
@@ -47,27 +43,26 @@ def test_downloads_then_finds_everything_there(voc, monkeypatch, tmp_path):
 
     def fetch(root, year, image_set, download):
         calls.append((year, image_set))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
         unpack(root, year, image_set, download)
 
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", fetch)
     arguments = ("--years", "2007", "2012", "2007")
+    assert voc(*arguments)[0] == 130
     code, out, _ = voc(*arguments)
     assert code == 0
-    assert calls == [("2007", "trainval"), ("2012", "trainval")]  # test came with trainval
-    assert ["VOC2012", "trainval", "4", "4", "4", "0"] in [
-        line.split() for line in out.splitlines()
-    ]
+    assert calls[1:] == [("2007", "trainval"), ("2012", "trainval")]  # test came with trainval
+    assert re.search(r"VOC2012 trainval +4 +4 +4 +0\n", out)
     assert "voc0712_fasterrcnn_resnet50.yaml" in out
     assert f"--data.root {tmp_path / 'VOCdevkit'}" in out
     assert voc(*arguments)[0] == 0
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_check_only_downloads_nothing_and_tells_what_lacks(voc, monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", None)
-    code, _, err = voc("--check-only")
-    assert code == 1
-    assert "VOC2007" in err
+    assert voc("--check-only")[0] == 1
     unpack(tmp_path, "2007", "trainval")
     (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").write_text("000004\n")
     code, out, err = voc("--check-only")
@@ -99,11 +94,8 @@ def test_shapes_in_both_layouts_and_nothing_else_is_overwritten(tmp_path, capsys
     options = ["--root", str(tmp_path / "a"), f"--format={kind}", "--num_train=3", "--num_test=2"]
     assert run_tool(main, [*options, "--seed=5"]) == 0
     assert capsys.readouterr() == (f"shapes data: {tmp_path / 'a'} (3 + 2 images)\n", "")
-    if kind == "coco":
-        path = tmp_path / "a/annotations/instances_train2017.json"
-        assert len(CocoDetection(tmp_path / "a/train2017", path)) == 3
-    else:
-        assert len(VOCDetection(tmp_path / "a", classes=SHAPE_CLASSES)) == 3
+    assert len(list((tmp_path / "a").rglob("*.jpg"))) == 5
+    assert (tmp_path / "a" / ("VOC2007" if kind == "voc" else "val2017")).is_dir()
     assert run_tool(main, options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / 'a'}")
