@@ -78,26 +78,23 @@ def test_what_the_readme_does_to_tiny_imagenet(tmp_path):
 
 class TestErrors:
     def test_folders(self, root):
-        with pytest.raises(FileNotFoundError, match="test"):
-            ImageClasses(root, "test")
         with pytest.raises(ValueError, match=r"val/dog: .*'dog'"):
             ImageClasses(root, "val", classes=("cat",))
         (root / "val" / "cat").mkdir()
         with pytest.raises(FileNotFoundError, match="cat"):
             ImageClasses(root, "val")
 
-    def test_archives_are_to_be_unpacked(self, root, tmp_path):
+    def test_archives_are_to_be_unpacked(self, root):
         """The command that the error says does it."""
-        packed = tmp_path / "packed"
-        packed.mkdir()
         expected = ImageClasses(root).names
         for name in ("ant", "cat", "dog"):
-            archive = ["tar", "-cf", packed / f"train-{name}.tar", "-C", root, f"train/{name}"]
-            subprocess.run(archive, check=True)
+            archive = ["tar", "-cf", f"train-{name}.tar", f"train/{name}", "--remove-files"]
+            subprocess.run(archive, cwd=root, check=True)
+        (root / "train").rename(root / "packed")
         with pytest.raises(FileNotFoundError, match="no such folder; unpack it: cd") as error:
-            ImageClasses(packed)
+            ImageClasses(root)
         subprocess.run(["bash", "-c", str(error.value).partition("unpack it: ")[2]], check=True)
-        assert ImageClasses(packed).names == expected
+        assert ImageClasses(root).names == expected
 
     def test_broken_images_are_named_or_left_out(self, root):
         whole = {name: sample[:2] for name, sample in zip(TRAIN, ImageClasses(root), strict=True)}

@@ -124,4 +124,4 @@ def test_no_postscript_is_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a\.png: "):
         read_image_size(tmp_path / "a.png")
     with Image.open(io.BytesIO(data)) as image, pytest.raises(AssertionError):
-        image.load()
+        image.load()  # Pillow would
