@@ -75,8 +75,7 @@ def test_sample_follows_the_contract(tmp_path):
             column = dataset[index][1][key]
             assert (column.dtype, column.shape) == (dtype, (count, *shape))
     assert target["area"].tolist() == [2400.0, 100.5]
-    assert target["keypoints"][0].eq(0).all()
-    assert target["keypoints"][1].ravel().tolist() == POINTS
+    assert target["keypoints"].reshape(2, 9).tolist() == [[0] * 9, POINTS]
     assert (target["image_id"], type(target["image_id"])) == (1, int)
     assert dataset.image_path(1) == tmp_path / "images" / "b.jpg"
     assert dataset.keypoint_names == ("nose", "left_eye", "right_eye")
@@ -171,9 +170,8 @@ def test_crowds_and_empty_images_can_be_dropped(tmp_path):
     assert counts(empty="drop") == ([1, 2, 4], [2, 1, 1], 2, 0)
     filled = {"crowd": "drop", "empty": "drop"}
     assert counts(**filled) == ([1, 4], [1, 1], 0, 2)
-    dataset = CocoDetection(*arguments, **filled, masks=True)
-    assert dataset.names == ["1.jpg", "4.jpg"]
-    assert dataset[1][1]["boxes"].tolist() == [[1, 2, 4, 6]]
+    target = CocoDetection(*arguments, **filled)[1][1]
+    assert target["boxes"].tolist() == [[1, 2, 4, 6]]
     with pytest.raises(ValueError, match=r"instances\.json: no image has an object left"):
         CocoDetection(*write_coco(tmp_path, crowds, images), **filled)
     with pytest.raises(ValueError, match=r"crowd.*True"):

@@ -78,7 +78,7 @@ def places(value):
 
 
 def break_values(value, rng):
-    """Drop, double, rename or replace entries anywhere in nested dicts and lists."""
+    """Drop, rename or replace entries anywhere in nested dicts and lists."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 4))):
         container, key = rng.choice(list(places(value)) or [({"a": 1}, "a")])
@@ -87,8 +87,6 @@ def break_values(value, rng):
                 del container[key]
             case 1 if isinstance(container, dict):
                 container[rng.choice(("x", "", "name", "id"))] = container.pop(key)
-            case 1:
-                container.append(copy.deepcopy(container[key]))
             case _:
                 container[key] = copy.deepcopy(rng.choice(VALUES))
     return value

@@ -50,9 +50,8 @@ def test_against_torchvision(root, on_error):
     for (image, label, index), (pixels, expected) in zip(dataset, theirs, strict=True):
         assert (image.dtype, label, TRAIN[index]) == (torch.uint8, expected, dataset.names[index])
         assert np.array_equal(image.permute(1, 2, 0), pixels)
-    val = ImageClasses(root, "val", classes=dataset.classes)
-    assert val.classes == ("ant", "cat", "dog")
-    assert [label for _, label, _ in val] == [2]
+    ((_, label, _),) = ImageClasses(root, "val", classes=dataset.classes)
+    assert label == 2
 
 
 def test_what_the_readme_does_to_tiny_imagenet(tmp_path):
@@ -61,14 +60,13 @@ def test_what_the_readme_does_to_tiny_imagenet(tmp_path):
     ((unpack, commands),) = re.findall(r"^(wget .*)\n((?:.*\n)*?)```", readme, flags=re.MULTILINE)
     assert unpack.endswith("unzip -q tiny-imagenet-200.zip -d data")
     folder = tmp_path / "data/tiny-imagenet-200"
-    for name in ("train/n01/images/n01_0", "train/n02/images/n02_0", "val/images/val_0"):
-        (folder / name).parent.mkdir(parents=True)
+    for name in ("train/n01/images/n01_0", "train/n02/images/n02_0", "val/images/val_1"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(4, 4).save(folder / f"{name}.JPEG")
-    picture(4, 4).save(folder / "val/images/val_1.JPEG")
+    picture(4, 4).save(folder / "val/images/val_0.JPEG")
     (folder / "train/n01/n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t3\t3\n")
-    (folder / "val/val_annotations.txt").write_text(
-        "val_0.JPEG\tn02\t0\t0\t3\t3\nval_1.JPEG\tn01\t0\t0\t3\t3\n"
-    )
+    lines = "val_0.JPEG\tn02\t0\t0\t3\t3\nval_1.JPEG\tn01\t0\t0\t3\t3\n"
+    (folder / "val/val_annotations.txt").write_text(lines)
     subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, check=True)
     train = ImageClasses(tmp_path / "data/tiny-imagenet")
     val = ImageClasses(tmp_path / "data/tiny-imagenet", "val", classes=train.classes)
