@@ -37,12 +37,12 @@ def image_entry(image_id=1, name="a.jpg", **fields):
     return {"id": image_id, "file_name": name, "width": 60, "height": 40, **fields}
 
 
-def write_coco(root: Path, annotations, images=None, categories=CATEGORIES, files=None):
+def write_coco(root: Path, annotations, images=None, categories=CATEGORIES):
     """Write the JSON and the images; return the arguments that a data set takes."""
     folder = root / "images"
     folder.mkdir(parents=True, exist_ok=True)
     images = [image_entry()] if images is None else images
-    for name in [entry["file_name"] for entry in images] if files is None else files:
+    for name in [entry["file_name"] for entry in images]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(NOISE).save(folder / name)
     path = root / "instances.json"

@@ -21,7 +21,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as alb
 
 HEIGHT, WIDTH = 40, 60
-FORMATS = [BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH]
 
 
 def make_image(height=HEIGHT, width=WIDTH):
@@ -70,11 +69,11 @@ def make_pixels(positions):
     }
 
 
-def as_tv(target, box_format=BoundingBoxFormat.XYXY):
+def as_tv(target, box_format="XYXY"):
     """Return the target with tv_tensors, keypoints without a visibility."""
     size = tuple(target["masks"].shape[1:])
-    boxes = F.convert_bounding_box_format(target["boxes"], BoundingBoxFormat.XYXY, box_format)
-    boxes = BoundingBoxes(boxes, format=box_format, canvas_size=size)
+    boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    boxes = F.convert_bounding_box_format(boxes, new_format=BoundingBoxFormat[box_format])
     typed = {**target, "boxes": boxes, "masks": Mask(target["masks"])}
     del typed["keypoints"]
     if hasattr(tv_tensors, "KeyPoints"):
@@ -95,7 +94,7 @@ def check_equal_tv(found, expected):
 
 
 class TestTensors:
-    @pytest.mark.parametrize("box_format", FORMATS)
+    @pytest.mark.parametrize("box_format", ["XYXY", "XYWH", "CXCYWH"])
     @pytest.mark.parametrize(
         ("ours", "theirs"),
         [

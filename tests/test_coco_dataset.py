@@ -90,7 +90,7 @@ def test_sample_follows_the_contract(tmp_path):
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_everything_equals_pycocotools(random_files, capsys):
     folder, path = random_files
-    dataset = CocoDetection(folder, path, masks=True)
+    dataset = pickle.loads(pickle.dumps(CocoDetection(folder, path, masks=True)))
     oracle = COCO(str(path))
     assert dataset.image_ids == sorted(oracle.getImgIds())
     assert list(dataset.category_ids) == sorted(oracle.getCatIds())
@@ -190,10 +190,8 @@ def test_classes_choose_and_order_the_labels(tmp_path):
     assert target["labels"].tolist() == [2, 1, 2]
     assert dataset.classes == ("dog", "car")
     assert dataset.category_ids == (18, 3)
-    with pytest.raises(ValueError, match="'cow'"):
-        CocoDetection(*arguments, classes=["dog", "cow"])
-    for classes in ((), "dog", ("dog", "dog")):
-        with pytest.raises(ValueError, match="classes"):
+    for classes, named in ((["dog", "cow"], "'cow'"), ("dog", "classes"), (["dog"] * 2, "classes")):
+        with pytest.raises(ValueError, match=named):
             CocoDetection(*arguments, classes=classes)
 
 
@@ -247,11 +245,9 @@ def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
     arguments = write_coco(tmp_path, annotations)
     with pytest.warns(UserWarning, match="boxes were clipped") as caught:
         dataset = CocoDetection(*arguments, masks=True)
-    assert len(caught) == 1
-    message = str(caught[0].message)
+    assert [warning.filename for warning in caught] == [__file__]
     for told in ("2 of 7", "annotation 21 of image 1", "4 of 7", "annotation 23 of image 1"):
-        assert told in message
-    assert caught[0].filename == __file__
+        assert told in str(caught[0].message)
     target = dataset[0][1]
     assert target["boxes"].tolist() == [[0, 0, 15, 15], [50, 30, 60, 40], [0, 0, 60, 40]]
     assert {len(column) for key, column in target.items() if key != "image_id"} == {3}
@@ -286,13 +282,8 @@ def test_mirrored_order_of_cocos_person():
     assert mirrored_order(["Right wing", "bright", "left_only", "Left wing"]) == (3, 1, 2, 0)
 
 
-def test_pickle_is_the_same_and_hardly_larger_than_the_numbers(tmp_path, random_files):
+def test_pickled_it_is_hardly_larger_than_the_numbers(tmp_path):
     """Python objects would cost a multiple of the numbers; workers would copy them all."""
-    dataset = CocoDetection(*random_files, masks=True)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[3][0], dataset[3][0])
-    assert torch.equal(copy[3][1]["masks"], dataset[3][1]["masks"])
-    assert copy.report == dataset.report
     rng = random.Random(0)
     outlines = [[[rng.uniform(0, 40) for _ in range(40)]] for _ in range(2000)]
     annotations = [box_object(k, segmentation=outline) for k, outline in enumerate(outlines)]

@@ -140,5 +140,4 @@ def test_the_epoch_reaches_running_workers(root):
         dataset.set_epoch(epoch)
         images, labels, indices = map(torch.cat, zip(*loader, strict=True))
         assert torch.equal(images, torch.stack([image for image, _, _ in dataset]))
-        assert labels.tolist() == [0, 1, 1, 1, 2, 2]
-        assert indices.tolist() == [0, 1, 2, 3, 4, 5]
+        assert (labels.tolist(), indices.tolist()) == ([0, 1, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5])

@@ -54,8 +54,7 @@ def test_downloads_then_finds_everything_there(voc, monkeypatch, tmp_path):
     assert code == 0
     assert calls[1:] == [("2007", "trainval"), ("2012", "trainval")]  # test came with trainval
     assert re.search(r"VOC2012 trainval +4 +4 +4 +0\n", out)
-    assert "voc0712_fasterrcnn_resnet50.yaml" in out
-    assert f"--data.root {tmp_path / 'VOCdevkit'}" in out
+    assert f"voc0712_fasterrcnn_resnet50.yaml --data.root {tmp_path / 'VOCdevkit'}" in out
     assert voc(*arguments)[0] == 0
     assert len(calls) == 3
 

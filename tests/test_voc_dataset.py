@@ -21,6 +21,7 @@ from detmix.data.voc.xml import read_annotation, write_annotation
 def test_sample_follows_the_contract(tmp_path):
     hard = dog(60, 40, 60, 40, "<difficult>1</difficult>")  # of one pixel
     dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + DOG + hard, "b": SIZE}))
+    dataset = pickle.loads(pickle.dumps(dataset))  # as a worker gets it
     image, target = dataset[0]
     assert (image.dtype, image.shape) == (torch.uint8, (3, 40, 60))
     target["boxes"] += 1  # a copy
@@ -82,11 +83,9 @@ def test_boxes_are_clipped_or_dropped_with_one_warning(tmp_path):
     root = make_devkit(tmp_path, bodies)
     with pytest.warns(UserWarning, match="boxes were") as caught:
         dataset = VOCDetection(root)
-    assert len(caught) == 1
-    message = str(caught[0].message)
+    assert [warning.filename for warning in caught] == [__file__]
     for told in ("1 of 5", "a.xml", "3 of 5", "b.xml", "61, 1, 70, 9 in 60 x 40"):
-        assert told in message
-    assert caught[0].filename == __file__
+        assert told in str(caught[0].message)
     assert dataset[0][1]["boxes"].tolist() == [[10.0, 5.0, 30.0, 20.0], [0.0, 0.0, 30.5, 40.0]]
     assert len(dataset[1][1]["boxes"]) == 0
     report = dataset.report
@@ -122,14 +121,6 @@ def test_written_boxes_are_one_based_and_inclusive_and_torchvision_reads_them(tm
     item = reader[0][1]["annotation"]["object"][0]
     assert item["bndbox"] == {"xmin": "1", "ymin": "5", "xmax": "1", "ymax": "9.5"}
     assert (item["name"], item["difficult"]) == ("cow", "1")
-
-
-def test_pickle(tmp_path):
-    dataset = VOCDetection(make_devkit(tmp_path, {"a": SIZE + DOG}))
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[0][0], dataset[0][0])
-    assert torch.equal(copy[0][1]["boxes"], dataset[0][1]["boxes"])
-    assert copy.report == dataset.report
 
 
 def test_real_data_equals_torchvisions_reader(voc_root):
