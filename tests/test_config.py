@@ -226,6 +226,16 @@ class TestShippedConfigs:
         assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+@pytest.mark.parametrize("path", CONFIGS + PRETRAIN_CONFIGS, ids=lambda path: path.stem)
+def test_the_head_says_command_time_and_score(path):
+    head = path.read_text(encoding="utf-8").partition("run_dir:")[0]
+    is_detector = path.parent == FOLDER
+    tool = "quickstart" if path.stem == "quickstart" else "train" if is_detector else "pretrain"
+    assert f"tools/{tool}.py" in head
+    assert "time" in head.lower()
+    assert ("mAP" if is_detector else "top-1") in head
+
+
 @pytest.mark.parametrize(
     ("config", "args"),
     [

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from detmix.data.loaders import collate, eval_loader
 from detmix.evaluation import COCOEvaluator, VOCEvaluator
-from detmix.training.predict import detect, evaluate, score
+from detmix.training.inference import detect, evaluate, score
 
 CLASSES = ("cat", "dog")
 SIZE = (24, 32)  # as loaded; on disk twice as high and wide

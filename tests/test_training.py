@@ -18,7 +18,7 @@ from detmix.training import (
     TrainConfig,
     parse_args,
 )
-from detmix.training.predict import to_device
+from detmix.training.inference import to_device
 from detmix.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

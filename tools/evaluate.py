@@ -25,7 +25,7 @@ from detmix.training.full_evaluation import (
     load_devkit_results,
     save_devkit_results,
 )
-from detmix.training.predict import detect
+from detmix.training.inference import detect
 from detmix.training.processes import make_accelerator
 from detmix.training.run_report import write_run_report
 

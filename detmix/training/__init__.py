@@ -11,8 +11,8 @@ from detmix.training.config import (
 )
 from detmix.training.data_config import CocoConfig, DataConfig
 from detmix.training.detector import DetectorTrainer
+from detmix.training.inference import evaluate, load_detector, predict
 from detmix.training.parse import parse_args
-from detmix.training.predict import evaluate, load_detector, predict
 from detmix.training.pretrain_config import (
     ImageAugmentConfig,
     ImageDataConfig,

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from detmix.data import ImageClasses, eval_loader, train_loader
 from detmix.detectors import build_classifier
+from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
-from detmix.training.predict import evaluating
 from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation

@@ -23,8 +23,8 @@ from detmix.training.build import (
     summarize,
 )
 from detmix.training.config import TrainConfig
+from detmix.training.inference import Prediction, detect, score, to_device
 from detmix.training.loop import Trainer
-from detmix.training.predict import Prediction, detect, score, to_device
 from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation
 

@@ -30,7 +30,7 @@ from detmix.evaluation.voc.result import align, ap_text
 from detmix.files import write_atomically
 from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig
-from detmix.training.predict import Prediction, score
+from detmix.training.inference import Prediction, score
 
 _COCO_COLUMNS: dict[str, str] = {
     "bbox": "COCO AP",

@@ -30,7 +30,7 @@ from detmix.training.build import (
     open_dataset,
 )
 from detmix.training.config import TrainConfig
-from detmix.training.predict import Prediction, predict
+from detmix.training.inference import Prediction, predict
 
 
 def mixed_batch(

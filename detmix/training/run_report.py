@@ -26,7 +26,7 @@ from detmix.pictures.report import Block, Code, Facts, Gallery, Picture, Section
 from detmix.training.build import DetectionData
 from detmix.training.config import TrainConfig
 from detmix.training.full_evaluation import FullEvaluation
-from detmix.training.predict import Prediction
+from detmix.training.inference import Prediction
 from detmix.training.preview import mixed_batch, sample_box_weights
 from detmix.training.run_folder import versions
 
