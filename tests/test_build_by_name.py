@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 
 import pytest
 import torch
@@ -12,7 +12,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, pretraining_checkpoint, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.detectors.names import backbone_weights, option_defaults, option_names
+from detmix.detectors.names import (
+    FAMILIES,
+    backbone_weights,
+    option_defaults,
+    option_names,
+)
 from detmix.detectors.torchvision_builder import check_builder
 from detmix.training.config import TrainConfig
 from detmix.training.parse import parse_args
@@ -26,7 +31,7 @@ FEW = {
     **dict.fromkeys(("box_detections_per_img", "detections_per_img"), 10),
 }
 SSDLITE = "ssdlite320_mobilenet_v3_large"
-FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+FIXED_SIZE = {"ssd300_vgg16": 300, SSDLITE: 320}
 
 
 def sizes_of(name):
@@ -94,14 +99,8 @@ def pair(request):
 
     def theirs():
         torch.manual_seed(0)
-        return get_model(
-            name,
-            weights=None,
-            weights_backbone=None,
-            num_classes=5,
-            **sizes_of(name),
-            **options,
-        )
+        settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
+        return get_model(name, **settings, **sizes_of(name), **options)
 
     def ours():
         torch.manual_seed(0)
@@ -148,18 +147,6 @@ class TestEveryBuilder:
                 assert not torch.equal(values.bfloat16().float(), values), key
 
 
-@pytest.mark.slow
-def test_ssd_from_a_seed():
-    detectors = []
-    for build in (
-        lambda: get_model("ssd300_vgg16", weights=None, weights_backbone=None, num_classes=5),
-        lambda: build_detector(DetectorConfig("ssd300_vgg16"), BackboneConfig(), 5),
-    ):
-        torch.manual_seed(0)
-        detectors.append(build().state_dict())
-    assert_equal_tensors(*detectors, detectors[0])
-
-
 class TestPretrained:
     """The architecture is that of torchvision's builder when it starts from weights."""
 
@@ -200,19 +187,14 @@ class TestPretrained:
             ours = build_detector(DetectorConfig(name), backbone, 4, load_weights=False)
         assert structure(ours) == structure(theirs)
 
-    def test_named_backbone_of_a_mobilenet(self, monkeypatch, caplog):
+    def test_named_backbone_of_a_mobilenet(self, monkeypatch):
         name = "fasterrcnn_mobilenet_v3_large_fpn"
         state = shake(get_model("mobilenet_v3_large", weights=None)).state_dict()
         theirs = self.theirs(name, monkeypatch, state, weights_backbone="IMAGENET1K_V2")
         monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
-        with caplog.at_level(logging.INFO, "detmix"):
-            ours = build_detector(DetectorConfig(name), BackboneConfig(weights="DEFAULT"), 5)
+        ours = build_detector(DetectorConfig(name), BackboneConfig(weights="DEFAULT"), 5)
         keys = [key for key in ours.state_dict() if key.startswith("backbone.body.")]
         assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), keys) > 200
-        assert caplog.messages == [
-            "backbone.weights=MobileNet_V3_Large_Weights.IMAGENET1K_V2: all of mobilenet_v3_large "
-            "loaded"
-        ]
 
     def test_file_for_a_resnet(self, tmp_path):
         resnet = random_resnet("resnet50")
@@ -233,208 +215,130 @@ class TestPretrained:
         found = {m.eps for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)}
         assert found == {1e-3}
 
-    def test_offline(self, monkeypatch):
-        def fail(*_, **__):
-            raise OSError("no route")
-
-        monkeypatch.setattr(DOWNLOAD, fail)
-        config = DetectorConfig("fasterrcnn_mobilenet_v3_large_fpn")
-        with pytest.raises(ConnectionError, match=r"V1 of mobilenet_v3_large .*backbone\.weights"):
-            build_detector(config, BackboneConfig(weights="IMAGENET1K_V1"), 4)
-
 
 class TestSettings:
-    def build(self, name, num_classes=4, **settings):
+    def build(self, name, num_classes=4, num_keypoints=17, **settings):
         config = DetectorConfig(name, **settings)
-        return on_meta(lambda: build_detector(config, BackboneConfig(), num_classes))
+        return on_meta(
+            lambda: build_detector(
+                config, BackboneConfig(), num_classes, num_keypoints=num_keypoints
+            )
+        )
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_every_option_reaches_the_class(self, name):
-        wrong = {
+        lists = {
             "image_mean": [0.1, 0.2, 0.3],
             "image_std": [0.4, 0.5, 0.6],
             "bbox_reg_weights": [1.0, 2.0, 3.0, 4.0],
         }
-        options = {
-            key: wrong.get(key, 37 if isinstance(default, int) else 0.37)
-            for key, default in option_defaults(name).items()
-        }
+        defaults = option_defaults(name)
+        values = {key: 37 if isinstance(value, int) else 0.37 for key, value in defaults.items()}
+        options = values | {key: value for key, value in lists.items() if key in values}
         before, after = self.build(name), self.build(name, options=options)
-        assert after.transform.image_mean == [0.1, 0.2, 0.3]
-        assert after.transform.image_std == [0.4, 0.5, 0.6]
+        assert after.transform.image_mean == lists["image_mean"]
+        assert after.transform.image_std == lists["image_std"]
         settings = plain_settings(before), plain_settings(after)
         changed = {key for key in settings[0] if settings[0][key] != settings[1][key]}
-        parts = 8 if "rcnn" in name else 4
-        assert len(changed) >= parts
+        assert len(changed) >= (8 if "rcnn" in name else 4)
         assert list(after.state_dict()) == list(before.state_dict())
 
     @pytest.mark.parametrize(
-        "name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"]
+        ("name", "ratios", "per_location"),
+        [
+            *((f"{kind}rcnn_resnet50_fpn", (1.0, 3.0), 2) for kind in ("faster", "mask")),
+            ("retinanet_resnet50_fpn", (1.0,), 3),
+            ("fcos_resnet50_fpn", None, 1),
+            # Their heads are the builders' own, made for three ratios.
+            ("maskrcnn_resnet50_fpn_v2", (0.3, 1.0, 3.0), 3),
+            ("retinanet_resnet50_fpn_v2", (0.3, 1.0, 3.0), 9),
+        ],
     )
-    def test_anchors_of_an_rcnn(self, name):
-        model = self.build(name, anchor_sizes=(8, 16, 32, 64, 128), aspect_ratios=(1.0, 3.0))
-        assert model.rpn.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
-        assert model.rpn.anchor_generator.aspect_ratios == ((1.0, 3.0),) * 5
-        assert model.rpn.head.cls_logits.out_channels == 2
+    def test_anchors(self, name, ratios, per_location):
+        model = self.build(name, anchor_sizes=(8, 16, 32, 64, 128), aspect_ratios=ratios)
+        generator = anchor_generator(model)
+        assert [sizes[0] for sizes in generator.sizes] == [8, 16, 32, 64, 128]
+        assert generator.aspect_ratios == (ratios or (1.0,),) * 5
+        assert generator.num_anchors_per_location() == [per_location] * 5
+        if "rcnn" in name:
+            assert model.rpn.head.cls_logits.out_channels == per_location
+        elif "retinanet" in name:
+            assert model.head.classification_head.cls_logits.out_channels == per_location * 4
 
-    def test_anchors_of_retinanet(self):
+    def test_anchors_of_retinanet_are_torchvisions(self):
         model = self.build("retinanet_resnet50_fpn", anchor_sizes=(16, 32, 64, 128, 256))
         theirs = detection.retinanet._default_anchorgen()
         # Torchvision's start at 32: ours lack the last of them, and have one finer.
-        assert model.anchor_generator.sizes[1:] == theirs.sizes[:-1]
-        assert model.anchor_generator.sizes[0] == (16, 20, 25)
-        ratios = self.build("retinanet_resnet50_fpn", aspect_ratios=(1.0,))
-        assert ratios.anchor_generator.sizes == theirs.sizes
-        assert ratios.head.classification_head.cls_logits.out_channels == 3 * 4
-
-    @pytest.mark.parametrize(
-        "name",
-        ["fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2"],
-    )
-    def test_anchors_where_the_head_is_the_builders(self, name):
-        before = self.build(name)
-        after = self.build(name, anchor_sizes=(8, 16, 32, 64, 128), aspect_ratios=(0.3, 1.0, 3.0))
-        assert [sizes[0] for sizes in anchor_generator(after).sizes] == [8, 16, 32, 64, 128]
-        assert anchor_generator(after).aspect_ratios == ((0.3, 1.0, 3.0),) * 5
-        per_location = anchor_generator(after).num_anchors_per_location()
-        assert per_location == anchor_generator(before).num_anchors_per_location()
-        assert list(after.state_dict()) == list(before.state_dict())
-
-    def test_locations_of_fcos(self):
-        model = self.build("fcos_resnet50_fpn", anchor_sizes=(4, 8, 16, 32, 64))
-        assert model.anchor_generator.sizes == ((4,), (8,), (16,), (32,), (64,))
-        assert model.anchor_generator.num_anchors_per_location() == [1] * 5
+        assert model.anchor_generator.sizes == ((16, 20, 25), *theirs.sizes[:-1])
 
     def test_keypoints(self):
-        config = DetectorConfig("keypointrcnn_resnet50_fpn")
-        ours = on_meta(lambda: build_detector(config, BackboneConfig(), 2, num_keypoints=5))
+        ours = self.build("keypointrcnn_resnet50_fpn", 2, num_keypoints=5)
         assert ours.roi_heads.keypoint_predictor.kps_score_lowres.out_channels == 5
 
 
 class TestErrors:
     @pytest.mark.parametrize(
-        ("name", "settings", "message"),
+        ("name", "backbone", "message"),
         [
-            ("ssd300_vgg16", {"min_size": 300}, r"detector\.min_size does not apply .*fixed size"),
-            ("ssd300_vgg16", {"anchor_sizes": (8,)}, r"detector\.anchor_sizes does not apply"),
-            ("ssdlite320_mobilenet_v3_large", {"max_size": 9}, r"detector\.max_size does not"),
-            ("ssd300_vgg16", {"options": {"size": 9}}, r"size is not an option of ssd300_vgg16;"),
-            ("fcos_resnet50_fpn", {"aspect_ratios": (1.0,)}, r"detector\.aspect_ratios does not"),
-            ("fcos_resnet50_fpn", {"options": {"head": 1}}, "head is not .*score_thresh"),
-            (
-                "fasterrcnn_resnet50_fpn",
-                {"head_dim": 64},
-                r"head_dim does not .* of its own\), got",
-            ),
-            ("maskrcnn_resnet50_fpn", {"roi_sampling_ratio": 1}, r"roi_sampling_ratio does not"),
-            ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, "five sizes"),
-            ("retinanet_resnet50_fpn", {"options": {"box_nms_thresh": 1}}, "not an option"),
-        ],
-    )
-    def test_does_not_apply(self, name, settings, message):
-        with pytest.raises(ValueError, match=message):
-            DetectorConfig(name, **settings)
-
-    def test_unknown_name(self):
-        with pytest.raises(ValueError, match=r"name must be one of fasterrcnn, .*ssd300.*'yolo'"):
-            DetectorConfig("yolo")
-
-    def test_classifiers_are_no_detectors(self):
-        with pytest.raises(ValueError, match=r"detector\.name must be one of"):
-            DetectorConfig("resnet50")
-
-    @pytest.mark.parametrize(
-        ("name", "detector", "backbone", "message"),
-        [
-            ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name='resnet18' does not"),
+            ("fcos_resnet50_fpn", {"name": "resnet18"}, r"backbone\.name='resnet18'"),
+            ("fcos_resnet50_fpn", {"norm": "frozen"}, r"backbone\.norm='frozen'"),
+            ("ssd300_vgg16", {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\)"),
+            (SSDLITE, {"weights": "DEFAULT"}, "--detector.weights COCO_V1"),
+            ("ssd300_vgg16", {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),
+            ("fcos_resnet50_fpn", {"weights": "V9"}, r"weights of resnet50 .*'V9'"),
             (
                 "fcos_resnet50_fpn",
-                {},
-                {"norm": "frozen"},
-                r"backbone\.norm='frozen' does not apply",
+                {"weights": "DEFAULT", "trainable_layers": 6},
+                r"trainable_layers of fcos_resnet50_fpn .*0\.\.5, got 6",
             ),
-            ("ssd300_vgg16", {}, {"fpn_channels": 64}, r"backbone\.fpn_channels=64 does not apply"),
-            ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\) does not apply"),
-            ("ssd300_vgg16", {}, {"stem": "small"}, r"backbone\.stem='small' does not apply"),
-            (SSDLITE, {}, {"weights": "DEFAULT"}, r"narrower tail.*--detector\.weights COCO_V1"),
-            (
-                *("fcos_resnet50_fpn", {"anchor_sizes": (8, 32, 64, 128, 512)}, {}),
-                r"anchor_sizes of fcos_resnet50_fpn must at most double .*got \(8, 32, 64,",
-            ),
-            ("ssd300_vgg16", {}, {"weights": "a.pth"}, "one of .*IMAGENET1K_FEATURES .*'a.pth'"),
-            ("ssd300_vgg16", {}, {"weights": "timm:vgg16"}, r"weights of detector\.name=ssd300"),
-            ("fcos_resnet50_fpn", {}, {"weights": "V9"}, r"weights of resnet50 must be .*'V9'"),
-            (
-                *("fcos_resnet50_fpn", {}, {"weights": "DEFAULT", "trainable_layers": 6}),
-                r"trainable_layers of fcos_resnet50_fpn must be in 0\.\.5, got 6",
-            ),
-            (
-                *("ssd300_vgg16", {}, {"trainable_layers": 3}),
-                r"trainable_layers=3 of ssd300_vgg16 needs weights: .*trains all 5",
-            ),
-            ("fcos_resnet50_fpn", {"anchor_sizes": (8, 16)}, {}, "anchor_sizes must have 5 .*fcos"),
-            (
-                *("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}),
-                r"aspect_ratios must have 3 entries.*retinanet_resnet50_fpn_v2.*got \(1\.0,\)",
-            ),
+            ("ssd300_vgg16", {"trainable_layers": 3}, r"trainable_layers=3 of ssd300_vgg16"),
         ],
     )
-    def test_pair(self, name, detector, backbone, message):
+    def test_backbone(self, name, backbone, message):
         with pytest.raises(ValueError, match=message):
-            on_meta(
-                lambda: build_detector(
-                    DetectorConfig(name, **detector), BackboneConfig(**backbone), 4
-                )
-            )
+            build_detector(DetectorConfig(name), BackboneConfig(**backbone), 4)
+
+    @pytest.mark.parametrize(
+        ("name", "setting", "value"),
+        [
+            ("fcos_resnet50_fpn", "anchor_sizes", (8, 16)),
+            ("fcos_resnet50_fpn", "anchor_sizes", (8, 32, 64, 128, 512)),  # gaps between levels
+            ("retinanet_resnet50_fpn_v2", "aspect_ratios", (1.0,)),
+        ],
+    )
+    def test_anchors(self, name, setting, value):
+        with pytest.raises(ValueError, match=rf"{setting}.* {name}.*{re.escape(str(value))}"):
+            build_detector(DetectorConfig(name, **{setting: value}), BackboneConfig(), 4)
 
     def test_all_fields_of_a_backbone_at_once(self):
         """What the message says to set is enough."""
         wrong = "{name: resnet18, norm: batch, trainable_layers: 4, levels: [2, 3]}"
         args = ["--config", f"{{backbone: {wrong}, detector: {{name: {SSDLITE}}}}}"]
         config = parse_args(TrainConfig, args)
-        with pytest.raises(ValueError, match="not apply") as caught:
+        with pytest.raises(ValueError, match="; to reset: ") as caught:
             check_builder(config.detector, config.backbone)
         text, reset = str(caught.value).split("; to reset: ")
-        assert text.startswith(
-            "backbone.name='resnet18', backbone.norm='batch', backbone.levels=(2, 3) do not apply "
-            f"to detector.name={SSDLITE}, which"
-        )
-        assert "; backbone.trainable_layers=4 of ssdlite" in text
-        assert reset == (
-            "--backbone.name resnet50 --backbone.norm auto --backbone.levels [1,2,3,4] "
-            "--backbone.trainable_layers null"
-        )
+        for field in ("name='resnet18'", "norm='batch'", "levels=(2, 3)", "trainable_layers=4"):
+            assert f"backbone.{field}" in text
         config = parse_args(TrainConfig, [*args, *reset.split()])
         check_builder(config.detector, config.backbone)
+        assert config.backbone == BackboneConfig()
 
 
-class TestOptionTypes:
-    @pytest.mark.parametrize(
-        ("name", "option", "default"),
-        [
-            (name, option, default)
-            for name in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", *BUILDERS)
-            for option, default in option_defaults(name).items()
-        ],
-    )
-    def test_every_option(self, name, option, default):
-        """Its default and its like are taken, and nothing else."""
+@pytest.mark.parametrize("name", [*FAMILIES, *BUILDERS])
+def test_every_option_takes_its_default_and_its_like_alone(name):
+    for option, default in option_defaults(name).items():
         if default is None:
             length = 4 if option == "bbox_reg_weights" else 3
             right = [[0.5] * length, (1,) * length]
             wrong = [0.5, [0.5] * (length + 1), ["0.5"] * length, [True] * length, "0.5"]
-            wanted = f"{'four' if length == 4 else 'three'} numbers or null"
         elif isinstance(default, int):
             right, wrong = [1, 50], [0, -1, 50.0, 0.5, True, "50", None, [50]]
-            wanted = "a positive whole number"
         else:
             right, wrong = [0, 1, 0.25], [True, "abc", "0.25", None, [0.25], float("nan")]
-            wanted = "a number"
         for value in (default, *right):
             assert DetectorConfig(name, options={option: value}).options == {option: value}
         for value in wrong:
-            with pytest.raises(
-                ValueError, match=rf"^detector\.options\.{option} must be "
-            ) as caught:
+            message = rf"^detector\.options\.{option} must be .*{re.escape(repr(value))}$"
+            with pytest.raises(ValueError, match=message):
                 DetectorConfig(name, options={option: value})
-            assert str(caught.value).endswith(f"must be {wanted}, got {value!r}")

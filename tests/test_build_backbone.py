@@ -1,0 +1,162 @@
+"""Backbones and classifiers built from a configuration, against the ones torchvision builds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from detmix.detectors import (
+    BackboneConfig,
+    ClassifierConfig,
+    build_backbone,
+    build_classifier,
+)
+
+NORMS = {
+    "frozen": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "sync": nn.SyncBatchNorm,
+    "group": nn.GroupNorm,
+}
+
+
+def shapes_of(module):
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def norms_of(module):
+    return {type(m) for m in module.modules() if "Norm" in type(m).__name__}
+
+
+def trained(module):
+    return {name for name, value in module.named_parameters() if value.requires_grad}
+
+
+def backbone(name="resnet18", **settings):
+    return build_backbone(BackboneConfig(name, **settings), load_weights=False)
+
+
+class TestBackbone:
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_norm(self, norm):
+        assert norms_of(backbone(norm=norm).body) == {NORMS[norm]}
+
+    @pytest.mark.parametrize(
+        ("weights", "norm", "layers"), [(None, "batch", 5), ("IMAGENET1K_V1", "frozen", 3)]
+    )
+    def test_norm_and_trained_layers_by_default(self, weights, norm, layers):
+        ours = backbone(weights=weights)
+        explicit = backbone(norm=norm, trainable_layers=layers)
+        assert repr(ours) == repr(explicit)
+        assert trained(ours) == trained(explicit)
+
+    @pytest.mark.parametrize("layers", range(6))
+    @pytest.mark.parametrize("norm", ["frozen", "batch"])
+    def test_trained_layers_are_torchvisions(self, layers, norm):
+        theirs = resnet_fpn_backbone(
+            backbone_name="resnet18",
+            weights=None,
+            norm_layer=NORMS[norm],
+            trainable_layers=layers,
+        )
+        assert trained(backbone(norm=norm, trainable_layers=layers)) == trained(theirs)
+
+    @pytest.mark.parametrize(
+        ("name", "levels", "stem", "strides"),
+        [
+            ("resnet34", (3,), "standard", (16, 32)),
+            ("resnext50_32x4d", (4, 2), "standard", (8, 32, 64)),
+            ("resnet18", (2, 4), "small", (2, 8, 16)),
+        ],
+    )
+    def test_levels_and_channels(self, name, levels, stem, strides):
+        model = backbone(name, fpn_channels=8, levels=levels, stem=stem).eval()
+        with torch.inference_mode():
+            features = model(torch.rand(1, 3, 64, 128))
+        shapes = [(1, 8, 64 // stride, 128 // stride) for stride in strides]
+        assert [tuple(feature.shape) for feature in features.values()] == shapes
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"name": "resnet19"}, r"backbone\.name .*resnet50.*'resnet19'"),
+            ({"norm": "layer"}, r"backbone\.norm .*'layer'"),
+            ({"norm": "group", "weights": "DEFAULT"}, r"backbone\.norm=group .*'DEFAULT'"),
+            ({"stem": "small", "weights": "DEFAULT"}, r"backbone\.stem=small .*'DEFAULT'"),
+            ({"stem": "tiny"}, r"backbone\.stem .*'tiny'"),
+            ({"name": "timm:resnet18", "stem": "small"}, "'timm:resnet18'"),
+            ({"name": "timm:resnet18", "norm": "group"}, "'timm:resnet18'"),
+            ({"trainable_layers": 7}, r"backbone\.trainable_layers .*0\.\.5.*got 7"),
+            ({"levels": ()}, r"backbone\.levels .*\(\)"),
+            ({"levels": (0, 1)}, r"backbone\.levels .*\(0, 1\)"),
+            ({"levels": (2, 2, 3)}, r"backbone\.levels .*\(2, 2, 3\)"),
+            ({"fpn_channels": 0}, r"backbone\.fpn_channels .*got 0"),
+        ],
+    )
+    def test_bad_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            BackboneConfig(**settings)
+
+    def test_more_trainable_layers_than_there_are(self):
+        with pytest.raises(ValueError, match=r"of resnet18 must be in 0\.\.5, got 6"):
+            backbone(trainable_layers=6)
+
+
+class TestClassifier:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def small(cls):
+        torch.manual_seed(0)
+        return build_classifier(ClassifierConfig("resnet18", stem="small"), 5)
+
+    @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+    def test_is_torchvisions(self, name):
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=13)
+        ours = build_classifier(ClassifierConfig(name), 13)
+        assert repr(ours) == repr(theirs)
+        ours.load_state_dict(theirs.state_dict())
+        images = torch.rand(2, 3, 64, 48)
+        with torch.inference_mode():
+            assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+    @pytest.mark.parametrize("norm", ["batch", "sync", "group"])
+    def test_norm(self, norm):
+        model = build_classifier(ClassifierConfig("resnet18", norm=norm), 3)
+        assert norms_of(model) == {NORMS[norm]}
+
+    def test_small_stem(self, small):
+        standard = shapes_of(build_classifier(ClassifierConfig("resnet18"), 5))
+        shapes = shapes_of(small)
+        assert shapes == {**standard, "conv1.weight": (64, 3, 3, 3)}
+        strides = {}
+        for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
+            getattr(small, name).register_forward_hook(
+                lambda _, __, out, name=name: strides.update({name: 32 // out.shape[-2]})
+            )
+        assert small(torch.rand(2, 3, 32, 64)).shape == (2, 5)
+        assert list(strides.values()) == [1, 1, 2, 4, 8]
+
+    def test_small_stem_starts_as_torchvisions_convolutions(self, small):
+        """Kaiming's deviation by fan out, sqrt(2 / (64 · 3 · 3)); three standard errors are 5 %."""
+        assert small.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.06)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"name": "vgg16"}, r"model\.name .*resnet50.*'vgg16'"),
+            ({"stem": "tiny"}, r"model\.stem .*'tiny'"),
+            ({"norm": "frozen"}, r"model\.norm .*'frozen'"),
+            ({"name": "timm:resnet18", "stem": "small"}, "'timm:resnet18'"),
+        ],
+    )
+    def test_bad_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            ClassifierConfig(**settings)
+
+    def test_number_of_classes(self):
+        with pytest.raises(ValueError, match="num_classes must be positive, got 0"):
+            build_classifier(ClassifierConfig("resnet18"), 0)
