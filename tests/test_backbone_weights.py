@@ -6,7 +6,6 @@ import argparse
 import logging
 import pickle
 import re
-from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,7 +17,6 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.ops import FrozenBatchNorm2d
 from weight_files import (
     assert_equal_tensors,
     official_checkpoint,
@@ -77,19 +75,16 @@ def path(tmp_path):
     return tmp_path / "weights.pth"
 
 
-@pytest.mark.parametrize(("norm", "count"), [("auto", 265), ("batch", 318), ("sync", 318)])
+@pytest.mark.parametrize(("norm", "count"), [("auto", 265), ("sync", 318)])
 def test_official_cutmix_under_a_detector(path, caplog, norm, count):
     """Every key of a ResNet-50 from the official CutMix repository, and what it computes."""
     resnet50 = random_resnet("resnet50").eval()
     torch.save(official_checkpoint(resnet50), path)
     with caplog.at_level(logging.INFO, "detmix"):
         model = detector(path, "resnet50", norm=norm).eval()
-    body = model.backbone.body
-    assert (
-        assert_equal_tensors(body.state_dict(), resnet50.state_dict(), body.state_dict()) == count
-    )
-    assert f"{path}: {count} of {count} tensors" in caplog.text
-    assert "fc.weight, fc.bias" in caplog.text
+    body, expected = model.backbone.body, resnet50.state_dict()
+    assert assert_equal_tensors(body.state_dict(), expected, body.state_dict()) == count
+    assert f"{path}: {count} of {count} tensors of resnet50 loaded; left out: fc" in caplog.text
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
     images = torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
@@ -106,7 +101,6 @@ def with_prefix(prefix, state):
 
 LAYOUTS = {
     "plain": dict,
-    "ordered": OrderedDict,
     "state_dict": lambda state: {"epoch": 3, "state_dict": state},
     "model": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
     "of torchvision's script": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
@@ -116,17 +110,9 @@ LAYOUTS = {
     "module._orig_mod.": lambda state: {"model": with_prefix("module._orig_mod.", state)},
     "without counters": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
     "without a head": lambda state: {key: state[key] for key in body_keys(state)},
-    "head of 7 classes": lambda state: {
-        **state,
-        HEAD[0]: torch.ones(7, 512),
-        HEAD[1]: torch.ones(7),
-    },
-    "strange configuration": lambda state: {
-        "format": 1,
-        "model": state,
-        "config": {"model": None, "data": {"mean": []}},
-        "classes": [],
-    },
+    "head of 7 classes": lambda state: (
+        state | {HEAD[0]: torch.ones(7, 512), HEAD[1]: torch.ones(7)}
+    ),
 }
 WRITERS = {
     "zip": torch.save,
@@ -154,10 +140,11 @@ class TestFiles:
         assert [list(report.mean), list(report.std)] == IMAGENET
 
     @pytest.mark.parametrize("writer", WRITERS)
-    def test_formats(self, resnet18, path, writer):
-        path = path.with_suffix(f".{writer}")
+    def test_formats(self, resnet18, tmp_path, monkeypatch, writer):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        path = tmp_path / f"weights.{writer}"
         WRITERS[writer](resnet18.state_dict(), path)
-        found = backbone(path).body.state_dict()
+        found = backbone(f"~/{path.name}", levels=(2, 3)).body.state_dict()
         assert_equal_tensors(found, resnet18.state_dict(), found)
         path.write_bytes(path.read_bytes()[:500])
         with pytest.raises(ValueError, match=re.escape(str(path))):
@@ -167,7 +154,6 @@ class TestFiles:
         halves = {k: v.half() if v.dim() else v for k, v in resnet18.state_dict().items()}
         torch.save(halves, path)
         found = backbone(path).body.state_dict()
-        assert {value.dtype for value in found.values()} == {torch.float32}
         assert torch.equal(found["conv1.weight"], halves["conv1.weight"].float())
 
     def test_group_norm(self, path, saved18):
@@ -179,26 +165,15 @@ class TestFiles:
             with pytest.raises(ValueError, match=rf"bn1\.running_mean.*norm .*{told}"):
                 backbone(file, norm=norm)
 
-    @pytest.mark.parametrize("layers", [[1, 2, 3, 4], [1, 2]])
-    def test_body_of_torchvision(self, resnet18, saved18, layers):
+    def test_body_of_torchvision(self, resnet18, saved18):
         body = resnet_fpn_backbone(
-            backbone_name="resnet18",
-            weights=None,
-            norm_layer=FrozenBatchNorm2d,
-            returned_layers=layers,
+            backbone_name="resnet18", weights=None, returned_layers=[1, 2]
         ).body
         report = load_backbone_weights(body, str(saved18))
         found = body.state_dict()
         assert_equal_tensors(found, resnet18.state_dict(), found)
         assert report.loaded == tuple(k for k in resnet18.state_dict() if k in found)
-        assert (report.left_out, report.new) == (HEAD, ())
-        assert report.absent == (() if len(layers) == 4 else ("layer3", "layer4"))
-
-    def test_home_folder(self, resnet18, tmp_path, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        torch.save(resnet18.state_dict(), tmp_path / "home.pth")
-        found = backbone("~/home.pth", levels=(2, 3)).body.state_dict()
-        assert_equal_tensors(found, resnet18.state_dict(), found)
+        assert (report.left_out, report.new, report.absent) == (HEAD, (), ("layer3", "layer4"))
 
 
 class TestPretraining:
@@ -209,17 +184,6 @@ class TestPretraining:
         torch.save(pretraining_checkpoint(resnet18, ema=average), path)
         found = backbone(path).body.state_dict()
         assert_equal_tensors(found, average, found)
-
-    def test_small_stem(self, path):
-        model = build_classifier(ClassifierConfig("resnet18", stem="small"), 7).eval()
-        torch.save(pretraining_checkpoint(model, stem="small"), path)
-        images = torch.rand(1, 3, 32, 32)
-        with torch.inference_mode():
-            features = backbone(path, stem="small", norm="batch").eval().body(images)
-            expected = model.bn1(model.conv1(images)).relu()
-            for i in range(4):
-                expected = getattr(model, f"layer{i + 1}")(expected)
-                torch.testing.assert_close(features[str(i)], expected, rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("name", "stem", "asked", "advice"),
@@ -239,6 +203,8 @@ class TestPretraining:
         assert statistics(detector(path)) == [OWN["mean"], OWN["std"]]
         mean = [0.1, 0.2, 0.3]
         assert statistics(detector(path, options={"image_mean": mean})) == [mean, OWN["std"]]
+        torch.save(pretraining_checkpoint(resnet18, data={"mean": [], "std": "x"}), path)
+        assert statistics(detector(path)) == IMAGENET
         path.unlink()
         assert statistics(detector(path, load_weights=False)) == IMAGENET
 
@@ -264,9 +230,8 @@ class TestTorchvisionNames:
     def test_full_names_only_into_a_module(self, resnet18, monkeypatch):
         monkeypatch.setattr(DOWNLOAD, lambda url, **_: resnet18.state_dict())
         model = torchvision.models.resnet18()
-        load_backbone_weights(model, "ResNet18_Weights.IMAGENET1K_V1")
-        expected = resnet18.state_dict()
-        assert_equal_tensors(model.state_dict(), expected, body_keys(expected))
+        report = load_backbone_weights(model, "ResNet18_Weights.IMAGENET1K_V1")
+        assert report.loaded == tuple(body_keys(resnet18.state_dict()))
         with pytest.raises(ValueError, match=r"ResNet50_Weights\.IMAGENET1K_V2.*'IMAGENET1K_V2'"):
             load_backbone_weights(model, "IMAGENET1K_V2")
 
@@ -303,13 +268,6 @@ class TestRefused:
         value, told = CONTENTS[content]
         torch.save(value, path)
         with pytest.raises(ValueError, match=f"{path} .*{told}"):
-            backbone(path)
-
-    @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-    def test_torchscript(self, path):
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
-        with pytest.raises(ValueError, match=f"{path} is a TorchScript archive"):
             backbone(path)
 
     @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from detmix.detectors.names import (
     option_defaults,
     option_names,
 )
-from detmix.detectors.torchvision_builder import check_builder
 from detmix.training.config import TrainConfig
 from detmix.training.parse import parse_args
 
@@ -74,16 +73,6 @@ def anchor_generator(model):
     return model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
 
 
-def fill(model):
-    """Give a model of convolutions values that keep the size of what passes through."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            scale = value[0].numel() ** -0.5
-            value.copy_(scale * torch.randn(value.shape, generator=generator))
-    return model
-
-
 def image_for(name):
     size = FIXED_SIZE.get(name)
     torch.manual_seed(3)
@@ -93,24 +82,16 @@ def image_for(name):
 
 @pytest.fixture(scope="module", params=BUILDERS)
 def pair(request):
-    """Return a builder's name, torchvision's own detector and ours, of the same values."""
+    """Return a builder's name, torchvision's own detector and ours, from the same seed."""
     name = request.param
     options = options_of(name)
 
-    def theirs():
-        torch.manual_seed(0)
-        settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
-        return get_model(name, **settings, **sizes_of(name), **options)
-
-    def ours():
-        torch.manual_seed(0)
-        return build_detector(
-            DetectorConfig(name, **sizes_of(name), options=options), BackboneConfig(), 5
-        )
-
-    if name == "ssd300_vgg16":  # whose unused classifier takes seconds to draw
-        return name, *(fill(on_meta(build).to_empty(device="cpu")) for build in (theirs, ours))
-    return name, theirs(), ours()
+    settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
+    torch.manual_seed(0)
+    theirs = get_model(name, **settings, **sizes_of(name), **options)
+    torch.manual_seed(0)
+    config = DetectorConfig(name, **sizes_of(name), options=options)
+    return name, theirs, build_detector(config, BackboneConfig(), 5)
 
 
 class TestEveryBuilder:
@@ -202,18 +183,13 @@ class TestPretrained:
         data = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
         torch.save(pretraining_checkpoint(resnet, name="resnet50", data=data), path)
         config = DetectorConfig("retinanet_resnet50_fpn")
-        ours = build_detector(config, BackboneConfig(weights=str(path)), 4)
+        backbone = BackboneConfig(weights=str(path), norm_eps=1e-3)
+        ours = build_detector(config, backbone, 4)
         body = ours.backbone.body.state_dict()
         assert assert_equal_tensors(body, resnet.state_dict(), body) > 200
         assert (ours.transform.image_mean, ours.transform.image_std) == tuple(data.values())
-        assert any(isinstance(module, FrozenBatchNorm2d) for module in ours.modules())
-
-    def test_epsilon_of_the_configuration(self):
-        backbone = BackboneConfig(weights="IMAGENET1K_V1", norm_eps=1e-3)
-        config = DetectorConfig("fcos_resnet50_fpn")
-        ours = on_meta(lambda: build_detector(config, backbone, 4, load_weights=False))
-        found = {m.eps for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)}
-        assert found == {1e-3}
+        frozen = [m for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)]
+        assert {module.eps for module in frozen} == {1e-3}
 
 
 class TestSettings:
@@ -281,7 +257,6 @@ class TestErrors:
         ("name", "backbone", "message"),
         [
             ("fcos_resnet50_fpn", {"name": "resnet18"}, r"backbone\.name='resnet18'"),
-            ("fcos_resnet50_fpn", {"norm": "frozen"}, r"backbone\.norm='frozen'"),
             ("ssd300_vgg16", {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\)"),
             (SSDLITE, {"weights": "DEFAULT"}, "--detector.weights COCO_V1"),
             ("ssd300_vgg16", {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),
@@ -310,19 +285,32 @@ class TestErrors:
         with pytest.raises(ValueError, match=rf"{setting}.* {name}.*{re.escape(str(value))}"):
             build_detector(DetectorConfig(name, **{setting: value}), BackboneConfig(), 4)
 
-    def test_all_fields_of_a_backbone_at_once(self):
-        """What the message says to set is enough."""
-        wrong = "{name: resnet18, norm: batch, trainable_layers: 4, levels: [2, 3]}"
-        args = ["--config", f"{{backbone: {wrong}, detector: {{name: {SSDLITE}}}}}"]
-        config = parse_args(TrainConfig, args)
+    @pytest.mark.parametrize(
+        ("name", "settings", "fields"),
+        [
+            (
+                SSDLITE,
+                "{backbone: {name: resnet18, norm: batch, trainable_layers: 4, levels: [2, 3]}}",
+                ("backbone.name", "backbone.norm", "backbone.trainable_layers", "backbone.levels"),
+            ),
+            (
+                "retinanet",
+                "{detector: {roi_sampling_ratio: 1, head_dim: 8, options: {rpn_nms_thresh: 0.5}}}",
+                ("detector.roi_sampling_ratio", "detector.head_dim", "detector.options.rpn_nms"),
+            ),
+        ],
+    )
+    def test_all_is_named_and_resetting_it_is_enough(self, name, settings, fields):
+        def build(args):
+            config = parse_args(TrainConfig, args)
+            on_meta(lambda: build_detector(config.detector, config.backbone, 4))
+
+        args = ["--config", settings, "--detector.name", name]
         with pytest.raises(ValueError, match="; to reset: ") as caught:
-            check_builder(config.detector, config.backbone)
+            build(args)
         text, reset = str(caught.value).split("; to reset: ")
-        for field in ("name='resnet18'", "norm='batch'", "levels=(2, 3)", "trainable_layers=4"):
-            assert f"backbone.{field}" in text
-        config = parse_args(TrainConfig, [*args, *reset.split()])
-        check_builder(config.detector, config.backbone)
-        assert config.backbone == BackboneConfig()
+        assert all(field in text for field in fields)
+        build([*args, *reset.split()])
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *BUILDERS])

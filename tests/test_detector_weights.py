@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
-from detmix.detectors.new_head import load_detector_weights, named_epsilon
+from detmix.detectors.new_head import load_detector_weights
 
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 BACKBONE = {"name": "resnet18", "levels": (4,), "fpn_channels": 32}
@@ -117,15 +117,6 @@ class TestTorchvisions:
         assert set(report.new) == set(report.left_out) == expected
         assert {*report.loaded, *report.new} == ours.state_dict().keys()
         assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in report.head
-
-    @pytest.mark.parametrize(
-        ("name", "member"), [(name, each) for name in BUILDERS for each in get_model_weights(name)]
-    )
-    def test_epsilon_by_the_name_of_the_file(self, name, member):
-        path = f"weights/{member.url.rpartition('/')[2]}"
-        v1 = member.name == "COCO_V1" and name.endswith("resnet50_fpn")
-        assert named_epsilon(path, name) == (0.0 if v1 and "fcos" not in name else None)
-        assert named_epsilon(str(member), name) == named_epsilon(path, name)
 
     @pytest.mark.parametrize(
         ("weights", "told"),

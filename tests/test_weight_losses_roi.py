@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from builders import assert_identical, step
 from torch import nn
 from torchvision.models.detection import MaskRCNN
@@ -123,27 +124,21 @@ def loop_box_losses(heads, outputs, objects, normalizer):
         classifier -= weight * logits[row].double().log_softmax(0)[label].item()
         if chosen is not None:
             goal = heads.box_coder.encode_single(target["boxes"][chosen][None], box[None])[0]
-            sizes = (deltas[row, 4 * label : 4 * label + 4] - goal).abs().tolist()
-            boxes += weight * sum(
-                4.5 * size**2 if size < 1 / 9 else size - 1 / 18 for size in sizes
-            )
+            found = deltas[row, 4 * label : 4 * label + 4]
+            boxes += weight * F.smooth_l1_loss(found, goal, beta=1 / 9, reduction="sum").item()
     return {"loss_classifier": classifier / divisor, "loss_box_reg": boxes / divisor}
 
 
-def softplus(x):
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
 def loop_mask_loss(heads, logits, objects, normalizer):
-    """Proposal by proposal and pixel by pixel."""
+    """Proposal by proposal."""
     total = divisor = 0.0
     for row, (target, chosen, box) in enumerate(objects):
         mask = target["masks"][chosen].float()[None, None]
-        goal = roi_align(mask, [box[None]], logits.shape[-1])[0, 0].flatten().tolist()
-        plane = logits[row, int(target["labels"][chosen])].flatten().tolist()
+        goal = roi_align(mask, [box[None]], logits.shape[-1])[0, 0]
+        plane = logits[row, int(target["labels"][chosen])]
         weight = target["box_weights"][chosen].item()
-        total += weight * sum(softplus(x) - x * t for x, t in zip(plane, goal, strict=True))
-        divisor += len(plane) * (weight if normalizer == "weights" else 1)
+        total += weight * F.binary_cross_entropy_with_logits(plane, goal, reduction="sum").item()
+        divisor += plane.numel() * (weight if normalizer == "weights" else 1)
     return {"loss_mask": total / divisor}
 
 
