@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -245,10 +246,7 @@ class TestTorchvisionNames:
         ],
     )
     def test_broken_download(self, monkeypatch, error):
-        def fail(*_, **__):
-            raise error
-
-        monkeypatch.setattr(DOWNLOAD, fail)
+        monkeypatch.setattr(DOWNLOAD, Mock(side_effect=error))
         with pytest.raises(ConnectionError, match=r"IMAGENET1K_V1 of resnet18 .*backbone\.weights"):
             backbone("IMAGENET1K_V1")
 

@@ -12,12 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from weight_files import assert_equal_tensors, pretraining_checkpoint, random_resnet, shake
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
-from detmix.detectors.names import (
-    FAMILIES,
-    backbone_weights,
-    option_defaults,
-    option_names,
-)
+from detmix.detectors.names import FAMILIES, backbone_weights, option_defaults, option_names
 from detmix.training.config import TrainConfig
 from detmix.training.parse import parse_args
 
@@ -183,23 +178,18 @@ class TestPretrained:
         data = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
         torch.save(pretraining_checkpoint(resnet, name="resnet50", data=data), path)
         config = DetectorConfig("retinanet_resnet50_fpn")
-        backbone = BackboneConfig(weights=str(path), norm_eps=1e-3)
-        ours = build_detector(config, backbone, 4)
+        ours = build_detector(config, BackboneConfig(weights=str(path), norm_eps=1e-3), 4)
         body = ours.backbone.body.state_dict()
         assert assert_equal_tensors(body, resnet.state_dict(), body) > 200
         assert (ours.transform.image_mean, ours.transform.image_std) == tuple(data.values())
-        frozen = [m for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)]
-        assert {module.eps for module in frozen} == {1e-3}
+        assert {m.eps for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)} == {1e-3}
 
 
 class TestSettings:
     def build(self, name, num_classes=4, num_keypoints=17, **settings):
         config = DetectorConfig(name, **settings)
-        return on_meta(
-            lambda: build_detector(
-                config, BackboneConfig(), num_classes, num_keypoints=num_keypoints
-            )
-        )
+        more = {"num_classes": num_classes, "num_keypoints": num_keypoints}
+        return on_meta(lambda: build_detector(config, BackboneConfig(), **more))
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_every_option_reaches_the_class(self, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -118,22 +119,13 @@ class TestTorchvisions:
         assert {*report.loaded, *report.new} == ours.state_dict().keys()
         assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in report.head
 
-    @pytest.mark.parametrize(
-        ("weights", "told"),
-        [
-            ({"detector": "COCO_V1"}, r"COCO_V1 of .*no route.*detector\.weights"),
-            ({"backbone": "IMAGENET1K_V1"}, r"V1 of mobilenet_v3_large .*no route.*backbone\."),
-        ],
-    )
-    def test_offline(self, weights, told, monkeypatch):
-        def fail(*_, **__):
-            raise OSError("no route to host")
-
-        monkeypatch.setattr(DOWNLOAD, fail)
-        name = "fasterrcnn_mobilenet_v3_large_fpn"
-        config = DetectorConfig(name, weights=weights.get("detector"))
-        with pytest.raises(ConnectionError, match=told):
-            build_detector(config, BackboneConfig(weights=weights.get("backbone")), 3)
+    def test_offline(self, monkeypatch):
+        monkeypatch.setattr(DOWNLOAD, Mock(side_effect=OSError("no route")))
+        for setting, config in (("detector", DetectorConfig), ("backbone", BackboneConfig)):
+            configs = {"detector": DetectorConfig(), "backbone": BackboneConfig()}
+            configs[setting] = config(weights="DEFAULT")
+            with pytest.raises(ConnectionError, match=rf"no route.*{setting}\.weights"):
+                build_detector(**configs, num_classes=3)
 
 
 class TestFiles:
@@ -177,19 +169,15 @@ class TestFiles:
         ]
         assert assert_equal_tensors(new, old, same) == len(new) - (4 if keypoints == 17 else 6)
 
-    @pytest.mark.parametrize("norm", ["frozen", "batch", "sync"])
+    @pytest.mark.parametrize("norm", ["auto", "batch", "sync"])
     def test_norm(self, model, path, norm):
+        """As with pretrained weights: frozen, and some layers are not trained."""
         torch.save(model.state_dict(), path)
         ours = small(weights=path, norm=norm)
-        assert epsilons(ours) == ({1e-5} if norm == "frozen" else set())
         found = ours.backbone.state_dict()
         assert_equal_tensors(found, model.backbone.state_dict(), found)
-
-    def test_as_pretrained_by_default(self, model, path):
-        torch.save(model.state_dict(), path)
-        explicit = small(weights=path, norm="frozen", trainable_layers=3)
-        ours = small(weights=path)
-        assert repr(ours) == repr(explicit)
+        assert epsilons(ours) == ({1e-5} if norm == "auto" else set())
+        explicit = small(norm=norm.replace("auto", "frozen"), trainable_layers=3)
         assert trained(ours) == trained(explicit) < trained(model)
 
     @pytest.mark.parametrize("name", HEADS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -178,10 +179,7 @@ class TestPretrained:
         ],
     )
     def test_broken_download(self, monkeypatch, error, kind):
-        def fail(*_, **__):
-            raise error
-
-        monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+        monkeypatch.setattr("timm.models._builder.load_pretrained", Mock(side_effect=error))
         with pytest.raises(kind, match=r"timm:resnet18\.a1_in1k"):
             build_backbone(BackboneConfig("resnet18", "timm:resnet18.a1_in1k"))
 
@@ -207,10 +205,11 @@ class TestErrors:
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
-        message = r"need the library timm .*pip install 'timm>=1\.0\.26'"
-        with pytest.raises(ValueError, match=rf"^model\.name: .*{message}"):
-            build_classifier(ClassifierConfig("timm:resnet18"), 3)
-        with pytest.raises(ValueError, match=rf"^backbone\.name: .*{message}"):
-            build_backbone(timm_config("resnet18"))
-        with pytest.raises(ValueError, match=rf"^backbone\.weights: .*{message}"):
-            build_backbone(BackboneConfig("resnet18", "timm:resnet18"))
+        builds = {
+            "model.name": lambda: build_classifier(ClassifierConfig("timm:resnet18"), 3),
+            "backbone.name": lambda: build_backbone(timm_config("resnet18")),
+            "backbone.weights": lambda: build_backbone(BackboneConfig("resnet18", "timm:resnet18")),
+        }
+        for setting, build in builds.items():
+            with pytest.raises(ValueError, match=rf"^{setting}: .*pip install 'timm>=1\.0\.26'"):
+                build()
