@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import build
 from mixing_oracle import DEVICES
 from PIL import Image
-from test_weight_losses_roi import plain_mask
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
@@ -139,7 +139,7 @@ class TestReferenceTraining:
             assert isinstance(target["image_id"], int)
             assert isinstance(image, tv_tensors.Image) == (transforms == "tv_tensors")
             assert isinstance(target["boxes"], BoundingBoxes) == (transforms == "tv_tensors")
-        model = weight_losses(plain_mask()).to(device)
+        model = weight_losses(build("maskrcnn_resnet50_fpn")).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         before = [p.detach().clone() for p in model.parameters()]
         losses = engine_step(model, optimizer, images, targets, device)
