@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from detmix.files import temporary_path, write_atomically
-from detmix.training import save_checkpoint
+from detmix.training import load_checkpoint, save_checkpoint
 from detmix.training.checkpoint import changed_options
 from detmix.training.run_folder import RunFolder
 
@@ -105,3 +105,14 @@ def test_changed_options_of_the_detector():
     before = {"detector": {"name": "fcos", "options": {}}}
     now = {"detector": {"name": "fcos", "options": {"nms_thresh": 0.5}}}
     assert changed_options(before, now) == {"detector.options": ({}, {"nms_thresh": 0.5})}
+
+
+@pytest.mark.parametrize("tail", [None, True, False])
+def test_an_option_of_an_earlier_version(tmp_path, tail):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**STATE, "config": {"backbone": {"name": "a", "reduced_tail": tail}}})
+    if tail is False:
+        with pytest.raises(ValueError, match=r"last\.pt .*backbone\.reduced_tail=False"):
+            load_checkpoint(path)
+    else:
+        assert load_checkpoint(path)["config"] == {"backbone": {"name": "a"}}
