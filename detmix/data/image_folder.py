@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from detmix.data.images import decode_image_bytes
 from detmix.data.skipping import check_on_error, find_unusable, skip_message
+from detmix.files import read_file
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 
@@ -60,7 +61,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         folder = Path(root) / split
         if not folder.is_dir():
             unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
-            hint = unpack if any(Path(root).glob("*.tar*")) else ""
+            hint = unpack if any(Path(root).glob("*.tar")) else ""
             raise FileNotFoundError(f"{folder}: there is no such folder{hint}")
         found = ImageFolder(folder)
         self.classes = tuple(found.classes if classes is None else classes)
@@ -95,6 +96,9 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        index %= len(self)  # the same image from the end gets the same seed
         path, label = self._samples[index]
         image = _decode(path)
         if self.transform is not None:
@@ -110,4 +114,4 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
 
 
 def _decode(path: str) -> Tensor:
-    return decode_image_bytes(Path(path).read_bytes(), path)
+    return decode_image_bytes(read_file(path), path)

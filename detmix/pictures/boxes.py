@@ -82,6 +82,7 @@ def draw_boxes(
     height, width = picture.shape[:2]
     ax.imshow(picture, extent=(0, width, height, 0))
     ax.set_axis_off()
+    ax.autoscale(False)  # a keypoint at the border must not widen what labels are placed in
     ax.apply_aspect()
     figure = ax.get_figure()
     assert figure is not None
@@ -117,6 +118,8 @@ def _tint(picture: NDArray[Any], masks: Any, colors: Sequence[str]) -> NDArray[A
     tinted = np.array(picture, dtype=np.float32)
     for rle, color in zip(encode_masks(masks), colors, strict=True):
         mask = coco_mask.decode(rle).astype(bool)  # one at a time: each is as large as its image
+        if mask.shape != tinted.shape[:2]:
+            raise ValueError(f"a mask is {mask.shape}, expected {tinted.shape[:2]}, the image")
         tinted[mask] += _MASK_OPACITY * (255 * np.asarray(to_rgb(color)) - tinted[mask])
     return np.asarray(tinted.round(), dtype=np.uint8)
 

@@ -45,6 +45,10 @@ _KEY: dict[str, Any] = {
     "labelspacing": 0.25,
     "borderaxespad": 0,
 }
+_PER_OBJECT = (
+    *("labels", "scores", "box_weights", "source"),
+    *("difficult", "iscrowd", "masks", "keypoints"),
+)
 _SET_ASIDE = "#BBBBBB"  # lighter than the charts' grey: it must stand out from dark images
 
 
@@ -301,8 +305,8 @@ def _check(name: str, records: Sequence[Target], num: int) -> None:
         raise ValueError(f"got {num} images and {len(records)} {name}, expected as many of each")
     for index, record in enumerate(records):
         where, size = f"{name}[{index}]", len(record["boxes"])
-        for key in ("labels", "scores", "box_weights", "source", "difficult", "iscrowd"):
-            if key in record and len(record[key]) != size:
+        for key in _PER_OBJECT:
+            if record.get(key) is not None and len(record[key]) != size:
                 raise ValueError(f"{where}: {len(record[key])} {key} for {size} boxes")
         if not np.isfinite(as_numpy(record["boxes"])).all():
             raise ValueError(f"{where}: a box is not finite: {record['boxes']}")

@@ -16,14 +16,7 @@ from torch.distributed import DistError
 from detmix.training.stopping import Interrupted, NonFiniteLossError, OtherProcessError, one_line
 
 # ImportError: an optional package is not installed.
-_USER_ERRORS = (
-    ValueError,
-    IndexError,
-    OSError,
-    ImportError,
-    NonFiniteLossError,
-    OtherProcessError,
-)
+_USER_ERRORS = (ValueError, IndexError, OSError, ImportError, NonFiniteLossError, OtherProcessError)
 # Characters of an error of torch's, whose messages may hold a stack.
 _MOST = 500
 # How gloo and nccl tell that the process at the other end has gone.
