@@ -34,8 +34,8 @@ class DetectorConfig:
             ``"maskrcnn"``, ``"keypointrcnn"``, ``"retinanet"`` or ``"fcos"``. Or one of
             torchvision's builders, such as ``"ssdlite320_mobilenet_v3_large"``, which brings a
             backbone of its own: of the backbone's section only ``weights`` (a name of
-            torchvision's; with a ResNet-50 whatever a backbone starts from), ``trainable_layers``
-            and ``norm_eps`` are for it.
+            torchvision's; with a ResNet-50 whatever a backbone starts from; not SSDlite's),
+            ``trainable_layers`` and ``norm_eps`` are for it.
         min_size: What the shorter side of an image is resized to, in pixels. SSD and SSDlite
             have images of a fixed size.
         max_size: What the longer side must not exceed, in pixels.

@@ -140,7 +140,7 @@ def _read(model: Any, source: str, name: str) -> tuple[SourceWeights, float | No
 def _rename_old(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give keys of before torchvision 0.13 their present names, as its modules do on loading."""
     own, copied = model.state_dict(), copy.deepcopy(model).to("meta")
-    with suppress(RuntimeError):  # other shapes are told later
+    with suppress(RuntimeError):  # of another shape a key keeps its old name
         copied.load_state_dict(state, strict=False, assign=True)
     found = copied.state_dict().items()
     present = {value.data_ptr(): key for key, value in found if not value.is_meta}

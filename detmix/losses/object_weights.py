@@ -98,7 +98,6 @@ def _raise_bad_values(
 
 def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
     """Check that all labels are classes of the detector: on a GPU a wrong one is fatal."""
-    # On a GPU an index out of range is fatal to the process.
     labels = torch.cat([target["labels"] for target in targets])
     if bool(((labels >= 1) & (labels < num_classes)).all()):
         return
