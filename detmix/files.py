@@ -38,7 +38,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(
-    path: Path, write: Callable[[BinaryIO], None], *, keep: Path | None = None
+    path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None
 ) -> None:
     """Write a file under a temporary name and rename it, so that it is never half there."""
     # On the disk before the file gets its name: not even a power cut leaves half of it.
@@ -56,6 +56,12 @@ def write_atomically(
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as `write_atomically` writes a file; its folder is made where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _sync_folder(folder: Path) -> None:

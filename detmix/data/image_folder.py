@@ -45,6 +45,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
         ValueError: ``on_error`` is neither, a class is not among ``classes``, or no image is
             left. On access also for an image that cannot be decoded; names the file.
+        IndexError: On access, the index is out of range.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import cv2
 import torch
 from torch import Tensor
 
@@ -198,10 +197,12 @@ def _blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
 
 def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
     """Blend uint8 images of one size on the CPU, where torch takes many times as long as OpenCV."""
+    import cv2
+
     last = _channels_last(image_a)
     a, b = ((x.permute(1, 2, 0) if last else x).contiguous() for x in (image_a, image_b))
     blended = torch.empty_like(a)
-    if len(blended.view(-1)):
+    if blended.numel():
         rows = [x.view(1, -1).numpy() for x in (a, b, blended)]
         cv2.addWeighted(rows[0], lam, rows[1], 1.0 - lam, 0.0, dst=rows[2])
     return blended.permute(2, 0, 1) if last else blended

@@ -3,7 +3,6 @@
 Styles are in the file and pictures are embedded, so that it can be moved and mailed.
 """
 
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from importlib.resources import files
 from mimetypes import guess_type
 from numbers import Integral
 from pathlib import Path
+
+from detmix.files import write_text
 
 Cell = str | int | float | None
 
@@ -110,13 +111,7 @@ def write_report(
     source = files("detmix.pictures").joinpath("report.html.jinja").read_text(encoding="utf-8")
     html = environment.from_string(source).render(title=title, subtitle=subtitle, sections=sections)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, html)
     return path
 
 

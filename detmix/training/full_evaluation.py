@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from detmix.data import VOCDetection
 from detmix.evaluation import (
@@ -27,7 +27,7 @@ from detmix.evaluation.coco.backend import Backend, check_choices
 from detmix.evaluation.coco.result import IouType
 from detmix.evaluation.voc.devkit_files import check_file_names
 from detmix.evaluation.voc.result import align, ap_text
-from detmix.files import write_atomically
+from detmix.files import write_text
 from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, score
@@ -61,13 +61,8 @@ class FullEvaluation:
 
     def save(self, path: Path, **about: Any) -> Path:
         """Write `as_dict` as JSON under a temporary name and rename it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**about, **self.as_dict()}, indent=2, allow_nan=False) + "\n"
-
-        def write(file: BinaryIO) -> None:
-            file.write(text.encode())
-
-        write_atomically(path, write)
+        text = json.dumps({**about, **self.as_dict()}, indent=2, allow_nan=False)
+        write_text(path, text + "\n")
         return path
 
     def class_table(self) -> tuple[list[str], list[tuple[Any, ...]], tuple[Any, ...]]:

@@ -318,7 +318,7 @@ class Trainer(abc.ABC, Generic[Result]):
         for subset, digest in self._images.items():
             facts[f"the {subset} images"] = f"{self._num_images[subset]}, digest {digest[:8]}"
         facts["the checkpoint to go on from"] = None if newest is None else describe(newest)
-        check_agreement(self.accelerator, self.config.as_dict(), facts)
+        check_agreement(self.config.as_dict(), facts)
 
     def _save_last(self) -> None:
         if not is_finite(self.plain_model):

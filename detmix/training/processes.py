@@ -56,9 +56,7 @@ def share_step(
     )
 
 
-def check_agreement(
-    accelerator: Accelerator, config: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
+def check_agreement(config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Raise `ValueError` in all processes unless these are the same in all of them."""
     options = {name: value for name, value in flat_options(config).items() if name not in _LOCAL}
     first, *others = gather_object([{**options, **facts}])

@@ -32,7 +32,7 @@ import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from detmix.files import temporary_path, write_atomically, write_errors
+from detmix.files import temporary_path, write_errors, write_text
 from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
 
 _LOCK = ".lock"
@@ -96,9 +96,8 @@ class RunFolder:
         for file in (self.last, self.best, self.metrics):
             temporary_path(file).unlink(missing_ok=True)  # of a killed run
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        write_atomically(path / "config.yaml", lambda file: _write(file, text))
-        text = json.dumps(versions(), indent=2) + "\n"
-        write_atomically(path / "versions.json", lambda file: _write(file, text))
+        write_text(path / "config.yaml", text)
+        write_text(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
         self._board: SummaryWriter | None = None
         self._purge_step: int | None = None
 
@@ -155,7 +154,7 @@ class RunFolder:
                     kept.append(text + "\n")
             except (ValueError, KeyError, TypeError):  # a line that a killed run left half-written
                 continue
-        write_atomically(self.metrics, lambda file: _write(file, "".join(kept)))
+        write_text(self.metrics, "".join(kept))
 
     def log(self, event: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Append a line of metrics, and hand its numbers to TensorBoard."""
@@ -192,7 +191,3 @@ class RunFolder:
         # Of two errors the first one tells more.
         with suppress(OSError) if error is not None else nullcontext():
             self.close()
-
-
-def _write(file: Any, text: str) -> None:
-    file.write(text.encode())

@@ -4,7 +4,6 @@ Shape legend: N objects or detections of one image, K keypoints each.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from detmix.evaluation.coco.backend import (
 from detmix.evaluation.coco.ground_truth import check_ground_truth, check_predictions
 from detmix.evaluation.coco.records import CocoImage, Instances
 from detmix.evaluation.coco.result import COCOResult, IouType
-from detmix.files import read_file
+from detmix.files import read_file, write_text
 
 _ANNOTATIONS = "expected annotations in COCO's format, as JSON"
 _PREDICTIONS = "expected predictions in COCO's results format, as JSON"
@@ -176,13 +175,7 @@ def _shapes(
 
 
 def _save(path: Path, value: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(value, allow_nan=False) + "\n")
     return path
 
 

@@ -9,7 +9,6 @@ Shape legend: D detections of one image, or of all of them once they are joined.
 """
 
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from detmix.evaluation.records import Columns, Record, RecordReader
 from detmix.evaluation.voc.evaluator import checked_classes
+from detmix.files import write_text
 
 # From continuous to the devkit's coordinates.
 _OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
@@ -65,9 +65,9 @@ def write_voc_results(
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
     detections = RecordReader("predictions", list(names), len(classes)).detections(predictions)
     images = np.repeat(np.arange(len(names)), detections.counts)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for label, path in enumerate(paths, 1):
-        _write(path, _lines(names, images, detections, np.flatnonzero(detections.labels == label)))
+        rows = np.flatnonzero(detections.labels == label)
+        write_text(path, "".join(_lines(names, images, detections, rows)))
     return paths
 
 
@@ -152,16 +152,6 @@ def _lines(
     boxes = detections.boxes[rows].astype(np.float64) + _OFFSET
     for image, score, box in zip(images[rows].tolist(), scores, boxes.tolist(), strict=True):
         yield f"{names[image]} {score!r} {box[0]!r} {box[1]!r} {box[2]!r} {box[3]!r}\n"
-
-
-def _write(path: Path, lines: Iterator[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _find(folder: Path, classes: tuple[str, ...], image_set: str | None) -> list[Path]:
