@@ -24,6 +24,8 @@ _OF_THE_DATA = (
 # A link to itself, a socket, a name that is too long: those without a class.
 _ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _NUM_SHOWN = 5
+Report = Callable[[str, str, int], None]
+"""Takes a kind of problem, a message that names file and value, and the image's id."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,6 @@ def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object
     if len(skipped) == num_images:
         raise ValueError(f"{message}; there is none left")
     return message
-
-
-Report = Callable[[str, str, int], None]
-"""Takes a kind of problem, a message that names file and value, and the image's id."""
 
 
 def raise_problem(kind: str, message: str, image: int) -> None:

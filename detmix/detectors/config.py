@@ -20,6 +20,7 @@ STATISTICS = ("image_mean", "image_std")
 # Options that are None by default and sequences of numbers otherwise, each with how many.
 _LENGTHS = {**dict.fromkeys(STATISTICS, 3), "bbox_reg_weights": 4}
 _NUMBER_WORDS = {3: "three", 4: "four"}
+ClassifierNorm = Literal["batch", "sync", "group"]
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,6 @@ def _are_numbers(value: Any, length: int) -> bool:
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_real and not math.isnan(value)
-
-
-ClassifierNorm = Literal["batch", "sync", "group"]
 
 
 @dataclass(frozen=True)

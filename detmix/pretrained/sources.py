@@ -30,6 +30,8 @@ from detmix.pretrained.read_state import WeightFile, read_weight_file
 # What a torchvision detector has beside its backbone.
 _DETECTOR_KEYS = ("rpn.", "roi_heads.", "head.classification_head.")
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_log = logging.getLogger(__name__)
 
 
 def resnet_weights(name: str | None) -> list[WeightsEnum]:
@@ -121,11 +123,6 @@ def _check_classifier(what: str, file: WeightFile, model: str | None, stem: str 
         got = ", ".join(f"backbone.{name}={wanted[name]}" for name in differ)
         advice = " and ".join(f"backbone.{name}={value}" for name, value in differ.items())
         raise ValueError(f"{what} was trained with {has}, got {got}: set {advice}")
-
-
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-_log = logging.getLogger(__name__)
 
 
 def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:

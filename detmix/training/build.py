@@ -35,6 +35,11 @@ from detmix.training.checkpoint import load_newest
 from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation
 
+DetectionData = VOCDetection | CocoDetection
+Score = VOCResult | COCOResult
+# What COCO calls the overlap of each thing that a target may need.
+_IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
@@ -98,9 +103,6 @@ def build_model(config: TrainConfig, *, load_weights: bool = True) -> nn.Module:
     if config.loss is None:
         return model
     return weight_losses(model, config.loss.background_weight, config.loss.normalizer)
-
-
-DetectionData = VOCDetection | CocoDetection
 
 
 def open_dataset(
@@ -210,12 +212,6 @@ def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
     if limit is None or limit >= len(dataset):
         return dataset
     return Subset(dataset, range(limit))
-
-
-Score = VOCResult | COCOResult
-
-# What COCO calls the overlap of each thing that a target may need.
-_IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator | COCOEvaluator:

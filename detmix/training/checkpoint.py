@@ -29,6 +29,24 @@ FORMAT = 1
 _GONE = {("backbone", "reduced_tail"): (None, True)}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
+_log = logging.getLogger(__name__)
+# A run does not go on with other values of these: where it is in an epoch, or its best score so
+# far, would mean something else.
+_FIXED = (
+    "seed",
+    "data.format",
+    "data.test",
+    "data.test_limit",
+    "data.val",
+)
+# The sections by which kinds of training are told apart.
+_KINDS = ("detector", "model")
+# What else must stay the same, so that a place in an epoch is the same.
+_SIZES = {
+    "num_images": "images",
+    "batch_size": "images in a batch of all processes",
+    "steps_per_epoch": "steps in an epoch",
+}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -157,26 +175,6 @@ class TrainingState:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"], device)
-
-
-_log = logging.getLogger(__name__)
-# A run does not go on with other values of these: where it is in an epoch, or its best score so
-# far, would mean something else.
-_FIXED = (
-    "seed",
-    "data.format",
-    "data.test",
-    "data.test_limit",
-    "data.val",
-)
-# The sections by which kinds of training are told apart.
-_KINDS = ("detector", "model")
-# What else must stay the same, so that a place in an epoch is the same.
-_SIZES = {
-    "num_images": "images",
-    "batch_size": "images in a batch of all processes",
-    "steps_per_epoch": "steps in an epoch",
-}
 
 
 class Newest(NamedTuple):

@@ -15,6 +15,11 @@ from detmix.detectors import BackboneConfig, DetectorConfig, target_keys
 from detmix.losses import LossWeighting
 from detmix.training.data_config import DataConfig, check_at_least, check_in_range
 
+# Options that say where a run lies and not what it does.
+_PLACES = ("run_dir", "resume")
+# A mapping with whatever keys somebody gives it: compared as a whole.
+_FREE = "detector.options"
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -232,12 +237,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-# Options that say where a run lies and not what it does.
-_PLACES = ("run_dir", "resume")
-# A mapping with whatever keys somebody gives it: compared as a whole.
-_FREE = "detector.options"
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

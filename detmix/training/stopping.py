@@ -12,6 +12,8 @@ from torch import Tensor
 
 from detmix.training.progress import Position
 
+_ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
+
 
 class Interrupted(Exception):
     """A training ended early because of a signal, after saving a checkpoint.
@@ -66,9 +68,6 @@ class InterruptGuard:
         self.signum = signum
         if signum == signal.SIGINT:
             signal.signal(signum, self._previous.pop(signum))
-
-
-_ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
 
 
 class NonFiniteLossError(RuntimeError):

@@ -24,6 +24,12 @@ import torch
 from torch import Tensor
 
 _HEADER = np.dtype(np.uint32)
+_CORNERS = 3
+_LARGEST_COORDINATE = 1e6
+# pycocotools walks along every edge in steps of 1/5 pixel and keeps them all: a million pixels take
+# 40 MB. Around an object of COCO it is a few thousand.
+_LONGEST_OUTLINE = 1e6
+_MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
 
 
 class SegmentationBlock:
@@ -110,14 +116,6 @@ def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
     coordinates = np.frombuffer(packed, np.float64, offset=start)
     polygons = np.split(coordinates, np.cumsum(lengths)[:-1])
     return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-
-
-_CORNERS = 3
-_LARGEST_COORDINATE = 1e6
-# pycocotools walks along every edge in steps of 1/5 pixel and keeps them all: a million pixels take
-# 40 MB. Around an object of COCO it is a few thousand.
-_LONGEST_OUTLINE = 1e6
-_MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
 
 
 def read_polygons(polygons: list[Any]) -> list[array[float]]:

@@ -23,6 +23,10 @@ from detmix.data.coco.masks import rle_size
 from detmix.data.images import read_image_size
 from detmix.data.skipping import Report, is_of_the_data, raise_problem
 
+_LARGEST = float(np.finfo(np.float32).max)
+_SIDE = re.compile("left|right", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+
 
 @dataclass(frozen=True)
 class CocoReport:
@@ -250,9 +254,6 @@ class CocoTable:
         return f"{self._where(row)}, bbox = {bbox} in {width} x {height} pixels"
 
 
-_LARGEST = float(np.finfo(np.float32).max)
-_SIDE = re.compile("left|right", re.IGNORECASE)
-_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 

@@ -36,6 +36,7 @@ HOIEM_GROUPS: Groups = (
 _VOC_NAMES = {"bottle", "pottedplant", "tvmonitor"}.union(*HOIEM_GROUPS)
 _CORRECT, _IGNORED, _LOCALIZATION, _DUPLICATE, _SIMILAR, _OTHER, _BACKGROUND = range(len(OUTCOMES))
 _MEDIUM_AREA, _LARGE_AREA = 32.0**2, 96.0**2  # square pixels
+_CORRECT, _IGNORED = OUTCOMES.index("correct"), OUTCOMES.index("ignored")
 
 
 def analyze_errors(
@@ -238,9 +239,6 @@ def _missed_by_size(
         )
         for name, rows in {**chosen, "all": objects}.items()
     }
-
-
-_CORRECT, _IGNORED = OUTCOMES.index("correct"), OUTCOMES.index("ignored")
 
 
 def ap_gains(
