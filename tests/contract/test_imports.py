@@ -15,7 +15,7 @@ import pytest
 import detmix
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-HEAVY = ("matplotlib", "accelerate", "jsonargparse", "albumentations", "pycocotools")
+HEAVY = ("matplotlib", "accelerate", "pydantic", "albumentations", "pycocotools")
 PACKAGES = ("mixing", "data", "detectors", "evaluation", "training")
 
 
