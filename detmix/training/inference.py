@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -244,35 +244,25 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     try:
         config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
         classes = list(config.data.class_names)
-        # Without memory yet, of which a few bytes can ask for more than there is.
-        with torch.device("meta"):
-            outline = build_model(config, load_weights=False)
-    # RuntimeError, OverflowError: sizes that no address holds, or nesting that no stack does.
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
-    if classes != list(state["classes"]):
+    if classes != state["classes"]:
         raise ValueError(
-            f"{path} is a detector of the classes {', '.join(map(str, state['classes']))}, not of "
+            f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
             f"{', '.join(classes)}"
         )
     try:
-        weights = model_state(state)
-        _check_fit(outline, weights, Path(path).stat().st_size)
-        model = build_model(config, load_weights=False)
+        model = build_model(config, state.get("normalization", {}))
+        weights, own = model_state(state), model.state_dict()
         model.load_state_dict(weights)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        for name, tensor in weights.items():  # torch would convert without a word
+            if kind_of(tensor) != kind_of(own[name]):
+                raise ValueError(
+                    f"{name}: expected {kind_of(own[name])} numbers, got {kind_of(tensor)} ones"
+                )
+    # RuntimeError: what torch says of other names and shapes, and of sizes beyond any memory.
+    except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error
     if config.channels_last:  # as in training, so that the score is the same to the last digit
         model = model.to(memory_format=torch.channels_last)
     return model.eval(), config
-
-
-def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:
-    """Raise an error unless the weights are those of a model in names, shapes and kinds."""
-    kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
-    outline.load_state_dict(weights, assign=True)
-    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > num_bytes:
-        raise ValueError(f"its tensors are larger than the file of {num_bytes} bytes")
-    for name, tensor in weights.items():
-        if name in kinds and kind_of(tensor) != kinds[name]:
-            raise ValueError(f"{name}: expected {kinds[name]} numbers, got {kind_of(tensor)} ones")
