@@ -35,6 +35,7 @@ from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation
 
 DetectionData = VOCDetection | CocoDetection
+Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
@@ -197,7 +198,7 @@ def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
     return Subset(dataset, range(limit))
 
 
-def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator | COCOEvaluator:
+def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
     """Return what a training on this kind of data is scored by."""
     if config.data.format == "voc":
         return VOCEvaluator(config.data.class_names)
@@ -217,7 +218,7 @@ def build_coco_evaluator(
     )
 
 
-def summarize(evaluator: VOCEvaluator | COCOEvaluator) -> Evaluation[Score]:
+def summarize(evaluator: Evaluator) -> Evaluation[Score]:
     """Compute what an evaluator has gathered, for the log and for the choice of a checkpoint."""
     if isinstance(evaluator, VOCEvaluator):
         return _summarize_voc(evaluator)
