@@ -41,13 +41,12 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
 Normalization = Mapping[str, Any]
 """What a model normalises with; None is torchvision's own."""
-# The shape of each.
-_NORMALIZATION = {**dict.fromkeys(STATISTICS, (3,)), "norm_eps": ()}
 _log = logging.getLogger(__name__)
 # Options that a run goes on with as they were.
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
+_KINDS_OF = {"config": dict, "classes": list, "model": dict, "normalization": dict}
 _SIZES = {
     "num_images": "the number of images",
     "batch_size": "the images of a batch of all processes",
@@ -108,7 +107,8 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
         )
-    for key, kind in (("config", dict), ("classes", list), ("model", dict)):
+    state = {"normalization": {}, **state}
+    for key, kind in _KINDS_OF.items():
         if not isinstance(state[key], kind):
             raise ValueError(
                 f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
@@ -116,10 +116,7 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
             )
     if not all(isinstance(name, str) for name in state["classes"]):
         raise ValueError(f"{path} is not a checkpoint of detmix: expected strings in classes")
-    if found == 1:
-        state = _from_format_1(path, state)
-    _check_normalization(path, state.get("normalization", {}))
-    return dict(state)
+    return _from_format_1(path, state) if found == 1 else state
 
 
 def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,24 +142,6 @@ def _pop(config: Any, *keys: str) -> Any:
     for key in keys[:-1]:
         config = config.get(key) if isinstance(config, dict) else None
     return config.pop(keys[-1], None) if isinstance(config, dict) else None
-
-
-def _check_normalization(path: Path | str, found: Any) -> None:
-    """Raise `ValueError` unless these are a mean, a deviation and an epsilon, or None."""
-    try:
-        given = {name: found[name] for name in found if found[name] is not None}
-        wrong = {
-            name: value
-            for name, value in given.items()
-            if torch.tensor(value, dtype=torch.float64).shape != _NORMALIZATION[name]
-        }
-    except (KeyError, RuntimeError, TypeError, ValueError):
-        wrong = found
-    if wrong:
-        raise ValueError(
-            f"{path}: normalization must hold image_mean and image_std, three numbers each, and "
-            f"norm_eps, a number, got {wrong!r:.200}"
-        )
 
 
 @dataclass(frozen=True)
@@ -239,7 +218,7 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
 
 def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must stay the same, or a place in an epoch and a score would mean others."""
-    normalization, options = state.get("normalization", {}), flat_options(state["config"])
+    normalization, options = state["normalization"], flat_options(state["config"])
     return {
         "the number of classes": len(state["classes"]),
         **{f"class {number}": name for number, name in enumerate(state["classes"])},

@@ -217,7 +217,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
             f"{', '.join(classes)}"
         )
     try:
-        model = build_model(config, state.get("normalization", {}))
+        model = build_model(config, state["normalization"])
         weights, own = model_state(state), model.state_dict()
         model.load_state_dict(weights)
         for name, tensor in weights.items():  # torch would convert without a word

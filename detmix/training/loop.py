@@ -81,7 +81,7 @@ class Trainer(abc.ABC, Generic[Result]):
         with lock_folder(config.run_dir) if is_to_lock else nullcontext():
             newest = load_newest(config.run_dir) if resume else None
             torch.manual_seed(config.seed)
-            model = self.build_model(newest and newest.state.get("normalization", {}))
+            model = self.build_model(newest and newest.state["normalization"])
             check_norm(model, accelerator)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)

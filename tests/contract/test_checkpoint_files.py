@@ -29,6 +29,7 @@ STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)},
     "config": {"optim": {"lr": 0.1, "clip_norm": None}, "data": {"classes": ["a", "b"]}},
     "classes": ["a", "b"],
+    "normalization": {"image_mean": [0.5, 0.4, 0.3], "norm_eps": None},
     "position": {"step": 7, "best": None, "due": True},
 }
 
