@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,28 +71,10 @@ def from_dict(
     cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Config:
     """Build a configuration from plain values, changed by arguments as `parse_args` reads them."""
-    defaults, merged = flat_options(cls().as_dict()), _merge({}, values)
-    files = []
-    words = iter(overrides)
+    merged, defaults = _merge({}, values), flat_options(cls().as_dict())
+    files: list[str] = []
     try:
-        for word in words:
-            option, has_value, text = word.partition("=")
-            name = option.removeprefix("--")
-            if not has_value:
-                text = next(words, "--")
-            if name == option or re.match(r"--(\w|$)", text):
-                raise ValueError(f"expected an option and its value, got {word}")
-            if name == "config":
-                if not re.search(r"\n|: |^\s*\{", text):
-                    files.append(text)
-                    text = Path(text).expanduser().read_text("utf-8-sig")
-                options = yaml.load(text, _Loader)
-                if not isinstance(options, dict):
-                    raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
-            elif isinstance(defaults.get(name), str):  # YAML would make more of a path, or of "no"
-                options = {name: text}
-            else:
-                options = {name: yaml.load(text, _Loader)}
+        for options in _read(overrides, defaults, files):
             _merge(merged, options)
         return TypeAdapter(cls).validate_python(merged)
     except ValidationError as error:
@@ -100,6 +82,32 @@ def from_dict(
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error)
     raise ValueError(f"{problem} (reading {', '.join(files)})" if files else problem)
+
+
+def _read(
+    args: Sequence[str], defaults: Mapping[str, Any], files: list[str]
+) -> Iterator[dict[Any, Any]]:
+    """Yield what each argument sets, and note the files that are read."""
+    words = iter(args)
+    for word in words:
+        option, has_value, text = word.partition("=")
+        name = option.removeprefix("--")
+        if not has_value:
+            text = next(words, "--")
+        if name == option or re.match(r"--(\w|$)", text):
+            raise ValueError(f"expected an option and its value, got {word}")
+        if name != "config":
+            # YAML would make more of a path, or of "no".
+            is_text = isinstance(defaults.get(name), str)
+            yield {name: text if is_text else yaml.load(text, _Loader)}
+            continue
+        if not re.search(r"\n|: |^\s*\{", text):
+            files.append(text)
+            text = Path(text).expanduser().read_text("utf-8-sig")
+        options = yaml.load(text, _Loader)
+        if not isinstance(options, dict):
+            raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
+        yield options
 
 
 def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -126,8 +134,8 @@ def _tell(problem: Any, known: Iterable[str]) -> str:
         return f"{name} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r:.200}"
     if name in _GONE:
         return f"{name} is gone: {_GONE[name]}"
-    similar = " or ".join(get_close_matches(name, known)) or "one of --help"
-    return f"{name} is no option; expected {similar}"
+    similar = get_close_matches(name, known, n=1) or ["one of --help"]
+    return f"{name} is no option; expected {similar[0]}"
 
 
 def _help(config: Any, prefix: str = "") -> str:
