@@ -26,7 +26,7 @@ from detmix.training import (
 )
 from detmix.training.build import build_mixer, build_model
 from detmix.training.classifier import build_batch_mix, build_image_transform
-from detmix.training.config import flat_options
+from detmix.training.config import changed_options, flat_options
 from detmix.training.optim import learning_rate_factor
 from detmix.training.parse import from_dict
 
@@ -289,6 +289,11 @@ class TestPlainValues:
         changed = from_dict(TrainConfig, plain, ["--optim.lr=0.5", "--data.coco.backend=auto"])
         assert changed == replace(TrainConfig(), optim=OptimConfig(lr=0.5))
         assert plain == TrainConfig().as_dict()
+
+    def test_where_a_run_lies_is_no_change_of_what_it_does(self):
+        moved = parse("--run_dir=other", "--resume=auto", "--seed=1", "--loss=null").as_dict()
+        changed = changed_options(TrainConfig().as_dict(), moved)
+        assert {name: now for name, (_, now) in changed.items()} == {"seed": 1, "loss": None}
 
     @pytest.mark.parametrize("cls", [TrainConfig, PretrainConfig])
     def test_help_tells_every_option_with_its_default(self, capsys, cls):
