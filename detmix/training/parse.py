@@ -142,7 +142,12 @@ def _help(config: Any, prefix: str = "") -> str:
     """Return what the source says of the options, by dotted names; sections come last."""
     source = "".join(map(inspect.getsource, type(config).__mro__[-2::-1]))
     found = re.findall(r"(?m)^((?: {4}#: .*\n)*) {4}(\w+)(: .+)$", source)
-    texts = {name: f"{docs}--{prefix}{name}{rest}" for docs, name, rest in found}
+    texts = {}
+    for docs, name, rest in found:
+        plain = re.sub(r"Annotated\[(\w+), STRICTLY\]", r"\1", rest)
+        option, _, doc = plain.partition("  #: ")
+        lines = [*re.findall("#: (.*)", docs), doc]
+        texts[name] = "\n    ".join([f"--{prefix}{name}{option}", *filter(None, lines)])
     about = (inspect.getdoc(config) or "").partition("\n\nRaises:")[0]
     parts = ["\n".join([about, *(texts[name] for name in vars(config))])]
     sections = {name: value for name, value in vars(config).items() if is_dataclass(value)}
