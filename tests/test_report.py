@@ -119,8 +119,6 @@ def test_all_text_comes_out_as_given(run, report, page):
     header, rows, mean = evaluation.class_table()
     every = [cell for row in (*rows, mean) for cell in row]
     cells = [f"{cell:,}" if isinstance(cell, int) else cell for cell in every]
-        f"{cell:,}" if isinstance(cell, int) else cell for row in (*rows, mean) for cell in row
-    ]
     assert page.texts("th", "td") == [*header, *cells]
     names, values = page.texts("dt"), page.texts("dd")
     facts = dict(zip(names, values, strict=True))

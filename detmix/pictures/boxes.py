@@ -70,7 +70,8 @@ def draw_boxes(
         label = axes.text(0, 0, text, size=font_size, color=contrast, va="bottom", bbox=look)
         size = label.get_window_extent().padded(pad).size
         placed.append(_best_place(axes.transData.transform([low, high]), *size, area, placed))
-        label.set_position(axes.transData.inverted().transform(placed[-1].p0 + pad))
+        x, y = axes.transData.inverted().transform(placed[-1].p0 + pad)
+        label.set_position((x, y))
     if keypoints is not None:
         _draw_keypoints(axes, keypoints, colors)
 
@@ -98,8 +99,10 @@ def _draw_keypoints(axes: Axes, keypoints: NDArray[Any], colors: Sequence[str]) 
     """A dot for each visible keypoint, a ring for each hidden one, nothing where not labelled."""
     for points, color in zip(keypoints, colors, strict=True):
         seen = points[:, 2] if points.shape[1] == 3 else np.full(len(points), 2)
+        x, y = points[seen > 0, :2].T + 0.5  # whole numbers are the centres of pixels
         axes.scatter(
-            *(points[seen > 0, :2].T + 0.5),  # whole numbers are the centres of pixels
+            x,
+            y,
             s=25,
             facecolors=[color if visibility > 1 else "none" for visibility in seen[seen > 0]],
             edgecolors=color,

@@ -55,12 +55,11 @@ def plot_errors(analysis: ErrorAnalysis, path: str | Path) -> Path:
     if len(names) < len(num):
         title += f",\nof the {len(names)} classes with most errors out of {len(num)}"
     figure = style.new_figure(9, _ROW * max(len(names), _LEAST_ROWS) + 1.1)
-    grid = [["classes", "gains"], ["classes", "missed"]]
-    panels = figure.subplot_mosaic(grid, width_ratios=[1.4, 1], height_ratios=[5, 6])
-    _draw_classes(panels["classes"], analysis, names)
-    panels["classes"].legend(title=title, ncols=3, **_LEGEND)
-    _draw_gains(panels["gains"], analysis)
-    _draw_missed(panels["missed"], analysis)
+    panels = figure.subplot_mosaic("CG;CM", width_ratios=[1.4, 1], height_ratios=[5, 6])
+    _draw_classes(panels["C"], analysis, names)
+    panels["C"].legend(title=title, ncols=3, **_LEGEND)
+    _draw_gains(panels["G"], analysis)
+    _draw_missed(panels["M"], analysis)
     return style.save_figure(figure, path)
 
 
