@@ -63,7 +63,6 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
             axes.plot(curve.recall, curve.precision, color=color, linestyle=dashes, label=label)
             axes.plot(best.recall, best.precision, "o", ms=6, mec="white", color=color)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-        axes.grid()
         title = "class and AP\n(dot: highest F1)"
         axes.legend(title=title, alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
     return style.save_figure(figure, path)
@@ -73,16 +72,12 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
 def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
     """Draw loss, learning rate and scores over a run's optimizer steps; return the path written.
 
-    Beside VOC's mAP the 11-point one is drawn; beside COCO's AP that at IoU 0.5, and that of masks
-    or keypoints; of a classifier top-1 and top-5 accuracy.
-
     Args:
         metrics_path: a run's ``metrics.jsonl``.
         path: picture to write; its ending chooses the format.
 
     Raises:
-        FileNotFoundError: if there is no metrics file.
-        ValueError: if a line of it is broken, which the message names, or none is of training.
+        ValueError: if a line is broken, which the message names, or none is of training.
     """
     train, scores = _read_metrics(metrics_path)
     if "loss" not in train or "lr" not in train:
@@ -96,8 +91,6 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
     panels[1].ticklabel_format(axis="y", scilimits=(-2, 2))
     if scores:
         _draw_scores(panels[2], scores)
-    for axes in panels:
-        axes.grid()
     panels[-1].set(xlabel="optimizer step", xlim=(0, None))
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].xaxis.set_major_formatter("{x:,.0f}")
@@ -194,6 +187,5 @@ def plot_box_weights(
     axes.margins(y=0.3)  # room for the legend
     axes.set(xlim=(0, 1), ylim=(0, None), xlabel="weight below 1", ylabel="share of these boxes")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.grid()
     axes.legend(loc="upper right")
     return style.save_figure(figure, path)

@@ -28,7 +28,6 @@ _LEGEND: dict[str, Any] = {  # above the panel, with its title
     "loc": "lower left",
     "bbox_to_anchor": (0, 1),
     "alignment": "left",
-    "borderpad": 0,
     "borderaxespad": 0.3,
     "handlelength": 1.3,
     "columnspacing": 1.2,
@@ -108,6 +107,7 @@ def _name_rows(axes: Axes, names: Sequence[str], texts: Sequence[str], least: in
     axes.set(xlim=(0, 1), xticks=[], ylim=(max(len(names), least) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), names, fontsize=_FONT)
     axes.tick_params(axis="y", length=0)
+    axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     after: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points"}
     for row, text in enumerate(texts):

@@ -38,9 +38,8 @@ def plot_batch(
 ) -> Path:
     """Draw a (mixed) batch, every box with its class and weight; return the path written.
 
-    Boxes that come from the same source image share a colour, without ``source`` boxes of equal
-    weight; above each panel are its ``sources`` and their weights. Masks and keypoints are drawn
-    too.
+    Boxes of one source image share a colour, without ``source`` boxes of equal weight; above each
+    panel stand its ``sources`` and their weights. Masks and keypoints are drawn too.
 
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.

@@ -30,6 +30,7 @@ styled = rc_context(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "axes.grid": True,
         "grid.color": "#dddddd",
         "grid.linewidth": 0.6,
         "legend.fontsize": 9,

@@ -112,13 +112,11 @@ def _mixing(config: TrainConfig, folder: Path, photos: Path) -> list[Path | str]
     except (OSError, ValueError) as error:  # evaluated elsewhere than trained
         return [f"the training images are not at hand: {error}"]
     alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
-    paths: list[Path | str] = [
-        pictures.plot_box_weights(weights, folder / "box_weights.png", alpha=alpha)
-    ]
-    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        path = photos / f"mixed_{number}.jpg"
-        paths.append(pictures.plot_batch([image], [target], config.data.class_names, path))
-    return paths
+    histogram = pictures.plot_box_weights(weights, folder / "box_weights.png", alpha=alpha)
+    paths = [photos / f"mixed_{number}.jpg" for number in range(len(images))]
+    for image, target, path in zip(images, targets, paths, strict=True):
+        pictures.plot_batch([image], [target], config.data.class_names, path)
+    return [histogram, *paths]
 
 
 def _data(config: TrainConfig, dataset: DetectionData) -> str:
