@@ -57,6 +57,15 @@ def check_texts(figure):
             inside.append(box)
 
 
+def check_panels(figure):
+    """Assert that panels with their labels and legends lie inside the picture and apart."""
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    for index, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
 def legend_texts(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -116,7 +125,7 @@ def test_precision_recall_curves(tmp_path, drawn, classes, num_panels):
     path = pictures.plot_precision_recall(result, tmp_path / "new folder" / "pr.png")
     check_png(path, max_side=6000)
     (figure,) = drawn
-    check_texts(figure)
+    check_panels(figure)
     assert len(figure.axes) == num_panels
     for axes in figure.axes:
         curves = [line for line in axes.lines if line.get_linestyle() != "None"]
@@ -174,7 +183,7 @@ def test_learning_curve(tmp_path, drawn, scores, legend):
         train(100, loss=7.0),  # a resumed run
     )
     check_png(pictures.plot_learning_curve(metrics, tmp_path / "curve.png"))
-    check_texts(drawn[0])
+    check_panels(drawn[0])
     loss, rate, score = drawn[0].axes
     name = legend[0].partition(",")[0]
     assert [axes.get_ylabel() for axes in drawn[0].axes] == ["training loss", "learning rate", name]
@@ -220,7 +229,7 @@ def test_histogram_of_box_weights(tmp_path, drawn, alpha, cdf):
     weights = torch.tensor([1.0] * 6 + [0.01, 0.5, 0.5, 0.99])
     check_png(pictures.plot_box_weights(weights, tmp_path / "w.png", alpha=alpha))
     (axes,) = drawn[0].axes
-    check_texts(drawn[0])
+    check_panels(drawn[0])
     of_boxes, of_beta = (patch.get_data().values for patch in axes.patches)
     expected = np.zeros(25)
     expected[[0, 12, 24]] = 0.25, 0.5, 0.25

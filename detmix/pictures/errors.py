@@ -102,7 +102,7 @@ def _draw_missed(axes: Axes, analysis: ErrorAnalysis) -> None:
     _name_rows(axes, list(missed), [f"{m.share_at_best_f1:.0%} of {m.objects:,}" for m in of_size])
 
 
-def _name_rows(axes: Axes, names: Sequence[str], texts: Sequence[str], least: int = 0) -> None:
+def _name_rows(axes: Axes, names: Sequence[str], texts: Sequence[str], least: int = 1) -> None:
     """Name the rows of bars up to a length of 1, the first above, and write a text after each."""
     axes.set(xlim=(0, 1), xticks=[], ylim=(max(len(names), least) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), names, fontsize=_FONT)
