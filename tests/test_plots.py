@@ -141,7 +141,7 @@ def test_precision_recall_curves(tmp_path, drawn, classes, num_panels):
         curve = result.curves[name]
         np.testing.assert_array_equal(line.get_xydata().T, [curve.recall, curve.precision])
         f1 = [0 if p == 0 else 2 / (1 / p + 1 / r) for r, p in line.get_xydata()]
-        ((recall, precision),) = dot.get_xydata()
+        ((recall, precision),) = np.nan_to_num(dot.get_xydata())
         best = 2 * precision * recall / max(precision + recall, 1e-9)  # zero where nothing is found
         assert best == pytest.approx(max(f1))
 
