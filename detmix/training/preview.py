@@ -17,6 +17,7 @@ from detmix.mixing import (
     Cut,
     DetectionCutMix,
     DetectionMixer,
+    MixParams,
     Sample,
     Target,
     box_weights,
@@ -89,7 +90,7 @@ def mixed_pair(
     mixing = config.mixing
     if mixing.name == "cutmix":
         cut = DetectionCutMix(min_visibility=mixing.min_visibility)
-        mixed = cut.mix_pair(*pair, Cut(lam, 0.5, 0.5))
+        mixed = cut.transform(pair, [MixParams(1, Cut(lam, 0.5, 0.5)), None])[0]
     else:
         mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill)
     return collate([*pair, _join_sources(mixed, *pair)])
