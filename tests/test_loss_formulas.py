@@ -15,6 +15,7 @@ from builders import (
     assert_identical,
     batch,
     build,
+    step,
     twin,
     with_known_features,
 )
@@ -37,6 +38,7 @@ def known(name):
 
 def spread(model):
     """Let scores and boxes differ, and scores be around 0.5, so that each anchor matters."""
+    torch.manual_seed(0)
     for name, parameter in model.head.named_parameters():
         if parameter.dim() > 1:
             nn.init.kaiming_normal_(parameter)
@@ -133,6 +135,24 @@ def test_one_stage(name, normalizer):
     for key, loss in losses.items():
         means = [sums[key].item() / max(1, sums["divisor"].item()) for sums in images]
         assert loss.item() == pytest.approx(sum(means) / len(means), rel=1e-4), key
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "diou", "ciou"])
+def test_other_box_losses_of_a_retinanet_equal_torchvision_s_bit_for_bit(loss_type):
+    plain = spread(twin(known(ONE_STAGE[0])))
+    plain.head.regression_head._loss_type = loss_type  # there is no option for it
+    expected = step(twin(plain), batch())
+    assert all(expected[0].values())
+    assert_identical(step(weight_losses(plain), batch("objects", 1.0)), expected)
+
+
+def test_keypoints_of_which_none_is_visible_equal_torchvision_s_bit_for_bit():
+    plain, (images, targets) = twin(known(RCNN[1])), batch()
+    for target in targets:
+        target["keypoints"][..., 2] = 0
+    expected = step(twin(plain), (images, targets))
+    assert expected[0]["loss_keypoint"] == 0
+    assert_identical(step(weight_losses(plain), (images, targets)), expected)
 
 
 def test_too_few_negatives_of_an_ssd_equal_torchvision_bit_for_bit():
