@@ -136,8 +136,8 @@ class TestOtherKeys:
                 assert isinstance(area, list) or area.dtype in (left.dtype, torch.int64)
 
     def test_hidden_keypoints_are_not_labelled_any_more(self):
-        # Pixel 13 is the last in the rectangle, and reaches from 12.5 to 13.5.
-        points = tensor([[[11.0, 6, 2], [13.6, 6, 1], [13.4, 14, 2], [0, 0, 0]]])
+        # Pixel 13 is the last in the rectangle, from 12.5 to 13.5, where the next begins.
+        points = tensor([[[11.0, 6, 2], [13.5, 6, 1], [13.4, 14, 2], [0, 0, 0]]])
         for side, seen in (("a", [0, 1, 0, 0]), ("b", [1, 0, 1, 0])):
             mixed = cut_only(target_of(BOX, keypoints=points), (0, 0, 14, 20), side)
             assert torch.equal(mixed["keypoints"], points * tensor(seen)[:, None])
