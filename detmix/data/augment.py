@@ -26,9 +26,10 @@ from detmix.data.augment_fields import (
     packed_fields,
     take_rows,
     to_plain,
+    typed_as,
 )
 from detmix.mixing.seeding import SharedEpoch, sample_seed
-from detmix.mixing.target import Target, check_sample, plain, typed_as, with_objects
+from detmix.mixing.target import Target, check_sample, plain, with_objects
 
 _SEEDS = 2**32
 
@@ -270,7 +271,7 @@ def _check_sample(image: Tensor, target: Target, keypoint_flip: list[int] | None
             f"{name}: image must be uint8 of shape (3, H, W), "
             f"got {image.dtype} of shape {tuple(image.shape)}"
         )
-    plain_target = to_plain(target, name)
+    plain_target = to_plain(target)
     check_sample(plain(image), plain_target, name)
     plain_target = with_objects(plain_target)
     check_fields(plain_target, name, keypoint_flip)

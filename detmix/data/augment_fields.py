@@ -14,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from detmix.mixing.target import Target, box_format, is_per_object, is_rotated, plain, xyxy
+from detmix.mixing.target import (
+    Target,
+    converted,
+    is_per_object,
+    plain,
+    wrap_like,
+    xyxy,
+)
 
 GEOMETRIC_KEYS = frozenset({"boxes", "masks", "keypoints"})  # what moves with the image
 _MASK_DTYPES = (torch.uint8, torch.bool)
@@ -38,7 +46,7 @@ def check_permutation(keypoint_flip: Sequence[int] | None) -> list[int] | None:
     return order
 
 
-def to_plain(target: Target, name: str) -> Target:
+def to_plain(target: Target) -> Target:
     """Return a copy of the target in which all that moves with the image is plain tensors."""
     plain_target = dict(target)
     for key in GEOMETRIC_KEYS & target.keys():
@@ -47,11 +55,16 @@ def to_plain(target: Target, name: str) -> Target:
             continue
         if key != "boxes":
             plain_target[key] = plain(value).detach()
-        elif is_rotated(value):
-            raise ValueError(f"{name}: 'boxes' must not be rotated, got {box_format(value).value}")
-        else:
+        elif value.shape[-1:] == (4,):  # others, rotated ones too, are refused as they are
             plain_target[key] = xyxy(value.detach().to(torch.float32))
     return plain_target
+
+
+def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+    """Undo `to_plain`: give values the type and, to boxes, the format of another tensor."""
+    if isinstance(like, BoundingBoxes):
+        values = converted(values, BoundingBoxFormat.XYXY, like.format)
+    return wrap_like(values, like, size)
 
 
 def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> None:

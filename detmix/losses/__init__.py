@@ -27,7 +27,14 @@ __all__ = ["LossWeighting", "weight_losses"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# torchvision's class, exactly, and what takes its place.
+# The parts of each detector that compute losses.
+_PARTS: dict[type[nn.Module], tuple[str, ...]] = {
+    GeneralizedRCNN: ("rpn", "roi_heads"),
+    RetinaNet: ("head",),
+    FCOS: ("head",),
+    SSD: ("",),  # the model itself
+}
+# torchvision's class of a part, exactly, and what takes its place.
 _WEIGHTED: dict[type[nn.Module], type[nn.Module]] = {
     RegionProposalNetwork: WeightedRegionProposalNetwork,
     RoIHeads: WeightedRoIHeads,
@@ -35,6 +42,8 @@ _WEIGHTED: dict[type[nn.Module], type[nn.Module]] = {
     FCOSHead: WeightedFCOSHead,
     SSD: WeightedSSD,
 }
+# Their own losses are not called any more: those of a subclass would be lost.
+_REPLACED = (RetinaNetClassificationHead, RetinaNetRegressionHead)
 
 
 def weight_losses(
@@ -85,30 +94,18 @@ def weight_losses(
 def _weighable_parts(model: nn.Module) -> list[nn.Module]:
     """Return the parts of the model that compute losses, all of known types."""
     name = type(model).__name__
-    parts: list[nn.Module] = []
-    exact: list[tuple[nn.Module, type[nn.Module]]] = []
-    if isinstance(model, GeneralizedRCNN):
-        parts = [model.rpn, model.roi_heads]
-    elif isinstance(model, RetinaNet):
-        parts = [model.head]
-        # Their losses are not called any more.
-        exact = [
-            (model.head.classification_head, RetinaNetClassificationHead),
-            (model.head.regression_head, RetinaNetRegressionHead),
-        ]
-    elif isinstance(model, FCOS):
-        parts = [model.head]
-    elif isinstance(model, SSD):
-        parts = [model]
-    else:
+    paths = next((paths for kind, paths in _PARTS.items() if isinstance(model, kind)), None)
+    if paths is None:
         raise TypeError(
             f"cannot weight the losses of {name}; supported: torchvision's Faster, Mask and "
             "Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite (before the model is wrapped for "
             "distributed training, compiled or scripted)"
         )
-    known = {*_WEIGHTED, *_WEIGHTED.values()}
-    strange = [part for part in parts if type(part) not in known]
-    strange += [part for part, expected in exact if type(part) is not expected]
+    parts = [model.get_submodule(path) for path in paths]
+    strange = [part for part in parts if type(part) not in {*_WEIGHTED, *_WEIGHTED.values()}]
+    if isinstance(model, RetinaNet):
+        heads = (model.head.classification_head, model.head.regression_head)
+        strange += [head for head in heads if type(head) not in _REPLACED]
     if strange:
         raise TypeError(
             f"cannot weight the losses of {name}: its {type(strange[0]).__name__} is not "

@@ -1,19 +1,25 @@
-"""What every family of weighted detectors shares: the settings and each sample's weight.
+"""What every family of weighted detectors shares: the settings, and each sample's weight.
 
-Shapes: N objects in an image, S sampled or matched anchors or proposals.
+Targets are checked once, where they come to the first loss; what follows trusts them.
+
+Shapes: B images, N objects in one of them, S sampled or matched anchors or proposals, A anchors of
+an image over all levels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from detmix.mixing import box_weights
+
 Normalizer = Literal["samples", "weights"]
+Targets = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,74 +46,12 @@ class LossWeighting:
             )
 
     def rescale(self, loss: Tensor, weights: Tensor) -> Tensor:
-        """Turn a loss divided by the number of samples into one with this normalizer.
-
-        Args:
-            loss: A scalar, divided by the number of samples S.
-            weights: ``(S,)`` weights of all these samples, background too.
-        """
+        """Turn a loss divided by S into one with this normalizer, of all S samples' weights."""
         if self.normalizer == "samples":
             return loss
         total = weights.sum()
         # All weights 0: the loss is 0, and 0 / 0 must not make it NaN.
         return loss * (weights.numel() / total.clamp_min(torch.finfo(total.dtype).eps))
-
-
-def object_weights(targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-    """Return the checked ``box_weights`` ``(N,)`` float32 of each target, ones where none are."""
-    all_weights = []
-    for index, target in enumerate(targets):
-        boxes = target["boxes"]
-        weights = target.get("box_weights")
-        if weights is None:
-            weights = torch.ones(len(boxes), device=boxes.device)
-        weights = torch.as_tensor(weights, dtype=torch.float32, device=boxes.device)
-        if weights.shape != (len(boxes),):
-            raise ValueError(
-                f"'box_weights' of target {index} must have shape ({len(boxes)},), one for each "
-                f"box, got {tuple(weights.shape)}"
-            )
-        all_weights.append(weights)
-    if all_weights:
-        joined = torch.cat(all_weights)
-        boxes = torch.cat([target["boxes"] for target in targets])
-        # One check for the batch, as each waits for the device.
-        valid = (torch.isfinite(joined) & (joined >= 0)).all() & torch.isfinite(boxes).all()
-        if not bool(valid):
-            _raise_bad_values(targets, all_weights)
-    return all_weights
-
-
-def _raise_bad_values(
-    targets: Sequence[dict[str, Tensor]], all_weights: Sequence[Tensor]
-) -> NoReturn:
-    for index, (target, weights) in enumerate(zip(targets, all_weights, strict=True)):
-        rows = zip(target["boxes"].tolist(), weights.tolist(), strict=True)
-        for row, (box, weight) in enumerate(rows):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(
-                    f"'box_weights' of target {index} must be finite and not negative, got "
-                    f"{weight} for box {row}"
-                )
-            if not all(map(math.isfinite, box)):
-                raise ValueError(
-                    f"'boxes' of target {index} must be finite, got {box} for box {row}"
-                )
-    raise AssertionError("called without a bad value")
-
-
-def check_labels(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
-    """Check that all labels are classes of the detector: on a GPU a wrong one is fatal."""
-    labels = torch.cat([target["labels"] for target in targets])
-    if bool(((labels >= 1) & (labels < num_classes)).all()):
-        return
-    for index, target in enumerate(targets):
-        for row, label in enumerate(target["labels"].tolist()):
-            if not 1 <= label < num_classes:
-                raise ValueError(
-                    f"'labels' of target {index} must be in 1..{num_classes - 1} (0 is "
-                    f"background), got {label} for box {row}"
-                )
 
 
 def sample_weights(
@@ -118,3 +62,59 @@ def sample_weights(
     if len(weights) == 0:  # nothing to gather from, and nothing is foreground
         return background.expand(len(matched_idxs))
     return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
+
+
+def anchor_weights(
+    targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int, background_weight: float
+) -> Tensor:
+    """Check the objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
+    check_objects(targets)
+    check_labels(targets, num_classes)
+    return torch.stack(
+        [
+            sample_weights(box_weights(target), matched, matched >= 0, background_weight)
+            for target, matched in zip(targets, matched_idxs, strict=True)
+        ]
+    )
+
+
+def check_objects(targets: Targets) -> None:
+    """Raise ValueError for the first weight or box that no loss can be computed with."""
+    for index, target in enumerate(targets):
+        count, found = len(target["boxes"]), tuple(box_weights(target).shape)
+        if found != (count,):
+            raise ValueError(
+                f"'box_weights' of target {index} must have shape ({count},), one for each box, "
+                f"got {found}"
+            )
+    _check_rows(
+        targets,
+        {
+            "box_weights": ("finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
+            "boxes": ("finite", lambda boxes: torch.isfinite(boxes).all(1)),
+        },
+    )
+
+
+def check_labels(targets: Targets, num_classes: int) -> None:
+    """Raise ValueError for the first label that is no class: on a GPU it would be fatal."""
+    expected = f"in 1..{num_classes - 1} (0 is background)"
+    _check_rows(targets, {"labels": (expected, lambda y: (y >= 1) & (y < num_classes))})
+
+
+def _check_rows(targets: Targets, rules: dict[str, tuple[str, Callable[[Tensor], Tensor]]]) -> None:
+    """Raise ValueError for the first row that breaks a rule: what it must be, and the test."""
+    rows = {
+        key: [box_weights(target) if key == "box_weights" else target[key] for target in targets]
+        for key in rules
+    }
+    valid = {key: is_valid(torch.cat(rows[key])) for key, (_, is_valid) in rules.items()}
+    if bool(torch.cat(list(valid.values())).all()):  # asked once, as it waits for the device
+        return
+    for key, (expected, is_valid) in rules.items():
+        for index, values in enumerate(rows[key]):
+            for row in (~is_valid(values)).nonzero()[:, 0].tolist():
+                raise ValueError(
+                    f"{key!r} of target {index} must be {expected}, got {values[row].tolist()} "
+                    f"for box {row}"
+                )

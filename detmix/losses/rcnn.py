@@ -4,39 +4,50 @@ The RPN's subclass overrides how anchors are matched and what their loss is; tha
 has a training ``forward`` of its own, as torchvision's calls functions of its module there. They
 leave the rest to torchvision's and add no parameters, buffers or random numbers.
 
-Shapes: A anchors of one image over all levels, N objects, R sampled proposals of the batch,
-K classes with background 0.
+Shapes: A anchors of one image over all levels, N objects of one image, R sampled proposals of the
+batch, P of them foreground, K classes with background 0, M the side of a mask, J keypoints of an
+object, S the side of their heatmaps.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    keypoints_to_heatmap,
+    project_masks_on_boxes,
+)
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
-from detmix.losses.roi_branches import (
-    Foreground,
-    check_keypoints,
-    check_masks,
-    keypoint_loss,
-    mask_loss,
-    select_foreground,
-    with_empty_branches,
+from detmix.losses.object_weights import (
+    LossWeighting,
+    Targets,
+    check_labels,
+    check_objects,
+    sample_weights,
 )
 from detmix.losses.terms import (
     weighted_binary_cross_entropy,
     weighted_cross_entropy,
     weighted_smooth_l1,
 )
-
-Targets = list[dict[str, Tensor]]
+from detmix.mixing import box_weights
 
 # Transition point of torchvision's smooth L1 losses, the same for RPN and RoI heads.
 SMOOTH_L1_BETA = 1 / 9
+
+# What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
+_FLOATS = (torch.float32, torch.float64, torch.float16)
+_FIELDS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int | str, ...]]] = {
+    "boxes": (_FLOATS, (4,)),
+    "labels": ((torch.int64,), ()),
+    "masks": ((), ("H", "W")),
+    "keypoints": ((torch.float32,), ("J", 3)),
+}
 
 
 class _Labels(list[Tensor]):
@@ -55,10 +66,11 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
+        check_objects(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
-        for own, target, box_weights in zip(anchors, targets, object_weights(targets), strict=True):
+        for own, target in zip(anchors, targets, strict=True):
             boxes = target["boxes"]
             if boxes.numel() == 0:
                 boxes = own.new_zeros((1, 4), dtype=torch.float32)
@@ -69,7 +81,9 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
             foreground = matched >= 0
             neither = matched == matcher.BETWEEN_THRESHOLDS
             labels.append(foreground.to(torch.float32).masked_fill(neither, -1.0))
-            labels.weights.append(sample_weights(box_weights, matched, foreground, background))
+            labels.weights.append(
+                sample_weights(box_weights(target), matched, foreground, background)
+            )
         return labels, matched_boxes
 
     def compute_loss(
@@ -119,23 +133,22 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             return super().forward(  # type: ignore[no-any-return]
                 features, proposals, image_shapes, targets
             )
-        if targets is not None:
-            targets = with_empty_branches(targets, self.has_mask(), self.has_keypoint())
-        self.check_targets(targets)
-        assert targets is not None  # checked above
+        assert targets is not None  # the RPN has refused to train without
+        targets = with_empty_branches(targets)
         proposals, matched, labels, regression_targets = self.select_training_samples(
             proposals, targets
         )
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, box_regression = self.box_predictor(box_features)
+        check_labels(targets, class_logits.shape[1])
+        # By labels: matches of the background are clamped to object 0.
         weights = torch.cat(
             [
-                sample_weights(w, m, y > 0, self.loss_weighting.background_weight)
-                for w, m, y in zip(object_weights(targets), matched, labels, strict=True)
+                sample_weights(box_weights(t), m, y > 0, self.loss_weighting.background_weight)
+                for t, m, y in zip(targets, matched, labels, strict=True)
             ]
         )
-        check_labels(targets, class_logits.shape[1])
-        losses = self.weighted_losses(
+        losses = self.box_losses(
             class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
         )
         if self.has_mask() or self.has_keypoint():
@@ -144,21 +157,14 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         return [], losses
 
     def check_targets(self, targets: Targets | None) -> None:
-        """Check keys and dtypes as torchvision's own ``forward`` does, and counts."""
-        if self.has_mask():
-            check_masks(targets or [])
-        super().check_targets(targets)
-        if self.has_keypoint():
-            check_keypoints(targets or [])
+        """Check keys, dtypes and shapes; torchvision's ``select_training_samples`` calls it."""
+        keys = ["boxes", "labels", *["masks"] * self.has_mask()]
+        keys += ["keypoints"] * self.has_keypoint()
         for index, target in enumerate(targets or []):
-            for key, expected in _DTYPES.items():
-                if target[key].dtype not in expected:
-                    raise TypeError(
-                        f"{key!r} of target {index} must be one of {expected}, "
-                        f"got {target[key].dtype}"
-                    )
+            for key in keys:
+                check_field(target, index, key)
 
-    def weighted_losses(
+    def box_losses(
         self,
         class_logits: Tensor,
         box_regression: Tensor,
@@ -204,7 +210,116 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         return losses
 
 
-_DTYPES: dict[str, tuple[Any, ...]] = {
-    "boxes": (torch.float32, torch.float64, torch.float16),
-    "labels": (torch.int64,),
-}
+@dataclass(frozen=True)
+class Foreground:
+    """The sampled proposals that match an object, image after image.
+
+    Only they have masks and keypoints, so no background weight is involved there.
+    """
+
+    proposals: list[Tensor]
+    matched_idxs: list[Tensor]
+    labels: Tensor
+    weights: Tensor
+
+
+def select_foreground(
+    proposals: Sequence[Tensor],
+    matched_idxs: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    weights: Tensor,
+) -> Foreground:
+    """Pick the foreground of the sampled proposals."""
+    positives = [torch.where(image_labels > 0)[0] for image_labels in labels]
+    joined = torch.cat(list(labels))
+    foreground = torch.where(joined > 0)[0]
+    return Foreground(
+        proposals=[boxes[pos] for boxes, pos in zip(proposals, positives, strict=True)],
+        matched_idxs=[idxs[pos] for idxs, pos in zip(matched_idxs, positives, strict=True)],
+        labels=joined[foreground],
+        weights=weights[foreground],
+    )
+
+
+def mask_loss(
+    logits: Tensor, foreground: Foreground, masks: Sequence[Tensor], weighting: LossWeighting
+) -> Tensor:
+    """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
+    if len(foreground.labels) == 0:
+        return logits.sum() * 0
+    size = logits.shape[-1]
+    goals = torch.cat(
+        [
+            project_masks_on_boxes(image_masks, boxes, matched, size)
+            for image_masks, boxes, matched in zip(
+                masks, foreground.proposals, foreground.matched_idxs, strict=True
+            )
+        ]
+    )
+    own_class = logits[torch.arange(len(goals), device=logits.device), foreground.labels]
+    weights = foreground.weights.repeat_interleave(size * size)
+    loss = weighted_binary_cross_entropy(own_class.flatten(), goals.flatten(), weights)
+    return weighting.rescale(loss, foreground.weights)
+
+
+def keypoint_loss(
+    logits: Tensor, foreground: Foreground, keypoints: Sequence[Tensor], weighting: LossWeighting
+) -> Tensor:
+    """Mean over V valid keypoints of weight times cross-entropy, of ``(P, J, S, S)`` heatmaps."""
+    _, num_keypoints, height, size = logits.shape
+    if height != size:
+        raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
+    for index, image_keypoints in enumerate(keypoints):
+        found = image_keypoints.shape[1]
+        if len(image_keypoints) > 0 and found != num_keypoints:
+            raise ValueError(
+                f"'keypoints' of target {index} must have {num_keypoints} keypoints for each box, "
+                f"as the detector predicts, got {found}"
+            )
+    pairs = [
+        keypoints_to_heatmap(image_keypoints[matched], boxes, size)
+        for image_keypoints, boxes, matched in zip(
+            keypoints, foreground.proposals, foreground.matched_idxs, strict=True
+        )
+    ]
+    # Flat, as an image without objects need not know J.
+    cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
+    valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]
+    if len(valid) == 0:
+        return logits.sum() * 0
+    weights = foreground.weights.repeat_interleave(num_keypoints)[valid]
+    heatmaps = logits.reshape(-1, size * size)[valid]
+    loss = weighted_cross_entropy(heatmaps, cells[valid], weights)
+    return weighting.rescale(loss, weights)
+
+
+def with_empty_branches(targets: Targets) -> Targets:
+    """Give targets without objects the masks and keypoints of none of them."""
+    # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
+    # and its own heads then fail.
+    completed = []
+    for target in targets:
+        if len(target["boxes"]) == 0:
+            device = target["boxes"].device
+            none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
+            target = {**{key: value.to(device) for key, value in none.items()}, **target}
+        completed.append(target)
+    return completed
+
+
+def check_field(target: dict[str, Tensor], index: int, key: str) -> None:
+    """Raise ValueError or TypeError unless a target holds what RoI heads need under a key."""
+    dtypes, axes = _FIELDS[key]
+    if key not in target:
+        raise ValueError(f"target {index} must have {key!r}, as the detector predicts them")
+    value, expected = target[key], (len(target["boxes"]), *axes)
+    if dtypes and value.dtype not in dtypes:
+        raise TypeError(f"{key!r} of target {index} must be one of {dtypes}, got {value.dtype}")
+    if value.ndim != len(expected) or any(
+        isinstance(size, int) and size != found
+        for size, found in zip(expected, value.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{key!r} of target {index} must have shape ({', '.join(map(str, expected))}), one row "
+            f"for each box, got {tuple(value.shape)}"
+        )

@@ -23,10 +23,8 @@ from torchvision.ops import (
     sigmoid_focal_loss,
 )
 
-from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
+from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
 from detmix.losses.terms import foreground_normalizer, weighted_sum
-
-Targets = list[dict[str, Tensor]]
 
 # The box losses that torchvision's regression head knows, by its names for them.
 _REGRESSION_LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
@@ -54,13 +52,13 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        all_weights = object_weights(targets)
-        check_labels(targets, logits.shape[2])
+        all_weights = anchor_weights(
+            targets, matched_idxs, logits.shape[2], self.loss_weighting.background_weight
+        )
         classification, box = [], []
-        for i, (target, matched) in enumerate(zip(targets, matched_idxs, strict=True)):
-            weights = sample_weights(
-                all_weights[i], matched, matched >= 0, self.loss_weighting.background_weight
-            )
+        for i, (target, matched, weights) in enumerate(
+            zip(targets, matched_idxs, all_weights, strict=True)
+        ):
             classification.append(
                 self.classification_loss(logits[i], target["labels"], matched, weights)
             )

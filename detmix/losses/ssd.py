@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import LossWeighting, check_labels, object_weights, sample_weights
+from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
 from detmix.losses.terms import foreground_normalizer, weighted_smooth_l1
-
-Targets = list[dict[str, Tensor]]
 
 # Transition point of torchvision's smooth L1 loss in SSD: the default of `torch.nn`.
 SMOOTH_L1_BETA = 1.0
@@ -39,72 +37,41 @@ class WeightedSSD(SSD):  # type: ignore[misc]
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Compute both weighted losses of a batch."""
-        cls_logits = head_outputs["cls_logits"]
-        weights = torch.stack(
-            [
-                sample_weights(w, m, m >= 0, self.loss_weighting.background_weight)
-                for w, m in zip(object_weights(targets), matched_idxs, strict=True)
-            ]
+        logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        all_weights = anchor_weights(
+            targets, matched_idxs, logits.size(-1), self.loss_weighting.background_weight
         )
-        check_labels(targets, cls_logits.size(-1))
-        foreground = [torch.where(matched >= 0)[0] for matched in matched_idxs]
-        box_loss = self.weighted_box_loss(
-            targets, head_outputs["bbox_regression"], anchors, matched_idxs, foreground, weights
-        )
-        class_loss = self.weighted_class_loss(
-            targets, cls_logits, matched_idxs, foreground, weights
-        )
-        matched_weights = [w[chosen] for w, chosen in zip(weights, foreground, strict=True)]
-        normalizer = foreground_normalizer(
-            sum(chosen.numel() for chosen in foreground),
-            torch.cat(matched_weights),
-            self.loss_weighting.normalizer,
-        )
-        return {
-            "bbox_regression": box_loss / normalizer,
-            "classification": class_loss / normalizer,
-        }
-
-    def weighted_box_loss(
-        self,
-        targets: Targets,
-        bbox_regression: Tensor,
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-        foreground: list[Tensor],
-        weights: Tensor,
-    ) -> Tensor:
-        """Sum weight times smooth L1 loss of ``(B, A, 4)`` regressions over all matched anchors."""
-        losses = []
-        for index, (target, chosen) in enumerate(zip(targets, foreground, strict=True)):
-            goals = self.box_coder.encode_single(
-                target["boxes"][matched_idxs[index][chosen]], anchors[index][chosen]
-            )
-            losses.append(
+        labels = torch.zeros_like(torch.stack(matched_idxs))
+        box_sums, foreground_weights = [], []
+        for i, (target, matched, weights) in enumerate(
+            zip(targets, matched_idxs, all_weights, strict=True)
+        ):
+            foreground = torch.where(matched >= 0)[0]
+            own = matched[foreground]
+            labels[i, foreground] = target["labels"][own]
+            goals = self.box_coder.encode_single(target["boxes"][own], anchors[i][foreground])
+            foreground_weights.append(weights[foreground])
+            box_sums.append(
                 weighted_smooth_l1(
-                    bbox_regression[index][chosen],
+                    regression[i][foreground],
                     goals,
-                    weights[index][chosen],
+                    weights[foreground],
                     beta=SMOOTH_L1_BETA,
                     num_samples=1,  # the sum; the normalizer is that of the whole batch
                 )
             )
-        return torch.stack(losses).sum()
+        joined = torch.cat(foreground_weights)
+        normalizer = foreground_normalizer(len(joined), joined, self.loss_weighting.normalizer)
+        class_sum = self.class_sum(logits, labels, all_weights)
+        return {
+            "bbox_regression": torch.stack(box_sums).sum() / normalizer,
+            "classification": class_sum / normalizer,
+        }
 
-    def weighted_class_loss(
-        self,
-        targets: Targets,
-        cls_logits: Tensor,
-        matched_idxs: list[Tensor],
-        foreground: list[Tensor],
-        weights: Tensor,
-    ) -> Tensor:
+    def class_sum(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Sum weight times cross-entropy of ``(B, A, K)`` logits: matched and hard negatives."""
-        labels = torch.zeros_like(torch.stack(matched_idxs))
-        for index, chosen in enumerate(foreground):
-            labels[index, chosen] = targets[index]["labels"][matched_idxs[index][chosen]]
         losses = F.cross_entropy(
-            cls_logits.view(-1, cls_logits.size(-1)), labels.view(-1), reduction="none"
+            logits.view(-1, logits.size(-1)), labels.view(-1), reduction="none"
         ).view(labels.size())
         positive = labels > 0
         negative = hard_negatives(losses.detach(), positive, self.neg_to_pos_ratio)

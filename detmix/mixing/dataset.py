@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.mixing.mixer import DetectionMixer, MixParams, Sample
+from detmix.mixing.mixer import DetectionMixer, MixParams
 from detmix.mixing.seeding import draw_seeds, sample_seed
-from detmix.mixing.target import Target, check_sample, completed
+from detmix.mixing.target import Sample, Target
 
 
 class MixedDataset(Dataset[tuple[Tensor, Target]]):
@@ -51,16 +51,15 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
             self.dataset.set_epoch(epoch)
 
     def draw_params(self, index: int) -> MixParams | None:
-        """Draw a sample's partner and how they are mixed; None if it stays as it is.
+        """Draw a sample's partner in the data set and how they are mixed; None if it is not.
 
-        Args:
-            index: The sample's index, from 0.
-
-        Returns:
-            The partner's index in the data set and what the mixer drew; with a seed, always the
-            same within an epoch.
+        With a seed, always the same within an epoch.
         """
-        rng = self._random(index)
+        if self.seed is None:
+            (seed,) = draw_seeds(1)
+        else:
+            seed = sample_seed(self.seed, self.mix.epoch, index, self._stream)
+        rng = random.Random(seed)
         how, others = self.mix.draw(rng), len(self) - 1
         if how is None or not others:
             return None
@@ -74,19 +73,8 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
             raise IndexError(f"index {index} is out of range for {size} samples")
         index %= size
         params = self.draw_params(index)
-        image, target = self._load(index)
         if params is None:
-            return image, completed(target, image.device)
-        names = (f"sample {index}", f"sample {params.partner}")
-        partner = self._load(params.partner)
-        return self.mix.mix_named((image, target), partner, params.how, names)
-
-    def _random(self, index: int) -> random.Random:
-        if self.seed is None:
-            return random.Random(*draw_seeds(1))
-        return random.Random(sample_seed(self.seed, self.mix.epoch, index, self._stream))
-
-    def _load(self, index: int) -> Sample:
-        image, target = self.dataset[index]
-        check_sample(image, target, f"sample {index}")
-        return image, target
+            return self.mix.transform([self.dataset[index]], [None], numbers=[index])[0]
+        pair = [self.dataset[index], self.dataset[params.partner]]
+        how = MixParams(1, params.how)
+        return self.mix.transform(pair, [how, None], numbers=[index, params.partner])[0]

@@ -16,22 +16,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.tv_tensors import BoundingBoxFormat, TVTensor
+from torchvision.tv_tensors import BoundingBoxFormat
 
-from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
+from detmix.mixing.mixer import DetectionMixer, check_alpha
 from detmix.mixing.target import (
+    Sample,
     Target,
     box_format,
     check_pair,
     check_ratio,
-    check_sample,
-    completed,
+    checked_sample,
     converted,
     describe,
     image_size,
     join,
     plain,
-    typed_as,
     wrap_like,
     xyxy,
 )
@@ -53,13 +52,7 @@ class Cut(NamedTuple):
         """Return (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
 
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
-        exceeds the image is cut off.
-
-        Args:
-            size: (H, W) of the image.
-
-        Raises:
-            ValueError: If a share is out of range.
+        exceeds the image, of ``size`` (H, W), is cut off. A share out of range is a ValueError.
         """
         check_ratio(self.lam)
         if not (0.0 <= self.x < 1.0 and 0.0 <= self.y < 1.0):
@@ -110,8 +103,7 @@ def cutmix(
 
     Raises:
         ValueError: For a rectangle that is not within both images, images that do not match, or
-            a target that breaks the contract (as rotated boxes do), naming what was got and what
-            was expected.
+            a target that breaks the contract, naming what was got and what was expected.
 
     Example:
         >>> import torch
@@ -125,28 +117,19 @@ def cutmix(
         tensor([[0., 0., 3., 4.],
                 [3., 0., 4., 2.]])
     """
-    check_sample(image_a, target_a, "sample a")
-    check_sample(image_b, target_b, "sample b")
+    sample_a = checked_sample(image_a, target_a, "sample a")
+    sample_b = checked_sample(image_b, target_b, "sample b")
     _check_min_visibility(min_visibility)
-    return _cutmix((image_a, target_a), (image_b, target_b), rectangle, min_visibility)
-
-
-def _check_min_visibility(share: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"min_visibility must be in [0, 1], got {share}")
-
-
-def _cutmix(
-    sample_a: Sample, sample_b: Sample, rectangle: Rectangle, min_visibility: float
-) -> Sample:
-    (image_a, target_a), (image_b, target_b) = sample_a, sample_b
-    image = paste(image_a, image_b, rectangle)
-    size = image_size(image_a)
-    (left, share_a), (pasted, share_b) = (
-        visible(completed(target, part.device), part, rectangle, size, inside, min_visibility)
-        for part, target, inside in ((image_a, target_a, False), (image_b, target_b, True))
-    )
-    return image, join((left, pasted), (share_a, share_b), size)
+    height, width = _common_size(image_a, image_b)
+    whole = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
+    if whole:
+        x1, y1, x2, y2 = rectangle
+    if not whole or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+        raise ValueError(
+            f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
+            f"pixels that both images cover, got {rectangle}"
+        )
+    return _paste(sample_a, sample_b, rectangle, min_visibility)
 
 
 class DetectionCutMix(DetectionMixer):
@@ -160,18 +143,11 @@ class DetectionCutMix(DetectionMixer):
 
     Args:
         alpha: λ is drawn from Beta(alpha, alpha); 1, so uniform, as in CutMix, section 3.1.
-        p: The chance that a sample is mixed, in [0, 1].
         min_visibility: Objects of which a smaller share is visible are left out, in [0, 1].
-        epochs: How many epochs the training has; needed for ``off_epochs``.
-        off_epochs: For how many epochs at the end nothing is mixed; see `set_epoch`.
+        p, epochs, off_epochs: When to mix, as of every `DetectionMixer`.
 
     Raises:
         ValueError: For settings out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader
-        >>> mix = DetectionCutMix(p=0.5)
-        >>> loader = DataLoader(dataset, batch_size=4, collate_fn=mix)  # doctest: +SKIP
     """
 
     def __init__(
@@ -195,53 +171,51 @@ class DetectionCutMix(DetectionMixer):
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Cut) -> Sample:
         """Paste the rectangle ``how`` of the second checked sample into the first."""
-        rectangle = how.rectangle(common_size(sample_a[0], sample_b[0]))
-        return _cutmix(sample_a, sample_b, rectangle, self.min_visibility)
+        rectangle = how.rectangle(_common_size(sample_a[0], sample_b[0]))
+        return _paste(sample_a, sample_b, rectangle, self.min_visibility)
 
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"alpha={self.alpha}, min_visibility={self.min_visibility}, {super().extra_repr()}"
 
 
-def common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
-    """Return (H, W) of the region at the top left that both images cover."""
+def _check_min_visibility(share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"min_visibility must be in [0, 1], got {share}")
+
+
+def _common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
+    """Return (H, W) of the region at the top left that both images cover; they must match."""
+    check_pair(image_a, image_b)
     return min(image_a.shape[-2], image_b.shape[-2]), min(image_a.shape[-1], image_b.shape[-1])
 
 
-def paste(image_a: Tensor, image_b: Tensor, rectangle: Rectangle) -> Tensor:
-    """Paste a rectangle of one image into another, at the same place."""
-    check_pair(image_a, image_b)
-    x1, y1, x2, y2 = _checked_rectangle(rectangle, image_a, image_b)
-    pasted = plain(image_a).clone()
-    pasted[:, y1:y2, x1:x2] = plain(image_b)[:, y1:y2, x1:x2]
-    return typed_as(pasted, image_a, image_size(image_a))
+def _paste(
+    sample_a: Sample, sample_b: Sample, rectangle: Rectangle, min_visibility: float
+) -> Sample:
+    """Paste a rectangle of B, within both images, into A."""
+    image_a, size = sample_a[0], image_size(sample_a[0])
+    x1, y1, x2, y2 = rectangle
+    image = plain(image_a).clone()
+    image[:, y1:y2, x1:x2] = plain(sample_b[0])[:, y1:y2, x1:x2]
+    (left, share_a), (pasted, share_b) = (
+        _visible(sample, rectangle, inside, size, min_visibility)
+        for sample, inside in ((sample_a, False), (sample_b, True))
+    )
+    return wrap_like(image, image_a, size), join((left, pasted), (share_a, share_b), size)
 
 
-def _checked_rectangle(rectangle: Rectangle, image_a: Tensor, image_b: Tensor) -> Rectangle:
-    """Return the rectangle; raise ValueError unless it is one within both images."""
-    height, width = common_size(image_a, image_b)
-    whole = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
-    if whole:
-        x1, y1, x2, y2 = rectangle
-    if not whole or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-        raise ValueError(
-            f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
-            f"pixels that both images cover, got {rectangle}"
-        )
-    return rectangle
-
-
-def visible(
-    target: Target,
-    image: Tensor,
+def _visible(
+    sample: Sample,
     rectangle: Rectangle,
-    size: tuple[int, int],
     inside: bool,
+    size: tuple[int, int],
     min_visibility: float,
 ) -> tuple[Target, Tensor]:
-    """Cut the ground truth of an image to the part that is seen."""
+    """Cut an image's objects to what is seen, in or out of the rectangle; return the shares too."""
     # Boxes are clipped where what is seen of them is a rectangle, masks exactly. What of a box lies
     # beyond its image is not seen to begin with: resizing alone can move an edge there.
+    image, target = sample
     height, width = image_size(image)
     boxes = _intersection(xyxy(target["boxes"]), (0, 0, width, height))
     common = _intersection(boxes, rectangle)
@@ -250,10 +224,9 @@ def visible(
     # not 1 - covered / whole, which is off by a rounding where little is left
     share = torch.where(whole > 0, (covered if inside else whole - covered) / whole, 0.0)
     cut = {**target, "boxes": _replaced(target["boxes"], boxes, seen, size)}
-    masks = target.get("masks")
-    if masks is not None:
-        cut["masks"] = _cut_masks(masks, rectangle, size, inside)
-        share = _mask_share(plain(masks), plain(cut["masks"]), share)
+    if target.get("masks") is not None:
+        cut["masks"] = _cut_masks(target["masks"], rectangle, inside, size)
+        share = _mask_share(target["masks"], cut["masks"], share)
     keep = (share >= min_visibility) & (_area(seen) > 0)
     share = torch.where(keep, share, 0.0).clamp(0.0, 1.0)
     if target.get("area") is not None:
@@ -296,11 +269,10 @@ def _replaced(boxes: Tensor, old: Tensor, new: Tensor, size: tuple[int, int]) ->
     # Those that did not change are not converted there and back, which would round them.
     back = converted(new, BoundingBoxFormat.XYXY, box_format(boxes))
     changed = (new != old).any(1, keepdim=True)
-    values = torch.where(changed, back, plain(boxes))
-    return wrap_like(values, boxes, size) if isinstance(boxes, TVTensor) else values
+    return wrap_like(torch.where(changed, back, plain(boxes)), boxes, size)
 
 
-def _cut_masks(masks: Tensor, rectangle: Rectangle, size: tuple[int, int], inside: bool) -> Tensor:
+def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: tuple[int, int]) -> Tensor:
     """Return ``(N, H, W)`` masks, zero where they are not seen."""
     x1, y1, x2, y2 = rectangle
     whole = plain(masks)
@@ -310,20 +282,18 @@ def _cut_masks(masks: Tensor, rectangle: Rectangle, size: tuple[int, int], insid
     else:
         cut = whole.clone()
         cut[:, y1:y2, x1:x2] = 0
-    return typed_as(cut, masks, size)
+    return wrap_like(cut, masks, size)
 
 
 def _mask_share(whole: Tensor, cut: Tensor, otherwise: Tensor) -> Tensor:
     """Return the share of each mask's pixels that is left, or ``otherwise`` of an empty one."""
-    pixels, left = _count_pixels(whole), _count_pixels(cut)
-    return torch.where(pixels > 0, left / pixels.clamp(min=1), otherwise)
-
-
-def _count_pixels(masks: Tensor) -> Tensor:
-    """Count the pixels of each mask, ``(N,)``."""
+    if not len(whole):
+        return otherwise
     # One by one: along an axis torch counts seven times as slowly on the CPU.
-    counts = [mask.count_nonzero() for mask in masks]
-    return torch.stack(counts) if counts else masks.new_zeros(0, dtype=torch.int64)
+    pixels, left = (
+        torch.stack([mask.count_nonzero() for mask in plain(masks)]) for masks in (whole, cut)
+    )
+    return torch.where(pixels > 0, left / pixels.clamp(min=1), otherwise)
 
 
 def _scaled(values: Any, share: Tensor) -> Any:

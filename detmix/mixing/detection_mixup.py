@@ -12,17 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detmix.mixing.mixer import DetectionMixer, Sample, check_alpha
+from detmix.mixing.mixer import DetectionMixer, check_alpha
 from detmix.mixing.target import (
+    Sample,
     Target,
     check_pair,
     check_ratio,
-    check_sample,
-    completed,
+    checked_sample,
     image_size,
     join,
     plain,
-    typed_as,
+    wrap_like,
 )
 
 Fill = float | Sequence[float]
@@ -48,8 +48,7 @@ def mixup(
         image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
         target_b: Target with ``boxes`` ``(N_b, 4)``.
         lam: The blend ratio λ, in [0, 1].
-        fill: The value of padded pixels, in the images' own scale: one number, or one for each
-            channel.
+        fill: The value of padded pixels, in the images' own scale: a number, or one a channel.
 
     Returns:
         The image, ``(C, H, W)`` in the input's dtype (uint8 rounded to nearest), and the target
@@ -70,16 +69,10 @@ def mixup(
         >>> image.unique(), target["labels"], target["box_weights"]
         (tensor([0.7500]), tensor([12,  8]), tensor([0.2500, 0.7500]))
     """
-    check_sample(image_a, target_a, "sample a")
-    check_sample(image_b, target_b, "sample b")
-    return _mixup((image_a, target_a), (image_b, target_b), lam, fill)
-
-
-def _mixup(sample_a: Sample, sample_b: Sample, lam: float, fill: Fill) -> Sample:
-    (image_a, target_a), (image_b, target_b) = sample_a, sample_b
+    image_a, target_a = checked_sample(image_a, target_a, "sample a")
+    image_b, target_b = checked_sample(image_b, target_b, "sample b")
     image = blend(image_a, image_b, lam, fill)
-    targets = completed(target_a, image_a.device), completed(target_b, image_b.device)
-    return image, join(targets, (lam, 1.0 - lam), canvas_size(image_a, image_b))
+    return image, join((target_a, target_b), (lam, 1.0 - lam), image_size(image))
 
 
 class DetectionMixUp(DetectionMixer):
@@ -92,19 +85,11 @@ class DetectionMixUp(DetectionMixer):
 
     Args:
         alpha: Ratios are drawn from Beta(alpha, alpha); 1.5 as in Bag of Freebies, section 3.1.
-        p: The chance that a sample is mixed, in [0, 1].
-        fill: The value of padded pixels, in the images' own scale: one number, or one for each
-            channel.
-        epochs: How many epochs the training has; needed for ``off_epochs``.
-        off_epochs: For how many epochs at the end nothing is mixed; see `set_epoch`.
+        fill: The value of padded pixels, as `mixup` takes it.
+        p, epochs, off_epochs: When to mix, as of every `DetectionMixer`.
 
     Raises:
         ValueError: For settings out of range.
-
-    Example:
-        >>> from torch.utils.data import DataLoader
-        >>> mix = DetectionMixUp(alpha=1.5, p=0.5)
-        >>> loader = DataLoader(dataset, batch_size=4, collate_fn=mix)  # doctest: +SKIP
     """
 
     def __init__(
@@ -126,20 +111,55 @@ class DetectionMixUp(DetectionMixer):
         return rng.betavariate(self.alpha, self.alpha)
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: float) -> Sample:
-        """Mix two checked samples; ``how`` is the ratio λ of A."""
-        return _mixup(sample_a, sample_b, how, self.fill)
+        """Mix two checked samples as `mixup` does; ``how`` is the ratio λ of A."""
+        (image_a, target_a), (image_b, target_b) = sample_a, sample_b
+        image = blend(image_a, image_b, how, self.fill)
+        return image, join((target_a, target_b), (how, 1.0 - how), image_size(image))
 
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"alpha={self.alpha}, fill={self.fill}, {super().extra_repr()}"
 
 
-def canvas_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
-    """Return (H, W) of the smallest canvas that holds both images at its top left."""
-    return max(image_a.shape[-2], image_b.shape[-2]), max(image_a.shape[-1], image_b.shape[-1])
+def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
+    r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
+
+    Both lie at the top left of the canvas, so the geometry of every object is preserved (Bag of
+    Freebies, arXiv 1902.04103, section 3.1). Each is padded to the canvas with ``fill`` first:
+    what neither covers is ``fill``. Arguments and result are those of `mixup`.
+
+    Raises:
+        ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
+            channels, or ``fill`` does not suit them.
+    """
+    check_ratio(lam)
+    check_pair(image_a, image_b)
+    size = max(image_a.shape[-2], image_b.shape[-2]), max(image_a.shape[-1], image_b.shape[-1])
+    values = _fill_values(fill, image_a)
+    a, b = (_pad(plain(image), size, values) for image in (image_a, image_b))
+    if a.is_floating_point():
+        blended = torch.lerp(b, a, lam)
+    elif a.dtype == torch.uint8 and a.device.type == "cpu":
+        blended = _blend_bytes(a, b, lam)
+    else:
+        blended = torch.lerp(b.float(), a.float(), lam).round_().to(a.dtype)
+    return wrap_like(blended, image_a, size)
 
 
-def pad_to(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:
+def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
+    """Blend uint8 images of one size on the CPU, where torch takes many times as long as OpenCV."""
+    import cv2
+
+    last = _channels_last(image_a)
+    a, b = ((x.permute(1, 2, 0) if last else x).contiguous() for x in (image_a, image_b))
+    blended = torch.empty_like(a)
+    if blended.numel():
+        rows = [x.view(1, -1).numpy() for x in (a, b, blended)]
+        cv2.addWeighted(rows[0], lam, rows[1], 1.0 - lam, 0.0, dst=rows[2])
+    return blended.permute(2, 0, 1) if last else blended
+
+
+def _pad(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:
     """Pad an image at its bottom and right with one number, or one for each channel."""
     height, width = image_size(image)
     if (height, width) == size:
@@ -154,58 +174,6 @@ def pad_to(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tenso
     canvas[:, :height, width:] = value
     canvas[:, :height, :width] = image
     return canvas
-
-
-def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
-    r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
-
-    Both lie at the top left of the canvas, so the geometry of every object is preserved (Bag of
-    Freebies, arXiv 1902.04103, section 3.1). Each is padded to the canvas with ``fill`` first:
-    what neither covers is ``fill``.
-
-    Args:
-        image_a: ``(C, H_a, W_a)``, uint8 or floating point.
-        image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
-        lam: The blend ratio λ of ``image_a``, in [0, 1].
-        fill: The value of padded pixels, in the images' own scale: one number, or one for each
-            channel.
-
-    Returns:
-        ``(C, H, W)`` in the input's dtype; uint8 is rounded to nearest. It is a tv_tensor
-        where ``image_a`` is one.
-
-    Raises:
-        ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
-            channels, or ``fill`` does not suit them.
-    """
-    check_ratio(lam)
-    check_pair(image_a, image_b)
-    blended = _blend(plain(image_a), plain(image_b), lam, fill)
-    return typed_as(blended, image_a, canvas_size(image_a, image_b))
-
-
-def _blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill) -> Tensor:
-    """Blend two images that match."""
-    size, values = canvas_size(image_a, image_b), _fill_values(fill, image_a)
-    image_a, image_b = pad_to(image_a, size, values), pad_to(image_b, size, values)
-    if image_a.is_floating_point():
-        return torch.lerp(image_b, image_a, lam)
-    if image_a.dtype == torch.uint8 and image_a.device.type == "cpu":
-        return _blend_bytes(image_a, image_b, lam)
-    return torch.lerp(image_b.float(), image_a.float(), lam).round_().to(image_a.dtype)
-
-
-def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
-    """Blend uint8 images of one size on the CPU, where torch takes many times as long as OpenCV."""
-    import cv2
-
-    last = _channels_last(image_a)
-    a, b = ((x.permute(1, 2, 0) if last else x).contiguous() for x in (image_a, image_b))
-    blended = torch.empty_like(a)
-    if blended.numel():
-        rows = [x.view(1, -1).numpy() for x in (a, b, blended)]
-        cv2.addWeighted(rows[0], lam, rows[1], 1.0 - lam, 0.0, dst=rows[2])
-    return blended.permute(2, 0, 1) if last else blended
 
 
 def _channels_last(image: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """What every pair mixer shares: who is mixed with whom, when, and where; and a choice of several.
 
-A mixer draws all its randomness in one method and applies it in another, so that a test can
+A mixer draws all its randomness in `make_params` and applies it in `transform`, so that a test can
 inject what would be drawn. B is the batch size.
 """
 
@@ -10,25 +10,22 @@ import abc
 import math
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detmix.mixing.seeding import SharedEpoch, draw_seeds
-from detmix.mixing.target import Target, check_sample, completed, image_size, typed_as
+from detmix.mixing.target import Sample, Target, checked_sample, image_size, wrap_like
 
-Sample = tuple[Tensor, Target]
 Images = Tensor | Sequence[Tensor]
 
 
 class MixParams(NamedTuple):
     """How one sample of a batch is mixed."""
 
-    partner: int
-    """Index of the other sample in the batch."""
-    how: Any
-    """What the mixer drew for the pair: `DetectionMixer.draw_pair` of its class says what."""
+    partner: int  # index of the other sample in the batch
+    how: Any  # what the mixer drew for the pair: `draw_pair` of its class says what
 
 
 class DetectionMixer(nn.Module, abc.ABC):
@@ -51,14 +48,10 @@ class DetectionMixer(nn.Module, abc.ABC):
             raise ValueError(f"p must be in [0, 1], got {p}")
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be positive, got {epochs}")
-        if off_epochs < 0:
-            raise ValueError(f"off_epochs must not be negative, got {off_epochs}")
-        if off_epochs and epochs is None:
-            raise ValueError(f"off_epochs={off_epochs} needs epochs, the length of the training")
-        if off_epochs and epochs is not None and off_epochs >= epochs:
+        if off_epochs and not 0 < off_epochs < (epochs or 0):
             raise ValueError(
-                f"off_epochs={off_epochs} of epochs={epochs} would never mix at all: "
-                "off_epochs must be smaller than epochs"
+                "off_epochs must not be negative, and smaller than epochs, or nothing would be "
+                f"mixed at all: got off_epochs={off_epochs} of epochs={epochs}"
             )
         self.p = p
         self.epochs = epochs
@@ -73,11 +66,9 @@ class DetectionMixer(nn.Module, abc.ABC):
     @property
     def active(self) -> bool:
         """Whether this epoch mixes at all."""
-        return (
-            self.epochs is None
-            or self.off_epochs == 0
-            or self.epoch < self.epochs - self.off_epochs
-        )
+        if self.epochs is None or not self.off_epochs:
+            return True
+        return self.epoch < self.epochs - self.off_epochs
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0; call it before iterating over the loader."""
@@ -89,17 +80,12 @@ class DetectionMixer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
-        """Mix two checked samples as `draw_pair` drew it."""
+        """Mix two samples that `transform` has checked and completed, as `draw_pair` drew it."""
 
     def draw(self, rng: random.Random) -> Any | None:
-        """Draw whether and how one sample is mixed.
+        """Draw whether and how one sample is mixed: what `draw_pair` drew, or None if it is not.
 
-        Args:
-            rng: The sample's own random numbers, of which as many are drawn whether the
-                sample is mixed or not.
-
-        Returns:
-            What `draw_pair` drew; None for a sample that stays as it is.
+        As many of the sample's own random numbers are drawn whether it is mixed or not.
         """
         chosen, how = rng.random() < self.p, self.draw_pair(rng)
         return how if chosen and self.active else None
@@ -111,7 +97,7 @@ class DetectionMixer(nn.Module, abc.ABC):
         *,
         seeds: Sequence[int] | None = None,
     ) -> list[MixParams | None]:
-        """Draw partners for a batch, and how each pair is mixed.
+        """Draw a partner for each sample, and how the pair is mixed; None for one that is not.
 
         Partners are the neighbours on a random circle through the batch: each sample is the
         partner of exactly one other, and never its own.
@@ -119,15 +105,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         Args:
             batch_size: B.
             generator: A CPU generator; None for torch's global one.
-            seeds: B seeds in place of a generator. Whether and how a sample is mixed
-                are then a function of its own seed, whatever else is in the batch; partners are
-                one of all the batch's seeds, whatever their order.
-
-        Returns:
-            B entries, None for a sample that stays as it is.
-
-        Raises:
-            ValueError: If there is not one seed for each sample.
+            seeds: B seeds in place of a generator. Whether and how a sample is mixed are then a
+                function of its own seed, whatever else is in the batch; partners are one of all
+                the batch's seeds, whatever their order.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
@@ -142,45 +122,41 @@ class DetectionMixer(nn.Module, abc.ABC):
         return params
 
     def transform(
-        self, samples: Sequence[Sample], params: Sequence[MixParams | None]
+        self,
+        samples: Sequence[Sample],
+        params: Sequence[MixParams | None],
+        *,
+        numbers: Sequence[int] | None = None,
     ) -> list[Sample]:
         """Mix the samples of a batch as ``params`` say.
 
         Args:
             samples: B pairs of an image ``(3, H, W)`` and a target.
             params: What `make_params` returned.
+            numbers: What errors call the samples; 0 to B - 1 by default.
 
         Returns:
             B new samples, all with ``boxes``, ``labels`` and ``box_weights``; the inputs are not
             changed.
 
         Raises:
-            ValueError: Naming the index of a sample that breaks the contract, or if there is not
-                one entry of ``params`` for each sample.
+            ValueError: Naming a sample that breaks the contract, or two that do not match.
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
-        names = [_name(index, target) for index, (_, target) in enumerate(samples)]
-        for (image, target), name in zip(samples, names, strict=True):
-            check_sample(image, target, name)
+        numbers = range(len(samples)) if numbers is None else numbers
+        names = [_name(n, target) for n, (_, target) in zip(numbers, samples, strict=True)]
+        checked = [checked_sample(*s, name) for s, name in zip(samples, names, strict=True)]
         mixed = []
-        for (image, target), name, param in zip(samples, names, params, strict=True):
+        for sample, name, param in zip(checked, names, params, strict=True):
             if param is None:
-                mixed.append((image, completed(target, image.device)))
-            else:
-                partner = samples[param.partner]
-                pair_names = (name, names[param.partner])
-                mixed.append(self.mix_named((image, target), partner, param.how, pair_names))
+                mixed.append(sample)
+                continue
+            try:
+                mixed.append(self.mix_pair(sample, checked[param.partner], param.how))
+            except ValueError as error:
+                raise ValueError(f"mixing {name} with {names[param.partner]}: {error}") from error
         return mixed
-
-    def mix_named(
-        self, sample_a: Sample, sample_b: Sample, how: Any, names: tuple[str, str]
-    ) -> Sample:
-        """Mix two checked samples; an error names them."""
-        try:
-            return self.mix_pair(sample_a, sample_b, how)
-        except ValueError as error:
-            raise ValueError(f"mixing {names[0]} with {names[1]}: {error}") from error
 
     def forward(
         self,
@@ -199,11 +175,7 @@ class DetectionMixer(nn.Module, abc.ABC):
 
         Returns:
             The images, as one tensor where one came in and as a list otherwise, and B targets,
-            all with ``box_weights``.
-
-        Raises:
-            ValueError: If images and targets differ in number, or naming the index of a sample
-                that breaks the contract.
+            all with ``box_weights``. Errors are those of `transform`.
         """
         if targets is None:
             if isinstance(images, Tensor):
@@ -218,10 +190,8 @@ class DetectionMixer(nn.Module, abc.ABC):
         mixed_targets = [target for _, target in mixed]
         if not isinstance(images, Tensor):
             return mixed_images, mixed_targets
-        if not mixed:
-            return images, mixed_targets
-        stacked = torch.stack(mixed_images)
-        return typed_as(stacked, images, image_size(stacked)), mixed_targets
+        stacked = torch.stack(mixed_images) if mixed else images
+        return wrap_like(stacked, images, image_size(stacked)), mixed_targets
 
     def extra_repr(self) -> str:
         """Describe the settings."""
@@ -234,9 +204,9 @@ def check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
 
 
-def _name(index: int, target: Target) -> str:
+def _name(number: int, target: Target) -> str:
     image_id = target.get("image_id") if isinstance(target, dict) else None
-    return f"sample {index}" if image_id is None else f"sample {index} (image_id {image_id})"
+    return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
 class RandomChoice(DetectionMixer):
@@ -253,60 +223,53 @@ class RandomChoice(DetectionMixer):
         ValueError: If there is no mixer, or the probabilities are not one for each, not
             negative, with a positive sum.
         TypeError: If one is not a `DetectionMixer`.
-
-    Example:
-        >>> from detmix import DetectionCutMix, DetectionMixUp
-        >>> mix = RandomChoice([DetectionMixUp(p=0.5), DetectionCutMix(p=0.5)])
-        >>> mix.p
-        0.5
     """
 
     def __init__(
         self, mixers: Sequence[DetectionMixer], probabilities: Sequence[float] | None = None
     ) -> None:
         mixers = list(mixers)
-        _check_mixers(mixers)
+        if not mixers:
+            raise ValueError("mixers must hold at least one mixer, got none")
+        for number, mixer in enumerate(mixers):
+            if not isinstance(mixer, DetectionMixer):
+                raise TypeError(
+                    f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
+                )
         shares = _shares(len(mixers), probabilities)
         # as a share of all samples: what the mixers do in the epochs in which they mix
         chance = math.fsum(share * mixer.p for share, mixer in zip(shares, mixers, strict=True))
         super().__init__(min(chance, 1.0))
-        self.mixers = nn.ModuleList(mixers)
+        self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
         self.probabilities = shares
         self._epoch.value = max(mixer.epoch for mixer in mixers)
 
     @property
     def active(self) -> bool:
         """Whether any of the mixers mixes in this epoch."""
-        return any(self._mixer(number).active for number in range(len(self.mixers)))
+        return any(mixer.active for mixer in self.mixers)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0, in all mixers."""
         super().set_epoch(epoch)
-        for number in range(len(self.mixers)):
-            self._mixer(number).set_epoch(epoch)
+        for mixer in self.mixers:
+            mixer.set_epoch(epoch)
 
     def draw(self, rng: random.Random) -> tuple[int, Any] | None:
-        """Pick a mixer and let it draw whether and how one sample is mixed.
-
-        Args:
-            rng: The sample's own random numbers.
-
-        Returns:
-            The mixer's number and what it drew; None for a sample that stays as it is.
-        """
+        """Pick a mixer and let it draw: its number and what it drew, or None if it does not mix."""
         number = self._pick(rng)
-        how = self._mixer(number).draw(rng)
+        how = self.mixers[number].draw(rng)
         return None if how is None else (number, how)
 
     def draw_pair(self, rng: random.Random) -> tuple[int, Any]:
         """Pick a mixer and let it draw how a pair is mixed: its number and what it drew."""
         number = self._pick(rng)
-        return number, self._mixer(number).draw_pair(rng)
+        return number, self.mixers[number].draw_pair(rng)
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: tuple[int, Any]) -> Sample:
         """Mix two checked samples with the mixer picked."""
         number, drawn = how
-        return self._mixer(number).mix_pair(sample_a, sample_b, drawn)
+        return self.mixers[number].mix_pair(sample_a, sample_b, drawn)
 
     def extra_repr(self) -> str:
         """Describe the settings."""
@@ -314,19 +277,6 @@ class RandomChoice(DetectionMixer):
 
     def _pick(self, rng: random.Random) -> int:
         return rng.choices(range(len(self.mixers)), self.probabilities)[0]
-
-    def _mixer(self, number: int) -> DetectionMixer:
-        return cast(DetectionMixer, self.mixers[number])
-
-
-def _check_mixers(mixers: list[DetectionMixer]) -> None:
-    if not mixers:
-        raise ValueError("mixers must hold at least one mixer, got none")
-    for number, mixer in enumerate(mixers):
-        if not isinstance(mixer, DetectionMixer):
-            raise TypeError(
-                f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
-            )
 
 
 def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...]:

@@ -38,9 +38,6 @@ class SharedEpoch:
     ``DataLoader(persistent_workers=True)`` keeps copies of the data set and of the collate
     function, so a plain attribute set in the parent is never seen there. This number is: it
     survives both forking and pickling to a worker as a view of the same memory.
-
-    Args:
-        value: The epoch to begin with, from 0.
     """
 
     def __init__(self, value: int = 0) -> None:

@@ -1,5 +1,7 @@
 """What a sample of a detection data set must look like, and joining the ground truth of two.
 
+A sample is checked where it enters the mixers, by `checked_sample`; what comes after trusts it.
+
 Arithmetic on a tv_tensor mostly returns a plain tensor, and where it does not it keeps a canvas
 size that is no longer true. So everything is computed on plain tensors, and typed at the end.
 
@@ -20,6 +22,7 @@ from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
 Pair = tuple[Target, Target]
 
 # Known by name, because a length says nothing when it happens to equal the number of objects.
@@ -27,15 +30,7 @@ PER_OBJECT_KEYS = frozenset(
     {"boxes", "labels", "box_weights", "difficult", "iscrowd", "area", "masks", "keypoints"}
 )
 PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
-# What an object has where its target does not say.
-_DEFAULTS = {"difficult": 0, "iscrowd": 0}
-
-_AXIS_ALIGNED = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-_ON_CANVAS = tuple(  # the types that know their canvas; torchvision 0.21 has no KeyPoints
-    getattr(tv_tensors, name)
-    for name in ("BoundingBoxes", "KeyPoints")
-    if hasattr(tv_tensors, name)
-)
+ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
 
 
 def is_per_object(target: Target, key: str) -> bool:
@@ -72,75 +67,69 @@ def completed(target: Target, device: torch.device | None = None) -> Target:
     return {**target, "box_weights": box_weights(target)}
 
 
-def check_sample(image: Tensor, target: Target, name: str) -> None:
-    """Check one sample against the contract of the mixers."""
-    _check_image(image, name)
+def checked_sample(image: Tensor, target: Target, name: str) -> Sample:
+    """Return what the mixers work on: a sample that keeps the contract, its target completed."""
+    check_sample(image, target, name)
+    return image, completed(target, image.device)
+
+
+def check_sample(image: Any, target: Any, name: str) -> None:
+    """Raise ValueError, naming the sample, the key, the row and the value, for a broken one."""
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        is_pil = isinstance(image, Image.Image)
+        remedy = ": put torchvision.transforms.v2.ToImage() among the transforms" if is_pil else ""
+        raise ValueError(f"{name}: image must be a (C, H, W) tensor, got {describe(image)}{remedy}")
     if not isinstance(target, dict):
         raise ValueError(f"{name}: target must be a dict, got {describe(target)}")
-    boxes = target.get("boxes")
     held = {key for key, value in target.items() if value is not None}
-    if held <= PER_IMAGE_KEYS:
+    if held <= PER_IMAGE_KEYS:  # an image without objects
         return
+    boxes = target.get("boxes")
     if boxes is None:
         raise ValueError(f"{name}: target has no 'boxes', only {', '.join(sorted(map(str, held)))}")
-    if isinstance(boxes, Tensor) and is_rotated(boxes):
-        raise ValueError(
-            f"{name}: 'boxes' must not be rotated (put the smallest upright box around each "
-            f"object), got the format {box_format(boxes).value}"
-        )
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}: 'boxes' must be an (N, 4) tensor, got {describe(boxes)}")
-    for key in sorted(PER_OBJECT_KEYS & target.keys()):
-        if target[key] is not None and not is_per_object(target, key):
+        raise ValueError(
+            f"{name}: 'boxes' must be an (N, 4) tensor (of a rotated object, the smallest upright "
+            f"box around it), got {describe(boxes)}"
+        )
+    for key in sorted(PER_OBJECT_KEYS & held):
+        if not is_per_object(target, key):
             raise ValueError(
                 f"{name}: {key!r} must be a tensor or list of {len(boxes)} entries, one for "
                 f"each box, got {describe(target[key])}"
             )
-    _check_values(target, name)
-    masks = target.get("masks")
-    if masks is not None and (
-        not isinstance(masks, Tensor) or masks.shape != (len(boxes), *image.shape[1:])
-    ):
+    _check_numbers(target, name)
+    masks, shape = target.get("masks"), (len(boxes), *image.shape[1:])
+    if masks is not None and (not isinstance(masks, Tensor) or masks.shape != shape):
         raise ValueError(
-            f"{name}: 'masks' must be a {(len(boxes), *image.shape[1:])} tensor, the image's "
-            f"size, got {describe(masks)}"
+            f"{name}: 'masks' must be a {shape} tensor, the image's size, got {describe(masks)}"
         )
 
 
-def _check_image(image: Any, name: str) -> None:
-    """Raise ValueError unless ``image`` is a tensor (C, H, W)."""
-    if isinstance(image, Tensor) and image.ndim == 3:
-        return
-    remedy = ""
-    if isinstance(image, Image.Image):
-        remedy = ": put torchvision.transforms.v2.ToImage() among the transforms"
-    raise ValueError(f"{name}: image must be a (C, H, W) tensor, got {describe(image)}{remedy}")
-
-
-def _check_values(target: Target, name: str) -> None:
-    """Raise ValueError for a box or a weight that is no number to calculate with."""
+def _check_numbers(target: Target, name: str) -> None:
+    """Raise ValueError for the first box or weight that is no number to calculate with."""
     boxes, weights = plain(target["boxes"]), box_weights(target)
-    _check_rows(boxes, torch.isfinite(boxes).all(1), f"{name}: 'boxes'", "finite numbers")
     if weights.ndim != 1:
         raise ValueError(f"{name}: 'box_weights' must have one axis, got {describe(weights)}")
-    valid = torch.isfinite(weights) & (weights >= 0)
-    _check_rows(weights, valid, f"{name}: 'box_weights'", "a finite number, not negative")
+    for key, values, valid, expected in (
+        ("boxes", boxes, torch.isfinite(boxes).all(1), "finite numbers"),
+        ("box_weights", weights, torch.isfinite(weights) & (weights >= 0), "finite, not negative"),
+    ):
+        if not bool(valid.all()):
+            row = int((~valid).nonzero()[0])
+            raise ValueError(
+                f"{name}: {key!r}[{row}] must be {expected}, got {values[row].tolist()}"
+            )
 
 
 def describe(value: object) -> str:
     """Say what a value is, for an error."""
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        kind = f"{value.format.value} boxes" if isinstance(value, BoundingBoxes) else "a tensor"
+        return f"{kind} of shape {tuple(value.shape)}"
     if isinstance(value, Sized):
         return f"{type(value).__name__} of length {len(value)}"
     return repr(value)
-
-
-def _check_rows(values: Tensor, valid: Tensor, name: str, expected: str) -> None:
-    """Raise ValueError for the first row that is not valid."""
-    if not bool(valid.all()):
-        row = int((~valid).nonzero()[0])
-        raise ValueError(f"{name}[{row}] must be {expected}, got {values[row].tolist()}")
 
 
 def check_ratio(lam: float) -> None:
@@ -150,26 +139,24 @@ def check_ratio(lam: float) -> None:
 
 
 def check_pair(image_a: Tensor, image_b: Tensor) -> None:
-    """Raise ValueError for images that cannot be blended."""
-    for name in ("dtype", "device"):
-        a, b = getattr(image_a, name), getattr(image_b, name)
+    """Raise ValueError for images that cannot be mixed."""
+    for name, a, b in (
+        ("dtype", image_a.dtype, image_b.dtype),
+        ("device", image_a.device, image_b.device),
+        ("number of channels", len(image_a), len(image_b)),
+    ):
         if a != b:
             raise ValueError(f"images to mix must have the same {name}, got {a} and {b}")
-    if image_a.shape[0] != image_b.shape[0]:
-        raise ValueError(
-            f"images to mix must have as many channels, got {image_a.shape[0]} and "
-            f"{image_b.shape[0]}"
-        )
 
 
 def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
     r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
 
     Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
-    concatenated, A's objects first; masks are padded to the canvas. Where
-    only one target holds ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0
-    and 0. Every other key is A's. An object whose weight comes to 0 is left out, so that a
-    ratio of exactly 0 or 1 yields one image's objects alone.
+    concatenated, A's objects first; masks are padded to the canvas. Where only one target holds
+    ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0 and 0. Every other key is
+    A's. An object whose weight comes to 0 is left out, so that a ratio of exactly 0 or 1 yields
+    one image's objects alone.
 
     tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
     where A's target does not hold the key, or holds a plain tensor without rows.
@@ -179,9 +166,6 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
         target_b: The second target, N_b objects.
         lam: The blend ratio λ of the first image, in [0, 1].
         size: (H, W) of the canvas.
-
-    Returns:
-        A new target with N_a + N_b objects, or fewer.
 
     Raises:
         ValueError: For λ outside [0, 1], or if only one of the targets has a per-object key that
@@ -194,7 +178,7 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
 def join(
     targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: tuple[int, int]
 ) -> Target:
-    """Multiply weights by a ratio and join; `union` says how."""
+    """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
     # Decided before any object is left out: by chance as many could be left as another key has.
     keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _joins(targets, key)]
     parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
@@ -235,25 +219,28 @@ def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
     if len({value.shape[1:] for value in filled}) > 1:
         shapes = " and ".join(str(tuple(value.shape)) for value in filled)
         raise ValueError(f"the targets' {key!r} do not fit each other, having shapes {shapes}")
-    joined = torch.cat(filled)
-    return wrap_like(joined, like, size) if isinstance(like, TVTensor) else joined
+    return wrap_like(torch.cat(filled), like, size)
 
 
 def _model(value_a: Any, value_b: Any) -> Any:
-    """Return that one of two values (or None) after whose kind both are joined."""
+    """Return that one of two values (one may be None) after whose kind both are joined."""
     # A's, unless it has no rows and B's says more: a type, or the rows to come.
-    if value_a is None or value_b is None:
-        return value_b if value_a is None else value_a
-    if len(value_a) or isinstance(value_a, TVTensor):
-        return value_a
-    return value_b if len(value_b) or isinstance(value_b, TVTensor) else value_a
+    held = [value for value in (value_a, value_b) if value is not None]
+    telling = [value for value in held if len(value) or isinstance(value, TVTensor)]
+    return (telling or held)[0]
 
 
 def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     """Return the rows of one part as a list where ``like`` is one, else as a plain tensor."""
     value = part.get(key)
     if value is None:
-        return _default(part, key, like)
+        count = len(part["boxes"])
+        if count and key not in ZERO_BY_DEFAULT:
+            raise ValueError(
+                f"one target has the per-object key {key!r}, the other with {count} objects does "
+                f"not (its keys: {', '.join(sorted(part))})"
+            )
+        return [0] * count if isinstance(like, list) else plain(like).new_zeros(count)
     if isinstance(like, list):
         return value.tolist() if isinstance(value, Tensor) else value
     if isinstance(value, list):
@@ -269,20 +256,6 @@ def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     if masks.shape[-2:] == size:  # padding by nothing would copy
         return masks
     return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
-
-
-def _default(part: Target, key: str, like: Any) -> Any:
-    """Return what the objects of ``part`` have for a ``key`` that it does not hold."""
-    count = len(part["boxes"])
-    if count and key not in _DEFAULTS:
-        raise ValueError(
-            f"one target has the per-object key {key!r}, the other with {count} objects does not "
-            f"(its keys: {', '.join(sorted(part))})"
-        )
-    value = _DEFAULTS.get(key, 0)
-    if isinstance(like, list):
-        return [value] * count
-    return torch.full((count,), value, dtype=like.dtype, device=like.device)
 
 
 def image_size(image: Tensor) -> tuple[int, int]:
@@ -301,16 +274,6 @@ def box_format(boxes: Tensor) -> BoundingBoxFormat:
     return boxes.format if isinstance(boxes, BoundingBoxes) else BoundingBoxFormat.XYXY
 
 
-def is_rotated(boxes: Tensor) -> bool:
-    """Tell whether boxes are of a format with an angle or free corners."""
-    return box_format(boxes) not in _AXIS_ALIGNED
-
-
-def xyxy(boxes: Tensor) -> Tensor:
-    """Return boxes of any format as plain (x1, y1, x2, y2), ``(N, 4)``."""
-    return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
-
-
 def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> Tensor:
     """Convert plain boxes from one format to another; of the same format they stay as they are."""
     if old == new:
@@ -319,17 +282,14 @@ def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> 
     return result
 
 
-def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+def xyxy(boxes: Tensor) -> Tensor:
+    """Return boxes of any format as plain (x1, y1, x2, y2), ``(N, 4)``."""
+    return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
+
+
+def wrap_like(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
     """Give plain values the type of another tensor, on a canvas of their own."""
     if not isinstance(like, TVTensor):
         return values
-    if isinstance(like, BoundingBoxes):
-        values = converted(values, BoundingBoxFormat.XYXY, like.format)
-    return wrap_like(values, like, size)
-
-
-def wrap_like(values: Tensor, like: TVTensor, size: tuple[int, int]) -> Tensor:
-    """Give plain values the type of a tv_tensor, on a canvas of their own."""
-    canvas = {"canvas_size": size} if isinstance(like, _ON_CANVAS) else {}
-    typed: Tensor = tv_tensors.wrap(values, like=like, **canvas)
+    typed: Tensor = tv_tensors.wrap(values, like=like, canvas_size=size)  # where it has a canvas
     return typed

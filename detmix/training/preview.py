@@ -12,7 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import Cut, DetectionCutMix, Sample, Target, box_weights, mixup
+from detmix.mixing import (
+    Cut,
+    DetectionCutMix,
+    MixParams,
+    Sample,
+    Target,
+    box_weights,
+    mixup,
+)
 from detmix.training.build import (
     DetectionData,
     build_mixer,
@@ -75,7 +83,7 @@ def mixed_pair(
     pair = (data[index_a], data[index_b])
     if mixing.name == "cutmix":
         cut = DetectionCutMix(min_visibility=mixing.min_visibility)
-        mixed = cut.mix_pair(*pair, Cut(lam, 0.5, 0.5))
+        mixed = cut.transform(pair, [MixParams(1, Cut(lam, 0.5, 0.5)), None])[0]
     else:
         mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill)
     return collate([*pair, _join_sources(mixed, *pair)])

@@ -39,6 +39,7 @@ def check_refused(name, key, value, told, error=ValueError):
         ("box_weights", torch.ones(2), ("(3,)", "(2,)")),
         ("box_weights", torch.tensor([1, 1, -0.5]), ("-0.5", "box 2")),
         ("box_weights", torch.tensor([1, torch.nan, 1]), ("nan", "box 1")),
+        ("box_weights", torch.tensor([torch.inf, 1, 1]), ("inf", "box 0")),
         ("boxes", torch.tensor([[1, 1, 30, 33], [5, 50, 34, torch.nan]] * 2)[:3], ("nan", "box 1")),
         ("labels", torch.tensor([1, 2, CLASSES]), (f"1..{CLASSES - 1}", f"{CLASSES}", "box 2")),
         ("labels", torch.tensor([0, 2, 3]), ("0", "box 0")),

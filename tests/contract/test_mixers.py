@@ -9,14 +9,14 @@ import random
 
 import pytest
 import torch
-from mixing_oracle import DEVICES, Plain, assert_pixels, assert_same_target, make_image, on
+from mixing_oracle import DEVICES, Plain, assert_same_target, make_image, on
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import tv_tensors
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, cutmix, mixup
 from detmix.data import MixCollate, collate
-from detmix.mixing import Cut, DetectionMixer, MixParams
+from detmix.mixing import Cut, MixParams, SharedEpoch
 
 MIXERS = {
     "mixup": DetectionMixUp,
@@ -141,41 +141,8 @@ class TestBatch:
             mixed = MixedDataset([samples[0], on(device, Plain()[0])], make(p=p_data), seed=1)
             assert all(expected.keys() <= target.keys() for _, target in mixed)
 
-    @pytest.mark.parametrize("device", DEVICES)
-    def test_cutmix_weights_are_the_shares_of_the_pixels(self, device):
-        mix, mixed = DetectionCutMix(p=1.0, min_visibility=0.0), 0
-        for seed in range(5):
-            batch = mix(samples_of(12, device), generator=seeded(seed))
-            for image, target in zip(*batch, strict=True):
-                index = target["image_id"]
-                own = target["box_weights"][target["labels"] == index + 1].sum().item()
-                pasted = (image[0] != Plain.value(index)).double().mean().item()
-                assert own == pytest.approx(1 - pasted, abs=1e-6)
-                mixed += len(target["boxes"]) == 2
-        assert mixed > 30
-
-    @with_each_mixer
-    def test_is_a_module_without_a_state_of_its_own(self, make):
-        mix = make(p=0.25).to("cpu").eval()
-        assert isinstance(mix, nn.Module)
-        assert isinstance(mix, DetectionMixer)
-        assert not mix.state_dict()
-        assert mix.p == 0.25
-
 
 class TestPlaces:
-    @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_collate_function(self, num_workers):
-        mix, seen = DetectionMixUp(p=1.0), []
-        batches = DataLoader(Plain(), batch_size=3, collate_fn=mix, num_workers=num_workers)
-        for image, target in (sample for batch in batches for sample in zip(*batch, strict=True)):
-            own, partner = (Plain()[label - 1][0] for label in target["labels"].tolist())
-            weights = target["box_weights"].tolist()
-            assert sum(weights) == pytest.approx(1)
-            assert_pixels(image, own, partner, weights[0])
-            seen.append(target["image_id"])
-        assert seen == list(range(12))
-
     @with_each_mixer
     def test_a_data_set_mixes_with_the_partner_it_names(self, make):
         mix, samples = make(p=0.7), samples_of()
@@ -296,3 +263,18 @@ def copied(mix, twin):
     torch.save(mix, file := io.BytesIO())
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def test_is_a_module_without_a_state_and_says_its_settings():
+    settings = {"alpha": 2.0, "p": 0.25, "epochs": 5, "off_epochs": 2}
+    blended = DetectionMixUp(fill=(1, 2, 3), **settings)
+    pasted = DetectionCutMix(min_visibility=0.2, **settings)
+    choice = RandomChoice([blended, pasted], (1, 3)).to("cpu").eval()
+    when = "p=0.25, epochs=5, off_epochs=2)"
+    assert repr(blended) == f"DetectionMixUp(alpha=2.0, fill=(1, 2, 3), {when}"
+    assert repr(pasted) == f"DetectionCutMix(alpha=2.0, min_visibility=0.2, {when}"
+    for text in ("probabilities=(0.25, 0.75)", repr(blended), repr(pasted)):
+        assert text in repr(choice)
+    assert isinstance(choice, nn.Module)
+    assert not choice.state_dict()
+    assert repr(copy.deepcopy(SharedEpoch(3))) == "SharedEpoch(3)"

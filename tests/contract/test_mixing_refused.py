@@ -9,6 +9,7 @@ import pytest
 import torch
 from mixing_oracle import make_image, make_target
 from torch import tensor
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from detmix import (
     DetectionCutMix,
@@ -21,6 +22,11 @@ from detmix import (
 from detmix.mixing import Cut, MixParams, blend
 
 FINE = make_image(6, 6), make_target(2)
+ROTATED = [  # from torchvision 0.23 on
+    BoundingBoxes(torch.ones(2, 5), format=kind, canvas_size=(6, 6))
+    for kind in ("CXCYWHR",)
+    if hasattr(BoundingBoxFormat, kind)
+]
 
 
 def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
@@ -36,6 +42,7 @@ def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
         ({"boxes": tensor([[0.0, 0, 1, 1], [0, math.nan, 1, 1]])}, r"'boxes'\[1\].*nan"),
         ({"boxes": tensor([[0.0, 0, math.inf, 1], [0, 0, 1, 1]])}, r"'boxes'\[0\].*inf"),
         ({"boxes": torch.zeros(2, 5)}, r"'boxes'.*\(2, 5\)"),
+        *(({"boxes": boxes}, r"'boxes'.*CXCYWHR.*\(2, 5\)") for boxes in ROTATED),
         ({"boxes": None}, "'boxes'.*labels"),
         ({"box_weights": torch.ones(3)}, r"'box_weights'.* 2 .*\(3,\)"),
         ({"box_weights": torch.ones(2, 1)}, r"'box_weights'.*\(2, 1\)"),

@@ -11,7 +11,6 @@ import pytest
 import torch
 from mixing_oracle import Plain, assert_same_target
 from torch.utils.data import DataLoader, DistributedSampler, Subset, default_collate
-from torchvision.transforms import v2
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice
 from detmix.data import (
@@ -66,10 +65,11 @@ def drawn(samples):
 
 
 class TestDistributions:
+    @pytest.mark.parametrize("mixer", [DetectionMixUp, DetectionCutMix])
     @pytest.mark.parametrize("alpha", [0.5, 1.5, 8.0])
-    def test_ratios_have_the_moments_of_the_beta_distribution(self, alpha):
-        params = DetectionMixUp(alpha=alpha, p=1.0).make_params(8000, seeded(0))
-        ratios = [param.how for param in params]
+    def test_ratios_have_the_moments_of_the_beta_distribution(self, mixer, alpha):
+        params = mixer(alpha=alpha, p=1.0).make_params(8000, seeded(0))
+        ratios = [param.how if mixer is DetectionMixUp else param.how.lam for param in params]
         variance = 1 / (4 * (2 * alpha + 1))
         # Kurtosis of Beta(α, α) less 3 is -6 / (2α + 3).
         variance_error = variance * math.sqrt((2 - 6 / (2 * alpha + 3)) / len(ratios))
@@ -77,27 +77,6 @@ class TestDistributions:
         assert statistics.fmean(ratios) == pytest.approx(0.5, abs=4 * mean_error)
         assert statistics.pvariance(ratios, 0.5) == pytest.approx(variance, abs=4 * variance_error)
         assert all(0 <= ratio <= 1 for ratio in ratios)
-
-    @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
-    def test_areas_of_rectangles_are_distributed_as_torchvision_s(self, alpha):
-        size, draws = (40, 60), 3000
-        torch.manual_seed(0)
-        transform, batch = v2.CutMix(alpha=alpha, num_classes=2), torch.zeros(2, 3, *size)
-        theirs = [1 - transform.make_params([batch])["lam_adjusted"] for _ in range(draws)]
-        ours = []
-        for param in DetectionCutMix(alpha=alpha, p=1.0).make_params(draws, seeded(0)):
-            x1, y1, x2, y2 = param.how.rectangle(size)
-            ours.append((x2 - x1) * (y2 - y1) / (size[0] * size[1]))
-        error = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / draws)
-        assert statistics.fmean(ours) == pytest.approx(statistics.fmean(theirs), abs=4 * error)
-        # Kolmogorov and Smirnov: a distance beyond 2.2 sqrt(2 / n) comes once in 10,000.
-        levels = [level / 50 for level in range(51)]
-        below, other = (
-            [sum(area <= level for area in areas) / draws for level in levels]
-            for areas in (ours, theirs)
-        )
-        distance = max(abs(a - b) for a, b in zip(below, other, strict=True))
-        assert distance < 2.2 * math.sqrt(2 / draws)
 
     def test_rectangles_lie_everywhere_that_both_images_cover(self):
         a, b = (torch.zeros(3, 10, 40), {}), (torch.ones(3, 30, 8), {})
