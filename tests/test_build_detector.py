@@ -339,7 +339,7 @@ class TestOptions:
         ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, r"aspect_ratios .*got \(1\.0, 0\.0\)"),
         ("retinanet", {"head_dim": 64}, r"head_dim .*retinanet .*got 64"),
         ("fcos", {"aspect_ratios": (1.0,)}, r"detector\.aspect_ratios .*fcos"),
-        ("fcos", {"options": {"box_nms_thresh": 0.5}}, "fcos: .*box_nms_thresh; .*nms_thresh"),
+        ("fcos", {"options": {"box_nms_thresh": 0.5}}, "box_nms_thresh.* fcos; .*nms_thresh"),
         ("fasterrcnn", {"options": {"num_classes": 3}}, r"detector\.options\.num_classes"),
         ("ssd300_vgg16", {"min_size": 300}, r"detector\.min_size .*got 300"),
         ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, "anchor_sizes"),

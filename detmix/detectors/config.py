@@ -109,7 +109,7 @@ class DetectorConfig:
         if unknown:
             reset["options"] = {}
             problems.append(
-                f"no option of {self.name}: detector.options.{', '.join(unknown)}; there are "
+                f"detector.options.{', '.join(unknown)}: no option of {self.name}; there are "
                 f"{', '.join(kind.options)}"
             )
         refuse("detector", problems, reset)
