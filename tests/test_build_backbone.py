@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
+from weight_files import norms_of, trained
 
 from detmix.detectors import (
     BackboneConfig,
@@ -24,18 +25,6 @@ NORMS = {
 }
 
 
-def shapes_of(module):
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
-
-
-def norms_of(module):
-    return {type(m) for m in module.modules() if "Norm" in type(m).__name__}
-
-
-def trained(module):
-    return {name for name, value in module.named_parameters() if value.requires_grad}
-
-
 def backbone(name="resnet18", **settings):
     return build_backbone(BackboneConfig(name, **settings), load_weights=False)
 
@@ -44,6 +33,10 @@ class TestBackbone:
     @pytest.mark.parametrize("norm", NORMS)
     def test_norm(self, norm):
         assert norms_of(backbone(norm=norm).body) == {NORMS[norm]}
+        if norm != "frozen":
+            assert norms_of(build_classifier(ClassifierConfig("resnet18", norm=norm), 3)) == {
+                NORMS[norm]
+            }
 
     @pytest.mark.parametrize(
         ("weights", "norm", "layers"), [(None, "batch", 5), ("IMAGENET1K_V1", "frozen", 3)]
@@ -55,15 +48,10 @@ class TestBackbone:
         assert trained(ours) == trained(explicit)
 
     @pytest.mark.parametrize("layers", range(6))
-    @pytest.mark.parametrize("norm", ["frozen", "batch"])
-    def test_trained_layers_are_torchvisions(self, layers, norm):
-        theirs = resnet_fpn_backbone(
-            backbone_name="resnet18",
-            weights=None,
-            norm_layer=NORMS[norm],
-            trainable_layers=layers,
-        )
-        assert trained(backbone(norm=norm, trainable_layers=layers)) == trained(theirs)
+    def test_trained_layers_are_torchvisions(self, layers):
+        settings = {"norm_layer": nn.BatchNorm2d, "trainable_layers": layers}
+        theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None, **settings)
+        assert trained(backbone(norm="batch", trainable_layers=layers)) == trained(theirs)
 
     @pytest.mark.parametrize(
         ("name", "levels", "stem", "strides"),
@@ -85,8 +73,11 @@ class TestBackbone:
         [
             ({"name": "resnet19"}, r"backbone\.name .*resnet50.*'resnet19'"),
             ({"norm": "layer"}, r"backbone\.norm .*'layer'"),
-            ({"norm": "group", "weights": "DEFAULT"}, r"backbone\.norm=group .*'DEFAULT'"),
+            ({"norm": "group", "weights": "DEFAULT"}, r"'DEFAULT' .*backbone\.norm=group"),
             ({"name": "timm:resnet18", "stem": "small"}, "'timm:resnet18'"),
+            ({"weights": ""}, r"backbone\.weights .*''"),
+            ({"norm_eps": -0.1}, r"backbone\.norm_eps .*-0\.1"),
+            ({"trainable_layers": 6}, r"backbone\.trainable_layers .*0\.\.5.*got 6"),
             ({"trainable_layers": 7}, r"backbone\.trainable_layers .*0\.\.5.*got 7"),
             ({"levels": ()}, r"backbone\.levels .*\(\)"),
             ({"levels": (0, 1)}, r"backbone\.levels .*\(0, 1\)"),
@@ -96,11 +87,7 @@ class TestBackbone:
     )
     def test_bad_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
-            BackboneConfig(**settings)
-
-    def test_more_trainable_layers_than_there_are(self):
-        with pytest.raises(ValueError, match=r"of resnet18 must be in 0\.\.5, got 6"):
-            backbone(trainable_layers=6)
+            backbone(**settings)
 
 
 class TestClassifier:
@@ -120,15 +107,11 @@ class TestClassifier:
         with torch.inference_mode():
             assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
-    @pytest.mark.parametrize("norm", ["batch", "sync", "group"])
-    def test_norm(self, norm):
-        model = build_classifier(ClassifierConfig("resnet18", norm=norm), 3)
-        assert norms_of(model) == {NORMS[norm]}
-
     def test_small_stem(self, small):
-        standard = shapes_of(build_classifier(ClassifierConfig("resnet18"), 5))
-        shapes = shapes_of(small)
-        assert shapes == {**standard, "conv1.weight": (64, 3, 3, 3)}
+        standard = build_classifier(ClassifierConfig("resnet18"), 5)
+        models = (standard, small)
+        shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in models]
+        assert shapes[1] == {**shapes[0], "conv1.weight": (64, 3, 3, 3)}
         strides = {}
         for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
             getattr(small, name).register_forward_hook(

@@ -7,15 +7,21 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from test_build_by_name import BUILDERS, on_meta, structure
 from torchvision.models import get_model, get_model_weights
-from torchvision.ops import FrozenBatchNorm2d
-from weight_files import assert_equal_tensors, random_resnet, shake
+from weight_files import (
+    DOWNLOAD,
+    assert_equal_tensors,
+    epsilons,
+    on_meta,
+    random_resnet,
+    shake,
+    statistics,
+    structure,
+    trained,
+)
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_backbone, build_detector
-from detmix.detectors.new_head import load_detector_weights
 
-DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 BACKBONE = {"name": "resnet18", "levels": (4,), "fpn_channels": 32}
 HEADS = {
     "fasterrcnn": "roi_heads.box_predictor.",
@@ -23,14 +29,14 @@ HEADS = {
     "fcos": "head.classification_head.cls_logits.",
 }
 OWN = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1]}
-
-
-def epsilons(model):
-    return {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
-
-
-def trained(model):
-    return {name for name, value in model.named_parameters() if value.requires_grad}
+BUILDERS = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+RANDOM = {"weights": None, "weights_backbone": None}
 
 
 def small(name="fasterrcnn", num_classes=21, weights=None, keypoints=17, detector=None, **backbone):
@@ -62,13 +68,13 @@ class TestTorchvisions:
     @pytest.mark.parametrize(
         ("name", "builder"),
         [
-            ("fasterrcnn", "fasterrcnn_resnet50_fpn"),
-            *((name, name) for name in ("maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")),
-            *((name, name) for name in ("fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large")),
+            ("maskrcnn", "maskrcnn_resnet50_fpn"),
+            *((name, name) for name in ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")),
+            ("ssdlite320_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"),
         ],
     )
     def test_all_but_the_head_is_torchvisions(self, name, builder, monkeypatch, tmp_path):
-        state = shake(get_model(builder, weights=None, weights_backbone=None)).state_dict()
+        state = shake(get_model(builder, **RANDOM)).state_dict()
         if "resnet50" in builder:  # the files have these, and no counters: their norm was frozen
             state = old_keys({k: v for k, v in state.items() if "num_batches" not in k})
         asked = []
@@ -89,35 +95,30 @@ class TestTorchvisions:
             assert assert_equal_tensors(found, expected, same) > 0.9 * len(found)
             assert epsilons(ours) == epsilons(theirs)
             assert trained(ours) == trained(theirs)
-            assert ours.transform.image_mean == theirs.transform.image_mean
-            assert ours.transform.image_std == theirs.transform.image_std
+            assert statistics(ours) == statistics(theirs)
         assert asked[1:] == [(member.url, True)]
         config = DetectorConfig(name, weights=str(member))
         empty = on_meta(lambda: build_detector(config, BackboneConfig(), 4, load_weights=False))
         assert structure(empty) == structure(ours)
         assert len(asked) == 2
 
-    @pytest.mark.parametrize(
-        ("name", "builder"),
-        [
-            *((name, name) for name in BUILDERS),
-            *((name, f"{name}_resnet50_fpn") for name in ("maskrcnn", "keypointrcnn")),
-        ],
-    )
-    def test_what_is_new(self, name, builder, monkeypatch):
-        """No tensor has a value here: what depends on the classes is what differs in shape."""
-        settings = {"weights": None, "weights_backbone": None}
+    @pytest.mark.parametrize("name", ["maskrcnn", "keypointrcnn", *BUILDERS])
+    def test_what_is_new(self, name, monkeypatch, caplog):
+        """What depends on the classes is what differs in shape."""
+        builder = name if "_" in name else f"{name}_resnet50_fpn"
         with torch.device("meta"):
-            state = get_model(builder, **settings).state_dict()
-            other = get_model(builder, **settings, num_classes=7).state_dict()
-            monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
-            config = DetectorConfig(name, weights="DEFAULT")
-            ours = build_detector(config, BackboneConfig(), 7, load_weights=False)
-            report = load_detector_weights(ours, "DEFAULT", name)
-        expected = {key for key in state if state[key].shape != other[key].shape}
-        assert set(report.new) == set(report.left_out) == expected
-        assert {*report.loaded, *report.new} == ours.state_dict().keys()
-        assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in report.head
+            state = get_model(builder, **RANDOM).state_dict()
+            other = get_model(builder, **RANDOM, num_classes=7).state_dict()
+        values = {key: torch.zeros((), dtype=v.dtype).expand(v.shape) for key, v in state.items()}
+        monkeypatch.setattr(DOWNLOAD, lambda url, **_: values)
+        with caplog.at_level(logging.INFO, "detmix"):
+            ours = build_detector(DetectorConfig(name, weights="DEFAULT"), BackboneConfig(), 7)
+        expected = [key for key in state if state[key].shape != other[key].shape]
+        found = ours.state_dict()
+        assert {k for k, v in found.items() if v.shape != state[k].shape} == {*expected}
+        assert not any(found[key].any() for key in found if key not in expected)
+        assert f"left out: {', '.join(expected)} (the head of " in caplog.text
+        assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in caplog.text
 
     def test_offline(self, monkeypatch):
         monkeypatch.setattr(DOWNLOAD, Mock(side_effect=OSError("no route")))
@@ -145,29 +146,27 @@ class TestFiles:
         torch.save({"format": 1, "model": state, "config": config, "classes": ["a"], **more}, path)
 
     @pytest.mark.parametrize("name", HEADS)
-    @pytest.mark.parametrize("num_classes", [6, 21])
-    def test_all_but_the_head(self, name, path, caplog, num_classes):
+    def test_all_but_the_head(self, name, path, caplog):
         """It is new even if the number of classes is the same: they may be others."""
         old = shake(small(name)).state_dict()
         torch.save(old, path)
-        with caplog.at_level(logging.INFO, "detmix"):
-            new = small(name, num_classes, path).state_dict()
-        keys = [key for key in new if not key.startswith(HEADS[name])]
-        assert assert_equal_tensors(new, old, keys) == len(new) - (4 if "rcnn" in name else 2)
-        bias = next(key for key in new if key.startswith(HEADS[name]) and key.endswith("bias"))
-        assert not torch.equal(new[bias], old[bias])
-        assert f"{path}: {len(keys)} of {len(keys)} tensors" in caplog.text
-        assert f"21 classes, which is new for {num_classes}, background included" in caplog.text
+        for num_classes in (6, 21):
+            with caplog.at_level(logging.INFO, "detmix"):
+                new = small(name, num_classes, path).state_dict()
+            keys = [key for key in new if not key.startswith(HEADS[name])]
+            assert assert_equal_tensors(new, old, keys) == len(new) - (4 if "rcnn" in name else 2)
+            bias = next(key for key in new if key.startswith(HEADS[name]) and key.endswith("bias"))
+            assert not torch.equal(new[bias], old[bias])
+            assert f"{path}: {len(keys)} of {len(keys)} tensors" in caplog.text
+            assert f"21 classes, which is new for {num_classes}, background" in caplog.text
 
-    @pytest.mark.parametrize("keypoints", [5, 17])
-    def test_keypoint_predictor_is_new_for_another_number(self, path, keypoints):
+    def test_keypoint_predictor_is_new_for_another_number(self, path):
         old = shake(small("keypointrcnn", 2)).state_dict()
         torch.save(old, path)
-        new = small("keypointrcnn", 2, path, keypoints=keypoints).state_dict()
-        same = [
-            key for key in new if old[key].shape == new[key].shape and "box_predictor" not in key
-        ]
-        assert assert_equal_tensors(new, old, same) == len(new) - (4 if keypoints == 17 else 6)
+        for keypoints in (5, 17):
+            new = small("keypointrcnn", 2, path, keypoints=keypoints).state_dict()
+            same = [k for k in new if old[k].shape == new[k].shape and "box_predictor" not in k]
+            assert assert_equal_tensors(new, old, same) == len(new) - (4 if keypoints == 17 else 6)
 
     @pytest.mark.parametrize("norm", ["auto", "batch", "sync"])
     def test_norm(self, model, path, norm):
@@ -180,48 +179,36 @@ class TestFiles:
         explicit = small(norm=norm.replace("auto", "frozen"), trainable_layers=3)
         assert trained(ours) == trained(explicit) < trained(model)
 
-    @pytest.mark.parametrize("name", HEADS)
-    def test_averaged_weights_and_statistics_of_a_training(self, path, name):
-        average = shake(small(name), 1)
-        self.save(path, small(name).state_dict(), {"options": OWN}, ema=average.state_dict())
-        ours = small(name, weights=path)
+    @pytest.mark.parametrize("since", [1, 2])
+    def test_what_a_training_notes_beside_its_weights(self, model, path, since, caplog):
+        """Averaged weights, mean, deviation and epsilon; these in the configuration at first."""
+        average = shake(small(norm="batch"), 1)
+        notes = {"detector": {"options": OWN}, "backbone": {"norm_eps": 0.0}}
+        if since == 2:
+            notes = {"normalization": {**OWN, "norm_eps": 0.0}, "detector": {"options": {}}}
+        self.save(path, model.state_dict(), ema=average.state_dict(), **notes)
+        ours = small(weights=path)
         found = ours.backbone.state_dict()
         assert_equal_tensors(found, average.backbone.state_dict(), found)
-        assert [ours.transform.image_mean, ours.transform.image_std] == list(OWN.values())
-        ours = small(name, weights=path, detector={"options": {"image_std": [1.0, 1.0, 1.0]}})
-        assert ours.transform.image_std == [1.0, 1.0, 1.0]
+        assert statistics(ours) == list(OWN.values())
+        assert epsilons(ours) == {0.0}
+        assert "but the weights" not in caplog.text
+        ones = {"options": {"image_std": [1.0, 1.0, 1.0]}}
+        ours = small(weights=path, norm="frozen", norm_eps=1e-3, detector=ones)
+        assert statistics(ours) == [OWN["image_mean"], [1.0, 1.0, 1.0]]
+        assert epsilons(ours) == {1e-3}
+        for differs in ("image_std is [1.0, 1.0, 1.0]", "norm_eps is 0.001"):
+            assert f"{differs}, but the weights were trained with" in caplog.text
+        assert "image_mean is" not in caplog.text
 
-    def test_epsilon_of_a_training_that_started_from_coco(self, model, path, caplog):
-        """Such a run notes it; whoever starts from that run's checkpoint has it too."""
-        self.save(path, model.state_dict(), backbone={"norm_eps": 0.0})
-        assert epsilons(small(weights=path)) == {0.0}
-        assert "norm_eps" not in caplog.text
-        assert epsilons(small(weights=path, norm="frozen", norm_eps=1e-3)) == {1e-3}
-        assert "norm_eps is 0.001, but the weights were trained with 0" in caplog.text
+    def test_epsilon_without_weights(self):
         assert epsilons(build_backbone(BackboneConfig(norm="frozen", norm_eps=1e-3))) == {1e-3}
-
-    def test_statistics_that_differ_from_the_weights_are_said(self, model, path, caplog):
-        torch.save(model.state_dict(), path)
-        small(weights=path, detector={"options": {"image_mean": [0.5, 0.5, 0.5]}})
-        assert "image_mean is [0.5, 0.5, 0.5], but the weights were trained with" in caplog.text
-        assert "image_std" not in caplog.text
-
-    def test_refused_by_name_and_left_alone(self, model, path):
-        state = model.state_dict()
-        state["roi_heads.box_head.fc.bias"] = state.pop("roi_heads.box_head.fc6.bias")
-        self.save(path, state, backbone={"norm_eps": 0.0})
-        ours = small(norm="frozen")
-        before = {key: value.clone() for key, value in ours.state_dict().items()}
-        with pytest.raises(ValueError, match=r"missing: .*\.fc6\.bias; unexpected: .*\.fc\.bias$"):
-            load_detector_weights(ours, str(path), "fasterrcnn")
-        assert epsilons(ours) == {1e-5}
-        assert_equal_tensors(ours.state_dict(), before, before)
 
     @pytest.mark.parametrize(
         ("make", "name", "message"),
         [
             (lambda: small("keypointrcnn"), "fasterrcnn", "unexpected: .*keypoint"),
-            (lambda: small(num_classes=3, fpn_channels=64), "fasterrcnn", r"\(64, 64, 3, 3\)"),
+            (lambda: small(num_classes=3, fpn_channels=64), "fasterrcnn", "64, 64, 3, 3"),
             # The number of anchors is none of classes.
             (
                 lambda: small("retinanet", detector={"aspect_ratios": (1.0,)}),
@@ -243,6 +230,7 @@ class TestFiles:
         ("fasterrcnn", "COCO_V1", {"weights": "IMAGENET1K_V2"}, ValueError, r"backbone\.weights"),
         ("fasterrcnn", "COCO_V2", {}, ValueError, "COCO_V1 .*'COCO_V2'"),
         ("fasterrcnn", "ResNet50_Weights.DEFAULT", {}, ValueError, "'ResNet50_Weights.DEFAULT'"),
+        ("fasterrcnn", "timm:resnet50", {}, ValueError, "timm:resnet50"),
         ("fasterrcnn", "DEFAULT", {"name": "resnet18"}, ValueError, "=DEFAULT .*resnet50"),
         ("fasterrcnn", "DEFAULT", {"norm": "group"}, ValueError, "=DEFAULT .*resnet50"),
         ("fasterrcnn", "DEFAULT", {"stem": "small"}, ValueError, "=DEFAULT .*resnet50"),

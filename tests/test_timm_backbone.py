@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from weight_files import assert_equal_tensors, pretraining_checkpoint, shake
+from weight_files import assert_equal_tensors, norms_of, pretraining_checkpoint, shake
 
 from detmix.detectors import (
     BackboneConfig,
@@ -43,12 +43,10 @@ def frozen(module):
     return {name for name, value in module.named_parameters() if not value.requires_grad}
 
 
-def norms_of(module):
-    return {type(m) for m in module.modules() if "Norm" in type(m).__name__}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("levels", [(1, 2, 3, 4), (3, 2)])
+@pytest.mark.parametrize(
+    ("architecture", "levels"),
+    [(ARCHITECTURES[0], (3, 2)), *((name, (1, 2, 3, 4)) for name in ARCHITECTURES)],
+)
 def test_features_are_timms(architecture, levels, tmp_path):
     model, path = random_timm(architecture), tmp_path / "best.pt"
     torch.save(pretraining_checkpoint(model, name=f"timm:{architecture}"), path)
@@ -69,11 +67,10 @@ def test_features_are_timms(architecture, levels, tmp_path):
     assert [tuple(level.shape) for level in maps.values()] == shapes
 
 
-@pytest.mark.parametrize("levels", [(2,), (4,)])
-def test_every_parameter_is_trained(levels):
+def test_every_parameter_is_trained():
     """What comes after the last level is dropped."""
     torch.manual_seed(0)
-    model = build_detector(SMALL_DETECTOR, timm_config("resnet10t", levels=levels), 3)
+    model = build_detector(SMALL_DETECTOR, timm_config("resnet10t", levels=(2,)), 3)
     target = {"boxes": torch.tensor([[5.0, 5, 40, 50]]), "labels": torch.tensor([1])}
     sum(model([torch.rand(3, 64, 64)], [target]).values()).backward()
     assert not {n for n, p in model.named_parameters() if p.grad is None}
@@ -117,28 +114,25 @@ class TestTrainableLayers:
             build_backbone(timm_config(name, trainable_layers=3))
 
 
-class TestFiles:
-    @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_classifier_goes_into_the_body(self, architecture, tmp_path):
-        path = tmp_path / "best.pt"
-        model = shake(build_classifier(ClassifierConfig(f"timm:{architecture}"), 4))
-        assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
-        torch.save(pretraining_checkpoint(model, name=f"timm:{architecture}"), path)
-        config = timm_config(architecture, path, levels=(4,), norm="batch")
-        found = build_backbone(config).body.model.state_dict()
-        assert_equal_tensors(found, model.state_dict(), found)
-        head = model.pretrained_cfg["classifier"]
-        report = load_backbone_weights(timm.create_model(architecture), path)
-        assert report.left_out == report.new == (f"{head}.weight", f"{head}.bias")
-
-    def test_one_key_missing(self, tmp_path):
-        """Though it is of a level that the detector does not use."""
-        path = tmp_path / "best.pt"
-        state = random_timm("convnext_atto").state_dict()
-        del state["stages.3.blocks.0.mlp.fc1.weight"]
-        torch.save(state, path)
-        with pytest.raises(ValueError, match=r"missing: stages\.3\.blocks\.0\.mlp\.fc1\.weight$"):
-            build_backbone(timm_config("convnext_atto", path, levels=(1,)))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_classifier_goes_into_the_body(architecture, tmp_path):
+    path = tmp_path / "best.pt"
+    model = shake(build_classifier(ClassifierConfig(f"timm:{architecture}"), 4))
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
+    torch.save(pretraining_checkpoint(model, name=f"timm:{architecture}"), path)
+    config = timm_config(architecture, path, levels=(4,), norm="batch")
+    found = build_backbone(config).body.model.state_dict()
+    assert_equal_tensors(found, model.state_dict(), found)
+    head = model.pretrained_cfg["classifier"]
+    report = load_backbone_weights(timm.create_model(architecture), path)
+    assert report.left_out == report.new == (f"{head}.weight", f"{head}.bias")
+    state = model.state_dict()
+    key = next(key for key in reversed(state) if head not in key and "num_batches" not in key)
+    del state[key]
+    torch.save(state, path)
+    # Though it is of a level that the detector does not use.
+    with pytest.raises(ValueError, match=f"missing: {key}"):
+        build_backbone(timm_config(architecture, path, levels=(2,)))
 
 
 class TestPretrained:

@@ -1,10 +1,13 @@
-"""Weights that tests load: random ones with statistics of their own, in several layouts."""
+"""What tests of building and loading share: weights in several layouts, and comparing models."""
 
 from __future__ import annotations
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 
 
 def shake(module, seed=0):
@@ -29,30 +32,22 @@ def random_resnet(name="resnet18", seed=0, **options):
 
 def official_checkpoint(model):
     """Return what train.py of the official CutMix repository saves for a model."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, nesterov=True, momentum=0.9)
     return {
         "epoch": 300,
         "arch": "resnet",
         "state_dict": nn.DataParallel(model).state_dict(),
         "best_err1": 21.4,
         "best_err5": 5.92,
-        "optimizer": torch.optim.SGD(
-            model.parameters(), 0.1, nesterov=True, momentum=0.9
-        ).state_dict(),
+        "optimizer": optimizer.state_dict(),
     }
 
 
-def pretraining_checkpoint(model, *, name="resnet18", stem="standard", ema=None, data=None):
+def pretraining_checkpoint(model, *, name="resnet18", stem="standard", data=None, **more):
     """Return what ``tools/pretrain.py`` saves for a model, as far as a detector reads it."""
-    return {
-        "format": 1,
-        "model": model.state_dict(),
-        "ema": ema,
-        "config": {
-            "model": {"name": name, "stem": stem, "norm": "batch"},
-            "data": {} if data is None else data,
-        },
-        "classes": ["a", "b"],
-    }
+    config = {"model": {"name": name, "stem": stem, "norm": "batch"}, "data": data or {}}
+    state = {"format": 1, "model": model.state_dict(), "ema": None, "config": config}
+    return {**state, "classes": ["a", "b"], **more}
 
 
 def assert_equal_tensors(found, expected, keys):
@@ -60,3 +55,47 @@ def assert_equal_tensors(found, expected, keys):
     for key in keys:
         assert torch.equal(found[key], expected[key]), key
     return len(list(keys))
+
+
+def on_meta(build):
+    """Build without any memory: what has no values is not compared by value."""
+    with torch.device("meta"):
+        return build()
+
+
+def structure(model):
+    """Return what two models of one architecture have in common."""
+    return {
+        "parts": repr(model),
+        "shapes": [(key, value.shape) for key, value in model.state_dict().items()],
+        "trained": [name for name, value in model.named_parameters() if value.requires_grad],
+        "training": {module.training for module in model.modules()},
+        "settings": plain_settings(model),
+    }
+
+
+def plain_settings(model):
+    plain = (int, float, str, bool, tuple, dict, list)
+    of_modules = vars(nn.Module()).keys()
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if key not in of_modules and isinstance(value, plain)
+    }
+
+
+def trained(model):
+    return {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+def norms_of(model):
+    return {type(part) for part in model.modules() if "Norm" in type(part).__name__}
+
+
+def epsilons(model):
+    return {part.eps for part in model.modules() if isinstance(part, FrozenBatchNorm2d)}
+
+
+def statistics(model):
+    return [list(model.transform.image_mean), list(model.transform.image_std)]

@@ -66,11 +66,6 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Turn all batch norm of a model of timm into frozen batch norm, in place."""
-    importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
-
-
 def sync_batch_norm(model: nn.Module) -> None:
     """Turn all batch norm of a model of timm into batch norm over all processes, in place."""
     importlib.import_module("timm.layers").convert_sync_batchnorm(model)
@@ -107,10 +102,14 @@ def _known_architecture(timm: Any, name: str, setting: str) -> str:
 class TimmBody(nn.Module):
     """The features of a timm classifier at some strides; what comes after them is dropped."""
 
-    def __init__(self, model: Any, levels: list[int]) -> None:
+    def __init__(self, model: Any, name: str, levels: list[int]) -> None:
         super().__init__()
+        _check_body(model, name, levels)
         stages = _stages(model)
-        indices = [_last_of_stride(stages, 2 ** (level + 1)) for level in levels]
+        indices = [
+            max(i for i, stage in enumerate(stages) if stage["reduction"] == 2 ** (level + 1))
+            for level in levels
+        ]
         self.channels = [stages[index]["num_chs"] for index in indices]
         self.indices = model.prune_intermediate_layers(indices, prune_norm=True)
         self.model = model
@@ -123,18 +122,25 @@ class TimmBody(nn.Module):
         return OrderedDict((str(i), feature) for i, feature in enumerate(features))
 
 
-class FeatureBackboneWithFPN(BackboneWithFPN):  # type: ignore[misc]
-    """Torchvision's backbone with a pyramid, on a body that returns its features by itself."""
+class TimmPyramid(BackboneWithFPN):  # type: ignore[misc]
+    """Torchvision's backbone with a pyramid, on a classifier of timm, which is changed in place."""
 
-    def __init__(self, body: nn.Module, channels: list[int], out_channels: int) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, norm: str, levels: list[int], out_channels: int
+    ) -> None:
         # Not torchvision's own constructor: it would take the body apart layer by layer.
         nn.Module.__init__(self)
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks=LastLevelMaxPool())
+        if norm == "frozen":
+            importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
+        elif norm == "sync":
+            sync_batch_norm(model)
+        self.body = TimmBody(model, name, levels)
+        extra = LastLevelMaxPool()
+        self.fpn = FeaturePyramidNetwork(self.body.channels, out_channels, extra_blocks=extra)
         self.out_channels = out_channels
 
 
-def check_timm_body(model: Any, name: str, levels: list[int]) -> None:
+def _check_body(model: Any, name: str, levels: list[int]) -> None:
     """Check that a classifier of timm can give a pyramid its features."""
     if model.pretrained_cfg.get("fixed_input_size"):
         raise ValueError(
@@ -144,20 +150,16 @@ def check_timm_body(model: Any, name: str, levels: list[int]) -> None:
     needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
     if not all(hasattr(model, attribute) for attribute in needed):
         raise ValueError(f"backbone.name={name} gives no intermediate features in timm")
-    strides = sorted({stage["reduction"] for stage in _stages(model)})
-    for level in levels:
-        if 2 ** (level + 1) not in strides:
-            raise ValueError(
-                f"backbone.levels: {name} has no features of stride {2 ** (level + 1)} for level "
-                f"{level}, only of {', '.join(map(str, strides))}"
-            )
+    strides = {stage["reduction"]: None for stage in _stages(model)}
+    missing = [level for level in levels if 2 ** (level + 1) not in strides]
+    if missing:
+        raise ValueError(
+            f"backbone.levels: {name} has features of the strides {', '.join(map(str, strides))}, "
+            f"not 2^(level + 1) for the levels {missing}"
+        )
 
 
 def _stages(model: Any) -> list[dict[str, Any]]:
     """Return timm's description of each stage: ``reduction`` and ``num_chs``."""
     info = model.feature_info
     return list(info.get_dicts() if hasattr(info, "get_dicts") else info)
-
-
-def _last_of_stride(stages: list[dict[str, Any]], stride: int) -> int:
-    return max(index for index, stage in enumerate(stages) if stage["reduction"] == stride)

@@ -1,9 +1,9 @@
 """Building torchvision's detectors from a configuration."""
 
 from detmix.detectors.build import build_detector
-from detmix.detectors.config import ClassifierConfig, DetectorConfig, build_classifier
+from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.detectors.names import takes_backbone, target_keys
-from detmix.detectors.pyramid import BackboneConfig, build_backbone
+from detmix.detectors.pyramid import build_backbone, build_classifier
 from detmix.pretrained.match_state import LoadReport
 from detmix.pretrained.sources import load_backbone_weights
 

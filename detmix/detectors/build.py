@@ -7,32 +7,26 @@ pyramids, fewer levels and smaller heads make detectors that train on a CPU.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
 from typing import Any
 
 from torch import nn
-from torchvision.models import WeightsEnum, get_model_weights
 
-from detmix.detectors.config import STATISTICS, DetectorConfig
-from detmix.detectors.families import build_family, check_family
+from detmix.detectors.config import STATISTICS, BackboneConfig, DetectorConfig
+from detmix.detectors.construct import build_by_name, build_family
 from detmix.detectors.half_precision import keep_boxes_in_float32
-from detmix.detectors.names import builder_names, detector_class, takes_backbone
-from detmix.detectors.new_head import (
-    detector_weights,
-    find_detector_weights,
-    load_detector_weights,
-    named_epsilon,
-)
-from detmix.detectors.pyramid import (
-    BackboneConfig,
-    build_backbone_with_report,
-    norm_epsilon,
-    set_norm_epsilon,
-)
-from detmix.detectors.torchvision_builder import build_by_name, check_builder
-from detmix.pretrained.match_state import LoadReport
-from detmix.pretrained.sources import find_named
+from detmix.detectors.pyramid import build_pyramid, norm_epsilon, set_norm_epsilon
+from detmix.detectors.spec import DetectorSpec, resolve
+from detmix.pretrained.match_state import LoadReport, load_matching
+from detmix.pretrained.sources import Source, read_source
 
+# What depends on the classes: SSDlite has a convolution of each channel before that into them.
+_CLASS_HEAD = re.compile(
+    r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\."
+    r"|head\.classification_head\.(cls_logits|module_list\.\d+(\.1)?)\.(weight|bias)$"
+)
+_KEYPOINT_HEAD = "roi_heads.keypoint_predictor"
+_KEYPOINTS = f"{_KEYPOINT_HEAD}.kps_score_lowres.bias"
 _log = logging.getLogger(__name__)
 
 
@@ -55,111 +49,71 @@ def build_detector(
         num_classes: K, the classes with background.
         num_keypoints: Keypoints of each object, for Keypoint R-CNN; 17 in COCO.
         load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
-            detector follows. Nothing is opened or downloaded then; what is no part of a state
-            dict must be in the configuration: ``image_mean`` and ``image_std`` in
-            ``detector.options`` unless they are torchvision's, and ``backbone.norm_eps`` unless
-            the weights' name or torchvision decides.
+            detector follows. Nothing is opened or downloaded then: a mean, deviation or epsilon
+            that only the weights tell must be in the configuration, or be set afterwards.
 
     Returns:
         One of torchvision's detectors, in training mode.
 
     Raises:
         FileNotFoundError: If the file of the weights is not there.
-        ValueError: If the two configurations do not fit each other (such as a number of anchor
-            sizes that is not that of the pyramid's levels, or a field that must be at its default
-            for a detector with a backbone of its own), both have weights, or the weights are
-            unknown, broken or of another network.
+        ValueError: If the two configurations do not fit each other or both have weights, or the
+            weights are unknown, broken or of another network.
         ConnectionError: If pretrained weights cannot be downloaded.
     """
-    _check_weights(detector, backbone)
-    name = detector.name
-    if takes_backbone(name):
-        check_family(detector, backbone)
-        pyramid, report = build_backbone_with_report(
-            backbone,
-            load_weights=load_weights,
-            pretrained=backbone.weights is not None or detector.weights is not None,
-        )
-        model = build_family(detector, backbone, pyramid, num_classes, num_keypoints)
-        model_name = f"{_FAMILY_NAMES[name]} on {backbone.name}"
+    spec = resolve(detector, backbone)
+    if spec.kind.is_family:
+        start = spec.backbone_source if load_weights else None
+        pyramid, report = build_pyramid(backbone, start, pretrained=spec.is_pretrained)
+        model = build_family(spec, pyramid, num_classes, num_keypoints)
     else:
-        check_builder(detector, backbone)
-        model, report = build_by_name(
-            detector, backbone, num_classes, num_keypoints, load_weights=load_weights
-        )
-        model_name = name
+        model, report = build_by_name(spec, num_classes, num_keypoints, load_weights=load_weights)
     keep_boxes_in_float32(model)
-    if detector.weights is not None:
-        set_norm_epsilon(model, named_epsilon(detector.weights, name))
-        if load_weights:
-            report = load_detector_weights(model, detector.weights, name, model_name)
-            _log.info("%s", report)
-    _set_epsilon(model, backbone.norm_eps, has_weights=report is not None)
-    _set_statistics(model, report, detector.options)
+    if spec.source is not None and load_weights:
+        report = _load_detector(model, spec.source, spec.title, num_classes)
+    _set_normalization(model, spec, report)
     return model
 
 
-_FAMILY_NAMES = {
-    "fasterrcnn": "Faster R-CNN",
-    "maskrcnn": "Mask R-CNN",
-    "keypointrcnn": "Keypoint R-CNN",
-    "retinanet": "RetinaNet",
-    "fcos": "FCOS",
-}
+def _load_detector(model: Any, source: Source, title: str, num_classes: int) -> LoadReport:
+    """Load a trained detector into another, all but what depends on the classes."""
+    transform = model.transform
+    weights = read_source(source, tuple(transform.image_mean), tuple(transform.image_std))
+    own, state = model.state_dict(), weights.state
+    if not any(key.startswith("backbone.") for key in state):
+        raise ValueError(
+            f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
+            "classifier set backbone.weights instead"
+        )
+    head = [key for key in own if _CLASS_HEAD.match(key)]
+    bias = next(key for key in head if key.endswith(".bias"))
+    anchors = len(own[bias]) // num_classes
+    before = state[bias].numel() // anchors if bias in state else "no"
+    text = f"the head of {before} classes, which is new for {num_classes}, background included"
+    if _KEYPOINTS in own and _KEYPOINTS in state:
+        expected, found = len(own[_KEYPOINTS]), state[_KEYPOINTS].numel()
+        if found != expected:
+            head.append(_KEYPOINT_HEAD)
+            text += f"; that of {found} keypoints, which is new for {expected}"
+    return load_matching(model, weights, model=title, heads=head, head=text)
 
 
-def _set_epsilon(model: nn.Module, eps: float | None, *, has_weights: bool) -> None:
-    """Have the configuration's epsilon of frozen batch norm, and say if the weights differ."""
-    found = norm_epsilon(model)
-    if has_weights and None not in (eps, found) and eps != found:
-        _log.warning("backbone.norm_eps is %g, but the weights were trained with %g", eps, found)
+def _set_normalization(model: Any, spec: DetectorSpec, report: LoadReport | None) -> None:
+    """Normalise as the configuration says, else as the weights want it."""
+    transform, eps = model.transform, spec.source_eps
+    if report is not None:
+        transform.image_mean, transform.image_std = list(report.mean), list(report.std)
+        eps = eps if report.norm_eps is None else report.norm_eps
     set_norm_epsilon(model, eps)
 
+    def choose(setting: str, given: Any, trained: Any) -> Any:
+        if report is not None and None not in (given, trained) and given != trained:
+            _log.warning("%s is %s, but the weights were trained with %s", setting, given, trained)
+        return trained if given is None else given
 
-def _set_statistics(model: Any, report: LoadReport | None, options: Mapping[str, Any]) -> None:
-    """Normalise images as the options say, else as the weights want it."""
-    wanted = (report.mean, report.std) if report else (None, None)
-    for name, expected in zip(STATISTICS, wanted, strict=True):
-        given = options.get(name)
-        if given is not None and expected is not None and tuple(given) != tuple(expected):
-            _log.warning(
-                "detector.options.%s is %s, but the weights were trained with %s",
-                name, list(given), list(expected),
-            )  # fmt: skip
-        value = expected if given is None else given
-        if value is not None:
-            setattr(model.transform, name, list(value))
-
-
-def _check_weights(detector: DetectorConfig, backbone: BackboneConfig) -> None:
-    """Check that the weights of a whole detector have no rival and fit the backbone by name."""
-    if detector.weights is None:
-        return
-    if backbone.weights is not None:
-        raise ValueError(
-            "detector.weights brings a backbone of its own: give either detector.weights or "
-            f"backbone.weights, got {detector.weights!r} and {backbone.weights!r}"
-        )
-    if not takes_backbone(detector.name):
-        return
-    is_standard = backbone.name == "resnet50" and backbone.stem == "standard"
-    named = find_detector_weights(detector.weights, detector.name)
-    if named and (not is_standard or backbone.norm == "group"):
-        raise ValueError(
-            f"detector.weights={detector.weights} is for backbone.name=resnet50 with batch norm "
-            f"and the standard stem, got name={backbone.name}, norm={backbone.norm}, "
-            f"stem={backbone.stem}"
-        )
-    if not detector_weights(detector.name):
-        _refuse_names(detector.weights, detector.name)
-
-
-def _refuse_names(source: str, family: str) -> None:
-    """Refuse the name of weights for a family that is built otherwise than torchvision's."""
-    builders = [name for name in builder_names() if detector_class(name) is detector_class(family)]
-    known: list[WeightsEnum] = [member for name in builders for member in get_model_weights(name)]
-    if find_named(source, known):
-        raise ValueError(
-            f"detector.weights of {family} must be a file, got {source!r}: torchvision's weights "
-            f"are for detector.name={' or '.join(builders)}, whose pyramid is another"
-        )
+    for name in STATISTICS:
+        given, trained = spec.detector.options.get(name), getattr(transform, name)
+        chosen = choose(f"detector.options.{name}", given and list(given), list(trained))
+        setattr(transform, name, chosen)
+    chosen = choose("backbone.norm_eps", spec.backbone.norm_eps, norm_epsilon(model))
+    set_norm_epsilon(model, chosen)

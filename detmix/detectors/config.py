@@ -1,4 +1,4 @@
-"""The typed configurations of a detector above its backbone, and of a classifier."""
+"""The typed configurations of a detector, of the backbone under it, and of a classifier."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.models.detection.ssd import SSD
 
-from detmix.backbones.resnet import Stem, build_resnet, check_choice, resnet_names
-from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, sync_batch_norm
-from detmix.detectors.names import check_name, inapplicable_fields, option_defaults, option_names
+from detmix.backbones.resnet import Stem, check_choice, resnet_names
+from detmix.backbones.timm import TIMM_PREFIX
+from detmix.detectors.names import SEQUENCES, DetectorKind, find_detector
 
 STATISTICS = ("image_mean", "image_std")
 """The options that say how images are normalised."""
 
-# Options that are None by default and sequences of numbers otherwise, each with how many.
-_LENGTHS = {**dict.fromkeys(STATISTICS, 3), "bbox_reg_weights": 4}
-_NUMBER_WORDS = {3: "three", 4: "four"}
+Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 ClassifierNorm = Literal["batch", "sync", "group"]
+
+# What torchvision counts in the MobileNet of a detector that brings its own backbone.
+_MOST_LAYERS = 6
+_ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """A detector: a family on the configured backbone, or one that torchvision builds whole.
 
-    What is None is as torchvision has it for that name. What means nothing to a detector, such as
-    ``head_dim`` to a RetinaNet, must be None.
+    What is None is as torchvision has it for that name; what means nothing to a detector must be.
 
     Attributes:
         name: A family above the configured backbone and its feature pyramid: ``"fasterrcnn"``,
@@ -37,8 +39,8 @@ class DetectorConfig:
             backbone of its own: of the backbone's section only ``weights`` (a name of
             torchvision's; with a ResNet-50 whatever a backbone starts from; not SSDlite's),
             ``trainable_layers`` and ``norm_eps`` are for it.
-        min_size: What the shorter side of an image is resized to, in pixels. SSD and SSDlite
-            have images of a fixed size.
+        min_size: What the shorter side of an image is resized to, in pixels; not SSD's, whose
+            images have a fixed size.
         max_size: What the longer side must not exceed, in pixels.
         anchor_sizes: Side of the square anchor at each pyramid level, in pixels of the resized
             image: one more than the backbone has levels. None for 8 times the stride of a level
@@ -49,19 +51,16 @@ class DetectorConfig:
         roi_sampling_ratio: Points per side that RoI align samples in each bin of a proposal; a
             quarter of the work on a CPU with 1 instead of 2 (None). R-CNN families only.
         head_dim: Width of the two fully connected layers of the box head, 1024 (None). R-CNN
-            families only. The heads of masks and keypoints are as wide as the pyramid and twice
-            as wide.
+            families only.
         options: Further keyword arguments of torchvision's class, such as
-            ``rpn_post_nms_top_n_train`` or ``score_thresh``: a positive whole number where
-            torchvision's default is one, a number where it is any, and four numbers or None for
-            ``bbox_reg_weights``. ``image_mean`` and ``image_std``, three numbers each, are those
-            of the pretrained weights, or torchvision's without any, unless given here.
+            ``rpn_post_nms_top_n_train`` or ``score_thresh``. ``image_mean`` and ``image_std``,
+            three numbers each, are those of the pretrained weights, or torchvision's without
+            any, unless given here.
         weights: A whole detector to start from: a name of torchvision's weights, such as
             ``"COCO_V1"``, for one of its builders, or for an R-CNN family on a ResNet-50; or a
             file: a checkpoint of ``tools/train.py`` or a state dict of torchvision's. All of it
-            is taken but what depends on the classes, which is new for those of the data set (and
-            the keypoints' predictor where their number differs). None for a new detector, on a
-            backbone that may be pretrained.
+            is taken but what depends on the classes (and the keypoints' predictor where their
+            number differs). None for a new detector, on a backbone that may be pretrained.
 
     Raises:
         ValueError: If a value is out of range or an option of another type, or some do not apply
@@ -79,93 +78,146 @@ class DetectorConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        self._check_applicable()
+        kind = find_detector(self.name)
+        self._check_applicable(kind)
         for name in ("min_size", "max_size", "roi_sampling_ratio", "head_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"detector.{name} must be positive, got {value}")
-        for name in ("anchor_sizes", "aspect_ratios"):
+        for name in _ANCHOR_FIELDS:
             values = getattr(self, name)
             if values is not None and not (values and all(value > 0 for value in values)):
                 raise ValueError(f"detector.{name} must be positive numbers, got {values}")
-        self._check_options()
-
-    def _check_applicable(self) -> None:
-        """Refuse at once all that means nothing to this detector."""
-        reset: dict[str, Any] = {}
-        problems = []
-        for name, reason in inapplicable_fields(self.name).items():
-            value = getattr(self, name)
-            if value is not None:
-                reset[name] = None
-                problems.append(
-                    f"detector.{name} does not apply to {self.name} ({reason}), got {value}"
-                )
-        known = option_names(self.name)
-        unknown = [name for name in self.options if name not in known]
-        if unknown:
-            reset["options"] = {}
-            are = "are not options" if len(unknown) > 1 else "is not an option"
-            problems.append(
-                f"detector.options.{', '.join(unknown)} {are} of {self.name}; there are "
-                f"{', '.join(known)}"
-            )
-        if problems:
-            raise ValueError(f"{'; '.join(problems)}; to reset: {reset_flags('detector', reset)}")
-
-    def _check_options(self) -> None:
-        defaults = option_defaults(self.name)
         for name, value in self.options.items():
-            wanted = _wrong_type(name, value, defaults[name])
+            wanted = _wanted(name, value, kind.options[name])
             if wanted is not None:
                 raise ValueError(f"detector.options.{name} must be {wanted}, got {value!r}")
 
+    def _check_applicable(self, kind: DetectorKind) -> None:
+        """Refuse at once all that means nothing to this detector."""
+        given = {
+            name: reason
+            for name, reason in _inapplicable(kind).items()
+            if getattr(self, name) is not None
+        }
+        problems = [
+            f"detector.{name} does not apply to {self.name} ({reason}), got {getattr(self, name)}"
+            for name, reason in given.items()
+        ]
+        reset: dict[str, Any] = dict.fromkeys(given)
+        unknown = [name for name in self.options if name not in kind.options]
+        if unknown:
+            reset["options"] = {}
+            problems.append(
+                f"detector.options.{', '.join(unknown)}: no option of {self.name}; there are "
+                f"{', '.join(kind.options)}"
+            )
+        refuse("detector", problems, reset)
 
-def class_arguments(detector: DetectorConfig) -> dict[str, Any]:
-    """Return the keyword arguments of a detector's class that its configuration gives as such."""
-    # Not the image statistics: what they are by default must be known when weights bring others.
-    sizes = {"min_size": detector.min_size, "max_size": detector.max_size}
-    given = {name: value for name, value in sizes.items() if value is not None}
-    return {**given, **_without_statistics(detector.options)}
+
+def _inapplicable(kind: DetectorKind) -> dict[str, str]:
+    """Return the fields of `DetectorConfig` that mean nothing to a detector, each with why."""
+    roi_fields = ("roi_sampling_ratio", "head_dim")
+    fields = {}
+    if not kind.is_family:
+        fields = dict.fromkeys(roi_fields, "torchvision's builder has heads of its own")
+    elif not issubclass(kind.cls, FasterRCNN):
+        fields = dict.fromkeys(roi_fields, "it pools no proposals")
+    if kind.cls is SSD:
+        fields |= dict.fromkeys(("min_size", "max_size"), "its images have a fixed size")
+        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
+    elif kind.cls is FCOS:
+        fields["aspect_ratios"] = "it has no anchors but locations"
+    elif "mobilenet" in kind.name:
+        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+    return fields
 
 
-def _without_statistics(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in STATISTICS}
-
-
-def reset_flags(section: str, values: Mapping[str, Any]) -> str:
-    """Return the arguments of ``tools/train.py`` that set fields of a section to such values."""
-    texts = {
-        name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        for name, value in values.items()
-    }
-    return " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
-
-
-def _wrong_type(name: str, value: Any, default: Any) -> str | None:
-    """Return what an option must be, or None for a value that is such."""
-    if name in _LENGTHS:
-        fits = value is None or _are_numbers(value, _LENGTHS[name])
-        wanted = f"{_NUMBER_WORDS[_LENGTHS[name]]} numbers or null"
-    elif isinstance(default, bool) or not isinstance(default, (int, float)):
-        return None  # torchvision has no such option so far
+def _wanted(name: str, value: Any, default: Any) -> str | None:
+    """Return what an option must be by the default of its class, None for what is such."""
+    if default is None:
+        length = SEQUENCES[name]
+        is_sequence = isinstance(value, (list, tuple)) and len(value) == length
+        fits = value is None or (is_sequence and all(_is_number(each) for each in value))
+        wanted = f"{length} numbers or null"
     elif isinstance(default, int):  # a number of boxes or proposals
-        fits = isinstance(value, int) and _is_number(value) and value > 0
-        wanted = "a positive whole number"
+        fits, wanted = type(value) is int and value > 0, "a positive whole number"
     else:
         fits, wanted = _is_number(value), "a number"
     return None if fits else wanted
 
 
-def _are_numbers(value: Any, length: int) -> bool:
-    is_sequence = isinstance(value, (list, tuple)) and len(value) == length
-    return is_sequence and all(_is_number(number) for number in value)
-
-
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_real and not math.isnan(value)
+
+
+def refuse(section: str, problems: list[str], reset: Mapping[str, Any]) -> None:
+    """Raise ValueError of all problems, if there are any, with the arguments that reset fields."""
+    if problems:
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            for name, value in reset.items()
+        }
+        flags = " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
+        raise ValueError(f"{'; '.join(problems)}; to reset: {flags}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A classifier's body under a feature pyramid network.
+
+    Attributes:
+        name: A torchvision ResNet, ResNeXt or wide ResNet, such as ``"resnet18"``, or
+            ``"timm:ARCH"`` for a convolutional architecture of timm.
+        weights: Pretrained weights: a name of torchvision's, such as ``"IMAGENET1K_V2"``;
+            ``"timm:NAME"``, such as ``"timm:resnet50.a1_in1k"``; or a file: a checkpoint of
+            ``tools/pretrain.py`` or of the official CutMix repository, or any state dict of this
+            network. None for a random start.
+        norm: Normalization: ``"frozen"`` batch norm, live ``"batch"`` norm, ``"sync"`` batch
+            norm over all processes or ``"group"`` norm (with weights that were trained with it);
+            ``"auto"`` is frozen with weights and live without, as in torchvision. A timm
+            architecture without batch norm keeps what it has.
+        trainable_layers: How many of the five parts, from the last, are trained; None for 3
+            with weights and 5 without, as in torchvision. An architecture without a ResNet's
+            parts has 5 (None) or 0. A detector that brings its own backbone has torchvision's
+            parts and default: 0 to 6 of a MobileNet.
+        fpn_channels: Channels of every pyramid level.
+        levels: Which of the stages 1 to 4 (strides 4 to 32; 1 to 8 with the small stem) the
+            pyramid starts from; one coarser level is added to them.
+        stem: ``"standard"``, or ``"small"`` for a 3×3 convolution with stride 1 and no pooling
+            (torchvision's names only); as in the pretraining.
+        norm_eps: Epsilon of frozen batch norm (torchvision's names only); None for torchvision's,
+            which is 0 with its COCO weights and 1e-5 otherwise. A run notes here what it has.
+    """
+
+    name: str = "resnet50"
+    weights: str | None = None
+    norm: Norm = "auto"
+    trainable_layers: int | None = None
+    fpn_channels: int = 256
+    levels: tuple[int, ...] = (1, 2, 3, 4)
+    stem: Stem = "standard"
+    norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_network("backbone", self, get_args(Norm))
+        layers, eps, stages = self.trainable_layers, self.norm_eps, set(self.levels)
+        if layers is not None and not 0 <= layers <= _MOST_LAYERS:
+            raise ValueError(
+                "backbone.trainable_layers must be in 0..5 (0..6 of a MobileNet that a detector "
+                f"brings), got {layers}"
+            )
+        if self.weights == "":
+            raise ValueError("backbone.weights must name weights or be null, got ''")
+        if eps is not None and not 0 <= eps < math.inf:
+            raise ValueError(f"backbone.norm_eps must not be negative, got {eps}")
+        if self.fpn_channels < 1:
+            raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
+        if not stages or not stages <= {1, 2, 3, 4} or len(stages) < len(self.levels):
+            raise ValueError(
+                f"backbone.levels must be different stages out of 1..4, got {self.levels}"
+            )
 
 
 @dataclass(frozen=True)
@@ -186,42 +238,19 @@ class ClassifierConfig:
     norm: ClassifierNorm = "batch"
 
     def __post_init__(self) -> None:
-        check_choice("model.stem", self.stem, get_args(Stem))
-        check_choice("model.norm", self.norm, get_args(ClassifierNorm))
-        if not self.name.startswith(TIMM_PREFIX):
-            check_choice("model.name", self.name, (*resnet_names(), f"{TIMM_PREFIX}ARCH"))
-        elif self.stem == "small" or self.norm == "group":
-            raise ValueError(
-                "model.stem=small and model.norm=group are for torchvision's ResNets only, got "
-                f"model.name={self.name!r}"
-            )
+        _check_network("model", self, get_args(ClassifierNorm))
 
 
-def build_classifier(config: ClassifierConfig, num_classes: int) -> nn.Module:
-    """Build a classifier with random weights.
-
-    Its state dict has torchvision's (or timm's) own keys, so that `BackboneConfig.weights` reads
-    a file of it.
-
-    Args:
-        config: The classifier.
-        num_classes: K, without any background.
-
-    Returns:
-        A module from float images (B, 3, H, W) to scores (B, K), in training mode.
-
-    Raises:
-        ValueError: If ``num_classes`` is below 1, or timm is asked for and not there or without
-            that architecture.
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be positive, got {num_classes}")
+def _check_network(
+    section: str, config: BackboneConfig | ClassifierConfig, norms: tuple[str, ...]
+) -> None:
+    """Check what a backbone and a classifier have in common."""
+    check_choice(f"{section}.norm", config.norm, norms)
+    check_choice(f"{section}.stem", config.stem, get_args(Stem))
     if not config.name.startswith(TIMM_PREFIX):
-        resnet: nn.Module = build_resnet(
-            config.name, norm=config.norm, stem=config.stem, num_classes=num_classes
+        check_choice(f"{section}.name", config.name, (*resnet_names(), f"{TIMM_PREFIX}ARCH"))
+    elif config.stem == "small" or config.norm == "group":
+        raise ValueError(
+            f"{section}.stem=small and {section}.norm=group are for torchvision's ResNets only, "
+            f"got {section}.name={config.name!r}"
         )
-        return resnet
-    model = create_timm_model(config.name, "model.name", num_classes)
-    if config.norm == "sync":
-        sync_batch_norm(model)
-    return model

@@ -1,53 +1,97 @@
-"""Which detectors there are by name, and what each of them takes."""
+"""Which detectors there are by name, and what torchvision says of each."""
 
 from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
-from torchvision.models import WeightsEnum, detection, get_model_builder, list_models
+from torchvision.models import (
+    WeightsEnum,
+    detection,
+    get_model_builder,
+    get_model_weights,
+    list_models,
+)
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-FAMILIES: dict[str, type[nn.Module]] = {
+# Torchvision's class of each family that is built on the configured backbone.
+_FAMILIES: dict[str, type[nn.Module]] = {
     "fasterrcnn": FasterRCNN,
     "maskrcnn": MaskRCNN,
     "keypointrcnn": KeypointRCNN,
     "retinanet": RetinaNet,
     "fcos": FCOS,
 }
-"""Torchvision's class of each family that is built on the configured backbone."""
-
-# Arguments of the classes that are modules or what a builder and the other fields set.
-_NO_OPTIONS = {
-    *("self", "kwargs", "backbone", "num_classes", "num_keypoints", "min_size", "max_size", "size"),
-    *("rpn_anchor_generator", "anchor_generator", "rpn_head", "head", "proposal_matcher"),
-    *(f"{part}_{kind}" for part in ("box", "mask", "keypoint") for kind in ("roi_pool", "head")),
-    *(f"{part}_predictor" for part in ("box", "mask", "keypoint")),
-}
-_ROI_FIELDS = {
-    "roi_sampling_ratio": "it pools no proposals",
-    "head_dim": "it has no fully connected layers",
-}
-_ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
+SEQUENCES = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
+"""The options that are sequences, of how many numbers; all others are a number."""
 
 
-def builder_names() -> tuple[str, ...]:
-    """Return the names of torchvision's own detection builders that can be trained here."""
-    known = (*FAMILIES.values(), SSD)
-    names = list_models(module=detection)
-    return tuple(name for name in names if _returned_class(name) in known)
+@dataclass(frozen=True)
+class DetectorKind:
+    """What the name of a detector stands for: a family, or one of torchvision's builders."""
+
+    name: str
+    cls: type[nn.Module]
+    is_family: bool
+    # What `DetectorConfig.options` may give, with the defaults of the class.
+    options: Mapping[str, Any]
+    # Trained detectors of torchvision: of the builder, or of the family's own on a ResNet-50.
+    weights: tuple[WeightsEnum, ...]
+    # What the builder's backbone may start from, and the classifier which that is.
+    backbone_weights: tuple[WeightsEnum, ...]
+    network: str
+    # Whether that has the keys of the builder's backbone, so that any state of it can be loaded.
+    stands_on_resnet: bool
+    # Whether the builder gives its class anchors itself, and heads that are made for as many.
+    sets_anchors: bool
 
 
-def check_name(name: str) -> None:
-    """Check that there is such a detector."""
-    if name not in FAMILIES and name not in builder_names():
+@cache
+def find_detector(name: str) -> DetectorKind:
+    """Look up what a name stands for."""
+    builders = {each: _signature(each).return_annotation for each in list_models(module=detection)}
+    builders = {each: cls for each, cls in builders.items() if cls in (*_FAMILIES.values(), SSD)}
+    cls = {**_FAMILIES, **builders}.get(name)
+    if cls is None:
         raise ValueError(
-            f"detector.name must be one of {', '.join(FAMILIES)} (on the configured backbone) or "
-            f"of torchvision's {', '.join(builder_names())}, got {name!r}"
+            f"detector.name must be one of {', '.join(_FAMILIES)} (on the configured backbone) or "
+            f"of torchvision's {', '.join(builders)}, got {name!r}"
         )
+    builder = f"{name}_resnet50_fpn" if name in _FAMILIES else name
+    arguments = inspect.signature(cls.__init__).parameters
+    options = {
+        key: argument.default
+        for key, argument in arguments.items()
+        # Not modules, of which None is the default.
+        if key in SEQUENCES
+        or (isinstance(argument.default, (int, float)) and key not in ("min_size", "max_size"))
+    }
+    annotated: tuple[Any, ...] = typing.get_args(
+        _signature(builder).parameters["weights_backbone"].annotation
+    )
+    enum = next(kind for kind in annotated if issubclass(kind, WeightsEnum))
+    network = enum.__name__.removesuffix("_Weights").lower()
+    return DetectorKind(
+        name=name,
+        cls=cls,
+        is_family=name in _FAMILIES,
+        options=options,
+        weights=tuple(get_model_weights(builder)),
+        backbone_weights=tuple(enum),
+        network=network,
+        stands_on_resnet=network == "resnet50",
+        sets_anchors=name.endswith("_v2"),
+    )
+
+
+def _signature(builder: str) -> inspect.Signature:
+    return inspect.signature(get_model_builder(builder))
 
 
 def takes_backbone(name: str) -> bool:
@@ -59,8 +103,7 @@ def takes_backbone(name: str) -> bool:
     Raises:
         ValueError: If there is no such detector.
     """
-    check_name(name)
-    return name in FAMILIES
+    return find_detector(name).is_family
 
 
 def target_keys(name: str) -> tuple[str, ...]:
@@ -75,52 +118,4 @@ def target_keys(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such detector.
     """
-    cls = detector_class(name)
-    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(cls, ())
-
-
-def detector_class(name: str) -> type[nn.Module]:
-    """Return torchvision's class of a detector."""
-    check_name(name)
-    return FAMILIES.get(name) or _returned_class(name)
-
-
-def option_names(name: str) -> list[str]:
-    """Return which keyword arguments of a detector's class ``detector.options`` may give."""
-    return sorted(option_defaults(name))
-
-
-def option_defaults(name: str) -> dict[str, Any]:
-    """Return what ``detector.options`` may give, each with the default of the detector's class."""
-    known = inspect.signature(detector_class(name).__init__).parameters
-    return {key: known[key].default for key in known if key not in _NO_OPTIONS}
-
-
-def inapplicable_fields(name: str) -> dict[str, str]:
-    """Return the fields of `DetectorConfig` that mean nothing to a detector, each with why."""
-    cls = detector_class(name)
-    is_rcnn = issubclass(cls, FasterRCNN)
-    if name in FAMILIES:
-        fields = {} if is_rcnn else dict(_ROI_FIELDS)
-    else:
-        fields = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
-    if cls is SSD:
-        fields |= dict.fromkeys(("min_size", "max_size"), "its images have a fixed size")
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
-    elif cls is FCOS:
-        fields["aspect_ratios"] = "it has no anchors but locations"
-    elif name not in FAMILIES and "mobilenet" in name:
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
-    return fields
-
-
-def backbone_weights(name: str) -> list[WeightsEnum]:
-    """Return the weights that a torchvision builder's own backbone may start from."""
-    parameters = inspect.signature(get_model_builder(name)).parameters
-    annotated: tuple[Any, ...] = typing.get_args(parameters["weights_backbone"].annotation)
-    return list(next(kind for kind in annotated if issubclass(kind, WeightsEnum)))
-
-
-def _returned_class(name: str) -> type[nn.Module]:
-    cls: type[nn.Module] = inspect.signature(get_model_builder(name)).return_annotation
-    return cls
+    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(find_detector(name).cls, ())

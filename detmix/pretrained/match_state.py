@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from detmix.pretrained.read_state import kind_of
+from detmix.pretrained.read_state import PretrainedState, kind_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class SourceWeights:
-    """Weights that were read, and what belongs to them."""
-
-    source: str
-    state: Mapping[str, Tensor]
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,7 @@ class LoadReport:
         mean: What the weights expect to be subtracted from an image's channels in [0, 1].
         std: What they expect the channels to be divided by then.
         head: What the head is, for the text.
+        norm_eps: The epsilon of frozen batch norm that belongs to them, where that is known.
     """
 
     source: str
@@ -54,6 +48,7 @@ class LoadReport:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: str
+    norm_eps: float | None = None
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
@@ -68,75 +63,76 @@ class LoadReport:
 
 def load_matching(
     module: nn.Module,
-    weights: SourceWeights,
+    weights: PretrainedState,
     *,
     model: str,
     heads: Sequence[str],
     head: str,
     absent: Sequence[str] = (),
 ) -> LoadReport:
-    """Load weights into a module if every tensor but the head's is there with its shape."""
-    own = {k: v for k, v in module.state_dict().items() if not _is_in(k, heads)}
-    left_out = [key for key in weights.state if _is_in(key, heads)]
-    not_here = [name for name in absent if any(_is_in(key, (name,)) for key in weights.state)]
-    state = {k: v for k, v in weights.state.items() if not _is_in(k, (*heads, *absent))}
-    missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
-    unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
-    reshaped = [
-        f"{k} {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
+    """Load a state if every tensor but the head's is there with its shape, and log that."""
+    own = module.state_dict()
+    wanted = {k: v for k, v in weights.state.items() if not _is_in(k, (*heads, *absent))}
+    # A copy without memory shows what would happen, and gives keys of torchvision before 0.13
+    # their present names.
+    outline = copy.deepcopy(module).to("meta")
+    missing, unexpected, other = [], [], []
+    try:
+        missing, unexpected = outline.load_state_dict(wanted, strict=False, assign=True)
+    except RuntimeError as error:  # with a line for each tensor of another shape
+        other = str(error).split("\n\t")[1:]
+    found = {
+        key: value
+        for key, value in outline.state_dict().items()
+        if not value.is_meta and (key in wanted or not key.endswith(_COUNTER))
+    }
+    other += [
+        f"{k} of {kind_of(v)} numbers, expected {kind_of(own[k])}"
+        for k, v in found.items()
+        if kind_of(v) != kind_of(own[k]) and not k.endswith(_COUNTER)
     ]
-    other = [
-        f"{k} {kind_of(state[k])}, expected {kind_of(v)}"
-        for k, v in own.items()
-        if k in state and kind_of(state[k]) != kind_of(v) and not k.endswith(_COUNTER)
-    ]
-    if missing or unexpected or reshaped or other:
-        problems = [
-            _listing("missing", missing),
-            _listing("unexpected", unexpected),
-            _listing("of another shape", reshaped),
-            _listing("of other numbers", other),
-        ]
-        raise ValueError(
-            f"{weights.source} does not fit {model}: {'; '.join(filter(None, problems))}"
-            f"{_hint(missing, unexpected, reshaped)}"
-        )
-    loaded = {key: value for key, value in state.items() if key in own}
-    module.load_state_dict(loaded, strict=False)
-    return LoadReport(
+    missing = [k for k in missing if not _is_in(k, heads) and not k.endswith(_COUNTER)]
+    unexpected = [k for k in unexpected if not k.endswith(_COUNTER)]
+    if missing or unexpected or other:
+        problems = {"missing": missing, "unexpected": unexpected, "other tensors": other}
+        told = "; ".join(_listing(what, keys) for what, keys in problems.items() if keys)
+        hint = _hint(missing, unexpected, other)
+        raise ValueError(f"{weights.source} does not fit {model}: {told}{hint}")
+    module.load_state_dict(found, strict=False)
+    report = LoadReport(
         source=weights.source,
         model=model,
-        loaded=tuple(loaded),
-        total=len(own),
-        left_out=tuple(left_out),
-        absent=tuple(not_here),
-        new=tuple(key for key in module.state_dict() if _is_in(key, heads)),
+        loaded=tuple(found),
+        total=sum(not _is_in(key, heads) for key in own),
+        left_out=tuple(key for key in weights.state if _is_in(key, heads)),
+        absent=tuple(part for part in absent if any(_is_in(k, (part,)) for k in weights.state)),
+        new=tuple(key for key in own if _is_in(key, heads)),
         mean=weights.mean,
         std=weights.std,
         head=head,
+        norm_eps=weights.norm_eps,
     )
+    _log.info("%s", report)
+    return report
 
 
 def _is_in(key: str, names: Iterable[str]) -> bool:
-    return any(key.startswith(f"{name}.") for name in names)
+    """Return whether a key is one of the names, or of a module that is."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def _listing(what: str, entries: Sequence[str]) -> str:
-    if not entries:
-        return ""
     more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
     return f"{what}: {', '.join(entries[:_SHOWN])}{more}"
 
 
-def _hint(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str:
+def _hint(missing: Sequence[str], unexpected: Sequence[str], other: Sequence[str]) -> str:
     """Say what most often lies behind keys that do not fit."""
     statistics = (".running_mean", ".running_var")
     if unexpected and all(key.endswith(statistics) for key in unexpected):
         return ". These are weights of batch norm: norm must be frozen, batch or sync"
     if missing and all(key.endswith(statistics) for key in missing):
         return ". These are weights without batch norm's statistics: norm must be group"
-    if len(reshaped) == 1 and "conv1.weight (64, 3, " in reshaped[0] and not missing:
-        return ". The first convolution differs: stem must be as in the pretraining"
+    if len(other) == 1 and "for conv1.weight:" in other[0]:
+        return " The first convolution differs: stem must be as in the pretraining"
     return ""

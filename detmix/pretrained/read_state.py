@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,24 +37,15 @@ CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
 
 
 @dataclass(frozen=True)
-class WeightFile:
-    """What a file of weights holds."""
+class PretrainedState:
+    """Tensors that were trained before, and what is known of their training."""
 
-    state: dict[str, Tensor]
-    config: Mapping[str, Any]
-
-    def setting(self, *keys: str) -> Any:
-        """Return a nested entry of the configuration; None where there is none."""
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    def statistic(self, *keys: str) -> tuple[float, ...] | None:
-        """Return a mean or deviation, one number for each channel; None where there is none."""
-        value = self.setting(*keys)
-        is_one = isinstance(value, list) and len(value) == 3
-        return tuple(value) if is_one and all(isinstance(v, (int, float)) for v in value) else None
+    state: Mapping[str, Tensor]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    norm_eps: float | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)  # a classifier's name and stem
+    source: str = ""
 
 
 def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
@@ -74,14 +65,10 @@ def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bo
     except pickle.UnpicklingError as error:
         # torch's whole message would advise to run the file's code.
         found = _GLOBAL.search(str(error))
-        reason = (
-            f"it refers to {found[1]}, and what is no tensor or plain value could run code; if you "
-            "trust its author, save its state dict alone"
-            if found
-            else "it is no file of torch.save, or of another pickle protocol"
-        )
+        refers = f"it refers to {found[1]}" if found else "it is no file of torch.save"
         raise ValueError(
-            f"{path} is not a {what} that loads with weights_only=True: {reason}"
+            f"{path} is not a {what} that loads with weights_only=True: {refers}; what is no "
+            "tensor or plain value could run code, so save a state dict alone"
         ) from error
     except Exception as error:  # flipped bytes have torch raise nearly anything
         raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
@@ -109,25 +96,57 @@ def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
     return None if name is None else f"is broken: the checksum of {name} in it is wrong"
 
 
-def read_weight_file(path: Path | str) -> WeightFile:
+def read_weight_file(path: Path | str) -> PretrainedState:
     """Read the weights out of a file, whatever they are packed in."""
-    content: Any = _read_safetensors(path)
-    if content is None:
-        content = read_torch_file(path, "file of weights")
-    config: Mapping[str, Any] = {}
-    if isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS:
-        state = model_state(content)
-        if isinstance(content["config"], dict):
-            config = content["config"]
+    path = Path(path)
+    content: Any
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            content = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is broken: {error}") from error
     else:
-        state = _find_state(content)
+        content = read_torch_file(path, "file of weights")
+    is_own = isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS
+    state = model_state(content) if is_own else _find_state(content)
     if not _is_state(state):
-        kind = f"a dict of {_some(content)}" if isinstance(content, dict) else type(content)
+        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else None
+        found = type(content).__name__ if keys is None else f"a dict of {keys or 'nothing'}"
         raise ValueError(
             f"{path} holds no state dict: expected tensors by name, or such a dict under "
-            f"{', '.join(_CONTAINERS)}, found {kind}"
+            f"{', '.join(_CONTAINERS)}, found {found}"
         )
-    return WeightFile(_strip_prefixes(state), config)
+    return PretrainedState(_strip_prefixes(state), **(_notes(content) if is_own else {}))
+
+
+def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint of detmix says beside its weights, as `PretrainedState` has it."""
+    config, noted = _section(checkpoint, "config"), _section(checkpoint, "normalization")
+    # Format 1 has the numbers in the configuration.
+    data, options = _section(config, "data"), _section(config, "detector", "options")
+    eps = noted.get("norm_eps", _section(config, "backbone").get("norm_eps"))
+    return {
+        "mean": _statistic(noted.get("image_mean"), options.get("image_mean"), data.get("mean")),
+        "std": _statistic(noted.get("image_std"), options.get("image_std"), data.get("std")),
+        "norm_eps": float(eps) if isinstance(eps, (int, float)) else None,
+        "network": _section(config, "model"),
+    }
+
+
+def _section(content: Any, *keys: str) -> Mapping[str, Any]:
+    """Return a nested mapping; an empty one where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _statistic(*values: Any) -> tuple[float, ...]:
+    """Return the first of the values that is a number for each channel; nothing if none is."""
+    for value in values:
+        is_one = isinstance(value, (list, tuple)) and len(value) == 3
+        if is_one and all(isinstance(number, (int, float)) for number in value):
+            return tuple(value)
+    return ()
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> Any:
@@ -141,17 +160,6 @@ def kind_of(tensor: Tensor) -> str:
     if tensor.is_complex():
         return "complex"
     return "real" if tensor.is_floating_point() else "whole"
-
-
-def _read_safetensors(path: Path | str) -> dict[str, Tensor] | None:
-    """Return the tensors of a ``.safetensors`` file; None if it is called otherwise."""
-    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
-        return None
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is broken: {error}") from error
-    return tensors
 
 
 def _find_state(content: Any) -> Any:
@@ -171,16 +179,8 @@ def _is_state(state: Any) -> bool:
     )
 
 
-def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Take away what wrappers put before all keys, in whatever order they were nested."""
-    stripped = dict(state)
-    while True:
-        common = [p for p in _PREFIXES if all(key.startswith(p) for key in stripped)]
-        if not common:
-            return stripped
-        stripped = {key.removeprefix(common[0]): value for key, value in stripped.items()}
-
-
-def _some(content: Mapping[Any, Any]) -> str:
-    keys = [str(key) for key in content]
-    return ", ".join(keys[:8]) + (" and more" if len(keys) > 8 else "") if keys else "nothing"
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

@@ -1,0 +1,224 @@
+"""What the configurations of a detector and of its backbone ask for together, decided once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torchvision.models.detection import (
+    FCOS,
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet,
+    RetinaNet_ResNet50_FPN_Weights,
+)
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from detmix.detectors.config import STATISTICS, BackboneConfig, DetectorConfig, refuse
+from detmix.detectors.names import DetectorKind, find_detector
+from detmix.detectors.pyramid import backbone_source
+from detmix.pretrained.sources import Source, find_source
+
+_ASPECT_RATIOS = (0.5, 1.0, 2.0)
+# What torchvision's builders give those that take anchors: the sizes of five levels.
+_BUILDER_SIZES = (32, 64, 128, 256, 512)
+# Side of the default anchor over the stride of its level: as in the pyramid's paper
+# (arXiv 1612.03144, section 4.1), RetinaNet's (1708.02002, section 4) and torchvision's FCOS.
+_SIZE_OVER_STRIDE = {RetinaNet: 4, FCOS: 1}
+_RCNN_SIZE_OVER_STRIDE = 8
+_FCOS_GROUPS = 32  # of the group norm in its heads
+# The fields of the backbone's section that are for a builder too.
+_BUILDER_FIELDS = {"weights", "trainable_layers", "norm_eps"}
+# The one whose backbone is narrower than its classifier, where it does not start from that.
+_SSDLITE = "ssdlite320_mobilenet_v3_large"
+# From before frozen batch norm had any epsilon (pytorch/vision#2933); torchvision's builders set 0
+# for them too. It is no part of the state dict.
+_WITHOUT_EPSILON = (
+    FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+    RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+)
+_FILES_WITHOUT_EPSILON = {Path(member.url).name for member in _WITHOUT_EPSILON}
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """A detector as it is to be built; whoever builds it has nothing left to decide."""
+
+    kind: DetectorKind
+    # What a log calls it.
+    title: str
+    detector: DetectorConfig
+    backbone: BackboneConfig
+    # What the whole detector and its backbone start from; at most one of the two.
+    source: Source | None
+    backbone_source: Source | None
+    is_pretrained: bool
+    # The epsilon of frozen batch norm that the name of the source tells.
+    source_eps: float | None
+    # Anchors, under the name of the class's argument; none for those that a builder chooses.
+    anchors: Mapping[str, AnchorGenerator]
+    # Keyword arguments of the class beside those, its modules and the number of classes.
+    arguments: Mapping[str, Any]
+
+
+def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
+    """Decide what two configurations ask for, and refuse what does not fit each other."""
+    kind = find_detector(detector.name)
+    source = None
+    if detector.weights is not None:
+        if backbone.weights is not None:
+            raise ValueError(
+                "detector.weights brings a backbone of its own: give either detector.weights or "
+                f"backbone.weights, got {detector.weights!r} and {backbone.weights!r}"
+            )
+        source = find_source(
+            detector.weights, "detector.weights", kind.weights, kind.name, timm=False
+        )
+    if kind.is_family:
+        if source is not None and source.is_torchvisions:
+            _check_named(kind, source, backbone)
+        start = backbone_source(backbone)
+        sizes: tuple[int, ...] | None = _family_sizes(kind, detector, backbone)
+    else:
+        _check_builder(kind, detector, backbone)
+        start = None if backbone.weights is None else _builder_start(kind, backbone.weights)
+        sizes = _builder_sizes(kind, detector)
+    has_no_eps = source is not None and (
+        source.place in _WITHOUT_EPSILON or Path(source.text).name in _FILES_WITHOUT_EPSILON
+    )
+    given = {"min_size": detector.min_size, "max_size": detector.max_size}
+    # Not the image statistics: what they are by default must be known when weights bring others.
+    options = {key: value for key, value in detector.options.items() if key not in STATISTICS}
+    return DetectorSpec(
+        kind=kind,
+        title=f"{kind.name} on {backbone.name}" if kind.is_family else kind.name,
+        detector=detector,
+        backbone=backbone,
+        source=source,
+        backbone_source=start,
+        is_pretrained=source is not None or start is not None,
+        source_eps=0.0 if has_no_eps else None,
+        anchors={} if sizes is None else _anchors(kind, sizes, detector.aspect_ratios),
+        arguments={key: value for key, value in given.items() if value is not None} | options,
+    )
+
+
+def _check_named(kind: DetectorKind, source: Source, backbone: BackboneConfig) -> None:
+    """Check that torchvision's weights of a whole detector fit a configured backbone."""
+    if not issubclass(kind.cls, FasterRCNN):
+        # Their builders' pyramids have two convolutions on top that the configured one has not.
+        raise ValueError(
+            f"detector.weights of {kind.name} must be a file, got {source.text!r}: torchvision's "
+            f"are for detector.name={kind.name}_resnet50_fpn, whose pyramid is another"
+        )
+    if (backbone.name, backbone.stem) != ("resnet50", "standard") or backbone.norm == "group":
+        raise ValueError(
+            f"{source.what} is for backbone.name=resnet50 with batch norm and the standard stem, "
+            f"got name={backbone.name}, norm={backbone.norm}, stem={backbone.stem}"
+        )
+
+
+def _family_sizes(
+    kind: DetectorKind, detector: DetectorConfig, backbone: BackboneConfig
+) -> tuple[int, ...]:
+    """Return the size of the anchors at each level of the pyramid, by default from its stride."""
+    if kind.cls is FCOS and backbone.fpn_channels % _FCOS_GROUPS:
+        raise ValueError(
+            f"backbone.fpn_channels must be a multiple of {_FCOS_GROUPS} for fcos, which has group "
+            f"norm in its heads, got {backbone.fpn_channels}"
+        )
+    first = 0 if backbone.stem == "small" else 2  # log2 of the stride before the first stage
+    strides = [2 ** (first + level - 1) for level in sorted(backbone.levels)]
+    strides.append(strides[-1] * 2)
+    factor = _SIZE_OVER_STRIDE.get(kind.cls, _RCNN_SIZE_OVER_STRIDE)
+    sizes = detector.anchor_sizes or tuple(factor * stride for stride in strides)
+    if len(sizes) != len(strides):
+        raise ValueError(
+            f"detector.anchor_sizes must have {len(strides)} entries, one for each of "
+            f"backbone.levels {backbone.levels} and one for the coarser level added to them, "
+            f"got {sizes}"
+        )
+    return sizes
+
+
+def _anchors(
+    kind: DetectorKind, sizes: tuple[int, ...], ratios: tuple[float, ...] | None
+) -> dict[str, AnchorGenerator]:
+    """Return anchors of all shapes at every level, as an argument of the class."""
+    if kind.cls is FCOS:
+        ratios = (1.0,)
+        if any(coarse > 2 * fine for fine, coarse in itertools.pairwise(sizes)):
+            raise ValueError(
+                f"detector.anchor_sizes of {kind.name} (a stride for each of backbone.levels if "
+                "null) must at most double from level to level, or no location learns of the "
+                f"objects between two levels; got {sizes}"
+            )
+    # RetinaNet's are a third of an octave apart (1708.02002, section 4).
+    steps = [2 ** (third / 3) for third in range(3)] if kind.cls is RetinaNet else [1]
+    levels = tuple(tuple(int(size * step) for step in steps) for size in sizes)
+    generator = AnchorGenerator(levels, (tuple(ratios or _ASPECT_RATIOS),) * len(levels))
+    is_rcnn = issubclass(kind.cls, FasterRCNN)
+    return {"rpn_anchor_generator" if is_rcnn else "anchor_generator": generator}
+
+
+def _builder_sizes(kind: DetectorKind, detector: DetectorConfig) -> tuple[int, ...] | None:
+    """Return the size of the anchors at each level; None for all as the builder has it."""
+    sizes, ratios = detector.anchor_sizes, detector.aspect_ratios
+    if sizes is not None and len(sizes) != len(_BUILDER_SIZES):
+        raise ValueError(
+            f"detector.anchor_sizes must have {len(_BUILDER_SIZES)} entries, one for each level of "
+            f"{kind.name}, got {sizes}"
+        )
+    if ratios is not None and len(ratios) != len(_ASPECT_RATIOS) and kind.sets_anchors:
+        raise ValueError(
+            f"detector.aspect_ratios must have {len(_ASPECT_RATIOS)} entries, as the head of "
+            f"{kind.name} is built for, got {ratios}"
+        )
+    return sizes if ratios is None else sizes or _BUILDER_SIZES
+
+
+def _builder_start(kind: DetectorKind, weights: str) -> Source:
+    """Decide what a builder's backbone starts from."""
+    source = find_source(weights, "backbone.weights", kind.backbone_weights, kind.network)
+    if kind.name == _SSDLITE:
+        raise ValueError(
+            f"{source.what} does not fit {kind.name}, whose backbone has a narrower tail: start "
+            "from a whole detector with --detector.weights COCO_V1"
+        )
+    if not (source.is_torchvisions or kind.stands_on_resnet):
+        names = ", ".join(member.name for member in kind.backbone_weights)
+        raise ValueError(
+            f"backbone.weights of detector.name={kind.name} must be one of {names} (files and "
+            f"timm's are for ResNets only), got {weights!r}"
+        )
+    return source
+
+
+def _check_builder(kind: DetectorKind, detector: DetectorConfig, backbone: BackboneConfig) -> None:
+    """Refuse at once all fields of the backbone's section that are not for a builder's own."""
+    reset = {
+        field.name: field.default
+        for field in fields(backbone)
+        if field.name not in _BUILDER_FIELDS and getattr(backbone, field.name) != field.default
+    }
+    problems = [
+        f"backbone.{name}={getattr(backbone, name)!r} does not apply to detector.name={kind.name}, "
+        "which brings a backbone of its own"
+        for name in reset
+    ]
+    layers, is_pretrained = backbone.trainable_layers, detector.weights or backbone.weights
+    most = 6 if "mobilenet" in kind.name else 5  # the parts that torchvision counts
+    if layers is not None and layers not in (range(most + 1) if is_pretrained else (most,)):
+        reset["trainable_layers"] = None
+        expected = f"in 0..{most}" if is_pretrained else f"{most} without pretrained weights"
+        problems.append(
+            f"backbone.trainable_layers of {kind.name} must be {expected}, got {layers}"
+        )
+    refuse("backbone", problems, reset)

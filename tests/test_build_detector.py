@@ -1,0 +1,421 @@
+"""Detectors from a configuration, by families and by name, against those of torchvision."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+from torchvision.models import detection, get_model, get_model_weights, list_models
+from weight_files import (
+    DOWNLOAD,
+    assert_equal_tensors,
+    epsilons,
+    on_meta,
+    plain_settings,
+    pretraining_checkpoint,
+    random_resnet,
+    shake,
+    statistics,
+    structure,
+)
+
+from detmix.detectors import (
+    BackboneConfig,
+    DetectorConfig,
+    build_detector,
+    takes_backbone,
+    target_keys,
+)
+from detmix.training.config import TrainConfig
+from detmix.training.parse import parse_args
+
+BUILDERS = list_models(module=detection)
+FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
+SSDLITE = "ssdlite320_mobilenet_v3_large"
+FIXED_SIZE = {"ssd300_vgg16": 300, SSDLITE: 320}
+SIZE = 96
+NUM_KEYPOINTS = 5
+# Few proposals and detections: what is compared is the same, and quick.
+RCNN_FEW = {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 30, "box_detections_per_img": 10}
+FEW = {"score_thresh": 0.0, "topk_candidates": 30, "detections_per_img": 10}
+RANDOM = {"weights": None, "weights_backbone": None}
+ANCHORS = (8, 16, 32, 64, 128)
+
+
+def few(name):
+    return RCNN_FEW if "rcnn" in name else FEW
+
+
+def build(name, num_classes=4, num_keypoints=17, backbone=None, load_weights=True, **settings):
+    config, body = DetectorConfig(name, **settings), BackboneConfig(**(backbone or {}))
+    keys = {"num_keypoints": num_keypoints, "load_weights": load_weights}
+    return build_detector(config, body, num_classes, **keys)
+
+
+def small(name, *, num_classes=4, options=None, fpn_channels=32, levels=(2, 3, 4), **settings):
+    """Build a family on a narrow pyramid."""
+    if "rcnn" in name:
+        settings = {"roi_sampling_ratio": 1, "head_dim": 16, **settings}
+        few = {"rpn_post_nms_top_n_train": 30, "box_batch_size_per_image": 16}
+        options = {**few, **(options or {})}
+    torch.manual_seed(0)
+    settings |= {"min_size": SIZE, "max_size": SIZE, "options": options or {}}
+    body = {"name": "resnet18", "fpn_channels": fpn_channels, "levels": levels}
+    return build(name, num_classes, NUM_KEYPOINTS, body, **settings)
+
+
+def anchor_generator(model):
+    return model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
+
+
+def image_for(name):
+    torch.manual_seed(3)
+    # Not resized by any of them, so that boxes are what was decoded.
+    return torch.rand(3, FIXED_SIZE.get(name, 96), FIXED_SIZE.get(name, 128))
+
+
+class TestBuilders:
+    @pytest.fixture(scope="class", params=BUILDERS)
+    @classmethod
+    def pair(cls, request):
+        """Return a builder's name, torchvision's own detector and ours, from the same seed."""
+        name = request.param
+        settings = {} if name in FIXED_SIZE else {"min_size": 96, "max_size": 128}
+        torch.manual_seed(0)
+        theirs = get_model(name, **RANDOM, num_classes=5, **settings, **few(name))
+        torch.manual_seed(0)
+        return name, theirs, build(name, 5, **settings, options=few(name))
+
+    def test_state_dict_is_torchvisions(self, pair):
+        _, theirs, ours = pair
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), theirs.state_dict())
+        assert structure(ours) == structure(theirs)
+
+    def test_predictions_are_torchvisions(self, pair):
+        name, theirs, ours = pair
+        with torch.inference_mode():
+            expected, found = (model.eval()([image_for(name)]) for model in (theirs, ours))
+        assert len(expected[0]["boxes"]) > 3
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+    def test_boxes_are_decoded_in_float32_under_autocast(self, pair):
+        """In bfloat16 a coordinate beyond 256 would be rounded to even pixels."""
+        name, _, ours = pair
+        anchors = []
+        handle = anchor_generator(ours).register_forward_hook(
+            lambda module, inputs, outputs: anchors.append(outputs)
+        )
+        with torch.inference_mode():
+            ours.eval()([image_for(name)])
+            with torch.autocast("cpu", torch.bfloat16):
+                found = ours([image_for(name)])[0]
+        handle.remove()
+        torch.testing.assert_close(*anchors, rtol=0, atol=0)
+        assert {"boxes", "labels", "scores", *target_keys(name)} <= found.keys()
+        assert len(found["boxes"]) > 3
+        for key, values in found.items():
+            if values.is_floating_point():
+                assert values.dtype == torch.float32, key
+                assert not torch.equal(values.bfloat16().float(), values), key
+
+
+class TestPretrainedBuilders:
+    """The architecture is that of torchvision's builder when it starts from weights."""
+
+    def theirs(self, name, monkeypatch, state, **settings):
+        with monkeypatch.context() as patch:
+            patch.setattr(DOWNLOAD, lambda url, **_: state)
+            return get_model(name, **settings)
+
+    @pytest.mark.parametrize(
+        ("name", "member"), [(name, each) for name in BUILDERS for each in get_model_weights(name)]
+    )
+    def test_from_a_whole_detector(self, name, member, monkeypatch):
+        num = len(member.meta["categories"])
+        with torch.device("meta"):
+            state = get_model(name, **RANDOM, num_classes=num).state_dict()
+            theirs = self.theirs(name, monkeypatch, state, weights=member)
+            ours = build(name, num, weights=str(member), load_weights=False)
+        assert structure(ours) == structure(theirs)
+
+    @pytest.mark.parametrize(
+        ("name", "layers"),
+        [
+            *((name, None) for name in BUILDERS if name != SSDLITE),
+            *(("retinanet_resnet50_fpn", layers) for layers in (0, 5)),
+            *(("fasterrcnn_mobilenet_v3_large_fpn", layers) for layers in (4, 6)),
+            ("ssd300_vgg16", 3),
+        ],
+    )
+    def test_from_a_backbone(self, name, layers, monkeypatch):
+        network = next(each for each in ("vgg16", "mobilenet_v3_large", "resnet50") if each in name)
+        weights = "IMAGENET1K_FEATURES" if network == "vgg16" else "IMAGENET1K_V1"
+        with torch.device("meta"):
+            state = get_model(network, weights=None).state_dict()
+            settings = {"weights_backbone": weights, "trainable_backbone_layers": layers}
+            theirs = self.theirs(name, monkeypatch, state, num_classes=4, **settings)
+            backbone = {"weights": weights, "trainable_layers": layers}
+            ours = build(name, backbone=backbone, load_weights=False)
+        assert structure(ours) == structure(theirs)
+
+    def test_named_backbone_of_a_mobilenet(self, monkeypatch):
+        name = "fasterrcnn_mobilenet_v3_large_fpn"
+        state = shake(get_model("mobilenet_v3_large", weights=None)).state_dict()
+        theirs = self.theirs(name, monkeypatch, state, weights_backbone="IMAGENET1K_V2")
+        monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
+        ours = build(name, backbone={"weights": "DEFAULT"})
+        keys = [key for key in ours.state_dict() if key.startswith("backbone.body.")]
+        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), keys) > 200
+
+    def test_file_for_a_resnet(self, tmp_path):
+        resnet, path = random_resnet("resnet50"), tmp_path / "best.pt"
+        data = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
+        torch.save(pretraining_checkpoint(resnet, name="resnet50", data=data), path)
+        backbone = {"weights": str(path), "norm_eps": 1e-3}
+        ours = build("retinanet_resnet50_fpn", backbone=backbone)
+        body = ours.backbone.body.state_dict()
+        assert assert_equal_tensors(body, resnet.state_dict(), body) > 200
+        assert statistics(ours) == list(data.values())
+        assert epsilons(ours) == {1e-3}
+
+
+class TestFamilies:
+    @pytest.mark.parametrize(
+        ("name", "num_classes"), [("fasterrcnn", 21), ("maskrcnn", 91), ("keypointrcnn", 2)]
+    )
+    def test_default_is_torchvisions(self, name, num_classes):
+        torch.manual_seed(0)
+        builder = f"{name}_resnet50_fpn"
+        theirs = get_model(builder, **RANDOM, num_classes=num_classes, **few(name))
+        ours = on_meta(lambda: build(name, num_classes, options=few(name)))
+        assert structure(ours) == structure(theirs)
+        ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
+        images = [torch.rand(3, 60, 80)]
+        for model in (theirs, ours):
+            model.transform.min_size = (96,)
+        with torch.inference_mode():
+            expected, found = (model.eval()(images) for model in (theirs, ours))
+        assert len(expected[0]["boxes"]) > 3
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ["retinanet", "fcos"])
+    def test_one_stage(self, name):
+        """All but the pyramid, which has one coarser level instead of two, is torchvision's."""
+        ours = structure(on_meta(lambda: build(name, 91, backbone={"levels": (2, 3, 4)})))
+        theirs = structure(on_meta(lambda: get_model(f"{name}_resnet50_fpn", **RANDOM)))
+        heads = [[e for e in each["shapes"] if e[0].startswith("head.")] for each in (ours, theirs)]
+        assert heads[0] == heads[1]
+        ours, theirs = ours["settings"], theirs["settings"]
+        differ = {key for key in theirs if ours.get(key) != theirs[key]}
+        assert {key.partition(".")[0] for key in differ} == {"backbone", "anchor_generator"}
+
+    def test_settings_reach_the_detector(self):
+        options = {"rpn_post_nms_top_n_train": 17, "box_score_thresh": 0.25}
+        model = small("fasterrcnn", head_dim=24, roi_sampling_ratio=3, options=options)
+        assert (model.transform.min_size, model.transform.max_size) == ((SIZE,), SIZE)
+        assert model.rpn.post_nms_top_n() == 17
+        assert model.roi_heads.score_thresh == 0.25
+        assert model.roi_heads.box_predictor.cls_score.weight.shape == (4, 24)
+        assert model.roi_heads.box_roi_pool.sampling_ratio == 3
+        assert small("fcos", options={"topk_candidates": 7}).topk_candidates == 7
+
+    def test_heads_are_as_wide_as_the_pyramid(self):
+        masks = small("maskrcnn", fpn_channels=16).roi_heads
+        assert [conv[0].out_channels for conv in masks.mask_head] == [16] * 4
+        assert masks.mask_predictor.conv5_mask.out_channels == 16
+        keypoints = small("keypointrcnn", fpn_channels=16).roi_heads
+        assert [conv.out_channels for conv in list(keypoints.keypoint_head)[::2]] == [32] * 8
+        assert masks.mask_roi_pool.sampling_ratio == keypoints.keypoint_roi_pool.sampling_ratio == 1
+
+
+class TestAnchors:
+    @pytest.mark.parametrize(
+        ("name", "levels", "stem", "sizes"),
+        [
+            ("fasterrcnn", (1, 2, 3, 4), "standard", (32, 64, 128, 256, 512)),
+            ("maskrcnn", (2, 3, 4), "standard", (64, 128, 256, 512)),
+            ("keypointrcnn", (4, 2), "small", (16, 64, 128)),
+            ("retinanet", (2, 3, 4), "standard", (32, 64, 128, 256)),
+            ("fcos", (2, 3, 4), "standard", (8, 16, 32, 64)),
+            ("fcos", (1, 2), "small", (1, 2, 4)),
+        ],
+    )
+    def test_sizes_by_default(self, name, levels, stem, sizes):
+        backbone = {"name": "resnet18", "fpn_channels": 32, "levels": levels, "stem": stem}
+        model = on_meta(lambda: build(name, backbone=backbone))
+        assert tuple(each[0] for each in anchor_generator(model).sizes) == sizes
+
+    @pytest.mark.parametrize(
+        ("name", "ratios", "per_location"),
+        [
+            *((name, (1.0, 3.0), 2) for name in FAMILIES[:3]),
+            ("retinanet", (1.0, 3.0), 6),
+            ("fcos", None, 1),
+            *((f"{kind}rcnn_resnet50_fpn", (1.0, 3.0), 2) for kind in ("faster", "mask")),
+            ("retinanet_resnet50_fpn", (1.0,), 3),
+            ("fcos_resnet50_fpn", None, 1),
+            # Their heads are the builders' own, made for three ratios.
+            ("maskrcnn_resnet50_fpn_v2", (0.3, 1.0, 3.0), 3),
+            ("retinanet_resnet50_fpn_v2", (0.3, 1.0, 3.0), 9),
+        ],
+    )
+    def test_as_configured(self, name, ratios, per_location):
+        model = on_meta(lambda: build(name, anchor_sizes=ANCHORS, aspect_ratios=ratios))
+        generator = anchor_generator(model)
+        assert tuple(sizes[0] for sizes in generator.sizes) == ANCHORS
+        assert generator.aspect_ratios == (ratios or (1.0,),) * 5
+        assert generator.num_anchors_per_location() == [per_location] * 5
+        if "rcnn" in name:
+            assert model.rpn.head.cls_logits.out_channels == per_location
+        elif "retinanet" in name:
+            assert model.head.classification_head.cls_logits.out_channels == per_location * 4
+
+    def test_of_retinanet_are_torchvisions(self):
+        sizes = (16, 32, 64, 128, 256)
+        model = on_meta(lambda: build("retinanet_resnet50_fpn", anchor_sizes=sizes))
+        theirs = detection.retinanet._default_anchorgen()
+        # Torchvision's start at 32: ours lack the last of them, and have one finer.
+        assert model.anchor_generator.sizes == ((16, 20, 25), *theirs.sizes[:-1])
+
+
+LISTS = {
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "bbox_reg_weights": [1.0, 2.0, 3.0, 4.0],
+}
+
+
+class TestOptions:
+    """Every one that torchvision's class has, told by its signature."""
+
+    def options(self, name):
+        cls = type(on_meta(lambda: build(name)))
+        others = {"num_classes", "num_keypoints", "min_size", "max_size"}
+        parameters = inspect.signature(cls.__init__).parameters.items()
+        numbers = {k: p.default for k, p in parameters if isinstance(p.default, (int, float))}
+        lists = {key: None for key, _ in parameters if key in LISTS}
+        return {**{k: v for k, v in numbers.items() if k not in others}, **lists}
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_reaches_the_class(self, name):
+        options = {
+            key: LISTS.get(key, 37 if isinstance(default, int) else 0.37)
+            for key, default in self.options(name).items()
+        }
+        models = [on_meta(lambda o=o: build(name, options=o)) for o in ({}, options)]
+        assert statistics(models[1]) == [LISTS["image_mean"], LISTS["image_std"]]
+        before, after = (plain_settings(model) for model in models)
+        changed = {key for key in before if before[key] != after[key]}
+        assert len(changed) >= (8 if "rcnn" in name else 4)
+
+    @pytest.mark.parametrize("name", [*FAMILIES, "ssd300_vgg16"])
+    def test_takes_its_default_and_its_like_alone(self, name):
+        for option, default in self.options(name).items():
+            if default is None:
+                length = len(LISTS[option])
+                right = [[0.5] * length, (1,) * length]
+                wrong = [0.5, [0.5] * (length + 1), ["0.5"] * length, [True] * length, "0.5"]
+            elif isinstance(default, int):
+                right, wrong = [1, 50], [0, -1, 50.0, 0.5, True, "50", None, [50]]
+            else:
+                right, wrong = [0, 1, 0.25], [True, "abc", "0.25", None, [0.25], float("nan")]
+            for value in (default, *right):
+                assert DetectorConfig(name, options={option: value}).options == {option: value}
+            for value in wrong:
+                message = rf"^detector\.options\.{option} .*{re.escape(repr(value))}$"
+                with pytest.raises(ValueError, match=message):
+                    DetectorConfig(name, options={option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("rcnn", {}, r"detector\.name .*'rcnn'"),
+        ("fasterrcnn", {"head_dim": 0}, r"detector\.head_dim .*got 0"),
+        ("fasterrcnn", {"anchor_sizes": ()}, r"detector\.anchor_sizes .*got \(\)"),
+        ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, r"aspect_ratios .*got \(1\.0, 0\.0\)"),
+        ("retinanet", {"head_dim": 64}, r"head_dim .*retinanet .*got 64"),
+        ("fcos", {"aspect_ratios": (1.0,)}, r"detector\.aspect_ratios .*fcos"),
+        ("fcos", {"options": {"box_nms_thresh": 0.5}}, "box_nms_thresh.* fcos; .*nms_thresh"),
+        ("fasterrcnn", {"options": {"num_classes": 3}}, r"detector\.options\.num_classes"),
+        ("ssd300_vgg16", {"min_size": 300}, r"detector\.min_size .*got 300"),
+        ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, "anchor_sizes"),
+    ],
+)
+def test_bad_settings(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        DetectorConfig(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "backbone", "message"),
+    [
+        ("retinanet", {"anchor_sizes": (16, 32)}, {}, r"anchor_sizes .* 5 .*\(16, 32\)"),
+        ("fcos", {}, {"fpn_channels": 48}, "fpn_channels must be a multiple of 32.*got 48"),
+        # Between the ranges that two levels are responsible for.
+        ("fcos", {}, {"levels": (2, 4)}, r"backbone\.levels.* double .*\(8, 32, 64\)"),
+        ("fcos_resnet50_fpn", {"anchor_sizes": (8, 32, 64, 128, 512)}, {}, "double .*8, 32"),
+        ("fcos_resnet50_fpn", {"anchor_sizes": (8, 16)}, {}, r"anchor_sizes .* 5 .*\(8, 16\)"),
+        ("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}, r"ratios .*3.*\(1\.0,\)"),
+        ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name='resnet18'"),
+        ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\)"),
+        (SSDLITE, {}, {"weights": "DEFAULT"}, "--detector.weights COCO_V1"),
+        ("ssd300_vgg16", {}, {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),
+        ("fcos_resnet50_fpn", {}, {"weights": "V9"}, r"weights of resnet50 .*'V9'"),
+        (
+            "fcos_resnet50_fpn",
+            {},
+            {"weights": "DEFAULT", "trainable_layers": 6},
+            r"trainable_layers of fcos_resnet50_fpn .*0\.\.5, got 6",
+        ),
+        ("ssd300_vgg16", {}, {"trainable_layers": 3}, "trainable_layers of ssd300_vgg16 .*got 3"),
+    ],
+)
+def test_what_does_not_fit_together(name, detector, backbone, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, backbone=backbone, **detector)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "fields"),
+    [
+        (
+            SSDLITE,
+            "{backbone: {name: resnet18, norm: batch, trainable_layers: 4, levels: [2, 3]}}",
+            ("backbone.name", "backbone.norm", "backbone.trainable_layers", "backbone.levels"),
+        ),
+        (
+            "retinanet",
+            "{detector: {roi_sampling_ratio: 1, head_dim: 8, options: {rpn_nms_thresh: 0.5}}}",
+            ("detector.roi_sampling_ratio", "detector.head_dim", "detector.options.rpn_nms"),
+        ),
+    ],
+)
+def test_all_is_named_and_resetting_it_is_enough(name, settings, fields):
+    def from_args(args):
+        config = parse_args(TrainConfig, args)
+        on_meta(lambda: build_detector(config.detector, config.backbone, 4))
+
+    args = ["--config", settings, "--detector.name", name]
+    with pytest.raises(ValueError, match="; to reset: ") as caught:
+        from_args(args)
+    text, reset = str(caught.value).split("; to reset: ")
+    assert all(field in text for field in fields)
+    from_args([*args, *reset.split()])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "on_backbone"),
+    [
+        ("fasterrcnn", (), True),
+        ("maskrcnn", ("masks",), True),
+        ("keypointrcnn_resnet50_fpn", ("keypoints",), False),
+        ("ssd300_vgg16", (), False),
+    ],
+)
+def test_what_they_take(name, keys, on_backbone):
+    assert target_keys(name) == keys
+    assert takes_backbone(name) is on_backbone
