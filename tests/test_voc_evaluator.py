@@ -6,10 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from voc_oracle import evaluate, image, random_boxes, random_case, single
+from voc_oracle import evaluate, image, random_case, single
 
 from detmix.evaluation import OperatingPoint, VOCEvaluator
-from detmix.evaluation.voc.ap import best_overlaps
 
 CLASSES = ("cat", "dog", "cow")
 UNIT, FAR = [0, 0, 10, 10], [50, 50, 60, 60]
@@ -29,15 +28,6 @@ def test_tensors_on_a_gpu():
     prediction = {key: value.cuda() for key, value in image([UNIT], [0.5]).items()}
     target = {key: value.cuda() for key, value in image([UNIT]).items()}
     assert single(prediction, target | {"image_id": torch.tensor(3).cuda()}).mean_ap == 1
-
-
-def test_chunks_of_detections_change_nothing():
-    rng = np.random.default_rng(0)
-    boxes = random_boxes(rng, 300, 10), random_boxes(rng, 60, 10)
-    groups = rng.integers(0, 15, 300), rng.integers(0, 12, 60)
-    whole = best_overlaps(boxes[0], groups[0], boxes[1], groups[1])
-    parts = best_overlaps(boxes[0], groups[0], boxes[1], groups[1], chunk_size=7)
-    np.testing.assert_array_equal(parts, whole)
 
 
 # ---------------------------------------------------------------------------------------- result

@@ -179,7 +179,7 @@ def _drawn(
 ) -> dict[str, Any]:
     """What `plot_predictions` takes of an image."""
     # The matching's rows come image by image.
-    first = int(evaluation.matching.det_images.searchsorted(errors.image))
+    first = int(evaluation.errors.matching.det_images.searchsorted(errors.image))
     rows = (errors.detections - first).tolist()
     image, target = dataset[index]
     # Crowds are drawn, but are no objects to the matching.
