@@ -110,7 +110,7 @@ def test_bad_constructor_arguments(options, message):
     ("predictions", "targets", "message"),
     [
         ([], [image([UNIT])], "0 predictions and 1 targets"),
-        (image([UNIT], [0.5]), [image([UNIT])], "predictions is a dict"),
+        (image([UNIT], [0.5]), [image([UNIT])], "3 predictions and 1 targets"),
         ([None], [image([UNIT])], r"predictions\[0\]: is a NoneType"),
         ([image([], [])], [image([], image_id=0.5)], "image_id is 0.5"),
     ],

@@ -19,6 +19,15 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
+# Of each field the NumPy kinds it may be of, its least precision and the shape of a row.
+_FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
+    "boxes": ("fiu", np.float32, (4,)),
+    "labels": ("iu", np.int64, ()),
+    "scores": ("fiu", np.float32, ()),
+    "difficult": ("biu", np.bool_, ()),
+    "iscrowd": ("biu", np.bool_, ()),
+}
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -78,10 +87,6 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
     """Check a batch of predictions and targets and join it into flat arrays."""
-    for name, records in (("predictions", predictions), ("targets", targets)):
-        if isinstance(records, Mapping) or not isinstance(records, Sequence):
-            kind = type(records).__name__
-            raise ValueError(f"{name} is a {kind}, expected a list with a dict for each image")
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
@@ -106,7 +111,7 @@ class RecordReader:
 
     def image_id(self, index: int, target: Record) -> ImageId:
         """The id as int or str; None where there is none."""
-        value = target.get("image_id") if isinstance(target, Mapping) else None
+        value: Any = target.get("image_id") if isinstance(target, Mapping) else None
         is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
         if is_array and np.prod(value.shape) == 1:
             value = value.item()
@@ -116,26 +121,26 @@ class RecordReader:
 
     def detections(self, predictions: Sequence[Record]) -> Columns:
         """Join the images' detections; ``extra`` are the scores."""
-        counts, boxes, labels = self._boxes_and_labels(predictions, ("boxes", "labels", "scores"))
-        scores = self._column("scores", predictions, counts, "fiu", np.float32)
-        self._check_rows(counts, np.isfinite(scores), "scores", scores, "finite")
-        return Columns(counts, boxes, labels, scores)
+        counts, columns = self._columns(predictions, ("boxes", "labels", "scores"))
+        return Columns(counts, columns["boxes"], columns["labels"], columns["scores"])
 
     def objects(self, targets: Sequence[Record]) -> Columns:
         """Join the images' objects; ``extra`` is ``difficult``, False where it is absent."""
-        counts, boxes, labels = self._boxes_and_labels(targets, ("boxes", "labels"))
+        counts, columns = self._columns(targets, ("boxes", "labels"))
+        boxes = columns["boxes"]
         ordered = boxes[:, :2] <= boxes[:, 2:]
         self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
-        return Columns(counts, boxes, labels, self.flags("difficult", targets, counts))
+        difficult = self.flags("difficult", targets, counts)
+        return Columns(counts, boxes, columns["labels"], difficult)
 
     def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
         """A flag ``(G,)`` for each object, False where it is absent."""
-        return self._column(key, targets, counts, "biu", np.bool_).astype(bool)
+        return self._column(key, targets, counts).astype(bool)
 
-    def _boxes_and_labels(
+    def _columns(
         self, records: Sequence[Record], keys: tuple[str, ...]
-    ) -> tuple[IntArray, NDArray[Any], NDArray[np.int32]]:
-        """How many boxes each image has, all boxes and all labels, once all keys are there."""
+    ) -> tuple[IntArray, dict[str, NDArray[Any]]]:
+        """How many boxes each image has, and the fields that each must have."""
         for index, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise self.error(index, f"is a {type(record).__name__}, expected a dict")
@@ -144,46 +149,35 @@ class RecordReader:
                 raise self.error(index, f"{got}; expected {', '.join(keys)}")
         shapes = [as_array(record["boxes"]).shape for record in records]
         counts = np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
-        boxes = self._column("boxes", records, counts, "fiu", np.float32, (4,))
-        labels = self._column("labels", records, counts, "iu", np.int64)
+        columns = {key: self._column(key, records, counts) for key in keys}
+        labels = columns["labels"]
         known = (labels >= 1) & (labels <= self.num_classes)
         self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
-        self._check_rows(counts, np.isfinite(boxes), "boxes", boxes, "finite coordinates")
-        return counts, boxes, labels.astype(np.int32)
+        columns["labels"] = labels.astype(np.int32)
+        for key, column in columns.items():
+            self._check_rows(counts, np.isfinite(column), key, column, "finite numbers")
+        return counts, columns
 
-    def _column(
-        self,
-        key: str,
-        records: Sequence[Record],
-        counts: IntArray,
-        kinds: str,
-        dtype: type[np.generic],
-        row: tuple[int, ...] = (),
-    ) -> NDArray[Any]:
-        """A copy of a field of all images, at least of ``dtype``'s precision; 0 where absent."""
-        arrays = [np.zeros((0, *row), dtype)]
+    def _column(self, key: str, records: Sequence[Record], counts: IntArray) -> NDArray[Any]:
+        """A copy of a field of all images, zeros where it is absent."""
+        kinds, least, row = _FIELDS[key]
+        arrays = [np.zeros((0, *row), least)]
         for index, (record, num) in enumerate(zip(records, counts.tolist(), strict=True)):
-            value = record.get(key, np.zeros((num, *row), dtype))
+            value = record.get(key, np.zeros((num, *row), least))
             array = self.vector(index, key, value, num, kinds, row)
             if num:  # an empty list says nothing of the precision
                 arrays.append(array)
         return np.concatenate(arrays)
 
     def vector(
-        self,
-        index: int,
-        key: str,
-        value: Any,
-        length: int,
-        kinds: str,
-        row: tuple[int, ...] = (),
+        self, index: int, key: str, value: Any, num: int, kinds: str, row: tuple[int, ...] = ()
     ) -> NDArray[Any]:
         """A field with one value or row for each box, of one of the NumPy dtype kinds ``kinds``."""
         array = as_array(value)
-        if array.shape != (length, *row):
-            expected = f"expected {(length, *row)}: one for each box"
+        if array.shape != (num, *row):
+            expected = f"expected {(num, *row)}: one for each box"
             raise self.error(index, f"{key} have shape {array.shape}, {expected}")
-        if length and array.dtype.kind not in kinds:
+        if num and array.dtype.kind not in kinds:
             expected = "numbers" if "f" in kinds else "integers"
             raise self.error(index, f"{key} are {array.dtype}, expected {expected}")
         return array

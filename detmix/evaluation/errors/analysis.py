@@ -94,20 +94,22 @@ def analyze_errors(
         "best_f1": np.flatnonzero(is_shown),
         "all": np.arange(len(kinds)),
     }
-    is_missed = _missed(matching, np.ones_like(is_shown))
-    is_missed_at_best_f1 = _missed(matching, is_shown)
-    _, mean_ap = average_precisions(matching.curves, matching.num_objects)
+    has_found = matching.best_iou > matching.iou_threshold
+    is_missed, is_missed_at_best_f1 = np.ones((2, len(matching.gt_labels)), dtype=bool)
+    is_missed[matching.best_gt[has_found]] = False
+    is_missed_at_best_f1[matching.best_gt[has_found & is_shown]] = False
     missed, missed_difficult = (
         _missed_by_size(matching, objects, is_missed, is_missed_at_best_f1)
         for objects in (~matching.gt_difficult, matching.gt_difficult)
     )
+    _, mean_ap = average_precisions(matching.curves, matching.num_objects)
     return ErrorAnalysis(
         matching=matching,
         background_iou=background_iou,
         similar=groups,
         kinds=kinds,
-        best_f1_scores=dict(zip(matching.classes, thresholds.tolist(), strict=True)),
-        num_objects=dict(zip(matching.classes, matching.num_objects.tolist(), strict=True)),
+        best_f1_scores=matching.by_name(thresholds.tolist()),
+        num_objects=matching.by_name(matching.num_objects.tolist()),
         counts={scope: _counts(matching, kinds, rows) for scope, rows in scopes.items()},
         mean_ap=mean_ap,
         ap_gain={
@@ -176,20 +178,9 @@ def _counts(
     matching: VOCMatching, kinds: NDArray[np.int8], rows: IntArray
 ) -> dict[str, dict[str, int]]:
     """How many of ``rows`` are what, by class and outcome."""
-    num = len(OUTCOMES)
-    cells = (matching.det_labels[rows] - 1) * num + kinds[rows]
-    table = np.bincount(cells, minlength=len(matching.classes) * num).reshape(-1, num)
-    return {
-        name: dict(zip(OUTCOMES, counts, strict=True))
-        for name, counts in zip(matching.classes, table.tolist(), strict=True)
-    }
-
-
-def _missed(matching: VOCMatching, among: BoolArray) -> BoolArray:
-    """Which objects ``(G,)`` none of the detections ``among (D,)`` has found."""
-    is_missed = np.ones(len(matching.gt_labels), dtype=bool)
-    is_missed[matching.best_gt[among & (matching.best_iou > matching.iou_threshold)]] = False
-    return is_missed
+    table = np.zeros((len(matching.classes), len(OUTCOMES)), dtype=np.int64)
+    np.add.at(table, (matching.det_labels[rows] - 1, kinds[rows]), 1)
+    return matching.by_name(dict(zip(OUTCOMES, row, strict=True)) for row in table.tolist())
 
 
 def _missed_by_size(
@@ -200,9 +191,7 @@ def _missed_by_size(
     size = np.digitize((x2 - x1) * (y2 - y1), (_MEDIUM_AREA, _LARGE_AREA))
     chosen = {name: objects & (size == index) for index, name in enumerate(SIZES)}
     return {
-        name: MissedObjects(
-            int(rows.sum()), int(is_missed[rows].sum()), int(at_best_f1[rows].sum())
-        )
+        name: MissedObjects(*(int(which[rows].sum()) for which in (rows, is_missed, at_best_f1)))
         for name, rows in {**chosen, "all": objects}.items()
     }
 

@@ -113,21 +113,18 @@ class ErrorAnalysis:
             {size: missed.as_dict() for size, missed in by_size.items()}
             for by_size in (self.missed, self.missed_difficult)
         )
-        values: dict[str, Any] = plain(
-            {
-                "iou_threshold": self.matching.iou_threshold,
-                "background_iou": self.background_iou,
-                "similar": self.similar,
-                "best_f1_scores": self.best_f1_scores,
-                "num_objects": self.num_objects,
-                "counts": counts,
-                "mean_ap": self.mean_ap,
-                "ap_gain": self.ap_gain,
-                "missed": missed,
-                "missed_difficult": missed_difficult,
-            }
+        return plain(
+            iou_threshold=self.matching.iou_threshold,
+            background_iou=self.background_iou,
+            similar=self.similar,
+            best_f1_scores=self.best_f1_scores,
+            num_objects=self.num_objects,
+            counts=counts,
+            mean_ap=self.mean_ap,
+            ap_gain=self.ap_gain,
+            missed=missed,
+            missed_difficult=missed_difficult,
         )
-        return values
 
     def __str__(self) -> str:
         """Detections by outcome with the AP each kind of error costs; objects missed by size."""

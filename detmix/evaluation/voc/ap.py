@@ -21,14 +21,7 @@ _ELEVEN_RECALLS = np.arange(11) * 0.1
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a class's detections come to when those below ``score`` are left out.
-
-    Attributes:
-        score: the threshold; detections of just this score are kept.
-        precision: in [0, 1].
-        recall: in [0, 1].
-        f1: harmonic mean of precision and recall.
-    """
+    """What a class's detections of at least ``score`` come to; F1 is the harmonic mean."""
 
     score: float
     precision: float

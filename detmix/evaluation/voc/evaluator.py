@@ -5,7 +5,6 @@ Shape legend: D detections and G ground-truth objects of one image (of the whole
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from detmix.evaluation.records import Batch, ImageId, Record, checked_classes, read_batch
 from detmix.evaluation.voc.ap import Interpolation, average_precisions, check_interpolation
@@ -37,18 +36,6 @@ class VOCEvaluator:
 
     A class without objects (other than difficult ones) has AP NaN and is left out of the mean; one
     with objects and no detections has AP 0.
-
-    Example:
-        >>> import torch
-        >>> evaluator = VOCEvaluator(["cat", "dog"])
-        >>> box = torch.tensor([[10.0, 10.0, 50.0, 60.0]])
-        >>> label = torch.tensor([2])
-        >>> evaluator.update(
-        ...     [{"boxes": box, "labels": label, "scores": torch.tensor([0.9])}],
-        ...     [{"boxes": box, "labels": label, "image_id": 0}],
-        ... )
-        >>> evaluator.compute().mean_ap
-        1.0
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
@@ -136,15 +123,12 @@ class VOCEvaluator:
         aps, mean_ap = average_precisions(matching.curves, matching.num_objects, chosen)
         return VOCResult(
             mean_ap=mean_ap,
-            ap=self._by_class(aps),
+            ap=matching.by_name(aps),
             classes=self.classes,
-            num_objects=self._by_class(matching.num_objects.tolist()),
-            num_detections=self._by_class([len(rows) for rows in matching.by_class]),
-            curves=self._by_class(matching.curves),
+            num_objects=matching.by_name(matching.num_objects.tolist()),
+            num_detections=matching.by_name([len(rows) for rows in matching.by_class]),
+            curves=matching.by_name(matching.curves),
             iou_threshold=self.iou_threshold,
             interpolation=chosen,
             num_images=len(matching.image_ids),
         )
-
-    def _by_class(self, values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self.classes, values, strict=True))

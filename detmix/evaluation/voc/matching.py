@@ -10,16 +10,18 @@ devkit's inclusive coordinates make it ``xmax - xmin + 1`` wide, which is the sa
 Source: ``VOCevaldet.m`` of the development kits of 2007 and 2010 onwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detmix.evaluation.records import Batch, BoolArray, FloatArray, ImageId, IntArray
 from detmix.evaluation.voc.ap import PrecisionRecallCurve
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,10 @@ class VOCMatching:
             PrecisionRecallCurve.of(is_true[rows], self.det_scores[rows], num)
             for rows, num in zip(by_class, self.num_objects.tolist(), strict=True)
         ]
+
+    def by_name(self, values: Iterable[T]) -> dict[str, T]:
+        """C values by the names of the classes."""
+        return dict(zip(self.classes, values, strict=True))
 
     def split(self, rows: IntArray, labels: NDArray[Any]) -> list[IntArray]:
         """Rows of detections by class, each class's in their order."""

@@ -44,20 +44,17 @@ class VOCResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the curves as plain values for JSON; None stands for NaN."""
-        values: dict[str, Any] = plain(
-            {
-                "mean_ap": self.mean_ap,
-                "ap": self.ap,
-                "best_f1": {name: vars(point) for name, point in self.best_f1().items()},
-                "classes": self.classes,
-                "num_objects": self.num_objects,
-                "num_detections": self.num_detections,
-                "iou_threshold": self.iou_threshold,
-                "interpolation": self.interpolation,
-                "num_images": self.num_images,
-            }
+        return plain(
+            mean_ap=self.mean_ap,
+            ap=self.ap,
+            best_f1={name: vars(point) for name, point in self.best_f1().items()},
+            classes=self.classes,
+            num_objects=self.num_objects,
+            num_detections=self.num_detections,
+            iou_threshold=self.iou_threshold,
+            interpolation=self.interpolation,
+            num_images=self.num_images,
         )
-        return values
 
     def __str__(self) -> str:
         """The table: one line for each class, the mean, and what some of the columns mean."""
@@ -98,12 +95,16 @@ def ap_text(value: float, digits: int = 4) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def plain(value: Any) -> Any:
-    """The same of dicts, lists and numbers for JSON, which has no NaN: None stands for it."""
+def plain(**values: Any) -> dict[str, Any]:
+    """The values as JSON has them, which knows no NaN: None stands for it."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return none_if_nan(value) if isinstance(value, float) else value
 
 
