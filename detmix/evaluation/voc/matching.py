@@ -146,8 +146,11 @@ def match(batch: Batch, classes: Sequence[str], iou_threshold: float) -> VOCMatc
 
 def first_of_each(rows: IntArray, gt: IntArray) -> BoolArray:
     """Which detections ``(D,)`` are the first of their object ``gt (D,)`` among ``rows``."""
+    # Written from the last to the first: the first stays, as the last one written.
+    finder = np.full(gt.max(initial=-1) + 1, -1)
+    finder[gt[rows[::-1]]] = rows[::-1]
     is_first = np.zeros(len(gt), dtype=bool)
-    is_first[rows[np.unique(gt[rows], return_index=True)[1]]] = True
+    is_first[finder[finder >= 0]] = True
     return is_first
 
 
