@@ -114,20 +114,6 @@ def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
     return predictions, targets
 
 
-def guesses(dataset, seed=0):
-    """For each image its objects shifted, of another class, found twice or not at all, in NumPy."""
-    rng, found = np.random.default_rng(seed), []
-    for index in range(len(dataset)):
-        target = dataset.target(index)
-        rows = rng.integers(0, max(len(target["boxes"]), 1), 2 * len(target["boxes"]))
-        boxes = target["boxes"].numpy()[rows] + rng.normal(0, 4, (len(rows), 1)).astype(np.float32)
-        labels = target["labels"].numpy()[rows]
-        labels = np.where(rng.random(len(rows)) < 0.2, 1, labels)
-        scores = rng.integers(1, 9, len(rows)).astype(np.float32) / 8  # many are equal
-        found.append({"boxes": boxes, "labels": labels, "scores": scores})
-    return found
-
-
 def image(boxes, scores=None, labels=None, **extra):
     """A prediction if it has scores, else a target."""
     record = {
