@@ -241,14 +241,14 @@ def test_as_dict_and_table():
 
 
 def test_hoiems_groups_are_the_default_for_voc_names_only():
-    def groups(classes):
-        return analyze_errors(VOCEvaluator(classes).matching()).similar
-
-    assert groups(VOC_CLASSES) == groups(["dog", "cat"]) == HOIEM_GROUPS
-    assert groups([*VOC_CLASSES, "truck"]) == ()
+    for classes, groups in (
+        (VOC_CLASSES, HOIEM_GROUPS),
+        (["dog", "cat"], HOIEM_GROUPS),
+        ([*VOC_CLASSES, "truck"], ()),
+    ):
+        assert analyze_errors(VOCEvaluator(classes).matching()).similar == groups
     named = {name for group in HOIEM_GROUPS for name in group}
-    assert set(VOC_CLASSES) - named == {"bottle", "pottedplant", "tvmonitor"}
-    assert named < set(VOC_CLASSES)
+    assert named | {"bottle", "pottedplant", "tvmonitor"} == set(VOC_CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -296,23 +296,10 @@ def test_worst_images_by_hand():
     assert third.outcomes == ("background", "correct")  # by decreasing score
     boxes = analysis.matching.det_boxes[third.detections]
     np.testing.assert_array_equal(boxes, [false[0][1], correct[0][1]])
+    assert third.is_missed.tolist() == [False]
+    assert worst[3].is_missed.tolist() == [False, True]
+    objects = analysis.matching.gt_boxes[worst[3].objects]
+    np.testing.assert_array_equal(objects, [UNIT, FAR])
     assert [w.image for w in worst_images(analysis, 1)] == [2]
     with pytest.raises(ValueError, match="num is -1"):
         worst_images(analysis, -1)
-
-
-def test_worst_images_show_what_the_analysis_counts():
-    case = random_case(5, 80, 4, score_levels=20)
-    analysis = analyze_errors(evaluate(*case, 4).matching(), similar=GROUPS)
-    worst = worst_images(analysis, 1000)
-    totals = analysis.totals("best_f1")
-    assert sum(w.num_false for w in worst) == sum(totals[kind] for kind in KINDS)
-    assert sum(w.num_missed for w in worst) == analysis.missed["all"].missed_at_best_f1
-    for w in worst:
-        assert sum(outcome == "correct" for outcome in w.outcomes) == w.num_correct
-        assert sum(outcome in KINDS for outcome in w.outcomes) == w.num_false
-        assert w.is_missed.sum() == w.num_missed
-        assert (analysis.matching.det_images[w.detections] == w.image).all()
-        assert len(w.objects) == len(case[1][w.image]["labels"])
-    ranks = [(w.f1, -w.num_errors, w.image) for w in worst]
-    assert ranks == sorted(ranks)

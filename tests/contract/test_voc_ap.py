@@ -110,20 +110,6 @@ def test_crowds_count_neither_way():
     assert (totals["ignored"], totals["correct"], totals["background"]) == (3, 1, 1)
 
 
-@pytest.mark.parametrize(("boxes", "ap"), [([UNIT, FAR], 1), ([FAR, UNIT], 0.5)])
-def test_equal_scores_keep_their_order(boxes, ap):
-    assert evaluate([image(boxes, [0.5, 0.5])], [image([UNIT])]).compute().mean_ap == ap
-
-
-def test_classes_without_objects_or_detections():
-    target = image([UNIT, FAR], labels=[1, 3], difficult=torch.tensor([0, 1]))
-    result = evaluate([image([UNIT, FAR], [0.9, 0.8], [2, 3])], [target], CLASSES).compute()
-    # An object and no detection; a detection and no object; only a difficult object.
-    np.testing.assert_array_equal(list(result.ap.values()), [0, math.nan, math.nan])
-    assert result.mean_ap == 0
-    assert result.num_objects == {"cat": 1, "dog": 0, "cow": 0}
-
-
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_nothing_at_all(interpolation):
     evaluator = VOCEvaluator(CLASSES, interpolation=interpolation)
@@ -270,14 +256,21 @@ def test_bad_settings(options, message):
 
 
 def test_result_as_json():
-    target = image([UNIT, FAR, FAR], labels=[1, 1, 3])
-    result = evaluate([image([UNIT], [0.5])], [target], CLASSES).compute()
+    """Classes with objects and detections, with neither, with objects, with a difficult one."""
+    difficult = torch.tensor([0, 0, 0, 1])
+    target = image([UNIT, FAR, FAR, FAR], labels=[1, 1, 3, 4], difficult=difficult)
+    found = image([UNIT, FAR], [0.5, 0.5], [1, 4])
+    result = evaluate([found], [target], ["cat", "dog", "cow", "hen"]).compute()
     plain = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert plain["ap"] == {"cat": 0.5, "dog": None, "cow": 0}
+    assert plain["ap"] == {"cat": 0.5, "dog": None, "cow": 0, "hen": None}
+    assert plain["num_objects"] == {"cat": 2, "dog": 0, "cow": 1, "hen": 0}
+    assert plain["num_detections"] == {"cat": 1, "dog": 0, "cow": 0, "hen": 1}
+    nothing = dict.fromkeys(("score", "precision", "recall", "f1"))
     assert plain["best_f1"] == {
         "cat": {"score": 0.5, "precision": 1, "recall": 0.5, "f1": 2 / 3},
-        "dog": {"score": None, "precision": None, "recall": None, "f1": None},
+        "dog": nothing,
         "cow": {"score": None, "precision": 0, "recall": 0, "f1": 0},
+        "hen": nothing,
     }
     assert plain["mean_ap"] == 0.25
 
