@@ -105,7 +105,9 @@ def test_changed_options_of_the_detector():
 @pytest.mark.parametrize("tail", [None, True, False])
 def test_an_option_of_an_earlier_version(tmp_path, tail):
     path = tmp_path / "last.pt"
-    save_checkpoint(path, {**STATE, "config": {"backbone": {"name": "a", "reduced_tail": tail}}})
+    save_checkpoint(
+        path, {**STATE, "format": 1, "config": {"backbone": {"name": "a", "reduced_tail": tail}}}
+    )
     if tail is False:
         with pytest.raises(ValueError, match=r"last\.pt .*backbone\.reduced_tail=False"):
             load_checkpoint(path)

@@ -18,7 +18,7 @@ from detmix.data import collate
 from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
 from detmix.evaluation import score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, evaluate, parse_args
-from detmix.training.build import build_evaluator, build_test_set, note_data, open_dataset
+from detmix.training.build import build_evaluator, build_test_set, open_dataset, open_datasets
 from detmix.training.console import run_tool
 
 EVALUATE = Path(__file__).parents[1] / "tools" / "evaluate.py"
@@ -125,7 +125,7 @@ def test_scored_as_the_file_has_it(coco_root, tmp_path, name, size):
     """In the coordinates on disk, and with the file's own category ids."""
     overrides = [] if size is None else [f"augment.size={size}"]
     config = config_for(coco_root, tmp_path, name, *overrides)
-    config = note_data(config, open_dataset(config, train=True))
+    config, _, _ = open_datasets(config)
     dataset, evaluator = evaluate_the_truth(config)
     assert tuple(dataset.category_ids) == SHAPE_CATEGORY_IDS
     predictions, _ = evaluator.save(tmp_path)
@@ -151,7 +151,7 @@ def test_boxes_beyond_the_image_are_scored_as_the_file_has_them(coco_root, tmp_p
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     config = config_for(coco_root, tmp_path, "fasterrcnn", f"data.coco.test_annotations={other}")
-    config = note_data(config, open_dataset(config, train=True))
+    config, _, _ = open_datasets(config)
     _, evaluator = evaluate_the_truth(config)
     predictions, _ = evaluator.save(tmp_path)
     result = evaluator.compute()

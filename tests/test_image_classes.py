@@ -55,10 +55,10 @@ def test_against_torchvision(root, on_error):
     assert label == 2
 
 
-def test_what_the_readme_does_to_tiny_imagenet(tmp_path):
+def test_what_the_docs_do_to_tiny_imagenet(tmp_path):
     """Its archive has train/<class>/images/*.JPEG, and val/images/*.JPEG beside a list."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    ((unpack, commands),) = re.findall(r"^(wget .*)\n((?:.*\n)*?)```", readme, flags=re.MULTILINE)
+    page = (Path(__file__).parents[1] / "docs" / "detectors.md").read_text(encoding="utf-8")
+    ((unpack, commands),) = re.findall(r"^(wget .*)\n((?:.*\n)*?)```", page, flags=re.MULTILINE)
     assert unpack.endswith("unzip -q tiny-imagenet-200.zip -d data")
     folder = tmp_path / "data/tiny-imagenet-200"
     for name in ("train/n01/images/n01_0", "train/n02/images/n02_0", "val/images/val_1"):

@@ -13,13 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from detmix.training import TrainConfig, parse_args
-from detmix.training.build import (
-    DetectionData,
-    check_keypoints,
-    check_same_keypoints,
-    note_data,
-    open_dataset,
-)
+from detmix.training.build import open_datasets
 from detmix.training.console import run_tool
 
 
@@ -30,29 +24,20 @@ def main(args: Sequence[str]) -> None:
             "--pretrain is gone: tools/pretrain.py --data.on_error skip says what it leaves out"
         )
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
-    train = _open(config, train=True)
-    config = note_data(config, train)
-    test = _open(config, train=False)
-    check_keypoints(config, test, train=False)
-    check_same_keypoints(train, test)
-    if train.skipped or test.skipped:
-        sys.exit(1)  # no error of the command's, but a shell must be able to tell
-
-
-def _open(config: TrainConfig, *, train: bool) -> DetectionData:
-    """Open a data set, and print what of it is left out or changed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* images left out")  # all of them are printed
-        data = open_dataset(config, train=train, on_error="skip")
-    found = data.report
-    print(
-        f"{'train' if train else 'test'}: {found.num_images} images with {found.num_objects} "
-        f"objects; {found.num_clipped} boxes clipped, {found.num_without_area} without area "
-        f"dropped; {len(data.skipped)} images left out"
-    )
-    for image in data.skipped:
-        print(f"  {image.kind}: {image.reason}")
-    return data
+        _, *datasets = open_datasets(config, on_error="skip")
+    for name, data in zip(("train", "test"), datasets, strict=True):
+        found = data.report
+        print(
+            f"{name}: {found.num_images} images with {found.num_objects} objects; "
+            f"{found.num_clipped} boxes clipped, {found.num_without_area} without area dropped; "
+            f"{len(data.skipped)} images left out"
+        )
+        for image in data.skipped:
+            print(f"  {image.kind}: {image.reason}")
+    if any(data.skipped for data in datasets):
+        sys.exit(1)  # no error of the command's, but a shell must be able to tell
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from detmix.data import VOCDetection
 from detmix.data.loaders import eval_loader
 from detmix.evaluation import score_predictions
 from detmix.training import TrainConfig, load_detector, parse_args
-from detmix.training.build import build_test_set, check_keypoints, open_dataset
+from detmix.training.build import build_test_set, open_dataset
 from detmix.training.console import run_tool
 from detmix.training.full_evaluation import (
     check_before,
@@ -61,7 +61,6 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     model, config = load_detector(source, parsed.overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
-    check_keypoints(config, dataset, train=False)
     check_before(dataset, config, parsed.backend)
     loader = eval_loader(
         build_test_set(config, dataset),

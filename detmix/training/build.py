@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from detmix.data import (
 )
 from detmix.detectors import build_detector, target_keys
 from detmix.detectors.config import STATISTICS
-from detmix.detectors.pyramid import norm_epsilon
+from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
 from detmix.evaluation.coco.backend import Backend
 from detmix.evaluation.coco.result import IouType
@@ -31,11 +30,12 @@ from detmix.mixing import (
     RandomChoice,
     Sample,
 )
-from detmix.training.checkpoint import load_newest
+from detmix.training.checkpoint import Normalization
 from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation
 
 DetectionData = VOCDetection | CocoDetection
+Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
@@ -60,49 +60,39 @@ def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     return mixers[0] if mixers else None
 
 
-def start_model(config: TrainConfig) -> tuple[nn.Module, TrainConfig]:
-    """Build the detector that a training starts with, and complete the configuration by it."""
-    # Mean, deviation and epsilon belong to the pretrained weights: noted in the configuration, they
-    # make checkpoints whole without the file that the run started from.
-    resume = config.resume == "auto"
-    newest = load_newest(config.run_dir, config.as_dict()) if resume else None
-    if newest is not None:
-        saved = newest.state["config"]
-        try:
-            options = saved.get("detector", {}).get("options", {})
-            backbone = saved.get("backbone", {})
-            config = _note(config, options, backbone.get("norm_eps"))
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"the configuration in {newest.path}: {error}") from error
-    model: Any = build_model(config, load_weights=newest is None)
-    used = {name: list(getattr(model.transform, name)) for name in STATISTICS}
-    return model, _note(config, used, norm_epsilon(model))
+def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.Module:
+    """Build the detector with the losses that ``config.loss`` asks for.
 
-
-def _note(config: TrainConfig, statistics: Mapping[str, Any], eps: float | None) -> TrainConfig:
-    """Note the statistics and the epsilon where the configuration leaves them open."""
-    detector, backbone = config.detector, config.backbone
-    if backbone.norm_eps is None:
-        backbone = replace(backbone, norm_eps=eps)
-    given = {name: value for name, value in detector.options.items() if value is not None}
-    noted = {name: statistics[name] for name in STATISTICS if name in statistics}
-    detector = replace(detector, options={**noted, **given})
-    return replace(config, detector=detector, backbone=backbone)
-
-
-def build_model(config: TrainConfig, *, load_weights: bool = True) -> nn.Module:
-    """Build the detector with the losses that ``config.loss`` asks for."""
+    Given the normalization of a checkpoint that follows, no pretrained weights are opened.
+    """
     keypoints = config.data.num_keypoints
     model = build_detector(
         config.detector,
         config.backbone,
         len(config.data.class_names) + 1,  # with background
-        load_weights=load_weights,
+        load_weights=saved is None,
         **({} if keypoints is None else {"num_keypoints": keypoints}),
     )
+    if saved is not None:
+        _normalize_as(model, saved, config)
     if config.loss is None:
         return model
     return weight_losses(model, config.loss.background_weight, config.loss.normalizer)
+
+
+def _normalize_as(model: Any, saved: Normalization, config: TrainConfig) -> None:
+    """Have a checkpoint's normalization where the configuration leaves it open."""
+    for name in STATISTICS:
+        if config.detector.options.get(name) is None and saved.get(name) is not None:
+            setattr(model.transform, name, list(saved[name]))
+    if config.backbone.norm_eps is None:
+        set_norm_epsilon(model, saved.get("norm_eps"))
+
+
+def normalization(model: Any) -> Normalization:
+    """Return how a detector normalises images and features, of which its state holds nothing."""
+    statistics = {name: list(getattr(model.transform, name)) for name in STATISTICS}
+    return {**statistics, "norm_eps": norm_epsilon(model)}
 
 
 def open_dataset(
@@ -122,9 +112,10 @@ def open_dataset(
             on_error=on_error,
         )
     files, needed = data.coco, target_keys(config.detector.name)
-    return CocoDetection(
+    annotations = data.root / (files.train_annotations if train else files.test_annotations)
+    dataset = CocoDetection(
         data.root / (files.train_images if train else files.test_images),
-        data.root / (files.train_annotations if train else files.test_annotations),
+        annotations,
         crowd="drop" if train else "keep",
         empty=files.empty if train else "keep",
         masks="masks" in needed,
@@ -133,52 +124,45 @@ def open_dataset(
         clip=train,
         on_error=on_error,
     )
-
-
-def note_data(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
-    """Note what a data set says itself: its classes, and how many keypoints an object has."""
-    data = replace(config.data, classes=tuple(dataset.classes))
-    if "keypoints" in target_keys(config.detector.name):
-        assert isinstance(dataset, CocoDetection)  # the configuration allows no other
-        check_keypoints(config, dataset, train=True)
-        data = replace(data, num_keypoints=len(dataset.keypoint_names))
-    return replace(config, data=data)
-
-
-def check_keypoints(config: TrainConfig, dataset: DetectionData, *, train: bool) -> None:
-    """Raise ValueError if a detector of keypoints cannot find those of a data set."""
-    if "keypoints" not in target_keys(config.detector.name):
-        return
-    assert isinstance(dataset, CocoDetection)  # the configuration allows no other
-    found, files, expected = (
-        len(dataset.keypoint_names),
-        config.data.coco,
-        config.data.num_keypoints,
-    )
-    if found == 0 or found != (expected or found):
-        path = files.train_annotations if train else files.test_annotations
+    found, expected = len(dataset.keypoint_names), data.num_keypoints
+    if "keypoints" in needed and (found == 0 or found != (expected or found)):
         raise ValueError(
-            f"{config.data.root / path} names {found} keypoints for each object, but "
-            f"detector.name={config.detector.name} with data.num_keypoints={expected} needs "
-            f"{expected or 'some'}"
+            f"{annotations} names {found} keypoints for each object, but detector.name="
+            f"{config.detector.name} with data.num_keypoints={expected} needs {expected or 'some'}"
         )
+    return dataset
 
 
-def check_same_keypoints(train_data: DetectionData, test_data: DetectionData) -> None:
-    """Raise ValueError if the keypoints of two data sets, where both have any, differ."""
+def open_datasets(
+    config: TrainConfig, *, on_error: Literal["raise", "skip"] | None = None
+) -> tuple[TrainConfig, DetectionData, DetectionData]:
+    """Open what to train and to evaluate on; note in the configuration what the first says."""
+    train_data = open_dataset(config, train=True, on_error=on_error)
+    config = _note(config, train_data)
+    test_data = open_dataset(config, train=False, on_error=on_error)
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
     if names and test_names and names != test_names:
         raise ValueError(
             f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
             f"{', '.join(names)}"
         )
+    return config, train_data, test_data
 
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:
     """Return a configuration whose classes are known, if need be by reading the annotations."""
     if config.data.classes is not None or config.data.format == "voc":
         return config
-    return note_data(config, open_dataset(config, train=True))
+    return _note(config, open_dataset(config, train=True))
+
+
+def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
+    """Note the classes of a data set, and how many keypoints a detector of these is to find."""
+    data = replace(config.data, classes=tuple(dataset.classes))
+    if "keypoints" in target_keys(config.detector.name):
+        assert isinstance(dataset, CocoDetection)  # the configuration allows no other
+        data = replace(data, num_keypoints=len(dataset.keypoint_names))
+    return replace(config, data=data)
 
 
 def build_train_set(
@@ -214,7 +198,7 @@ def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
     return Subset(dataset, range(limit))
 
 
-def build_evaluator(config: TrainConfig, dataset: DetectionData) -> VOCEvaluator | COCOEvaluator:
+def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
     """Return what a training on this kind of data is scored by."""
     if config.data.format == "voc":
         return VOCEvaluator(config.data.class_names)
@@ -234,7 +218,7 @@ def build_coco_evaluator(
     )
 
 
-def summarize(evaluator: VOCEvaluator | COCOEvaluator) -> Evaluation[Score]:
+def summarize(evaluator: Evaluator) -> Evaluation[Score]:
     """Compute what an evaluator has gathered, for the log and for the choice of a checkpoint."""
     if isinstance(evaluator, VOCEvaluator):
         return _summarize_voc(evaluator)

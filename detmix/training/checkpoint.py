@@ -1,15 +1,24 @@
-"""Checkpoints: written whole or not at all, read without running code, and going on from one.
+"""What is saved of a training: written whole or not at all, read without running code.
 
-A run goes on from its newest whole checkpoint, if that fits what it is to do now.
+A run goes on from its newest whole checkpoint, if that fits what it is to do now. Format 2 holds
+
+    format, versions, config, classes    what made it; the configuration as plain values
+    normalization                        image_mean, image_std, norm_eps: what the model normalises
+                                         with, which is no part of a state dict
+    model, ema, ema_updates              state dicts
+    optimizer, scaler, meter             what else a training changes
+    position, steps_per_epoch, ...       how far it has come, in which epochs of which images
+
+Format 1 has the normalization in its configuration.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,35 +26,31 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from detmix.detectors.config import STATISTICS
 from detmix.files import write_atomically
 from detmix.pretrained.read_state import CHECKPOINT_KEYS, read_torch_file
-from detmix.training.config import changed_options
+from detmix.training.config import changed_options, flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
 # Raised when what a checkpoint holds changes its meaning.
-FORMAT = 1
+FORMAT = 2
 # Options of earlier versions, by section and name, with the values that mean what is done now.
 _GONE = {("backbone", "reduced_tail"): (None, True)}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
+Normalization = Mapping[str, Any]
+"""What a model normalises with; None is torchvision's own."""
 _log = logging.getLogger(__name__)
-# A run does not go on with other values of these: where it is in an epoch, or its best score so
-# far, would mean something else.
-_FIXED = (
-    "seed",
-    "data.format",
-    "data.test",
-    "data.test_limit",
-    "data.val",
-)
+# Options that a run goes on with as they were.
+_FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
-# What else must stay the same, so that a place in an epoch is the same.
+_KINDS_OF = {"config": dict, "classes": list, "model": dict, "normalization": dict}
 _SIZES = {
-    "num_images": "images",
-    "batch_size": "images in a batch of all processes",
-    "steps_per_epoch": "steps in an epoch",
+    "num_images": "the number of images",
+    "batch_size": "the images of a batch of all processes",
+    "steps_per_epoch": "the steps of an epoch",
 }
 
 
@@ -72,15 +77,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = No
     write_atomically(path, write, keep=keep)
 
 
-def check_classes(path: Path, saved: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise `ValueError` naming the first class in which a checkpoint differs from a data set."""
-    for number, (before, now) in enumerate(zip_longest(saved, classes)):
-        if before != now:
-            raise ValueError(
-                f"{path} was trained on other classes: class {number} was {before}, is now {now}"
-            )
-
-
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint of `save_checkpoint` onto the CPU.
 
@@ -95,22 +91,24 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         ValueError: If the file is broken, holds more than tensors and plain values (such a file
             could run code), or is no checkpoint of detmix or one of a newer format.
     """
-    return check_content(path, read_whole(path))
+    return _check_content(path, read_torch_file(path, checksums=True))
 
 
-def read_whole(path: Path | str) -> Any:
-    """Read a file of `save_checkpoint`, whatever is in it, if its checksums are right."""
-    return read_torch_file(path, checksums=True)
-
-
-def check_content(path: Path | str, state: Any) -> dict[str, Any]:
-    """Return what was read from a file, or raise `ValueError` unless it is such a checkpoint."""
+def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
+    """Return what was read from a file as the present format has it, if it is a checkpoint."""
     missing = CHECKPOINT_KEYS - state.keys() if isinstance(state, dict) else CHECKPOINT_KEYS
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
         )
-    for key, kind in (("config", dict), ("classes", list), ("model", dict)):
+    found = state["format"]
+    if not isinstance(found, int) or found > FORMAT:
+        found = found if isinstance(found, int | str | None) else type(found).__name__
+        raise ValueError(
+            f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
+        )
+    state = {"normalization": {}, **state}
+    for key, kind in _KINDS_OF.items():
         if not isinstance(state[key], kind):
             raise ValueError(
                 f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
@@ -118,29 +116,32 @@ def check_content(path: Path | str, state: Any) -> dict[str, Any]:
             )
     if not all(isinstance(name, str) for name in state["classes"]):
         raise ValueError(f"{path} is not a checkpoint of detmix: expected strings in classes")
-    found = state["format"]
-    if not isinstance(found, int) or found > FORMAT:
-        found = found if isinstance(found, int | str | None) else type(found).__name__
-        raise ValueError(
-            f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
-        )
-    return {**state, "config": _without_gone(path, state["config"])}
+    return _from_format_1(path, state) if found == 1 else state
 
 
-def _without_gone(path: Path | str, config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out options of earlier versions, but refuse what is not done any more."""
-    config = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in config.items()
-    }
-    for (section, name), meant in _GONE.items():
-        options = config.get(section)
-        value = options.pop(name, meant[0]) if isinstance(options, dict) else meant[0]
+def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Move what a run noted of its pretrained weights, and leave out options that are gone."""
+    config = copy.deepcopy(state["config"])
+    for keys, meant in _GONE.items():
+        value = _pop(config, *keys)
         if value not in meant:
             raise ValueError(
-                f"{path} is of an earlier version, with {section}.{name}={value}: this one has no "
+                f"{path} is of an earlier version, with {'.'.join(keys)}={value}: this one has no "
                 f"such option, and does what {meant[-1]} meant"
             )
-    return config
+    normalization = {name: _pop(config, "detector", "options", name) for name in STATISTICS}
+    if "model" in config:  # of a classifier
+        data = config["data"] if isinstance(config.get("data"), dict) else {}
+        normalization = {"image_mean": data.get("mean"), "image_std": data.get("std")}
+    normalization["norm_eps"] = _pop(config, "backbone", "norm_eps")
+    return {**state, "config": config, "normalization": normalization}
+
+
+def _pop(config: Any, *keys: str) -> Any:
+    """Take a nested entry out of a configuration; None where there is none."""
+    for key in keys[:-1]:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config.pop(keys[-1], None) if isinstance(config, dict) else None
 
 
 @dataclass(frozen=True)
@@ -185,53 +186,47 @@ class Newest(NamedTuple):
     problem: str | None
 
 
-def load_newest(run_dir: Path, config: Mapping[str, Any]) -> Newest | None:
+def load_newest(run_dir: Path) -> Newest | None:
     """Load the newest checkpoint of a run that is whole."""
     problems = []
     for path in (run_dir / LAST, run_dir / PREVIOUS):
         try:
-            state = read_whole(path)
+            content = read_torch_file(path, checksums=True)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        _check_kind(path, check_content(path, state)["config"], config)
-        return Newest(path, state, problems[0] if problems else None)
+        return Newest(path, _check_content(path, content), problems[0] if problems else None)
     if not any((run_dir / name).exists() for name in (LAST, PREVIOUS)):
         return None
     raise ValueError(f"{run_dir} cannot be resumed: {'; '.join(problems)}")
 
 
-def _check_kind(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for name in (name for name, value in now.items() if isinstance(value, dict)):
-        # One that is None may be a section as well; an earlier version may not know one.
-        missing = "" if name in _KINDS else None
-        if not isinstance(before.get(name, missing), dict | None):
-            raise ValueError(f"{path} is of another kind of training: it has no section {name}")
-
-
 def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
     path, state, _ = newest
-    check_classes(path, state["classes"], present["classes"])
-    for key, what in _SIZES.items():
-        before, now = state.get(key, present[key]), present[key]
-        if before != now:
+    for kind in _KINDS:
+        if kind in present["config"] and kind not in state["config"]:
+            raise ValueError(f"{path} is of another kind of training: it has no section {kind}")
+    before, now = _facts(state), _facts(present)
+    for name, value in now.items():
+        if name in before and before[name] != value:
             raise ValueError(
-                f"{path} is of a training with {before} {what}, this one has {now}: the training "
-                "images and the batch of all processes must stay the same"
+                f"{path} is of a training with {name} = {before[name]}, this one has {value}: it "
+                "must stay the same"
             )
-    before, now = state.get("images", present["images"]), present["images"]
-    if before != now:
-        other = [
-            name for name in now if not isinstance(before, dict) or before.get(name) != now[name]
-        ]
-        raise ValueError(
-            f"{path} is of a training with other {' and '.join(other)} images, or with the same in "
-            "another order"
-        )
-    for name, (before, now) in changed_options(state["config"], present["config"]).items():
-        if name in _FIXED:
-            raise ValueError(f"{path} is of a training with {name}={before}, this one has {now}")
+
+
+def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must stay the same, or a place in an epoch and a score would mean others."""
+    normalization, options = state["normalization"], flat_options(state["config"])
+    return {
+        "the number of classes": len(state["classes"]),
+        **{f"class {number}": name for number, name in enumerate(state["classes"])},
+        **{name: value for name, value in normalization.items() if value is not None},
+        **{what: state[key] for key, what in _SIZES.items() if key in state},
+        **{f"the digest of the {name} images": v for name, v in state.get("images", {}).items()},
+        **{name: options[name] for name in _FIXED if name in options},
+    }
 
 
 def describe(newest: Newest) -> str:
@@ -244,14 +239,10 @@ def describe(newest: Newest) -> str:
     return f"{newest.path.name} at {newest.state.get('position')}, digest {digest.hexdigest()}"
 
 
-def digests_of(images: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return a digest of each subset's images' names in their order."""
-    texts = {  # a file's name may be no valid text
-        subset: "\n".join(names).encode(errors="surrogatepass") for subset, names in images.items()
-    }
-    return {
-        subset: hashlib.blake2b(text, digest_size=16).hexdigest() for subset, text in texts.items()
-    }
+def digest_of(names: Sequence[str]) -> str:
+    """Return a digest of images' names in their order."""
+    text = "\n".join(names).encode(errors="surrogatepass")  # a file's name may be no valid text
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def tell(newest: Newest, config: Mapping[str, Any]) -> None:

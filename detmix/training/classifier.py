@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from detmix.data import ImageClasses, eval_loader, train_loader
 from detmix.detectors import build_classifier
+from detmix.training.checkpoint import Normalization
 from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
 from detmix.training.pretrain_config import PretrainConfig
@@ -92,15 +93,22 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
         self._label_smoothing = config.label_smoothing
         self._mix = build_batch_mix(config, len(classes))
-        self._statistics = {"mean": data.mean, "std": data.std}
         # On the device once and for all: a copy in every step would have to be waited for.
         shape = {"dtype": torch.float32, "device": accelerator.device}
         self._mean = 255 * torch.tensor(data.mean, **shape)[:, None, None]
         self._std = 255 * torch.tensor(data.std, **shape)[:, None, None]
-        torch.manual_seed(config.seed)
-        model = build_classifier(config.model, len(classes))
+        self.config: PretrainConfig = config
         names = {"train": self.train_set.names, "test": val_set.names}
-        super().__init__(config, accelerator, model, loader, classes, names)
+        super().__init__(config, accelerator, loader, classes, names)
+
+    def build_model(self, saved: Normalization | None) -> nn.Module:
+        """Build the classifier with random weights."""
+        return build_classifier(self.config.model, len(self.classes))
+
+    def normalization(self) -> Normalization:
+        """Return what a detector that starts from the weights must normalise images with."""
+        data = self.config.data
+        return {"image_mean": list(data.mean), "image_std": list(data.std), "norm_eps": None}
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set the epoch, in running workers too."""
@@ -149,14 +157,6 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
             metrics={"top1": result.top1, "top5": result.top5, "val_loss": result.loss},
             summary=str(result),
         )
-
-    def _restore_state(self, state: dict[str, Any]) -> None:
-        # A detector that starts from the weights relies on what their checkpoint says.
-        for name, now in self._statistics.items():
-            before = state["config"]["data"][name]
-            if tuple(before) != now:
-                raise ValueError(f"data.{name} was {before}, got {list(now)}")
-        super()._restore_state(state)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Move a batch to the device, uint8 still, and normalise it there."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
 from detmix.mixing import MixedDataset, Target
@@ -13,15 +12,14 @@ from detmix.training.build import (
     Score,
     build_evaluator,
     build_mixer,
+    build_model,
     build_test_set,
     build_train_set,
-    check_keypoints,
-    check_same_keypoints,
-    note_data,
-    open_dataset,
-    start_model,
+    normalization,
+    open_datasets,
     summarize,
 )
+from detmix.training.checkpoint import Normalization
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, detect, score, to_device
 from detmix.training.loop import Trainer
@@ -46,24 +44,19 @@ class DetectorTrainer(Trainer[Score]):
 
     def __init__(self, config: TrainConfig) -> None:
         accelerator = make_accelerator(config)
+        config, self._data, self.test_data = open_datasets(config)
+        place, self._mix = config.mixing.place, build_mixer(config)
+        self._mix_on_device = (
+            MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
+        )
+        on_dataset = self._mix if place == "dataset" else None
+        self.train_set = build_train_set(config, self._data, on_dataset)
         share: dict[str, Any] = {
             "workers": config.data.workers,
             "rank": accelerator.process_index,
             "num_processes": accelerator.num_processes,
             "pin_memory": accelerator.device.type == "cuda",
         }
-        place = config.mixing.place
-        self._data = open_dataset(config, train=True)
-        config = note_data(config, self._data)
-        self.test_data = open_dataset(config, train=False)
-        check_keypoints(config, self.test_data, train=False)
-        check_same_keypoints(self._data, self.test_data)
-        self._mix = build_mixer(config)
-        self._mix_on_device = (
-            MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
-        )
-        on_dataset = self._mix if place == "dataset" else None
-        self.train_set = build_train_set(config, self._data, on_dataset)
         loader = train_loader(
             self.train_set,
             config.data.batch_size,
@@ -73,12 +66,17 @@ class DetectorTrainer(Trainer[Score]):
         )
         test_set = build_test_set(config, self.test_data)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
-        torch.manual_seed(config.seed)
-        model, config = start_model(config)
-        classes = config.data.class_names
-        names = {"train": self._data.names, "test": self.test_data.names}
-        super().__init__(config, accelerator, model, loader, classes, names)
         self.config: TrainConfig = config
+        names = {"train": self._data.names, "test": self.test_data.names}
+        super().__init__(config, accelerator, loader, config.data.class_names, names)
+
+    def build_model(self, saved: Normalization | None) -> nn.Module:
+        """Build the detector, from its pretrained weights where no checkpoint follows."""
+        return build_model(self.config, saved)
+
+    def normalization(self) -> Normalization:
+        """Return what the detector normalises images with, and its frozen batch norm's epsilon."""
+        return normalization(self.plain_model)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the data set and the mixer the epoch, in running workers too."""
@@ -105,16 +103,6 @@ class DetectorTrainer(Trainer[Score]):
                 name += f" mixed with {self._data.names[params.partner]}" if params else ""
             names.append(name)
         return ", ".join(names)
-
-    def _restore_state(self, state: dict[str, Any]) -> None:
-        before, now = (
-            {**config["detector"]["options"], "norm_eps": config["backbone"].get("norm_eps")}
-            for config in (state["config"], self.config.as_dict())
-        )
-        for name in ("image_mean", "image_std", "norm_eps"):
-            if before.get(name) is not None and before[name] != now[name]:
-                raise ValueError(f"{name} was {before[name]}, got {now[name]}")
-        super()._restore_state(state)
 
     def evaluate(self) -> Evaluation[Score]:
         """Score the detector on the test images by the rule of the VOC devkit, or by COCO's."""

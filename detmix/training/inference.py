@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from detmix.data.loaders import explain_dead_workers
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
 from detmix.pretrained.read_state import kind_of, model_state
-from detmix.training.build import build_model
+from detmix.training.build import DetectionData, Evaluator, build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
 from detmix.training.parse import parse_args
@@ -33,28 +32,6 @@ _UINT8_MAX = 255.0
 _MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
 _MASKS_AT_ONCE = 8
 _UPDATE_IMAGES = 8
-
-
-class Evaluator(Protocol):
-    """Whatever takes predictions and targets batch by batch."""
-
-    def update(self, predictions: Sequence[dict[str, Any]], targets: Sequence[Target]) -> None:
-        """Add the images of a batch."""
-
-
-class GroundTruth(Protocol):
-    """A data set as it is on disk, by index."""
-
-    names: list[str]
-
-    def index_of(self, image_id: int) -> int:
-        """Return the index of an image."""
-
-    def target(self, index: int) -> Target:
-        """Return an image's objects."""
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Return (H, W) of an image in pixels."""
 
 
 def to_device(
@@ -147,7 +124,7 @@ def evaluate(
     evaluators: Sequence[Evaluator],
     accelerator: Accelerator,
     *,
-    truth: GroundTruth,
+    truth: DetectionData,
     after_batch: Callable[[], None] | None = None,
 ) -> None:
     """Run a detector over a loader and hand what it finds to evaluators: `detect`, then `score`.
@@ -170,7 +147,7 @@ def detect(
     loader: DataLoader[Any],
     accelerator: Accelerator,
     *,
-    truth: GroundTruth,
+    truth: DetectionData,
     after_batch: Callable[[], None] | None = None,
 ) -> list[tuple[int, Prediction]]:
     """Run a detector over a loader, over all processes."""
@@ -187,26 +164,14 @@ def detect(
                 after_batch()
     # Once, at the end: the processes need not have the same number of batches.
     if accelerator.num_processes > 1:
-        found = _gather(found)
+        found = dict(gather_object(list(found.items())))
     return sorted(found.items())
 
 
-def _gather(found: dict[int, Prediction]) -> dict[int, Prediction]:
-    """Return what all processes have found."""
-    # As arrays: a tensor takes 20 times as long to pickle.
-    own = [(index, _convert(each, Tensor, Tensor.numpy)) for index, each in found.items()]
-    return {
-        index: _convert(each, np.ndarray, torch.from_numpy) for index, each in gather_object(own)
-    }
-
-
-def _convert(prediction: Prediction, kind: type, convert: Callable[[Any], Any]) -> Prediction:
-    """Convert the values of one kind, and leave others, as run lengths are, alone."""
-    return {k: convert(v) if isinstance(v, kind) else v for k, v in prediction.items()}
-
-
 def score(
-    found: Sequence[tuple[int, Prediction]], evaluators: Sequence[Evaluator], truth: GroundTruth
+    found: Sequence[tuple[int, Prediction]],
+    evaluators: Sequence[Evaluator],
+    truth: DetectionData,
 ) -> None:
     """Hand what `detect` has found to evaluators."""
     for start in range(0, len(found), _UPDATE_IMAGES):
@@ -216,7 +181,7 @@ def score(
             evaluator.update([prediction for _, prediction in part], targets)
 
 
-def _true_target(truth: GroundTruth, index: int) -> Target:
+def _true_target(truth: DetectionData, index: int) -> Target:
     """Return an image's objects with what is saved of the image itself."""
     about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
     return {**truth.target(index), **about}
@@ -244,35 +209,25 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     try:
         config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
         classes = list(config.data.class_names)
-        # Without memory yet, of which a few bytes can ask for more than there is.
-        with torch.device("meta"):
-            outline = build_model(config, load_weights=False)
-    # RuntimeError, OverflowError: sizes that no address holds, or nesting that no stack does.
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
-    if classes != list(state["classes"]):
+    if classes != state["classes"]:
         raise ValueError(
-            f"{path} is a detector of the classes {', '.join(map(str, state['classes']))}, not of "
+            f"{path} is a detector of the classes {', '.join(state['classes'])}, not of "
             f"{', '.join(classes)}"
         )
     try:
-        weights = model_state(state)
-        _check_fit(outline, weights, Path(path).stat().st_size)
-        model = build_model(config, load_weights=False)
+        model = build_model(config, state["normalization"])
+        weights, own = model_state(state), model.state_dict()
         model.load_state_dict(weights)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        for name, tensor in weights.items():  # torch would convert without a word
+            if kind_of(tensor) != kind_of(own[name]):
+                raise ValueError(
+                    f"{name}: expected {kind_of(own[name])} numbers, got {kind_of(tensor)} ones"
+                )
+    # RuntimeError: what torch says of other names and shapes, and of sizes beyond any memory.
+    except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error
     if config.channels_last:  # as in training, so that the score is the same to the last digit
         model = model.to(memory_format=torch.channels_last)
     return model.eval(), config
-
-
-def _check_fit(outline: nn.Module, weights: Mapping[str, Tensor], num_bytes: int) -> None:
-    """Raise an error unless the weights are those of a model in names, shapes and kinds."""
-    kinds = {name: kind_of(tensor) for name, tensor in outline.state_dict().items()}
-    outline.load_state_dict(weights, assign=True)
-    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > num_bytes:
-        raise ValueError(f"its tensors are larger than the file of {num_bytes} bytes")
-    for name, tensor in weights.items():
-        if name in kinds and kind_of(tensor) != kinds[name]:
-            raise ValueError(f"{name}: expected {kinds[name]} numbers, got {kind_of(tensor)} ones")

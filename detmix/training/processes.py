@@ -42,24 +42,29 @@ class StepNews(NamedTuple):
 def share_step(
     accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
 ) -> StepNews:
-    """Exchange what a step came to between the processes."""
+    """Exchange what a step came to; its last loss is the sum of the others."""
     # Waits for the device once a step, as torchvision's detectors do throughout their forward pass.
-    values = torch.stack([loss.detach().float() for loss in losses.values()])
-    flags = values.new_tensor([is_broken, signum or 0])
-    news = accelerator.gather(torch.cat([values, flags])).view(-1, len(losses) + 2)  # (P, ...)
-    sums, are_broken, signums = news[:, -3:].T.tolist()
+    flags = torch.tensor([is_broken, signum or 0], dtype=torch.float32, device=accelerator.device)
+    values = [loss.detach().float() for loss in losses.values()]
+    news = accelerator.gather(torch.stack([*values, *flags])).view(-1, len(losses) + 2)  # (P, ...)
+    columns = news.T.tolist()
     return StepNews(
         means=dict(zip(losses, news[:, :-2].mean(dim=0), strict=True)),
-        are_finite=[math.isfinite(total) for total in sums],
-        is_broken=any(are_broken),
-        signum=int(max(signums)) or None,
+        are_finite=[math.isfinite(total) for total in columns[-3]] if losses else [],
+        is_broken=any(columns[-2]),
+        signum=int(max(columns[-1])) or None,
     )
 
 
-def check_agreement(config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Raise `ValueError` in all processes unless these are the same in all of them."""
-    options = {name: value for name, value in flat_options(config).items() if name not in _LOCAL}
-    first, *others = gather_object([{**options, **facts}])
+def gather_causes(own: str | None) -> list[str]:
+    """Return what keeps processes from going on, in the order of these; None where nothing does."""
+    return list(gather_object([] if own is None else [own]))
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` in all processes unless options and more are the same in all of them."""
+    own = {name: value for name, value in flat_options(facts).items() if name not in _LOCAL}
+    first, *others = gather_object([own])
     for rank, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):
             values = first.get(name), other.get(name)

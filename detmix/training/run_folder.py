@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -38,14 +37,7 @@ from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
 _LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # not every file system has them
 
-_PACKAGES = (
-    "detmix",
-    "torch",
-    "torchvision",
-    "numpy",
-    "albumentations",
-    "accelerate",
-)
+_PACKAGES = ("detmix", "torch", "torchvision", "numpy", "albumentations", "accelerate")
 
 
 def versions() -> dict[str, str]:
@@ -91,7 +83,8 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         check_run_dir(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.metrics = path, path / "metrics.jsonl"
+        self.last, self.previous, self.best = path / LAST, path / PREVIOUS, path / "best.pt"
         self._take()
         for file in (self.last, self.best, self.metrics):
             temporary_path(file).unlink(missing_ok=True)  # of a killed run
@@ -105,35 +98,15 @@ class RunFolder:
         # Until it is closed, or nobody has it any more.
         self._release = weakref.finalize(self, lock_folder(self.path).lock.release)
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / LAST
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the newest."""
-        return self.path / PREVIOUS
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the highest score."""
-        return self.path / "best.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics, a JSON object a line."""
-        return self.path / "metrics.jsonl"
-
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save the newest checkpoint and keep the one before; see `save_checkpoint`."""
+        """Save the newest checkpoint and keep the one before."""
         if self.metrics.exists():  # what the checkpoint takes for written must outlive a power cut
             with write_errors(self.metrics), open(self.metrics, "ab") as file:
                 os.fsync(file.fileno())
         save_checkpoint(self.last, state, keep=self.previous)
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Save the checkpoint with the highest score so far; see `save_checkpoint`."""
+        """Save the checkpoint with the highest score so far."""
         save_checkpoint(self.best, state)
 
     def take_previous(self) -> None:
@@ -182,12 +155,7 @@ class RunFolder:
             self._take()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # Of two errors the first one tells more.
         with suppress(OSError) if error is not None else nullcontext():
             self.close()

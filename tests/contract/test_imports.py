@@ -1,4 +1,4 @@
-"""The public names, those that the README imports, and what an import costs."""
+"""The public names, those that the documentation imports, and what an import costs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import pytest
 
 import detmix
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = "\n".join(p.read_text("utf-8") for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 HEAVY = ("matplotlib", "accelerate", "jsonargparse", "albumentations", "pycocotools")
 PACKAGES = ("mixing", "data", "detectors", "evaluation", "training")
 
 
 def imported() -> set[tuple[str, str]]:
-    """Return the modules of detmix and the names that the README imports from them."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """Return the modules of detmix and the names that the documentation imports from them."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES, flags=re.MULTILINE | re.DOTALL)
     nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
     froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     found = {(node.module or "", alias.name) for node in froms for alias in node.names}
-    found |= {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", README)}
+    found |= {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", PAGES)}
     return {(module, name) for module, name in found if module.split(".")[0] == "detmix"}
 
 
@@ -37,7 +38,7 @@ def test_names_of_the_package():
     assert detmix.__version__ == importlib.metadata.version("detmix")
 
 
-def test_every_name_that_the_readme_imports_is_public():
+def test_every_name_that_the_documentation_imports_is_public():
     assert ("detmix.detectors", "load_backbone_weights") in imported()
     assert len(imported()) >= 10
     for module, name in sorted(imported()):

@@ -258,8 +258,8 @@ class TestRefused:
 
     def test_a_newer_checkpoint_is_not_passed_over(self, root, copied):
         state = torch.load(copied / "last.pt", weights_only=True)
-        torch.save({**state, "format": 2}, copied / "last.pt")
-        self.assert_refused(root, copied, named="last.pt.*2")
+        torch.save({**state, "format": 3}, copied / "last.pt")
+        self.assert_refused(root, copied, named="last.pt.*3")
 
     def test_a_run_that_is_there(self, root, whole):
         self.assert_refused(root, whole, "resume=never", named="run", error=FileExistsError)

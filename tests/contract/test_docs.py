@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What the README and the pages in docs show runs as it stands there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -20,11 +21,16 @@ from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 from detmix.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+ALL = "\n".join(PAGES.values())
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str | None = None) -> list[str]:
+    text = ALL if page is None else PAGES[page]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -79,13 +85,16 @@ class Guesses(torch.nn.Module):
         return [{"boxes": boxes, "labels": labels, "scores": scores} for _ in images]
 
 
-def test_there_are_four_examples():
-    assert len(blocks("python")) == 4
+def test_each_block_is_met_below():
+    """Of Python, of a shell, or what something prints."""
+    assert set(re.findall(r"^```(\w+)$", ALL, flags=re.MULTILINE)) == {"python", "bash"}
+    examples = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
+    assert examples == {"README.md": 1, "evaluation.md": 2, "mixing.md": 1}
 
 
 def test_the_loop_and_the_scoring_run(monkeypatch, capsys):
     monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", small_detector)
-    loop, _, scoring, _ = blocks("python")
+    (loop,), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
     names = {"dataset": samples(9), "test_loader": test_loader}
@@ -115,7 +124,7 @@ def test_a_wrapped_data_set_of_torchvision(coco_folder, monkeypatch):
     path.write_text(json.dumps(content))
     names: dict = {}
     torch.manual_seed(0)
-    exec(blocks("python")[1], names)
+    exec(blocks("python", "mixing.md")[0], names)
     assert torch.isfinite(names["loss"])
     assert len(names["images"]) == 8
     for image, target in zip(names["images"], names["targets"], strict=True):
@@ -128,7 +137,7 @@ def test_a_wrapped_data_set_of_torchvision(coco_folder, monkeypatch):
 
 def test_coco_scores(coco_folder, capsys):
     names = {"model": Guesses()}
-    exec(blocks("python")[3], names)
+    exec(blocks("python", "evaluation.md")[1], names)
     first, second = capsys.readouterr().out.split("mean (bbox")[1:]
     assert first.split()[:5] == second.split()[:5]  # scored again, the same
     assert names["evaluator"].compute().ap > 0
@@ -175,6 +184,11 @@ def test_commands_are_found():
     assert {"tools/train.py", "tools/evaluate.py"} <= {tool for tool, *_ in tool_commands()}
 
 
+@pytest.mark.parametrize("script", blocks("bash"), ids=range(len(blocks("bash"))))
+def test_scripts_are_a_shells(script):
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
 @pytest.mark.parametrize("option", ["mixing.q", "detector.nonsense"])
 def test_an_unknown_option_is_an_error(run, option):
     assert option in run("tools/train.py", f"--{option}", "1", "--print_config", status=2)
@@ -187,7 +201,7 @@ def test_ci_runs_the_documented_test_command():
 
 def test_every_option_of_the_table_exists():
     config = TrainConfig().as_dict()
-    rows = re.findall(r"^\| `([a-z_.]+)` \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_.]+)` \|", ALL, flags=re.MULTILINE)
     options = [row for row in rows if not row.endswith((".yaml", ".json", ".html"))]
     assert len(options) >= 9
     for option in options:
@@ -197,11 +211,19 @@ def test_every_option_of_the_table_exists():
 
 
 def test_the_configurations_of_the_tables_exist():
-    names = re.findall(r"^\| `([\w]+\.yaml)`", README, flags=re.MULTILINE)
+    names = re.findall(r"^\| `([\w]+\.yaml)`", ALL, flags=re.MULTILINE)
     assert len(names) > 9
     assert all((ROOT / "configs" / name).is_file() for name in names)
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).is_file()
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, heading = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        assert (folder / path).is_file(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", PAGES[Path(path).name], flags=re.MULTILINE)
+            assert heading in {title.lower().replace(" ", "-") for title in titles}
