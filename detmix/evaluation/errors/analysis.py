@@ -70,8 +70,8 @@ def analyze_errors(
 
     Args:
         matching: of `VOCEvaluator.matching`.
-        similar: groups of names of similar classes; a class may be in several. Default: Hoiem et
-            al.'s where all classes are among VOC's 20, else none.
+        similar: groups of names, of which a class may be in several. Default: Hoiem et al.'s where
+            all classes are among VOC's 20, else none.
         background_iou: b, in (0, t].
 
     Raises:

@@ -61,10 +61,9 @@ class ErrorAnalysis:
     """Where a detector fails; ``print`` shows it as two tables. See `analyze_errors`.
 
     Detections are counted in three scopes. ``"top_n"``: the N of a class with the highest scores,
-    N being its objects that are not difficult (ignored detections are passed over), because all
-    together would drown in background of low score (Hoiem et al.'s choice). ``"best_f1"``: those
-    whose score is at or above the one at which their class reaches its best F1; none of a class
-    without objects. ``"all"``: all.
+    N being its objects that are not difficult (ignored detections are passed over), as Hoiem et al.
+    have it: all would drown in background of low score. ``"best_f1"``: those from the score up at
+    which their class reaches its best F1; none of a class without objects. ``"all"``: all.
 
     Attributes:
         matching: what was analysed.

@@ -51,9 +51,8 @@ def write_voc_results(
         The files in the order of the classes.
 
     Raises:
-        ValueError: A name that is empty, holds white space or comes twice; a name of a class or
-            image set that cannot be part of a file's name; lists of unequal length; predictions
-            that `VOCEvaluator.update` would not take. The message names what is wrong.
+        ValueError: For names that cannot be part of a line or of a file's name, or come twice, and
+            for predictions that `VOCEvaluator.update` would not take.
     """
     files = [file_name("comp4", image_set, name) for name in checked_classes(classes)]
     paths = [Path(folder) / file for file in files]
@@ -100,9 +99,7 @@ def read_voc_results(
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
         ValueError: Results of several competitions or image sets to choose from; a bad name in
-            ``names`` or ``classes``; a line with an unknown image, too many or too few fields,
-            something other than a finite number, or a box whose sides cross by more than rounding.
-            The message names file and line.
+            ``names`` or ``classes``; a line that is none of theirs, named with its file.
     """
     paths = _find(Path(folder), checked_classes(classes), image_set)
     image_index = _index(names)

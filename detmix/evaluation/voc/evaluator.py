@@ -1,7 +1,6 @@
 """Mean average precision as Pascal VOC defines it, gathered batch by batch.
 
-Shape legend: D detections and G ground-truth objects of one image (of the whole data set in
-`VOCEvaluator.compute`), C classes without the background.
+Shape legend: D detections and G ground-truth objects of one image, C classes without background.
 """
 
 from collections.abc import Sequence
@@ -34,8 +33,7 @@ class VOCEvaluator:
     positive and lies in a crowd of its class with more than ``iou_threshold`` of its own area
     counts neither way.
 
-    A class without objects (other than difficult ones) has AP NaN and is left out of the mean; one
-    with objects and no detections has AP 0.
+    A class without objects (other than difficult ones) has AP NaN and is left out of the mean.
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
@@ -110,9 +108,6 @@ class VOCEvaluator:
 
         Args:
             interpolation: instead of the constructor's; the matching is done once for both.
-
-        Returns:
-            AP by class, its mean, counts and curves.
 
         Raises:
             ValueError: if the interpolation is unknown.
