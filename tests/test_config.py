@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
 from detmix.detectors import build_classifier
 from detmix.losses import LossWeighting
 from detmix.losses.ssd import WeightedSSD
 from detmix.mixing import DetectionCutMix, DetectionMixUp, RandomChoice
-from detmix.training import OptimConfig, PretrainConfig, TrainConfig, parse_args
+from detmix.training import (
+    DataConfig,
+    MixingConfig,
+    OptimConfig,
+    PretrainConfig,
+    ScheduleConfig,
+    TrainConfig,
+    parse_args,
+)
 from detmix.training.build import build_mixer, build_model
 from detmix.training.classifier import build_batch_mix, build_image_transform
+from detmix.training.config import changed_options, flat_options
 from detmix.training.optim import learning_rate_factor
+from detmix.training.parse import from_dict
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -47,112 +57,203 @@ def parse(*args):
     return parse_args(TrainConfig, args)
 
 
-class TestPrecedence:
-    def test_overrides_win_over_files_and_later_over_earlier(self, tmp_path):
-        first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-        first.write_text("epochs: 3\noptim: {lr: 0.5, momentum: 0.8}\nseed: 7\n")
-        second.write_text("optim: {lr: 0.25}\nmixing: {p: 0.75}\n")
-        config = parse("--config", str(first), "--config", str(second), "--optim.momentum", "0.7")
-        assert config.epochs == 3
-        assert config.seed == 7
-        assert config.optim == OptimConfig(lr=0.25, momentum=0.7)
-        assert config.mixing.p == 0.75
-        assert parse("--epochs", "9", f"--config={first}").epochs == 3
-        assert parse("--epochs", "9", "--epochs", "8").epochs == 8
+def value_of(config, name):
+    for part in name.split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
 
-    def test_dotted_names_and_merged_sections_in_a_file(self):
-        config = parse("--config", "optim.lr: 0.5\nmixing: {<<: {p: 0.25}, alpha: 2.0}")
-        assert config.optim.lr == 0.5
-        assert (config.mixing.p, config.mixing.alpha) == (0.25, 2.0)
 
-    def test_types(self):
-        config = parse(
-            "--data.train", '[["2007", "trainval"], ["2012", "trainval"]]',
-            "--data.classes", "[a, b]", "--data.train_limit", "5", "--augment.size", "null",
-            "--backbone.levels", "[2, 3]", "--schedule.milestones", "[4]", "--run_dir", "x/y",
-        )  # fmt: skip
-        assert config.data.train == (("2007", "trainval"), ("2012", "trainval"))
-        assert config.data.classes == ("a", "b")
-        assert config.data.train_limit == 5
-        assert config.augment.size is None
-        assert config.backbone.levels == (2, 3)
-        assert config.schedule.milestones == (4,)
-        assert config.run_dir == Path("x/y")
+SCORES = '{"box_score_thresh": 0.1}'
+# Arguments, and what options come to by them. What begins with "--" is given on the command line,
+# anything else is the text of a file.
+ACCEPTED = [
+    (["epochs: 3", "--epochs=4"], {"epochs": 4}),
+    (["--epochs=4", "epochs: 3"], {"epochs": 3}),
+    (["--epochs=9", "--epochs=8"], {"epochs": 8}),
+    (
+        ["optim: {lr: 0.5, momentum: 0.8}\nseed: 7", "optim: {lr: 0.25}", "--optim.momentum=0.7"],
+        {"optim": OptimConfig(lr=0.25, momentum=0.7), "seed": 7},
+    ),
+    (["optim.lr: 0.5\nmixing: {<<: {p: 0.25}, alpha: 2}"], {"optim.lr": 0.5, "mixing.p": 0.25}),
+    (["--optim.momentum=0.1", "--optim={lr: 0.5}"], {"optim": OptimConfig(lr=0.5, momentum=0.1)}),
+    (["data: {coco.empty: keep, format: coco}"], {"data.coco.empty": "keep"}),
+    (["--loss=null"], {"loss": None}),
+    (["loss: null"], {"loss": None}),
+    (["--loss.normalizer=weights", "--loss=null"], {"loss": None}),
+    (["loss: null", "--loss.normalizer=weights"], {"loss": LossWeighting(1.0, "weights")}),
+    (["loss: {normalizer: weights}", "--loss={background_weight: 0.5}"],
+     {"loss": LossWeighting(0.5, "weights")}),
+    ([f"detector: {{options: {SCORES}}}", "--detector.options.box_nms_thresh=0.3"],
+     {"detector.options": {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}}),
+    ([f"detector: {{options: {SCORES}}}", "detector: {options: {box_nms_thresh: 0.3}}"],
+     {"detector.options": {"box_nms_thresh": 0.3}}),
+    ([f"detector: {{options: {SCORES}}}", "--detector.options={}"], {"detector.options": {}}),
+    (["--optim.lr=1e-3"], {"optim.lr": 0.001}),
+    (["--optim.lr=1.5E2"], {"optim.lr": 150.0}),
+    (["optim: {lr: 1e3}"], {"optim.lr": 1000.0}),
+    (["--optim.lr=1"], {"optim.lr": 1.0}),
+    (["--seed=99999999999999999999999"], {"seed": 99999999999999999999999}),
+    (["--channels_last=true"], {"channels_last": True}),
+    (["--precision=no"], {"precision": "no"}),
+    (["--threads=null"], {"threads": None}),
+    (["--save_minutes=5"], {"save_minutes": 5.0}),
+    (["--run_dir=2007"], {"run_dir": Path("2007")}),
+    (["--run_dir=a: b"], {"run_dir": Path("a: b")}),
+    (["run_dir: x/y"], {"run_dir": Path("x/y")}),
+    (["--data.classes=[a, '1']"], {"data.classes": ("a", "1")}),
+    (["--data.train=[['2007', val], ['2012', val]]"],
+     {"data.train": (("2007", "val"), ("2012", "val"))}),
+    (["--schedule.milestones=[4]"], {"schedule.milestones": (4,)}),
+    (["--backbone.levels=[2, 3]", "--backbone.norm_eps=1e-5"],
+     {"backbone.levels": (2, 3), "backbone.norm_eps": 1e-5}),
+    (["--detector.aspect_ratios=[1, 0.5]"], {"detector.aspect_ratios": (1.0, 0.5)}),
+]  # fmt: skip
 
-    def test_loss(self):
-        assert parse("--loss", "null").loss is None
-        assert parse("--config", "loss: null").loss is None
-        assert parse("--loss.background_weight", "0.5").loss == LossWeighting(0.5, "samples")
-        both = parse("--config", "loss: null", "--loss.normalizer", "weights")
-        assert both.loss == LossWeighting(1.0, "weights")
 
-    def test_options_of_the_detector_are_joined_by_dotted_overrides(self):
-        config = parse(
-            "--config", "detector: {options: {box_score_thresh: 0.1}}",
-            "--detector.options.box_nms_thresh", "0.3",
-        )  # fmt: skip
-        assert config.detector.options == {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}
+@pytest.mark.parametrize(("given", "expected"), ACCEPTED, ids=lambda value: str(value)[:60])
+def test_values_and_their_order(tmp_path, given, expected):
+    args, texts, parts = [], [], []
+    for number, text in enumerate(given):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        is_option = text.startswith("--")
+        args += [text] if is_option else ["--config", str(file)]
+        texts += [text] if is_option else [f"--config={text}\n"]
+        parts += text.split("=", 1) if is_option else ["--config", str(file)]
+    config = parse(*args)
+    for name, value in expected.items():
+        found = value_of(config, name)
+        assert found == value
+        assert type(found) is type(value)
+    assert parse(*texts) == parse(*parts) == config
+
+
+# The text of a file, and what an error says of it.
+REFUSED = [
+    ("epoch: 3", "epoch .*epochs"),
+    ("data: {root: x, trian: []}", r"data\.trian .*data\.train"),
+    ("backbone: {leves: [1]}", r"backbone\.leves .*backbone\.levels"),
+    ("loss: {normaliser: weights}", r"loss\.normaliser"),
+    ("1: 2", "1 "),
+    ("optim: null", "optim .*None"),
+    ("optim: x.yaml", r"optim .*x\.yaml"),
+    ("loss: 5", "loss .*5"),
+    ("detector: {options: [1]}", r"detector\.options .*1"),
+    ("optim: {lr: fast}", r"optim\.lr .*number.*fast"),
+    ("optim: {lr: '0.5'}", r"optim\.lr .*number.*'0\.5'"),
+    ("optim: {lr: true}", r"optim\.lr .*number.*True"),
+    ("optim: {lr: null}", r"optim\.lr .*number.*None"),
+    ("optim: {lr: .nan}", r"optim\.lr .*nan"),
+    ("optim: {lr: .inf}", r"optim\.lr .*inf"),
+    (f"optim: {{lr: {'9' * 400}}}", r"optim\.lr .*999"),
+    ("epochs: 1.5", "epochs .*integer.*1.5"),
+    ("epochs: true", "epochs .*integer.*True"),
+    ("epochs: '3'", "epochs .*integer.*'3'"),
+    ("epochs: 0", "epochs .* 0"),
+    ("channels_last: 1", "channels_last .*1"),
+    ("precision: fp8", "precision .*bf16.*fp8"),
+    ("run_dir: 5", "run_dir .*5"),
+    ("data: {train: [['2007']]}", r"data\.train"),
+    ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
+    ("data: {classes: a}", r"data\.classes .*'a'"),
+    ("data: {classes: [1]}", r"data\.classes.*1"),
+    ("data: {batch_size: 0}", r"data\.batch_size .* 0"),
+    ("data: {workers: -1}", r"data\.workers .* -1"),
+    ("data: {train_limit: 0}", r"data\.train_limit .* 0"),
+    ("data: {batch_size: 1}", r".*data\.batch_size=1"),
+    ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
+    ("data: {format: coco, test: [['2012', val]]}", r"data\.test .*2012"),
+    ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
+    ("backbone: {fpn_channels: '64'}", r"backbone\.fpn_channels .*integer.*'64'"),
+    ("backbone: {levels: [true]}", r"backbone\.levels.*integer.*True"),
+    ("backbone: {weights: 5}", r"backbone\.weights .*5"),
+    ("detector: {name: yolo}", r"detector\.name .*yolo"),
+    ("detector: {name: maskrcnn}", r".*maskrcnn needs masks.*data\.format=coco"),
+    ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
+    ("loss: {background_weight: -1}", ".*background_weight .* -1"),
+    ("seed: -1", "seed .* -1"),
+    ("eval_every: 0", "eval_every .* 0"),
+    ("save_minutes: 0", "save_minutes .* 0"),
+    ("augment: {flip: 1.5}", r"augment\.flip .* 1.5"),
+    ("mixing: {alpha: 0}", r"mixing\.alpha .* 0"),
+    ("mixing: {min_visibility: 2}", r"mixing\.min_visibility .* 2"),
+    ("mixing: {fill: 256}", r"mixing\.fill .* 256"),
+    ("mixing: {off_epochs: 20}", r"mixing\.off_epochs=20 .*epochs=20"),
+    ("optim: {lr: 0}", r"optim\.lr .* 0"),
+    ("optim: {clip_norm: 0}", r"optim\.clip_norm .* 0"),
+    ("optim: {ema_decay: 1}", r"optim\.ema_decay .* 1"),
+    ("optim: {nesterov: true, momentum: 0}", r"optim\.nesterov"),
+    ("schedule: {warmup_start: 2}", r"schedule\.warmup_start .* 2"),
+    ("schedule: {name: multistep}", r"schedule\.milestones"),
+    ("a: [}", ""),
+    ("[1, 2]", ""),
+]
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("yaml_text", "message"),
-        [
-            ("epoch: 3", "epoch"),
-            ("data: {root: x, trian: []}", "data.*trian"),
-            ("optim: {lr: fast}", "optim.lr.*float.*fast"),
-            ("epochs: 1.5", "epochs.*int.*1.5"),
-            ("data: {train: [['2007']]}", r"data\.train"),
-            ("precision: fp8", "precision.*fp8"),
-            ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
-            ("detector: {name: maskrcnn}", r"maskrcnn needs masks.*data\.format=coco"),
-            ("loss: {background_weight: -1}", "background_weight .* -1"),
-            ("seed: -1", "seed .* -1"),
-            ("eval_every: 0", "eval_every .* 0"),
-            ("data: {batch_size: 0}", r"data\.batch_size .* 0"),
-            ("data: {batch_size: 1}", r"data\.batch_size=1"),
-            ("data: {format: coco, difficult: drop}", r"data\.difficult"),
-            ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
-            ("augment: {flip: 1.5}", r"augment\.flip .* 1.5"),
-            ("mixing: {alpha: 0}", r"mixing\.alpha .* 0"),
-            ("mixing: {min_visibility: 2}", r"mixing\.min_visibility .* 2"),
-            ("mixing: {fill: 256}", r"mixing\.fill .* 256"),
-            ("optim: {lr: 0}", r"optim\.lr .* 0"),
-            ("optim: {clip_norm: 0}", r"optim\.clip_norm .* 0"),
-            ("optim: {ema_decay: 1}", r"optim\.ema_decay .* 1"),
-            ("schedule: {warmup_start: 2}", r"schedule\.warmup_start .* 2"),
-            ("schedule: {name: multistep}", r"schedule\.milestones"),
-            ("a: [}", ""),
-            ("[1, 2]", ""),
-        ],
-    )
-    def test_names_the_key_the_value_and_the_file(self, tmp_path, yaml_text, message):
+    @pytest.mark.parametrize(("text", "message"), REFUSED)
+    def test_name_the_option_the_value_and_the_file(self, tmp_path, text, message):
         file = tmp_path / "mine.yaml"
-        file.write_text(yaml_text)
-        with pytest.raises(ValueError, match=f"(?s){message}.*mine.yaml"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"(?s)^{message}.*mine.yaml"):
             parse("--config", str(file))
 
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["--optim.lrr", "1"], "optim.lrr"),
-            (["--optim.lr=.nan"], "optim.lr"),
-            (["--epochs"], "epochs"),
             (["runs/x"], "runs/x"),
-            (["--config", "missing.yaml"], "missing.yaml"),
+            (["--"], "--"),
+            (["-e", "3"], "-e"),
+            (["--epochs"], "--epochs"),
+            (["--epochs", "--seed", "1"], "--epochs"),
+            (["--config"], "--config"),
+            (["--config", "missing.yaml"], r"missing\.yaml"),
+            (["--optim.lrr", "1"], r"optim\.lrr .*optim\.lr"),
+            (["--optim.lr", "-1e-3"], r"optim\.lr .*-0\.001"),
         ],
     )
     def test_in_arguments(self, args, message):
         with pytest.raises(ValueError, match=message):
             parse(*args)
 
-    @pytest.mark.parametrize("off", [4, 5])
-    def test_mixing_that_never_happens(self, off):
-        message = f"mixing.off_epochs={off} of epochs=4 would never mix"
-        with pytest.raises(ValueError, match=message):
-            parse("--epochs", "4", "--mixing.off_epochs", str(off))
-        config = parse("--epochs=4", f"--mixing.off_epochs={off}", "--mixing.name=none")
-        assert build_mixer(config) is None
+    def test_all_are_told_at_once(self):
+        settings = {"epochs": 0, "optim": {"lrr": 1}, "data": {"coco": {"empty": "no"}},
+                    "loss": {"background_weight": -1}, "detector": {"name": "yolo"},
+                    "backbone": {"levels": ["1"], "stem": 5}}  # fmt: skip
+        with pytest.raises(ValueError, match="epochs") as error:
+            from_dict(TrainConfig, settings, ["--mixing.p=7"])
+        for name in ("optim.lrr", "data.coco.empty", "background_weight", "detector.name",
+                     "backbone.levels.0", "backbone.stem", "mixing.p"):  # fmt: skip
+            assert name in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("cls", "settings"),
+        [
+            (PretrainConfig, {"data.class_limit": 5}),
+            (PretrainConfig, {"data": {"in_memory": True}}),
+            (PretrainConfig, {"data.val": "val"}),
+            (TrainConfig, {"backbone": {"reduced_tail": None}}),
+        ],
+    )
+    def test_of_an_option_that_is_gone_say_what_to_do(self, cls, settings):
+        with pytest.raises(ValueError, match=r"[a-z]+\.[a-z_]+ is gone: \w"):
+            from_dict(cls, settings)
+
+    @pytest.mark.parametrize(
+        ("cls", "values"),
+        [
+            (MixingConfig, {"p": 1.5}),
+            (OptimConfig, {"lr": "fast"}),
+            (DataConfig, {"batch_size": True}),
+            (DataConfig, {"shuffle": True}),
+            (ScheduleConfig, {"name": "multistep"}),
+            (TrainConfig, {"mixing": MixingConfig(off_epochs=20)}),
+            (TrainConfig, {"data": {"batch_size": 0}}),
+        ],
+    )
+    def test_also_of_what_is_built_in_python(self, cls, values):
+        with pytest.raises(ValueError, match="(?s)" + str(*values)):
+            cls(**values)
 
 
 class TestPlainValues:
@@ -160,24 +261,52 @@ class TestPlainValues:
         "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
         '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
         "--data.num_keypoints=4", "--detector.name=fasterrcnn",
-        "--detector.options.box_score_thresh=0.2", "--backbone.trainable_layers=2",
-        "--schedule.milestones=[1, 3]", "--run_dir=a b/ü", "--threads=2", "--optim.lr=1e-05",
+        "--detector.options={box_score_thresh: 0.2, image_mean: [0.1, 0.2, 0.3]}",
+        "--backbone.trainable_layers=2", "--schedule.milestones=[1, 3]", "--run_dir=a b/ü",
+        "--threads=2", "--optim.lr=1e-05",
     )  # fmt: skip
-
     COCO = (
         "--data.format=coco", "--data.coco.test_images=a/b", "--data.coco.empty=keep",
         "--data.coco.backend=faster-coco-eval", "--detector.name=keypointrcnn_resnet50_fpn",
     )  # fmt: skip
 
     @pytest.mark.parametrize("args", [(), CHANGED, COCO], ids=["defaults", "changed", "coco"])
-    def test_round_trip(self, tmp_path, args):
+    def test_round_trip(self, tmp_path, capsys, args):
         config = parse(*args)
         plain = config.as_dict()
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8")
-        assert parse("--config", str(file)) == config
-        assert parse("--config", json.dumps(plain)) == config
         assert json.loads(json.dumps(plain)) == plain
+        assert from_dict(TrainConfig, plain) == config
+        assert parse("--config", json.dumps(plain)) == config
+        with pytest.raises(SystemExit) as end:
+            parse("--print_config", *args)
+        assert not end.value.code
+        file = tmp_path / "config.yaml"
+        file.write_text(capsys.readouterr().out, encoding="utf-8")
+        assert parse("--config", str(file)) == config
+
+    def test_overrides_leave_the_given_values_alone(self):
+        plain = TrainConfig().as_dict()
+        changed = from_dict(TrainConfig, plain, ["--optim.lr=0.5", "--data.coco.backend=auto"])
+        assert changed == replace(TrainConfig(), optim=OptimConfig(lr=0.5))
+        assert plain == TrainConfig().as_dict()
+
+    def test_where_a_run_lies_is_no_change_of_what_it_does(self):
+        moved = parse("--run_dir=other", "--resume=auto", "--seed=1", "--loss=null").as_dict()
+        changed = changed_options(TrainConfig().as_dict(), moved)
+        assert {name: now for name, (_, now) in changed.items()} == {"seed": 1, "loss": None}
+
+    @pytest.mark.parametrize("cls", [TrainConfig, PretrainConfig])
+    def test_help_tells_every_option_with_its_default(self, capsys, cls):
+        with pytest.raises(SystemExit):
+            parse_args(cls, ["--epochs=3", "--help"], "Train it.")
+        text = capsys.readouterr().out
+        assert text.startswith("Train it.")
+        for name, default in flat_options(cls().as_dict()).items():
+            (line,) = re.findall(rf"^--{re.escape(name)}: .* = .*$", text, flags=re.MULTILINE)
+            if isinstance(default, str):
+                assert f'"{default}"' in line
+        assert "learning rate after the warm-up" in text
+        assert "Channels of every pyramid level" in text or cls is PretrainConfig
 
 
 class TestShippedConfigs:
@@ -234,16 +363,3 @@ def test_the_head_says_command_time_and_score(path):
     assert f"tools/{tool}.py" in head
     assert "time" in head.lower()
     assert ("mAP" if is_detector else "top-1") in head
-
-
-@pytest.mark.parametrize(
-    ("config", "args"),
-    [
-        (PretrainConfig, ["--data.class_limit", "5"]),
-        (PretrainConfig, ["--config", '{"data": {"in_memory": true}}']),
-        (TrainConfig, ["--config", '{"backbone": {"reduced_tail": null}}']),
-    ],
-)
-def test_an_option_that_is_gone_is_told_with_what_to_do(config, args):
-    with pytest.raises(ValueError, match=r"(class_limit|in_memory|reduced_tail) is gone: \w+"):
-        parse_args(config, args)

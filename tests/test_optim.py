@@ -163,8 +163,8 @@ class TestLoadOptimizer:
 
 def test_settings_that_cannot_be():
     for value in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"optim\.lr must be positive and finite"):
+        with pytest.raises(ValueError, match=r"OptimConfig\nlr\n"):
             OptimConfig(lr=value)
     for value in (-0.1, math.nan):
-        with pytest.raises(ValueError, match=r"schedule\.gamma must be in"):
+        with pytest.raises(ValueError, match=r"ScheduleConfig\ngamma\n"):
             ScheduleConfig(gamma=value)

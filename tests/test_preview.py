@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_config
 
 from detmix.data.shapes_coco import write_shapes_coco
+from detmix.mixing import box_weights
 from detmix.training.build import open_dataset
 from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights
 
@@ -51,7 +52,7 @@ def check_sources(image_id, target, data):
 def test_objects_keep_their_source(shapes_root, tmp_path, place, name):
     config = config_for(shapes_root, tmp_path, f"mixing.name={name}", f"mixing.place={place}")
     data = open_dataset(config, train=True)
-    _, targets = mixed_batch(config)
+    _, targets = mixed_batch(config, epoch=1, num_images=12)
     for target in targets:
         check_sources(target["image_id"], target, data)
         assert len(target["sources"]) == (1 if name == "none" else 2)
@@ -59,6 +60,12 @@ def test_objects_keep_their_source(shapes_root, tmp_path, place, name):
             for source in target["sources"]:
                 weights = target["box_weights"][target["source"] == source]
                 assert bool((weights == weights[:1]).all())
+    weights = sample_box_weights(config, num_images=12, epoch=1)
+    assert weights.tolist() == [w for t in targets for w in box_weights(t).tolist()]
+    assert weights.dtype == torch.float32
+    assert bool((weights < 1).any()) == (name != "none")
+    with pytest.raises(ValueError, match=r"epoch must be in 0..1, got 2"):
+        mixed_batch(config, epoch=2)
 
 
 @pytest.mark.parametrize("place", ["batch", "dataset"])
@@ -101,22 +108,12 @@ def test_pairs_name_their_sources(shapes_root, tmp_path, name):
     ("name", "indices", "message"),
     [
         ("none", (0, 1), "mixing.name is none"),
-        ("mixup", (0, -1), "image -1 of"),
-        ("mixup+cutmix", (2, 2), "image 2"),
+        ("mixup", (0, -1), "0 and -1"),
+        ("mixup", (24, 0), r"24 and 0: expected two of 0\.\.23"),
+        ("mixup+cutmix", (2, 2), "2 and 2"),
     ],
 )
 def test_pairs_that_cannot_be_mixed(shapes_root, tmp_path, name, indices, message):
     config = config_for(shapes_root, tmp_path, f"mixing.name={name}")
     with pytest.raises(ValueError, match=message):
         mixed_pair(config, *indices, lam=0.6)
-
-
-@pytest.mark.parametrize("place", ["batch", "dataset", "device"])
-def test_sampled_weights_are_those_of_the_training(shapes_root, place):
-    config = tiny_config(shapes_root, "run", f"mixing.place={place}")
-    weights = sample_box_weights(config, num_images=12, epoch=1)
-    _, targets = mixed_batch(config, epoch=1, num_images=12)
-    expected = [weight for target in targets for weight in target["box_weights"].tolist()]
-    assert weights.dtype == torch.float32
-    assert weights.tolist() == expected
-    assert 0 < (weights < 1).float().mean() < 1

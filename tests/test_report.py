@@ -1,7 +1,7 @@
 """The HTML report: whole, self-contained, everything as it was given."""
 
 import base64
-import math
+import json
 import shutil
 import subprocess
 import sys
@@ -9,15 +9,17 @@ import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny import tiny_config
 
-from detmix.pictures import write_report
-from detmix.pictures.report import Code, Facts, Gallery, Picture, Section, Table, Text
+from detmix.data.shapes_coco import write_shapes_coco
+from detmix.training.build import open_dataset, with_data_noted
+from detmix.training.full_evaluation import evaluate_fully
+from detmix.training.run_report import write_run_report
 
-NASTY = "<b>cat</b> & \"dog\" 'cow' </script> {{ 7 * 7 }} {% endif %} é"
+NASTY = "<b>cat</b> & \"dog\" 'cow' {{ 7 * 7 }} {% endif %} é"
 VOID = {"meta", "link", "img", "br", "hr"}
+HEADINGS = ["Result", "Where it fails", "Worst images", "Training", "Mixing", "How it ran"]
 
 
 class Page(HTMLParser):
@@ -51,34 +53,41 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def run(tmp_path_factory):
+    """A run as if it had found the true boxes of the first image, and none of the others."""
     folder = tmp_path_factory.mktemp("report")
-    pixels = np.random.default_rng(0).integers(0, 255, (30, 1200, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "chart.png")
-    Image.fromarray(pixels).save(folder / "photo.jpg")
-    return folder
+    data = write_shapes_coco(folder / "data", 8, 3, 64)
+    for path in (data / "annotations").iterdir():  # text that breaks a page where not escaped
+        path.write_text(path.read_text().replace('"circle"', json.dumps(NASTY)))
+    run = folder / NASTY.replace("/", "")
+    run.mkdir()
+    step = {"event": "train", "step": 1, "epoch": 0.1, "loss": 2.0, "lr": 0.01}
+    (run / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+    config = tiny_config(data, run, "data.format=coco", "data.classes=null", "mixing.name=mixup")
+    return with_data_noted(config), run
 
 
-def sections(folder):
-    """Every kind of block, with text that breaks a page where it is not escaped."""
-    rows = [("cat", 0.25, np.int64(1234)), (NASTY, np.float32(0.75), 7), ("cow", math.nan, None)]
-    table = Table(("class", NASTY, "objects"), rows, f"Classes {NASTY}", ("mean", 0.5, ""), 2)
-    pictures = [Picture(folder / name, f"{name} {NASTY}") for name in ("photo.jpg", "chart.png")]
-    return [
-        Section("Result & more", [Facts({"mAP": 0.5, NASTY: NASTY}), Text(NASTY), table]),
-        Section("Pictures", [Picture(folder / "chart.png", "A chart", f"Caption {NASTY}")]),
-        Section("Pictures", [Gallery(pictures), Code("x" * 300 + f"\n  {NASTY}\n", NASTY)]),
-    ]
+def write_report(config, run, folder):
+    dataset = open_dataset(config, train=False)
+    found = []
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        kept = slice(None) if index == 0 else slice(0)
+        boxes, labels = target["boxes"][kept], target["labels"][kept]
+        found.append((index, {"boxes": boxes, "labels": labels, "scores": labels * 0 + 0.5}))
+    evaluation, _ = evaluate_fully(found, dataset, config)
+    checkpoint = run / "best.pt"
+    return evaluation, write_run_report(folder, evaluation, found, dataset, config, checkpoint)
 
 
 @pytest.fixture(scope="module")
-def report(folder):
-    return write_report(folder / "new" / "r.html", NASTY, sections(folder), subtitle=f"of {NASTY}")
+def report(run):
+    return write_report(*run, run[1] / "evaluation")
 
 
 @pytest.fixture(scope="module")
 def page(report):
-    return Page(report)
+    return Page(report[1])
 
 
 def test_nothing_is_loaded(report, page):
@@ -91,49 +100,66 @@ def test_nothing_is_loaded(report, page):
     assert "@import" not in style
     (policy,) = (meta["content"] for meta in page.attributes("meta") if "http-equiv" in meta)
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert b"http://" not in report.read_bytes()
-    assert b"https://" not in report.read_bytes()
+    assert b"http://" not in report[1].read_bytes()
+    assert b"https://" not in report[1].read_bytes()
 
 
 def test_contents_lead_to_the_sections(page):
-    assert page.texts("h2") == page.texts("a") == ["Result & more", "Pictures", "Pictures"]
+    assert page.texts("h2") == page.texts("a") == HEADINGS
     ids = [section["id"] for section in page.attributes("section")]
     assert [link["href"] for link in page.attributes("a")] == [f"#{name}" for name in ids]
-    assert len(set(ids)) == 3
+    assert len(set(ids)) == len(HEADINGS)
 
 
-def test_all_text_comes_out_as_given(page):
-    assert page.texts("title") == page.texts("h1") == [NASTY]
-    assert page.texts("p") == [f"of {NASTY}", NASTY, f"Classes {NASTY}"]
-    assert page.texts("dt", "dd") == ["mAP", "0.5000", NASTY, NASTY]
-    assert page.texts("th", "td") == [
-        *("class", NASTY, "objects"),
-        *("cat", "0.25", "1,234"),
-        *(NASTY, "0.75", "7"),
-        *("cow", "n/a", "n/a"),
-        *("mean", "0.50", ""),
-    ]
-    assert page.texts("figcaption") == [f"Caption {NASTY}"]
-    assert page.texts("summary") == [NASTY]
-    assert page.texts("code") == ["x" * 300 + f"\n  {NASTY}"]
-    alts = [image["alt"] for image in page.attributes("img")]
-    assert alts == ["A chart", f"photo.jpg {NASTY}", f"chart.png {NASTY}"]
+def test_all_text_comes_out_as_given(run, report, page):
+    config, folder = run
+    evaluation, _ = report
+    assert page.texts("title") == page.texts("h1") == [folder.name]
+    assert config.data.class_names[0] == NASTY
+    header, rows, mean = evaluation.class_table()
+    every = [cell for row in (*rows, mean) for cell in row]
+    cells = [f"{cell:,}" if isinstance(cell, int) else cell for cell in every]
+    assert page.texts("th", "td") == [*header, *cells]
+    names, values = page.texts("dt"), page.texts("dd")
+    facts = dict(zip(names, values, strict=True))
+    assert facts["mAP, all-point, IoU > 0.5"] == f"{evaluation.voc.mean_ap:.4f}"
+    assert facts["mAP, 11-point, IoU > 0.5"] == f"{evaluation.voc07.mean_ap:.4f}"
+    assert facts["COCO AP, bbox"] == f"{evaluation.coco['bbox'].ap:.4f}"
+    assert facts["images"] == "3"
+    coco, errors, setup = page.texts("pre")
+    assert coco.splitlines()[-1] == evaluation.coco["bbox"].area_lines()[-1]
+    assert errors == str(evaluation.errors)
+    assert "torch" in setup
+    assert "alpha: 1.5" in setup
 
 
-def test_pictures_are_the_very_files(folder, page):
-    chart, photo, _ = (image["src"].partition(";base64,") for image in page.attributes("img"))
-    assert (chart[0], photo[0]) == ("data:image/png", "data:image/jpeg")
-    assert base64.b64decode(chart[2]) == (folder / "chart.png").read_bytes()
-    assert base64.b64decode(photo[2]) == (folder / "photo.jpg").read_bytes()
+def test_pictures_are_embedded(report, page):
+    folder = report[1].parent
+    embedded = [image["src"].partition(";base64,") for image in page.attributes("img")]
+    charts = [base64.b64decode(data) for kind, _, data in embedded if kind == "data:image/png"]
+    names = ("precision_recall", "errors", "learning_curve", "box_weights")
+    assert charts == [(folder / f"{name}.png").read_bytes() for name in names]
+    photos = [base64.b64decode(data)[:2] for kind, _, data in embedded if kind == "data:image/jpeg"]
+    worst = [text for text in page.texts("figcaption") if text.startswith("F1")]
+    assert photos == [b"\xff\xd8"] * (len(worst) + 8)
+    missed = report[0].errors.missed["all"].missed
+    assert len(worst) == 2  # not the first, of which all is found
+    assert all(text.startswith("F1 0.00: 0 correct, 0 false, ") for text in worst)
+    assert sum(int(text.split()[-2]) for text in worst) == missed > 0
+    assert all(image["alt"] for image in page.attributes("img"))
 
 
-def test_a_missing_picture_leaves_the_report_as_it_was(tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text("before")
-    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
-        write_report(path, "t", [Section("s", [Picture(tmp_path / "missing.png", "a")])])
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
+def test_what_is_not_there_is_said(run, tmp_path):
+    config, _ = run
+    overrides = ("data.format=coco", "data.classes=null", "mixing.name=none", "data.test_limit=1")
+    plain = with_data_noted(tiny_config(config.data.root, tmp_path, *overrides))
+    _, path = write_report(plain, tmp_path, tmp_path / "new")
+    page = Page(path)
+    paragraphs = page.texts("p")
+    assert len([text for text in paragraphs if text.startswith("Not shown: ")]) == 2
+    assert any("metrics.jsonl" in text for text in paragraphs)
+    assert "nothing is mixed" in " ".join(paragraphs)
+    assert page.texts("p")[0].startswith("fasterrcnn, best.pt, on the first 1 images of ")
 
 
 def test_the_template_is_part_of_the_package(tmp_path):
@@ -147,4 +173,4 @@ def test_the_template_is_part_of_the_package(tmp_path):
     done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
-    assert "detmix/pictures/report.html.jinja" in zipfile.ZipFile(wheel).namelist()
+    assert "detmix/training/report.html.jinja" in zipfile.ZipFile(wheel).namelist()

@@ -92,7 +92,7 @@ class TestBadInput:
         ("override", "message"),
         [
             ("data.root=nowhere", "nowhere"),
-            ("optim.lr=fast", "optim.lr.*float.*fast"),
+            ("optim.lr=fast", "optim.lr.*number.*fast"),
         ],
     )
     def test_leaves_nothing_behind(self, run, shapes_root, tmp_path, override, message):

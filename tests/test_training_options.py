@@ -49,18 +49,16 @@ class TestOptions:
         decay = 0.75
         averages = []
 
-        class Following(DetectorTrainer):
-            def _step(self, batch):
-                result = super()._step(batch)
-                now = {k: v.double() for k, v in self.plain_model.state_dict().items()}
-                last = averages[-1] if averages else now  # the first step is taken over
-                averages.append({k: decay * last[k] + (1 - decay) * now[k] for k in now})
-                return result
+        def follow(*_):
+            now = {k: v.double() for k, v in trainer.plain_model.state_dict().items()}
+            last = averages[-1] if averages else now  # the first step is taken over
+            averages.append({k: decay * last[k] + (1 - decay) * now[k] for k in now})
 
         config = tiny_config(
             shapes_root, tmp_path / "run", f"optim.ema_decay={decay}", "optim.lr=0.01"
         )
-        trainer = Following(config)
+        trainer = DetectorTrainer(config)
+        trainer.optimizer.optimizer.register_step_post_hook(follow)
         trainer.fit()
         for name in ("last.pt", "best.pt"):
             state = load_checkpoint(tmp_path / "run" / name)
@@ -90,17 +88,18 @@ class TestOptions:
     def test_gradient_is_clipped(self, shapes_root, tmp_path):
         norms = []
 
-        class Watching(DetectorTrainer):
-            def _step(self, batch):
-                result = super()._step(batch)
-                grads = [p.grad.norm() for p in self.plain_model.parameters() if p.grad is not None]
-                norms.append(float(torch.stack(grads).norm()))
-                return result
+        def watch(optimizer, *_):
+            grads = [p.grad.norm() for p in optimizer.param_groups[0]["params"]]
+            norms.append(float(torch.stack(grads).norm()))
 
         for clip in ("null", "0.125"):
             name = f"run{clip}"
             override = f"optim.clip_norm={clip}"
-            Watching(tiny_config(shapes_root, tmp_path / name, "epochs=1", override)).fit()
+            trainer = DetectorTrainer(
+                tiny_config(shapes_root, tmp_path / name, "epochs=1", override)
+            )
+            trainer.optimizer.optimizer.register_step_pre_hook(watch)
+            trainer.fit()
         assert min(norms[:6]) > 0.2
         assert norms[6:] == pytest.approx([0.125] * 6, rel=1e-3)
 

@@ -4,158 +4,82 @@ Shape legend: N boxes, D of them predicted or G true, of one image of H x W pixe
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from detmix.evaluation.errors.result import label_of
-from detmix.pictures.boxes import Target, as_numpy, as_picture, draw_boxes
-from detmix.pictures.style import (
-    BLUE,
-    BOX_COLORS,
-    VERMILLION,
-    message_figure,
-    new_figure,
-    plain_text,
-    save_figure,
-    shorten,
-)
+from detmix.pictures import style
+from detmix.pictures.boxes import contrasting, draw_boxes
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+Target = Mapping[str, Any]
+Line = tuple[str, str]  # a text and its colour
+Panel = tuple[Tensor, Sequence[Line], dict[str, Any]]  # image, heading, what else is drawn of it
 
-_PANEL_WIDTH = 3.9  # inches
+_PANEL_WIDTH, _GAP = 3.9, 0.08  # inches
 _LOWEST, _HIGHEST = 0.12, 1.34  # of a panel in its widths: two labels, 3:4
-_LINE = 0.17  # inches, of a title
-_LONGEST_LINE, _LONGEST_NAME = 50, 34  # characters
-_MOST_ENTRIES = 4  # lines in a key
-_KEY: dict[str, Any] = {
-    "frameon": False,
-    "fontsize": 9,
-    "handlelength": 0.9,
-    "handleheight": 0.8,
-    "handletextpad": 0.5,
-    "labelspacing": 0.25,
-    "borderaxespad": 0,
-}
+_LINE = 14.0  # points, of a heading
+_ABOVE_IMAGE = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8.5}
+_LONGEST_TITLE, _LONGEST_SOURCE, _LONGEST_CLASS = 50, 34, 28  # characters
 _PER_OBJECT = (
-    *("labels", "scores", "box_weights", "source"),
-    *("difficult", "iscrowd", "masks", "keypoints"),
+    *("labels", "scores", "box_weights", "source", "difficult", "iscrowd"),
+    *("masks", "keypoints", "missed", "outcomes"),
 )
-_SET_ASIDE = "#BBBBBB"  # lighter than the charts' grey: it must stand out from dark images
 
 
-@plain_text()
+@style.styled
 def plot_batch(
-    images: Sequence[Tensor],
-    targets: Sequence[Target],
-    classes: Sequence[str],
-    path: str | Path,
-    max_images: int = 8,
+    images: Sequence[Tensor], targets: Sequence[Target], classes: Sequence[str], path: str | Path
 ) -> Path:
-    """Draw a (mixed) batch: every box with its class and its ``box_weights``.
+    """Draw a (mixed) batch, every box with its class and weight; return the path written.
 
-    Boxes that come from the same source image share a colour, and a key above each panel says the
-    sources and their weights. Where targets have no ``source``, boxes of equal weight are taken to
-    share one; the heaviest are orange, the next sky blue. Masks and keypoints are drawn too.
+    Boxes of one source image share a colour, without ``source`` boxes of equal weight; above each
+    panel stand its ``sources`` and their weights. Masks and keypoints are drawn too.
 
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
-        targets: ``boxes (N, 4)``, ``labels (N,)`` and maybe ``box_weights (N,)`` (absent: ones),
-            ``masks``, ``keypoints``, as `draw_boxes` takes them, ``source (N,)``, the
-            ``image_id`` of each object's image, and ``sources``, a mapping of ``image_id`` to name
-            for all images that were mixed.
+        targets: ``boxes (N, 4)``, ``labels (N,)`` in 1..C and maybe ``box_weights (N,)``, ``masks``
+            as `encode_masks` takes them, ``keypoints (N, K, 3)``, ``source (N,)``, the ``image_id``
+            of each object's image, and ``sources``, the name of each image mixed by ``image_id``.
         classes: the C class names without the background.
         path: picture to write; its ending chooses the format.
-        max_images: draw the first so many.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
-            per-object value without N entries, a box with NaN or infinity.
+            per-object value without N entries, no image at all.
     """
-    pictures = [as_picture(image) for image in images[:max_images]]
-    targets = targets[:max_images]
-    _check("targets", targets, len(pictures))
-    if not pictures:
-        return save_figure(message_figure("no images"), path)
-    weights = [as_numpy(t.get("box_weights", torch.ones(len(t["boxes"])))) for t in targets]
-    sources, names = zip(*map(_sources, targets, weights), strict=True)
-    every = list(dict.fromkeys(source for of_image in names for source in of_image))
-    # A source has one colour in all panels, if there are colours enough.
-    shared = len(every) <= len(BOX_COLORS) and all("source" in target for target in targets)
-    colors = [
-        {source: BOX_COLORS[place % len(BOX_COLORS)] for place, source in enumerate(order)}
-        for order in ([every] * len(names) if shared else names)
+    _check(images, targets=targets)
+    weights = [as_numpy(t.get("box_weights", np.ones(len(t["boxes"])))) for t in targets]
+    # Mixup gives the objects of an image the same weight.
+    origins = [as_numpy(t.get("source", w)).tolist() for t, w in zip(targets, weights, strict=True)]
+    sources = [
+        dict.fromkeys([*target.get("sources", {}), *sorted(origin, reverse=True)])
+        for target, origin in zip(targets, origins, strict=True)
     ]
-    columns = math.ceil(len(pictures) / math.ceil(len(pictures) / 4))
-    figure, panels = _make_grid(pictures, columns, min(max(map(len, names)), _MOST_ENTRIES))
-    for axes, *of_image in zip(panels, sources, names, weights, colors, strict=True):
-        axes.legend(handles=_key(*of_image), loc="lower left", bbox_to_anchor=(0, 1), **_KEY)
-    _settle(figure)
-    for index, axes in enumerate(panels):
-        draw_boxes(
-            axes,
-            pictures[index],
-            targets[index]["boxes"],
-            targets[index]["labels"],
-            classes=classes,
-            values=weights[index].tolist(),
-            colors=[colors[index][source] for source in sources[index]],
-            masks=targets[index].get("masks"),
-            keypoints=targets[index].get("keypoints"),
-        )
-    return save_figure(figure, path)
+    every = dict.fromkeys(source for of_image in sources for source in of_image)
+    panels = []
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        # A source has one colour in all panels, if there are colours enough.
+        order = every if len(every) <= len(style.BOX_COLORS) else sources[i]
+        colors = dict(zip(order, cycle(style.BOX_COLORS), strict=False))
+        drawn = _objects(target, classes, weights[i])
+        drawn["colors"] = [colors[source] for source in origins[i]]
+        heading = []
+        for source, name in target.get("sources", {}).items():
+            own = weights[i][np.equal(origins[i], source)]
+            span = " to ".join(sorted({f"{own.min():.2f}", f"{own.max():.2f}"})) if len(own) else ""
+            text = f"weight {span}" if span else "no objects"
+            heading.append((f"{style.shorten(name, _LONGEST_SOURCE)}: {text}", colors[source]))
+        panels.append((image, heading, drawn))
+    return _save(panels, math.ceil(len(panels) / math.ceil(len(panels) / 4)), path)
 
 
-def _sources(target: Target, weights: NDArray[Any]) -> tuple[list[Hashable], dict[Hashable, str]]:
-    """What tells each object's source image, and the name of every image that was mixed."""
-    if "source" not in target:  # mixup gives the objects of an image the same weight
-        levels = weights.round(4)
-        return levels.tolist(), dict.fromkeys(sorted(levels.tolist(), reverse=True), "")
-    sources = as_numpy(target["source"]).tolist()
-    names = dict(target.get("sources", {}))
-    return sources, names | {s: f"image {s}" for s in sources if s not in names}
-
-
-def _key(
-    sources: list[Hashable],
-    names: dict[Hashable, str],
-    weights: NDArray[Any],
-    colors: dict[Hashable, str],
-) -> "list[Patch]":
-    """Each source's name and weights beside its colour; a few lines whatever their number."""
-    entries = []
-    for source, name in names.items():
-        own = weights[[other == source for other in sources]]
-        text = "no objects"
-        if len(own):
-            low, high = f"{own.min():.2f}", f"{own.max():.2f}"
-            text = f"weight {low}" if low == high else f"weights {low} to {high}"
-        text = f"{shorten(name, _LONGEST_NAME)}: {text}" if name else text
-        entries.append((text, colors[source]))
-    if len(entries) > _MOST_ENTRIES:
-        kept = _MOST_ENTRIES - 1
-        entries[kept:] = [(f"and {len(entries) - kept} more", "none")]
-    return [_patch(*entry) for entry in entries or [("no objects", "none")]]
-
-
-def _patch(label: str, color: str) -> "Patch":
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=color, edgecolor="none", label=label)
-
-
-@plain_text()
+@style.styled
 def plot_predictions(
     images: Sequence[Tensor],
     predictions: Sequence[Target],
@@ -163,150 +87,141 @@ def plot_predictions(
     classes: Sequence[str],
     path: str | Path,
     score_threshold: float = 0.5,
-    max_images: int = 8,
-    *,
-    outcomes: Sequence[Sequence[str]] | None = None,
-    missed: Sequence[Sequence[bool]] | None = None,
-    titles: Sequence[str] | None = None,
 ) -> Path:
-    """Draw predictions beside the ground truth, two panels an image, with masks and keypoints.
+    """Draw predictions beside the ground truth, with masks and keypoints; return the path written.
 
     Each class has a colour. With ``outcomes`` and ``missed``, colours say instead what is right and
     what is wrong: correct detections and found objects are blue, false detections, with their kind
     in words, and missed objects vermillion, what does not count grey.
 
     Args:
-        images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
+        images: as of `plot_batch`.
         predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``, and maybe ``masks`` and
-            ``keypoints``, as `draw_boxes` takes them.
-        targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints`` and
-            ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed.
+            ``keypoints``, and ``outcomes``, D of `detmix.evaluation.errors.result.OUTCOMES`.
+        targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints``,
+            ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed, ``missed``, G flags, which goes
+            with ``outcomes``, and ``name``, a title.
         classes: the C class names without the background.
         path: picture to write; its ending chooses the format.
         score_threshold: predictions below it are left out.
-        max_images: draw the first so many.
-        outcomes: for each image what each prediction is, D of
-            `detmix.evaluation.errors.result.OUTCOMES`.
-        missed: for each image G flags; goes with ``outcomes``, and with what is drawn: which
-            objects no detection from the threshold on has found.
-        titles: for each image what to write above it, such as its name.
-
-    Returns:
-        The path written.
 
     Raises:
-        ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
-            per-object value of another length, a box with NaN or infinity, only one of ``outcomes``
-            and ``missed``.
+        ValueError: as of `plot_batch`.
     """
-    if (outcomes is None) != (missed is None):
-        raise ValueError("outcomes and missed go together, got only one of them")
-    pictures = [as_picture(image) for image in images[:max_images]]
-    num = len(pictures)
-    predictions, targets = predictions[:max_images], targets[:max_images]
-    _check("targets", targets, num)
-    _check("predictions", predictions, num)
-    if not pictures:
-        return save_figure(message_figure("no images"), path)
-    given = [
-        [None] * num if values is None else values[:max_images]
-        for values in (missed, outcomes, titles)
-    ]
-    contents = []
-    for target, found, is_missed, kinds, name in zip(targets, predictions, *given, strict=True):
-        heading = "" if name is None else f"{shorten(name, _LONGEST_LINE)}\n"
-        contents.append((heading, _truth(target, is_missed)))
-        contents.append(("", _found(found, score_threshold, kinds)))
-    lines = 1 if titles is None else 2
-    columns = 2 if num < 3 else 4
-    figure, panels = _make_grid([p for p in pictures for _ in range(2)], columns, lines)
-    if outcomes is not None:
-        names = {"correct, found": BLUE, "false, missed": VERMILLION, "does not count": _SET_ASIDE}
-        patches = [_patch(*entry) for entry in names.items()]
-        figure.legend(handles=patches, loc="outside upper left", ncols=3, **_KEY)
-        figure.set_figheight(figure.get_figheight() + 0.25)
+    _check(images, targets=targets, predictions=predictions)
     what = f"predictions of score ≥ {score_threshold:g}" if score_threshold > 0 else "predictions"
-    for index, (axes, (heading, drawn)) in enumerate(zip(panels, contents, strict=True)):
-        title = f"{what if index % 2 else 'ground truth'}: {len(drawn['labels'])}"
-        axes.set_title(heading + title, loc="left", fontsize=9)
-    _settle(figure)
-    for index, (axes, (_, drawn)) in enumerate(zip(panels, contents, strict=True)):
-        draw_boxes(axes, pictures[index // 2], **drawn, classes=classes)
-    return save_figure(figure, path)
+    panels: list[Panel] = []
+    for image, target, prediction in zip(images, targets, predictions, strict=True):
+        title = [style.shorten(target["name"], _LONGEST_TITLE)] if "name" in target else []
+        truth, found = _truth(target, classes), _found(prediction, classes, score_threshold)
+        lines = [*title, f"ground truth: {len(truth['texts'])}"]
+        panels.append((image, [(line, "white") for line in lines], truth))
+        panels.append((image, [(f"{what}: {len(found['texts'])}", "white")], found))
+    return _save(panels, 2 if len(images) < 3 else 4, path)
 
 
-def _truth(target: Target, missed: Sequence[bool] | None) -> dict[str, Any]:
-    """What `draw_boxes` is to draw of an image's objects."""
-    num = len(target["boxes"])
-    notes = np.full(num, "", dtype=object)
-    for key, note in (("difficult", "difficult"), ("iscrowd", "crowd")):
-        notes[as_numpy(target.get(key, torch.zeros(num))).astype(bool)] = note
-    if missed is not None:
-        notes[as_numpy(missed).astype(bool)] = "missed"
-    looks = {"": BLUE, "missed": VERMILLION}
-    return {
-        **{key: target.get(key) for key in ("boxes", "labels", "masks", "keypoints")},
-        "notes": notes.tolist(),
-        "dashed": [note != "" for note in notes],
-        "colors": None if missed is None else [looks.get(note, _SET_ASIDE) for note in notes],
-    }
+def _truth(target: Target, classes: Sequence[str]) -> dict[str, Any]:
+    """What is drawn of an image's objects."""
+    drawn = _objects(target, classes)
+    notes = np.full(len(target["boxes"]), "", dtype=object)
+    for key, note in (("difficult", "difficult"), ("iscrowd", "crowd"), ("missed", "missed")):
+        notes[as_numpy(target.get(key, [])).nonzero()] = note
+    _append(drawn["texts"], notes)
+    drawn["dashed"] = (notes != "").tolist()
+    if "missed" in target:
+        looks = {"": style.BLUE, "missed": style.VERMILLION}
+        drawn["colors"] = [looks.get(note, style.GREY) for note in notes]
+    return drawn
 
 
-def _found(prediction: Target, threshold: float, outcomes: Sequence[str] | None) -> dict[str, Any]:
-    """What `draw_boxes` is to draw of predictions: the weakest first, the strongest lie on top."""
+def _found(prediction: Target, classes: Sequence[str], threshold: float) -> dict[str, Any]:
+    """What is drawn of predictions: the weakest first, the strongest lie on top."""
     scores = as_numpy(prediction["scores"])
     rows = np.argsort(scores, kind="stable")
-    rows = rows[scores[rows] >= np.asarray(threshold, dtype=scores.dtype)]
-    masks, keypoints = prediction.get("masks"), prediction.get("keypoints")
-    if masks is not None:
-        masks = masks[rows.tolist()] if hasattr(masks, "shape") else [masks[row] for row in rows]
-    drawn = {
-        "boxes": as_numpy(prediction["boxes"])[rows],
-        "labels": as_numpy(prediction["labels"])[rows],
-        "values": scores[rows].tolist(),
-        "masks": masks,
-        # torchvision says "visibility 1" of every keypoint that it finds, COCO's "hidden".
-        "keypoints": None if keypoints is None else as_numpy(keypoints)[rows, :, :2],
+    rows = rows[scores[rows] >= np.asarray(threshold, dtype=scores.dtype)].tolist()
+    chosen = {
+        key: value[rows] if hasattr(value, "shape") else [value[row] for row in rows]
+        for key, value in prediction.items()
+        if key in _PER_OBJECT or key == "boxes"
     }
-    if outcomes is None:
-        return drawn
-    kinds = [label_of(outcomes[row]) for row in rows]
-    looks = {"correct": BLUE, "ignored": _SET_ASIDE}
-    notes = ["" if kind == "correct" else kind for kind in kinds]
-    return {**drawn, "notes": notes, "colors": [looks.get(kind, VERMILLION) for kind in kinds]}
+    drawn = _objects(chosen, classes, scores[rows])
+    if drawn["keypoints"] is not None:
+        # torchvision says "visibility 1" of every keypoint that it finds, COCO's "hidden".
+        drawn["keypoints"] = drawn["keypoints"][..., :2]
+    if "outcomes" in chosen:
+        looks = {"correct": style.BLUE, "ignored": style.GREY}
+        kinds = chosen["outcomes"]
+        drawn["colors"] = [looks.get(kind, style.VERMILLION) for kind in kinds]
+        _append(drawn["texts"], ["" if kind == "correct" else label_of(kind) for kind in kinds])
+    return drawn
 
 
-def _make_grid(
-    pictures: Sequence[NDArray[Any]], columns: int, lines: int
-) -> "tuple[Figure, list[Axes]]":
-    """A figure with a panel for each picture, rows as high as the highest of their pictures."""
-    columns = min(columns, len(pictures))
-    aspects = [picture.shape[0] / picture.shape[1] for picture in pictures]
-    rows = [aspects[start : start + columns] for start in range(0, len(pictures), columns)]
-    heights = [_PANEL_WIDTH * min(max(*row, _LOWEST), _HIGHEST) for row in rows]
-    height = sum(heights) + len(rows) * (_LINE * lines + 0.1) + 0.05
-    figure = new_figure(columns * (_PANEL_WIDTH + 0.1), height)
-    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for axes in grid.flat:
-        axes.set_axis_off()
-        axes.set_anchor("NW")
-    return figure, list(grid.flat[: len(pictures)])
+def _objects(
+    record: Target, classes: Sequence[str], values: NDArray[Any] | None = None
+) -> dict[str, Any]:
+    """What `draw_boxes` takes of objects, each class in its colour, perhaps with values."""
+    labels = as_numpy(record["labels"]).astype(int).tolist()
+    if not all(1 <= label <= len(classes) for label in labels):
+        raise ValueError(f"labels are {labels}, expected 1..{len(classes)}")
+    texts = [style.shorten(classes[label - 1], _LONGEST_CLASS) for label in labels]
+    if values is not None:
+        _append(texts, [f"{value:.2f}" for value in values])
+    keypoints = record.get("keypoints")
+    return {
+        "boxes": as_numpy(record["boxes"]).reshape(-1, 4),
+        "texts": texts,
+        "colors": [style.BOX_COLORS[(label - 1) % len(style.BOX_COLORS)] for label in labels],
+        "dashed": [False] * len(labels),
+        "masks": record.get("masks"),
+        "keypoints": None if keypoints is None else as_numpy(keypoints),
+    }
 
 
-def _settle(figure: "Figure") -> None:
-    """Fix the layout, for labels to be placed on."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+def _append(texts: list[str], more: Iterable[str]) -> None:
+    texts[:] = [f"{text} {end}".rstrip() for text, end in zip(texts, more, strict=True)]
 
 
-def _check(name: str, records: Sequence[Target], num: int) -> None:
+def _save(panels: Sequence[Panel], columns: int, path: str | Path) -> Path:
+    """Draw the panels, rows as high as the highest of their images."""
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    highest = [max(image.shape[-2] / image.shape[-1] for image, *_ in row) for row in rows]
+    heights = [_PANEL_WIDTH * min(max(aspect, _LOWEST), _HIGHEST) for aspect in highest]
+    above = _LINE / 72 * max(len(heading) for _, heading, _ in panels) + _GAP
+    width = min(columns, len(panels)) * (_PANEL_WIDTH + _GAP) + _GAP
+    top = height = sum(heights) + len(rows) * (above + _GAP)
+    figure = style.new_figure(width, height)
+    figure.set_layout_engine("none")  # texts are placed on axes that stay where they are
+    for row, row_height in zip(rows, heights, strict=True):
+        top -= above + row_height
+        for column, (image, heading, drawn) in enumerate(row):
+            left = _GAP + column * (_PANEL_WIDTH + _GAP)
+            place = (left / width, top / height, _PANEL_WIDTH / width, row_height / height)
+            axes = figure.add_axes(place, anchor="NW")
+            draw_boxes(axes, image, **drawn)
+            for line, (text, color) in enumerate(reversed(heading)):
+                look = {"boxstyle": "square,pad=0.2", "facecolor": color, "linewidth": 0}
+                above_image: dict[str, Any] = {"xytext": (2, 4 + line * _LINE), **_ABOVE_IMAGE}
+                axes.annotate(text, (0, 1), **above_image, color=contrasting(color), bbox=look)
+        top -= _GAP
+    return style.save_figure(figure, path)
+
+
+def as_numpy(values: Any) -> NDArray[Any]:
+    """A tensor of any device or dtype, or anything NumPy takes, as an array."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
+
+
+def _check(images: Sequence[Tensor], **records: Sequence[Target]) -> None:
     """Raise ValueError, naming the record, for what cannot be drawn."""
-    if len(records) != num:
-        raise ValueError(f"got {num} images and {len(records)} {name}, expected as many of each")
-    for index, record in enumerate(records):
-        where, size = f"{name}[{index}]", len(record["boxes"])
-        for key in _PER_OBJECT:
-            if record.get(key) is not None and len(record[key]) != size:
-                raise ValueError(f"{where}: {len(record[key])} {key} for {size} boxes")
-        if not np.isfinite(as_numpy(record["boxes"])).all():
-            raise ValueError(f"{where}: a box is not finite: {record['boxes']}")
+    num = len(images)
+    for name, of_images in records.items():
+        if num == 0 or len(of_images) != num:
+            raise ValueError(f"got {num} images and {len(of_images)} {name}, expected as many")
+        for index, record in enumerate(of_images):
+            size = len(record["boxes"])
+            for key in _PER_OBJECT:
+                if record.get(key) is not None and len(record[key]) != size:
+                    raise ValueError(f"{name}[{index}]: {len(record[key])} {key}, {size} boxes")

@@ -4,21 +4,20 @@ from detmix.training.checkpoint import load_checkpoint, save_checkpoint
 from detmix.training.classifier import ClassificationResult, ClassifierTrainer
 from detmix.training.config import (
     AugmentConfig,
-    MixingConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
-from detmix.training.data_config import CocoConfig, DataConfig
-from detmix.training.detector import DetectorTrainer
-from detmix.training.inference import evaluate, load_detector, predict
-from detmix.training.parse import parse_args
-from detmix.training.pretrain_config import (
+    CocoConfig,
+    DataConfig,
     ImageAugmentConfig,
     ImageDataConfig,
     ImageMixingConfig,
+    MixingConfig,
+    OptimConfig,
     PretrainConfig,
+    ScheduleConfig,
+    TrainConfig,
 )
+from detmix.training.detector import DetectorTrainer
+from detmix.training.inference import evaluate, load_detector, predict
+from detmix.training.parse import parse_args
 from detmix.training.stopping import Interrupted, NonFiniteLossError
 
 __all__ = [

@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 from detmix.data import ImageClasses, eval_loader, train_loader
 from detmix.detectors import build_classifier
 from detmix.training.checkpoint import Normalization
+from detmix.training.config import PretrainConfig
 from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
-from detmix.training.pretrain_config import PretrainConfig
 from detmix.training.processes import make_accelerator
 from detmix.training.progress import Evaluation
 
@@ -73,14 +73,14 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         data = config.data
         self.train_set = ImageClasses(
             data.root,
-            data.train,
+            "train",
             build_image_transform(config, train=True),
             on_error=data.on_error,
             seed=config.seed,
         )
         classes = self.train_set.classes
         val_set = ImageClasses(
-            data.root, data.val, build_image_transform(config, train=False), classes=classes
+            data.root, "val", build_image_transform(config, train=False), classes=classes
         )
         share: dict[str, Any] = {
             "workers": data.workers,

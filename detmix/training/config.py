@@ -1,265 +1,302 @@
-"""The typed configuration of a detector's training, and what changed between two of them.
+"""The typed configurations of both trainings, and what changed between two of them.
 
-All classes are frozen: after it is read nothing changes a configuration.
+All classes are frozen and check their values, wherever these come from. ``#:`` is for ``--help``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from detmix.detectors import BackboneConfig, DetectorConfig, target_keys
+from pydantic import ConfigDict, Field, GetPydanticSchema, StrictBool
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python
+
+from detmix.backbones.timm import TIMM_PREFIX
+from detmix.data import VOC_CLASSES
+from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig, target_keys
 from detmix.losses import LossWeighting
-from detmix.training.data_config import DataConfig, check_at_least, check_in_range
+from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 
+OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
+# Numbers are neither texts nor true or false.
+Number = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Fraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Byte = Annotated[float, Field(strict=True, ge=0, le=255)]
+ImageSets = tuple[tuple[str, str], ...]
+
+# A mapping with whatever keys somebody gives it.
+FREE = "detector.options"
+# Compared as a whole; the loss may be null.
+_WHOLE = (FREE, "loss")
 # Options that say where a run lies and not what it does.
-_PLACES = ("run_dir", "resume")
-# A mapping with whatever keys somebody gives it: compared as a whole.
-_FREE = "detector.options"
+PLACES = ("run_dir", "resume")
 
 
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation before mixing.
+def _strictly(source: Any, handler: Any) -> Any:
+    """Let pydantic check a plain dataclass as strictly as the others, or a mapping in its place."""
+    schema = handler(source)
+    inner = handler.resolve_ref_schema(schema)
+    inner["config"]["strict"], inner["strict"] = True, False
+    return schema
 
-    Attributes:
-        size: Images with a longer side than this, in pixels, are shrunk to it, for evaluation
-            too; None for never.
-        flip: The probability of a horizontal flip.
-        photometric: The probability of changed brightness, contrast, saturation and hue.
-        crop: The probability of a crop that holds every box whole.
-    """
 
-    size: int | None = None
-    flip: float = 0.5
-    photometric: float = 0.0
-    crop: float = 0.0
+STRICTLY = GetPydanticSchema(_strictly)
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class CocoConfig:
+    """Where a data set in the COCO format lies, relative to data.root, and how it is scored."""
+
+    train_images: Path = Path("train2017")  #: folder of the training images
+    train_annotations: Path = Path("annotations/instances_train2017.json")  #: their JSON
+    test_images: Path = Path("val2017")  #: folder of the images to evaluate on
+    test_annotations: Path = Path("annotations/instances_val2017.json")  #: their JSON
+    empty: Literal["keep", "drop"] = "drop"  #: training images without objects
+    #: What computes the AP; the optional faster-coco-eval, which auto prefers, to the same numbers.
+    backend: Literal["auto", "pycocotools", "faster-coco-eval"] = "auto"
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class DataConfig:
+    """Data sets, and their loading."""
+
+    format: Literal["voc", "coco"] = "voc"  #: VOC's devkit, or images with a file as COCO has it
+    root: Path = Path("data/VOCdevkit")  #: holds VOC2007 and the like, or the files of COCO
+    train: ImageSets = (("2007", "trainval"),)  #: VOC: pairs of year and split to train on
+    test: ImageSets = (("2007", "test"),)  #: VOC: pairs of year and split to evaluate on
+    coco: CocoConfig = CocoConfig()
+    classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
+    num_keypoints: Count | None = None  #: of an object; null for as many as the COCO file names
+    difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
+    on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
+    batch_size: Count = 8  #: images of a training batch, in each process
+    eval_batch_size: Count = 8  #: images of an evaluation batch, in each process
+    workers: Number = 2  #: loader processes
+    train_limit: Count | None = None  #: train on so many images only, the first ones
+    test_limit: Count | None = None  #: evaluate on so many images only, the first ones
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            check_at_least(self, "augment", size=1)
-        check_in_range(self, "augment", flip=(0, 1), photometric=(0, 1), crop=(0, 1))
+        """Refuse settings that mean nothing to this format, rather than to ignore them."""
+        unused: dict[str, Any] = {"coco": CocoConfig(backend=self.coco.backend)}
+        if self.format == "coco":
+            unused = {"train": DataConfig.train, "test": DataConfig.test, "difficult": "keep"}
+        for name, default in unused.items():
+            value = getattr(self, name)
+            if value != default:
+                raise ValueError(f"data.{name} is not for data.format={self.format}, got {value}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names; those of COCO data must have been noted from its file."""
+        if self.classes is None and self.format == "coco":
+            raise ValueError("data.classes is null, and no annotation file has been read yet")
+        return VOC_CLASSES if self.classes is None else self.classes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
+class AugmentConfig:
+    """Augmentation before mixing."""
+
+    size: Count | None = None  #: longer sides are shrunk to it, in pixels, for evaluation too
+    flip: Share = 0.5  #: probability of a horizontal flip
+    photometric: Share = 0.0  #: probability of changed brightness, contrast, saturation and hue
+    crop: Share = 0.0  #: probability of a crop that holds every box whole
+
+
+@dataclass(frozen=True, config=OPTIONS)
 class MixingConfig:
-    """Mixing of image pairs.
+    """Mixing of image pairs: mixup as in arXiv 1902.04103, section 3.1, CutMix after 1905.04899."""
 
-    Attributes:
-        name: ``"mixup"`` (Bag of Freebies, arXiv 1902.04103, section 3.1), ``"cutmix"`` (after
-            arXiv 1905.04899), ``"mixup+cutmix"`` for one or the other with equal chance, image by
-            image, or ``"none"``.
-        alpha: The ratios of mixup are drawn from Beta(alpha, alpha).
-        cutmix_alpha: The same of CutMix.
-        p: The chance that an image is mixed.
-        fill: Value of pixels that mixup leaves uncovered, from 0 to 255.
-        min_visibility: An object of which CutMix leaves less than this share is dropped.
-        off_epochs: Epochs at the end without mixing.
-        place: Where: on the ``"batch"`` in the loader's workers, on the ``"dataset"`` with an
-            independent partner and a second decode, or on the ``"device"`` after transfer.
-    """
-
-    name: Literal["mixup", "cutmix", "mixup+cutmix", "none"] = "mixup"
-    alpha: float = 1.5
-    cutmix_alpha: float = 1.0
-    p: float = 0.5
-    fill: float = 0.0
-    min_visibility: float = 0.1
-    off_epochs: int = 0
+    name: Literal["mixup", "cutmix", "mixup+cutmix", "none"] = "mixup"  #: + is one or the other
+    alpha: Positive = 1.5  #: ratios of mixup are drawn from Beta(alpha, alpha)
+    cutmix_alpha: Positive = 1.0  #: the same of CutMix
+    p: Share = 0.5  #: chance that an image is mixed
+    fill: Byte = 0.0  #: value of pixels that mixup leaves uncovered
+    min_visibility: Share = 0.1  #: an object of which CutMix leaves less than this is dropped
+    off_epochs: Number = 0  #: epochs at the end without mixing
+    #: Within a loader's batch, with any image of the dataset, decoded again, or on the device.
     place: Literal["batch", "dataset", "device"] = "batch"
 
-    def __post_init__(self) -> None:
-        for name in ("alpha", "cutmix_alpha"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"mixing.{name} must be positive and finite, got {value}")
-        check_in_range(self, "mixing", p=(0, 1), fill=(0, 255), min_visibility=(0, 1))
-        check_at_least(self, "mixing", off_epochs=0)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class OptimConfig:
-    """The optimizer.
+    """The optimizer."""
 
-    Attributes:
-        name: ``"sgd"`` or ``"adamw"``.
-        lr: Learning rate after the warm-up, for the batches of all processes together.
-        momentum: Momentum of SGD.
-        nesterov: Whether SGD's momentum is Nesterov's.
-        weight_decay: Weight decay.
-        clip_norm: The gradient is scaled down to this norm; None for never.
-        ema_decay: Decay per step of a moving average of the weights, which is then evaluated
-            and saved as well; None for none.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    clip_norm: float | None = None
-    ema_decay: float | None = None
+    name: Literal["sgd", "adamw"] = "sgd"  #: the algorithm
+    lr: Positive = 0.01  #: learning rate after the warm-up, for the batches of all processes
+    momentum: Share = 0.9  #: of SGD
+    nesterov: StrictBool = False  #: whether SGD's momentum is Nesterov's
+    weight_decay: NotNegative = 1e-4  #: of all parameters
+    clip_norm: Positive | None = None  #: what the gradient is scaled down to; null for never
+    ema_decay: Fraction | None = None  #: per step, of averaged weights, then used and saved too
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optim.lr must be positive and finite, got {self.lr}")
-        check_in_range(self, "optim", momentum=(0, 1), weight_decay=(0, math.inf))
         if self.nesterov and not self.momentum:
             raise ValueError("optim.nesterov=true needs a positive optim.momentum")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optim.clip_norm must be positive or null, got {self.clip_norm}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optim.ema_decay must be in (0, 1) or null, got {self.ema_decay}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class ScheduleConfig:
-    """The learning rate over the training: a linear warm-up, then a decay.
+    """The learning rate over the training: a linear warm-up, then a decay."""
 
-    Attributes:
-        name: ``"cosine"`` to zero, ``"multistep"``, or ``"constant"``.
-        warmup_steps: Steps of the warm-up.
-        warmup_start: Share of the learning rate to start from.
-        milestones: Epochs at which multistep multiplies the rate.
-        gamma: What by.
-    """
-
-    name: Literal["cosine", "multistep", "constant"] = "cosine"
-    warmup_steps: int = 500
-    warmup_start: float = 0.001
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
+    name: Literal["cosine", "multistep", "constant"] = "cosine"  #: the decay; cosine goes to zero
+    warmup_steps: Number = 500  #: steps of the warm-up
+    warmup_start: Share = 0.001  #: share of the learning rate to start from
+    milestones: tuple[Number, ...] = ()  #: epochs at which multistep multiplies the rate
+    gamma: NotNegative = 0.1  #: what by
 
     def __post_init__(self) -> None:
-        check_at_least(self, "schedule", warmup_steps=0)
-        check_in_range(self, "schedule", warmup_start=(0, 1), gamma=(0, math.inf))
         if self.name == "multistep" and not self.milestones:
             raise ValueError("schedule.milestones must name epochs for schedule.name=multistep")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class LoopConfig:
-    """What every training loop needs, whatever it trains.
+    """What every training loop needs, whatever it trains."""
 
-    Attributes:
-        run_dir: Folder of the run; must not exist unless ``resume`` says so.
-        resume: ``"never"``; ``"auto"`` to go on from the last checkpoint in ``run_dir`` if there
-            is one.
-        epochs: Epochs to train.
-        optim: The optimizer.
-        schedule: The learning rate.
-        eval_every: Evaluate every so many epochs, and after the last.
-        save_every: Save a checkpoint every so many epochs, and with every evaluation.
-        save_minutes: Save one also when the last is so many minutes old, which is all that a run
-            that is killed loses; null for never.
-        log_every: Write metrics every so many steps.
-        seed: All randomness is a function of it.
-        precision: ``"no"`` for float32, or mixed ``"bf16"`` or ``"fp16"``.
-        channels_last: Whether convolutions use the channels-last memory format.
-        device: ``"auto"`` takes a GPU where there is one.
-        threads: Threads of each process's CPU operations; None for torch's default.
-    """
-
-    run_dir: Path = Path("runs/train")
-    resume: Literal["never", "auto"] = "never"
-    epochs: int = 20
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    eval_every: int = 1
-    save_every: int = 1
-    save_minutes: float | None = 10.0
-    log_every: int = 20
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    channels_last: bool = False
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "", epochs=1, eval_every=1, save_every=1, log_every=1, seed=0)
-        if self.save_minutes is not None and not self.save_minutes > 0:
-            raise ValueError(f"save_minutes must be positive or null, got {self.save_minutes}")
-        if self.threads is not None:
-            check_at_least(self, "", threads=1)
+    run_dir: Path = Path("runs/train")  #: folder of the run; must be new, or resumed
+    resume: Literal["never", "auto"] = "never"  #: auto: from the last checkpoint in run_dir, if any
+    epochs: Count = 20  #: epochs to train
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    eval_every: Count = 1  #: evaluate every so many epochs, and after the last
+    save_every: Count = 1  #: save a checkpoint every so many epochs, and with every evaluation
+    save_minutes: Positive | None = 10.0  #: and when the last is so old: all that a kill loses
+    log_every: Count = 20  #: write metrics every so many steps
+    seed: Number = 0  #: all randomness is a function of it
+    precision: Literal["no", "bf16", "fp16"] = "no"  #: no is float32, the others are mixed
+    channels_last: StrictBool = False  #: whether convolutions use the channels-last memory format
+    device: Literal["auto", "cpu"] = "auto"  #: auto takes a GPU where there is one
+    threads: Count | None = None  #: CPU threads of each process; null for torch's default
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON, YAML and a checkpoint can hold."""
-        return dict(_plain(asdict(self)))
+        plain: dict[str, Any] = to_jsonable_python(self)
+        return plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class TrainConfig(LoopConfig):
-    """A whole training of a detector.
+    """A whole training of a detector."""
 
-    Attributes:
-        data: Data sets.
-        augment: Augmentation.
-        mixing: Mixing.
-        loss: How the losses are weighted; null for torchvision's own, which ignore the ratios.
-        backbone: The backbone.
-        detector: The detector.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-    loss: LossWeighting | None = field(default_factory=LossWeighting)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    mixing: MixingConfig = MixingConfig()
+    #: null for torchvision's own losses, which ignore the ratios
+    loss: Annotated[LossWeighting, STRICTLY] | None = LossWeighting()
+    backbone: Annotated[BackboneConfig, STRICTLY] = BackboneConfig()
+    detector: Annotated[DetectorConfig, STRICTLY] = DetectorConfig()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mixing.name != "none" and self.mixing.off_epochs >= self.epochs:
+        mixing, detector = self.mixing, self.detector
+        if mixing.name != "none" and mixing.off_epochs >= self.epochs:
             raise ValueError(
-                f"mixing.off_epochs={self.mixing.off_epochs} of epochs={self.epochs} would "
-                "never mix at all: it must be smaller than epochs"
+                f"mixing.off_epochs={mixing.off_epochs} of epochs={self.epochs} would never mix "
+                "at all: it must be smaller than epochs"
             )
-        needed = target_keys(self.detector.name)
+        needed = " and ".join(target_keys(detector.name))
         if needed and self.data.format == "voc":
             raise ValueError(
-                f"detector.name={self.detector.name} needs {' and '.join(needed)}, which "
-                "data.format=voc has not: set data.format=coco"
+                f"detector.name={detector.name} needs {needed}, which data.format=voc has not: "
+                "set data.format=coco"
             )
-        on_batch = self.mixing.name != "none" and self.mixing.place != "dataset"
-        if on_batch and self.mixing.p > 0 and self.data.batch_size == 1:
+        on_batch = mixing.name != "none" and mixing.place != "dataset" and mixing.p > 0
+        if on_batch and self.data.batch_size == 1:
             raise ValueError(
-                f"mixing.place={self.mixing.place} finds no partner with data.batch_size=1: "
+                f"mixing.place={mixing.place} finds no partner with data.batch_size=1: "
                 "mixing.place=dataset does"
             )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+@dataclass(frozen=True, config=OPTIONS)
+class ImageDataConfig:
+    """Images sorted into classes, and their loading."""
+
+    root: Path = Path("data/imagenet")  #: holds train and val, each with a folder for each class
+    on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
+    mean: tuple[Share, Share, Share] = IMAGENET_MEAN  #: subtracted from channels in [0, 1]
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD  #: divided by then
+    batch_size: Count = 256  #: images of a training batch, in each process
+    eval_batch_size: Count = 256  #: images of a validation batch, in each process
+    workers: Number = 2  #: loader processes
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class ImageAugmentConfig:
+    """Cropping, and augmentation before mixing."""
+
+    size: Count = 224  #: side of the square that the network sees, in pixels
+    crop: Literal["resized", "padded"] = "resized"  #: a part as large as the image, or a shift
+    scale: tuple[Share, Share] = (0.08, 1.0)  #: share of the area that a resized crop covers
+    padding: Number = 4  #: pixels added at each side before a padded crop
+    flip: Share = 0.5  #: probability of a horizontal flip
+    jitter: Share = 0.0  #: strength of random brightness, contrast and saturation
+    eval_resize: Count | None = None  #: shorter side before validation's central crop; null: size
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"augment.scale must ascend within (0, 1], got {self.scale}")
+        if self.eval_resize is not None and self.eval_resize < self.size:
+            raise ValueError(f"augment.eval_resize={self.eval_resize} is less than {self.size}")
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class ImageMixingConfig:
+    """How mix mixes or cuts: mixup as in arXiv 1710.09412, Cutout 1708.04552, CutMix 1905.04899."""
+
+    p: Share = 1.0  #: of a batch, of an image for Cutout; CutMix's: 1 for ImageNet, 0.5 for CIFAR
+    mixup_alpha: Positive = 0.2  #: ratios are drawn from Beta(alpha, alpha); 0.2 for ImageNet
+    cutmix_alpha: Positive = 1.0  #: the same of CutMix
+    cutout_area: Fraction = 0.25  #: share of the image, in a square, that Cutout takes away
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class PretrainConfig(LoopConfig):
+    """A whole training of a classifier, whose backbone a detector may start from."""
+
+    run_dir: Path = Path("runs/pretrain")  #: folder of the run; must be new, or resumed
+    mix: Literal["none", "mixup", "cutout", "cutmix", "mixup+cutmix"] = "cutmix"  #: + is either
+    mixing: ImageMixingConfig = ImageMixingConfig()
+    label_smoothing: Share = 0.0  #: share of each target that is spread evenly over all classes
+    data: ImageDataConfig = ImageDataConfig()
+    augment: ImageAugmentConfig = ImageAugmentConfig()
+    model: Annotated[ClassifierConfig, STRICTLY] = ClassifierConfig()
+
+    def __post_init__(self) -> None:
+        side, area = self.augment.size, self.mixing.cutout_area
+        if self.mix == "cutout" and not 0 < round(area**0.5 * side) < side:
+            raise ValueError(
+                f"mixing.cutout_area={area} erases nothing or all of augment.size={side}"
+            )
+        if self.data.batch_size > 1:
+            return
+        if self.mix not in ("none", "cutout") and self.mixing.p > 0:
+            raise ValueError(f"mix={self.mix} finds no partner with data.batch_size=1")
+        if self.model.norm == "batch" and not self.model.name.startswith(TIMM_PREFIX):
+            raise ValueError("data.batch_size=1 is too few for batch norm: use model.norm=group")
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values by dotted name, without those that say where a run lies."""
+    """Return the values by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flat_options(value, f"{prefix}{key}.")
-        elif key not in _PLACES:
-            flat[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        is_section = isinstance(value, Mapping) and name not in _WHOLE
+        flat |= flat_options(value, f"{name}.") if is_section else {name: value}
     return flat
 
 
 def changed_options(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+    before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the options that two configurations set differently."""
-    changed: dict[str, tuple[Any, Any]] = {}
-    for name in before.keys() & now.keys() - set(_PLACES):
-        values = before[name], now[name]
-        is_section = f"{prefix}{name}" != _FREE
-        if is_section and all(isinstance(value, Mapping) for value in values):
-            changed |= changed_options(*values, prefix=f"{prefix}{name}.")
-        elif values[0] != values[1]:
-            changed[f"{prefix}{name}"] = values
-    return dict(sorted(changed.items()))
+    """Return the options, but for places, that two configurations set differently."""
+    old, new = flat_options(before), flat_options(now)
+    names = sorted(old.keys() & new.keys() - set(PLACES))
+    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from detmix.pretrained.read_state import kind_of, model_state
 from detmix.training.build import DetectionData, Evaluator, build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
-from detmix.training.parse import parse_args
+from detmix.training.parse import from_dict
 
 Prediction = dict[str, Any]
 
@@ -207,9 +206,9 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
     if "detector" not in state["config"]:
         raise ValueError(f"{path} is not a checkpoint of a detector, but of a classifier")
     try:
-        config = parse_args(TrainConfig, ["--config", json.dumps(state["config"]), *overrides])
+        config = from_dict(TrainConfig, state["config"], overrides)
         classes = list(config.data.class_names)
-    except (OverflowError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"the configuration in {path}, with what changes it: {error}") from error
     if classes != state["classes"]:
         raise ValueError(

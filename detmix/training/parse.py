@@ -1,154 +1,155 @@
-"""Reading configurations from YAML files and dotted overrides."""
+"""Reading configurations from YAML files, dotted overrides and checkpoints."""
 
 from __future__ import annotations
 
-import os
-from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from itertools import pairwise
-from typing import Any, TypeVar, get_args, get_type_hints
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import (  # type: ignore[attr-defined]
-    ActionConfigFile,
-    ArgumentParser,
-    get_loader,
-    set_loader,
-)
+from pydantic import TypeAdapter, ValidationError
 
-Config = TypeVar("Config")
+from detmix.training.config import FREE, LoopConfig, flat_options
 
-# It would take a configuration for the path of one where there is a file of that name; no system
-# has paths as long as this makes it.
-_NO_PATH = 10_000 * "\n"
-
-# By these jsonargparse imports a class and calls it, wherever a value may be of any type: a
-# configuration, and a checkpoint that carries one, could run code.
-_CALLS = ("class_path", "init_args", "dict_kwargs")
+Config = TypeVar("Config", bound=LoopConfig)
 
 # Options of earlier versions, and what to do in their place.
 _GONE = {
     "backbone.reduced_tail": "an SSDlite has the narrow tail; start it from detector.weights",
     "data.class_limit": "link the folders of some classes into a folder of their own",
     "data.in_memory": "files that were read once stay in the system's memory",
+    "data.train": "a pretraining's training images are in the folder train of data.root",
+    "data.val": "a pretraining's validation images are in the folder val of data.root",
 }
+_USAGE = """
+--config FILE: a YAML file, or its text; may be given repeatedly; what comes later wins
+--print_config: print what results, for --config
+
+Values are YAML. A Number is at least 0, a Count at least 1, a Share from 0 to 1.
+"""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own, which takes numbers such as 1e-3 for text."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def parse_args(cls: type[Config], args: Sequence[str], description: str = "") -> Config:
     """Read a configuration from command-line arguments.
 
-    ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over
-    earlier ones. ``--print_config`` prints the result and ends the process, as ``--help`` does.
-
-    A file holds values alone: one that names a class to be called, or another file to be read in
-    the place of a section, is refused.
+    ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over earlier
+    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does.
 
     Args:
-        cls: The configuration's dataclass, of plain values and further dataclasses.
+        cls: The configuration's class.
         args: The arguments, without the program's name.
         description: What ``--help`` says first.
 
     Raises:
-        ValueError: Naming an unknown key, or a key with a value of the wrong type or range, and
-            the files that were read.
+        ValueError: Naming every unknown option, every value of the wrong type or range, and the
+            files that were read.
     """
-    parser = ArgumentParser(description=description, exit_on_error=False, parser_mode=_MODE)
-    parser.add_argument(
-        "--config",
-        action=_config_action(cls),
-        help="A YAML file, or its content; may be given repeatedly.",
-    )
-    parser.add_class_arguments(cls, None)
+    if "--help" in args or "-h" in args:
+        print(description, _USAGE, _help(cls()), sep="\n")
+        sys.exit()
+    config = from_dict(cls, {}, [arg for arg in args if arg != "--print_config"])
+    if "--print_config" in args:
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
+        sys.exit()
+    return config
+
+
+def from_dict(
+    cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Config:
+    """Build a configuration from plain values, changed by arguments as `parse_args` reads them."""
+    merged, defaults = _merge({}, values), flat_options(cls().as_dict())
+    files: list[str] = []
     try:
-        parsed = parser.parse_args(list(args))
-        _check_calls(parsed.as_dict())  # also of the command line
-        fields = dict(parser.instantiate(parsed))
-        fields.pop("config")
-        return cls(**fields)
-    # OverflowError: a float field with an integer of hundreds of digits.
-    except (ArgumentError, OSError, OverflowError, TypeError, ValueError) as error:
-        gone = [f"; {name} is gone: {how}" for name, how in _GONE.items() if name in str(error)]
-        raise ValueError(f"{error}{''.join(gone)}{_files(args)}") from error
+        for options in _read(overrides, defaults, files):
+            _merge(merged, options)
+        return TypeAdapter(cls).validate_python(merged)
+    except ValidationError as error:
+        problem = "; ".join(_tell(item, defaults) for item in error.errors())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = str(error)
+    raise ValueError(f"{problem} (reading {', '.join(files)})" if files else problem)
 
 
-def _config_action(cls: type) -> type[ActionConfigFile]:
-    """Return what reads a configuration of a dataclass for jsonargparse, which would open more."""
-
-    class ConfigFile(ActionConfigFile):
-        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-            text = values if _is_content(values) else _read(values)
-            try:
-                config = _load(text)
-            except yaml.YAMLError as error:
-                raise ValueError(f"the configuration is refused: {error}") from error
-            if not isinstance(config, dict):
-                raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
-            _check_options(cls, config)
-            self.apply_config(parser, cfg, self.dest, text + _NO_PATH)
-
-    return ConfigFile
-
-
-def _is_content(text: str) -> bool:
-    """Tell a configuration from the path of one."""
-    return "\n" in text or ": " in text or text.lstrip().startswith("{")
-
-
-def _read(path: str) -> str:
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no configuration {path}") from None
+def _read(
+    args: Sequence[str], defaults: Mapping[str, Any], files: list[str]
+) -> Iterator[dict[Any, Any]]:
+    """Yield what each argument sets, and note the files that are read."""
+    words = iter(args)
+    for word in words:
+        option, has_value, text = word.partition("=")
+        name = option.removeprefix("--")
+        if not has_value:
+            text = next(words, "--")
+        if name == option or re.match(r"--(\w|$)", text):
+            raise ValueError(f"expected an option and its value, got {word}")
+        if name != "config":
+            # YAML would make more of a path, or of "no".
+            is_text = isinstance(defaults.get(name), str)
+            yield {name: text if is_text else yaml.load(text, _Loader)}
+            continue
+        if not re.search(r"\n|: |^\s*\{", text):
+            files.append(text)
+            text = Path(text).expanduser().read_text("utf-8-sig")
+        options = yaml.load(text, _Loader)
+        if not isinstance(options, dict):
+            raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
+        yield options
 
 
-def _check_options(cls: type, config: Mapping[Any, Any], prefix: str = "") -> None:
-    """Raise ValueError unless all keys are options, and all sections mappings or null."""
-    # In place of a section jsonargparse takes the path of a file, and ``config`` for one of all.
-    kinds = get_type_hints(cls)
-    for key, value in config.items():
+def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Put values, by dotted names or in sections, over earlier ones, and return these."""
+    for key, value in values.items():
         name, _, rest = str(key).partition(".")
-        if name not in kinds:
-            raise ValueError(f"{prefix}{key} is no option; expected one of {', '.join(kinds)}")
-        types = (kinds[name], *get_args(kinds[name]))
-        section: Any = next(filter(is_dataclass, types), None)
-        inner = {rest: value} if rest else value
-        if section is not None and isinstance(inner, Mapping):
-            _check_options(section, inner, f"{prefix}{name}.")
-        elif section is not None and inner is not None:
-            raise ValueError(f"{prefix}{name}: expected options by name, got {inner!r:.200}")
+        if rest or isinstance(value, Mapping):
+            before = merged.get(name)
+            if not isinstance(before, dict) or (prefix + name == FREE and not rest):
+                before = {}
+            merged[name] = _merge(before, {rest: value} if rest else value, f"{prefix}{name}.")
+        else:
+            merged[name] = tuple(value) if isinstance(value, list) else value
+    return merged
 
 
-def _load(text: str) -> Any:
-    """Load what YAML knows itself for jsonargparse, also each text within a configuration."""
-    value = get_loader("yaml")(text)
-    _check_calls(value)
-    return value
+def _tell(problem: Any, known: Iterable[str]) -> str:
+    """Say what is wrong with an option."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "value_error":  # of a class's own check, which names the option
+        text = str(problem["ctx"]["error"])
+        return text if text.startswith(name) else f"{name}: {text}"
+    if problem["type"] != "unexpected_keyword_argument":
+        return f"{name} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r:.200}"
+    if name in _GONE:
+        return f"{name} is gone: {_GONE[name]}"
+    similar = get_close_matches(name, known, n=1) or ["one of --help"]
+    return f"{name} is no option; expected {similar[0]}"
 
 
-def _check_calls(value: Any) -> None:
-    """Raise ValueError if a value names a class to be called."""
-    for key in _keys(value):
-        if key in _CALLS:
-            raise ValueError(f"{key} is refused: a configuration holds plain values alone")
-
-
-def _keys(value: Any) -> Iterator[Any]:
-    """Yield the key, or the index, of every value within a value."""
-    if isinstance(value, Mapping | list | tuple):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield key
-            yield from _keys(item)
-
-
-_MODE = "detmix"
-set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
-
-
-def _files(args: Sequence[str]) -> str:
-    """Say which configuration files the arguments name."""
-    values = [value for option, value in pairwise(args) if option == "--config"]
-    values += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
-    files = [value for value in values if "\n" not in value and value.endswith((".yaml", ".yml"))]
-    return f" (reading {', '.join(files)})" if files else ""
+def _help(config: Any, prefix: str = "") -> str:
+    """Return what the source says of the options, by dotted names; sections come last."""
+    source = "".join(map(inspect.getsource, type(config).__mro__[-2::-1]))
+    found = re.findall(r"(?m)^((?: {4}#: .*\n)*) {4}(\w+)(: .+)$", source)
+    texts = {}
+    for docs, name, rest in found:
+        plain = re.sub(r"Annotated\[(\w+), STRICTLY\]", r"\1", rest)
+        option, _, doc = plain.partition("  #: ")
+        lines = [*re.findall("#: (.*)", docs), doc]
+        texts[name] = "\n    ".join([f"--{prefix}{name}{option}", *filter(None, lines)])
+    about = (inspect.getdoc(config) or "").partition("\n\nRaises:")[0]
+    parts = ["\n".join([about, *(texts[name] for name in vars(config))])]
+    sections = {name: value for name, value in vars(config).items() if is_dataclass(value)}
+    parts += [_help(value, f"{prefix}{name}.") for name, value in sections.items()]
+    return "\n\n".join(parts)

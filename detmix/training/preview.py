@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -13,15 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import (
-    Cut,
-    DetectionCutMix,
-    DetectionMixer,
-    Sample,
-    Target,
-    box_weights,
-    mixup,
-)
+from detmix.mixing import Cut, DetectionCutMix, Sample, Target, box_weights, mixup
 from detmix.training.build import (
     DetectionData,
     build_mixer,
@@ -36,57 +27,52 @@ from detmix.training.inference import Prediction, predict
 def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8
 ) -> tuple[list[Tensor], list[Target]]:
-    """Return the first images and targets of an epoch, as `mixed_samples` yields them."""
-    return collate(list(islice(mixed_samples(config, epoch=epoch), num_images)))
+    """Return the first images and targets of an epoch, as a training sees them."""
+    return collate(list(islice(_mixed_samples(config, epoch), num_images)))
 
 
-def mixed_samples(config: TrainConfig, *, epoch: int = 0) -> Iterator[Sample]:
-    """Yield the images and targets of an epoch, as a training sees them."""
+def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int = 0) -> Tensor:
+    """Return the weight of every box in the first images of an epoch, as a training sees them."""
+    samples = islice(_mixed_samples(config, epoch), num_images)
+    return torch.cat([torch.zeros(0), *(box_weights(target) for _, target in samples)])
+
+
+def _mixed_samples(config: TrainConfig, epoch: int) -> Iterator[Sample]:
     if not 0 <= epoch < config.epochs:
         raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
     on_dataset = config.mixing.place == "dataset"
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
     mixer = build_mixer(config)
-    mix = None if mixer is None else _SourceMixer(mixer)
-    data = _open_with_sources(config)
-    dataset = build_train_set(config, data, mix if on_dataset else None)
+    if mixer is not None:
+        mix_pair = mixer.mix_pair
+
+        def mix_sources(sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
+            return _join_sources(mix_pair(sample_a, sample_b, how), sample_a, sample_b)
+
+        mixer.mix_pair = mix_sources  # type: ignore[method-assign]
+        mixer.set_epoch(epoch)
+    dataset = build_train_set(config, _open_with_sources(config), mixer if on_dataset else None)
     dataset.set_epoch(epoch)
-    if mix is not None:
-        mix.set_epoch(epoch)
-    loader = train_loader(
-        dataset,
-        config.data.batch_size,
-        seed=config.seed,
-        workers=0,
-        mix=None if on_dataset else mix,
-    )
+    mix = None if on_dataset else mixer
+    loader = train_loader(dataset, config.data.batch_size, seed=config.seed, workers=0, mix=mix)
     assert isinstance(loader.batch_sampler, EpochBatchSampler)
     loader.batch_sampler.set_epoch(epoch)
     for images, targets in loader:
         yield from zip(images, targets, strict=True)
 
 
-def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int = 0) -> Tensor:
-    """Return the weight of every box in the first images of an epoch, as a training sees them."""
-    samples = islice(mixed_samples(config, epoch=epoch), num_images)
-    return torch.cat([torch.zeros(0), *(box_weights(target) for _, target in samples)])
-
-
 def mixed_pair(
     config: TrainConfig, index_a: int, index_b: int, *, lam: float
 ) -> tuple[list[Tensor], list[Target]]:
     """Return two training images as they are on disk, and their mixture."""
-    if config.mixing.name == "none":
+    mixing = config.mixing
+    if mixing.name == "none":
         raise ValueError("mixing.name is none: expected mixup or cutmix to mix a pair")
     data = _open_with_sources(config)
-    for index in (index_a, index_b):
-        if not 0 <= index < len(data):
-            raise ValueError(f"image {index} of {len(data)}: expected 0..{len(data) - 1}")
-    if index_a == index_b:
-        raise ValueError(f"image {index_a} is given twice: expected two images to mix")
+    if index_a == index_b or not {index_a, index_b} <= set(range(len(data))):
+        raise ValueError(f"images {index_a} and {index_b}: expected two of 0..{len(data) - 1}")
     pair = (data[index_a], data[index_b])
-    mixing = config.mixing
     if mixing.name == "cutmix":
         cut = DetectionCutMix(min_visibility=mixing.min_visibility)
         mixed = cut.mix_pair(*pair, Cut(lam, 0.5, 0.5))
@@ -121,27 +107,7 @@ def _open_with_sources(config: TrainConfig) -> DetectionData:
     return data
 
 
-class _SourceMixer(DetectionMixer):
-    """Another mixer, doing what that does, that also joins ``sources``."""
-
-    def __init__(self, mixer: DetectionMixer) -> None:
-        super().__init__(mixer.p)
-        self.mixer = mixer
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.mixer.set_epoch(epoch)
-
-    def draw(self, rng: random.Random) -> Any | None:
-        return self.mixer.draw(rng)
-
-    def draw_pair(self, rng: random.Random) -> Any:
-        return self.mixer.draw_pair(rng)
-
-    def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
-        return _join_sources(self.mixer.mix_pair(sample_a, sample_b, how), sample_a, sample_b)
-
-
 def _join_sources(mixed: Sample, sample_a: Sample, sample_b: Sample) -> Sample:
+    """Also name an image that has no objects there, and so no weight that tells of it."""
     image, target = mixed
     return image, {**target, "sources": sample_a[1]["sources"] | sample_b[1]["sources"]}

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from detmix.training.config import LoopConfig, flat_options
+from detmix.training.config import PLACES, LoopConfig, flat_options
 
 # What may differ between the machines of a run: places, and what they can do.
 _LOCAL = (
+    *PLACES,
     "backbone.weights",
     "data.coco.test_annotations",
     "data.coco.test_images",

@@ -16,7 +16,7 @@ import detmix
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = "\n".join(p.read_text("utf-8") for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
-HEAVY = ("matplotlib", "accelerate", "jsonargparse", "albumentations", "pycocotools")
+HEAVY = ("matplotlib", "accelerate", "pydantic", "albumentations", "pycocotools")
 PACKAGES = ("mixing", "data", "detectors", "evaluation", "training")
 
 

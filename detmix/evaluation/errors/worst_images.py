@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detmix.evaluation.errors.result import OUTCOMES, ErrorAnalysis
+from detmix.evaluation.errors.result import KINDS, OUTCOMES, ErrorAnalysis
 from detmix.evaluation.records import BoolArray, ImageId, IntArray
 
 
@@ -18,9 +18,6 @@ class ImageErrors:
     Attributes:
         image: its place among the matching's images.
         image_id: None where it has none.
-        num_correct: true positives shown.
-        num_false: false positives shown.
-        num_missed: objects, difficult ones left out, that no detection shown has found.
         detections: ``(D,)`` rows of the detections shown, by decreasing score.
         outcomes: D names out of `OUTCOMES`.
         objects: ``(G,)`` rows of the image's objects, difficult ones as well.
@@ -29,13 +26,25 @@ class ImageErrors:
 
     image: int
     image_id: ImageId
-    num_correct: int
-    num_false: int
-    num_missed: int
     detections: IntArray
     outcomes: tuple[str, ...]
     objects: IntArray
     is_missed: BoolArray
+
+    @property
+    def num_correct(self) -> int:
+        """True positives shown."""
+        return self.outcomes.count("correct")
+
+    @property
+    def num_false(self) -> int:
+        """False positives shown."""
+        return sum(outcome in KINDS for outcome in self.outcomes)
+
+    @property
+    def num_missed(self) -> int:
+        """Objects, difficult ones left out, that no detection shown has found."""
+        return int(self.is_missed.sum())
 
     @property
     def num_errors(self) -> int:
@@ -56,54 +65,21 @@ def worst_images(analysis: ErrorAnalysis, num: int) -> list[ImageErrors]:
 
     Args:
         analysis: of `analyze_errors`.
-        num: how many images at most.
-
-    Returns:
-        ``num`` images or as many as have errors.
-
-    Raises:
-        ValueError: if ``num`` is negative.
+        num: how many images at most, not negative.
     """
     if num < 0:
         raise ValueError(f"num is {num}, expected at least 0")
     matching = analysis.matching
-    is_false = analysis.is_shown & ~(matching.is_true | matching.is_ignored)
     is_missed = analysis.is_missed_at_best_f1 & ~matching.gt_difficult
-    correct, false, missed = (
-        np.bincount(images, minlength=len(matching.image_ids))
-        for images in (
-            matching.det_images[analysis.is_shown & matching.is_true],
-            matching.det_images[is_false],
-            matching.gt_images[is_missed],
-        )
-    )
-    errors = false + missed
-    images = np.flatnonzero(errors)
-    f1 = 2 * correct[images] / (2 * correct[images] + errors[images])
-    worst = images[np.lexsort((images, -errors[images], f1))][:num]
-    result = []
-    for image in worst.tolist():
-        rows = _rows_of(image, matching.det_images)
-        rows = rows[analysis.is_shown[rows]]
+    starts = np.arange(1, len(matching.image_ids))  # rows come image by image
+    detections = np.split(np.arange(len(analysis.kinds)), matching.det_images.searchsorted(starts))
+    objects = np.split(np.arange(len(is_missed)), matching.gt_images.searchsorted(starts))
+    found = []
+    for image, image_id in enumerate(matching.image_ids):
+        rows = detections[image][analysis.is_shown[detections[image]]]
         rows = rows[np.argsort(-matching.det_scores[rows], kind="stable")]
-        objects = _rows_of(image, matching.gt_images)
-        result.append(
-            ImageErrors(
-                image=image,
-                image_id=matching.image_ids[image],
-                num_correct=int(correct[image]),
-                num_false=int(false[image]),
-                num_missed=int(missed[image]),
-                detections=rows,
-                outcomes=tuple(OUTCOMES[kind] for kind in analysis.kinds[rows]),
-                objects=objects,
-                is_missed=is_missed[objects],
-            )
-        )
-    return result
-
-
-def _rows_of(image: int, images: IntArray) -> IntArray:
-    """The rows of one image; rows come image by image."""
-    first, last = np.searchsorted(images, [image, image + 1])
-    return np.arange(first, last)
+        outcomes = tuple(OUTCOMES[kind] for kind in analysis.kinds[rows])
+        own = objects[image]
+        found.append(ImageErrors(image, image_id, rows, outcomes, own, is_missed[own]))
+    wrong = [errors for errors in found if errors.num_errors]
+    return sorted(wrong, key=lambda e: (e.f1, -e.num_errors, e.image))[:num]
