@@ -104,7 +104,7 @@ def test_category_id_labels_that_cannot_be_read():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": []}, "classes is empty"),
+        ({"classes": []}, r"classes is \[\]"),
         ({"category_ids": [1]}, r"category_ids is \[1\]"),
         ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
         ({"iou_types": "bbox"}, "iou_types is 'bbox'"),

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
-from html.parser import HTMLParser
+from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from tiny import tiny_config
+from torch.utils.data import DataLoader
+from voc_oracle import check_against_the_devkit, evaluate
 
-from detmix.data import SHAPE_CLASSES
-from detmix.training import DetectorTrainer
-from detmix.training.build import open_dataset
+from detmix.data import SHAPE_CLASSES, VOCDetection
+from detmix.data.loaders import collate, eval_loader
+from detmix.evaluation import COCOEvaluator, analyze_errors, score_predictions, write_voc_results
+from detmix.training import DetectorTrainer, load_detector
+from detmix.training.build import build_test_set, open_dataset
 from detmix.training.console import run_tool
 from detmix.training.full_evaluation import check_before
+from detmix.training.inference import detect
+from detmix.training.processes import make_accelerator
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
+CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
 # So low a threshold that the mAP of the tiny detector is not 0.
 TRAINED = (
     "epochs=3", "optim.lr=0.003", "augment.photometric=0", "augment.crop=0", "data.workers=0",
@@ -50,86 +60,146 @@ def run_dir(shapes_root, tmp_path_factory):
     return folder
 
 
-class TestTool:
-    def test_writes_and_reads_back(self, run, run_dir, shapes_root, tmp_path):
-        printed = run(run_dir / "last.pt")
-        folder = run_dir / "evaluation"
-        results = json.loads((folder / "results.json").read_text())
-        assert results["checkpoint"] == str(run_dir / "last.pt")
-        assert results["num_images"] == 8
-        assert results["voc"]["mean_ap"] > 0
-        for number in (results["voc"]["mean_ap"], results["coco"]["bbox"]["ap"]):
-            assert f"{number:.4f}" in printed
-        names = sorted(path.name for path in (folder / "results" / "VOC2007" / "Main").iterdir())
-        assert names == sorted(f"comp4_det_test_{name}.txt" for name in SHAPE_CLASSES)
+def test_writes_and_reads_back(run, run_dir, shapes_root, tmp_path):
+    printed = run(run_dir / "last.pt")
+    folder = run_dir / "evaluation"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["checkpoint"] == str(run_dir / "last.pt")
+    assert results["num_images"] == 8
+    assert results["voc"]["mean_ap"] > 0
+    for number in (results["voc"]["mean_ap"], results["coco"]["bbox"]["ap"]):
+        assert f"{number:.4f}" in printed
+    names = sorted(path.name for path in (folder / "results" / "VOC2007" / "Main").iterdir())
+    assert names == sorted(f"comp4_det_test_{name}.txt" for name in SHAPE_CLASSES)
 
-        data = ("--data.root", shapes_root, "--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
-        again = run(folder / "results", *data, "--save", tmp_path)
-        assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]
-        saved = json.loads((tmp_path / "results.json").read_text())
-        assert saved["data"]["test"] == results["data"]["test"]
-        for name in ("num_images", "voc", "voc07", "coco", "errors"):
-            assert saved[name] == results[name]
+    again = run(folder / "results", "--data.root", shapes_root, *CLASSES, "--save", tmp_path)
+    assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["data"]["test"] == results["data"]["test"]
+    for name in ("num_images", "voc", "voc07", "coco", "errors"):
+        assert saved[name] == results[name]
 
-        scored = run(folder / "predictions.json", "--annotations", folder / "ground_truth.json")
-        assert re.search(rf"^mean .* {results['coco']['bbox']['ap']:.4f} ", scored, re.MULTILINE)
-
-    def test_report(self, run, run_dir, tmp_path):
-        printed = run(run_dir / "best.pt", "--save", tmp_path / "new", "--report")
-        assert "report.html" in printed
-        report = (tmp_path / "new" / "report.html").read_text()
-        headings = re.findall(r"<h2[^>]*>(.*?)</h2>", report)
-        assert headings == [
-            "Result", "Where it fails", "Worst images", "Training", "Mixing", "How it ran",
-        ]  # fmt: skip
-        assert "Not shown" not in report
-        results = json.loads((tmp_path / "new" / "results.json").read_text())
-        assert f"{results['voc']['mean_ap']:.4f}" in report
-        for name in ("precision_recall", "errors", "learning_curve", "box_weights"):
-            assert min(Image.open(tmp_path / "new" / f"{name}.png").size) > 200
-        HTMLParser().feed(report)
-        assert not re.search(r'(src|srcset|href)="(?!data:|#)', report)
-
-    def test_report_of_what_is_broken(self, run, run_dir, shapes_root, tmp_path):
-        """A line that a killed run has left half-written, training images without a list."""
-        run_copy = tmp_path / "run"
-        run_copy.mkdir()
-        (run_copy / "best.pt").write_bytes((run_dir / "best.pt").read_bytes())
-        (run_copy / "metrics.jsonl").write_text('{"event": "train", "st')
-        root = tmp_path / "data"
-        shutil.copytree(shapes_root, root)
-        (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_text("")
-        run(run_copy / "best.pt", "--data.root", root, "--report", "--data.test_limit", "1")
-        report = (run_copy / "evaluation" / "report.html").read_text()
-        assert report.count("Not shown") == 2
-        assert "line 1: " in report
-        assert "the first 1 images of VOC 2007 test" in report
-
-    @pytest.mark.slow
-    def test_two_processes_as_one(self, run, run_dir, tmp_path):
-        """Seven images, one by one: what shares a batch differs by rounding."""
-        args = (run_dir / "last.pt", "--data.test_limit", "7", "--data.eval_batch_size", "1")
-        run(*args, "--save", tmp_path / "one")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        launcher += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d"]
-        launcher += ["--rdzv_endpoint=127.0.0.1:0", TOOL]
-        process = subprocess.run(
-            [*map(str, (*launcher, *args, "--save", tmp_path / "two"))],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-        assert process.stdout.count("7 images") == 1
-        for path in (tmp_path / "one").rglob("*.*"):
-            other = tmp_path / "two" / path.relative_to(tmp_path / "one")
-            assert other.read_bytes() == path.read_bytes(), path.name
+    files = folder / "predictions.json", folder / "ground_truth.json"
+    scored = score_predictions(*files)
+    assert scored.as_dict() == results["coco"]["bbox"]
+    assert run(files[0], "--annotations", files[1]).strip() == str(scored)
 
 
-class TestCheckBefore:
-    def test_a_backend_that_is_not_installed(self, shapes_root, tmp_path, monkeypatch):
-        config = tiny_config(shapes_root, tmp_path / "run")
-        truth = open_dataset(config, train=False)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="faster-coco-eval"):
-            check_before(truth, config, "faster-coco-eval")
+def test_devkit_files_of_several_image_sets(run, shapes_root, tmp_path):
+    """The same image names in two years, and two splits of one year."""
+    sets = (("2007", "test"), ("2012", "test"), ("2007", "trainval"))
+    for year in ("2007", "2012"):
+        (tmp_path / f"VOC{year}").symlink_to(shapes_root / "VOC2007")
+    rng, predictions, targets = np.random.default_rng(0), [], []
+    for year, split in sets:
+        dataset = VOCDetection(tmp_path, [(year, split)], classes=SHAPE_CLASSES)
+        truth = [dataset.target(index) for index in range(len(dataset))]
+        found = []
+        for target in truth:  # some of another class, many scores equal
+            num = len(target["labels"])
+            labels = np.where(rng.random(num) < 0.3, 1, target["labels"])
+            boxes = target["boxes"].numpy() + rng.normal(0, 3, (num, 1))
+            found.append({"boxes": boxes, "labels": labels, "scores": rng.integers(1, 9, num) / 8})
+        names = [name.rpartition("/")[2] for name in dataset.names]
+        folder = tmp_path / "results" / f"VOC{year}" / "Main"
+        write_voc_results(folder, names, found, SHAPE_CLASSES, image_set=split)
+        predictions += found
+        targets += truth
+    options = ("--data.root", tmp_path, "--data.test", json.dumps(sets), *CLASSES)
+    run(tmp_path / "results", *options, "--save", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["num_images"] == len(targets) == 40
+
+    targets = [target | {"image_id": index} for index, target in enumerate(targets)]
+    voc, coco = evaluate(predictions, targets, SHAPE_CLASSES), COCOEvaluator(SHAPE_CLASSES)
+    coco.update(predictions, targets)
+    assert 0.1 < check_against_the_devkit(voc, predictions, targets) < 0.9
+    for key, interpolation in (("voc", "all-point"), ("voc07", "11point")):
+        assert results[key]["ap"] == pytest.approx(voc.compute(interpolation).ap, abs=1e-9)
+    assert results["coco"]["bbox"]["ap"] == pytest.approx(coco.compute().ap, abs=1e-9)
+    counts = analyze_errors(voc.matching()).totals("all")
+    assert results["errors"]["counts"]["all"]["total"] == counts
+
+
+def test_report(run, run_dir, tmp_path):
+    folder = tmp_path / "new"
+    assert "report.html" in run(run_dir / "best.pt", "--save", folder, "--report")
+    report = (folder / "report.html").read_text()
+    assert "Not shown" not in report
+    results = json.loads((folder / "results.json").read_text())
+    assert f"{results['voc']['mean_ap']:.4f}" in report
+    for name in ("precision_recall", "errors", "learning_curve", "box_weights"):
+        assert (folder / f"{name}.png").is_file()
+
+
+def test_report_of_what_is_broken(run, run_dir, shapes_root, tmp_path):
+    """A line that a killed run has left half-written, training images without a list."""
+    run_copy, root = tmp_path / "run", tmp_path / "data"
+    run_copy.mkdir()
+    (run_copy / "best.pt").write_bytes((run_dir / "best.pt").read_bytes())
+    (run_copy / "metrics.jsonl").write_text('{"event": "train", "st')
+    shutil.copytree(shapes_root, root)
+    (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_text("")
+    run(run_copy / "best.pt", "--data.root", root, "--report", "--data.test_limit", "1")
+    report = (run_copy / "evaluation" / "report.html").read_text()
+    assert report.count("Not shown") == 2
+    assert "line 1: " in report
+    assert "the first 1 images of VOC 2007 test" in report
+
+
+def work(rank, runs, folder):
+    """Be one of two processes that evaluate."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
+    store, timeout = (folder / "store").as_uri(), timedelta(seconds=60)
+    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
+    main = runpy.run_path(str(TOOL))["main"]
+    with open(folder / f"{rank}.txt", "w") as file, redirect_stdout(file):
+        codes = [run_tool(main, args) for args in runs]
+    dist.destroy_process_group()
+    assert codes == [0] * len(runs)
+
+
+def test_two_processes_as_one(run, run_dir, tmp_path):
+    """Seven images, and one, of which the second process sees none; not batched, to the bit."""
+    runs = {
+        num: [str(run_dir / "last.pt"), f"--data.test_limit={num}", "--data.eval_batch_size=1"]
+        for num in (7, 1)
+    }
+    for num, args in runs.items():
+        run(*args, "--save", tmp_path / f"one{num}")
+    two = [[*args, "--save", str(tmp_path / f"two{num}")] for num, args in runs.items()]
+    # Not forked: the threads that other tests have left in this process would hang that.
+    mp.start_processes(work, (two, tmp_path), 2, start_method="spawn")
+    assert re.findall(r"(\d) images;", (tmp_path / "0.txt").read_text()) == ["7", "1"]
+    assert (tmp_path / "1.txt").read_text() == ""
+    written = [path for num in runs for path in (tmp_path / f"one{num}").rglob("*.*")]
+    assert len(written) == 2 * (3 + len(SHAPE_CLASSES))
+    for path in written:
+        other = Path(str(path).replace("/one", "/two"))
+        assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_an_image_seen_twice_counts_once(run_dir, fresh_accelerator):
+    """As padded samplers of several processes have it; in the order of the images."""
+    model, config = load_detector(run_dir / "last.pt")
+    truth, accelerator = open_dataset(config, train=False), make_accelerator(config)
+    images = build_test_set(config, truth)
+    order = [3, 0, 1, 3, 2, 6, 5, 4, 0, 7, 0]
+    again = DataLoader(images, batch_size=1, sampler=order, collate_fn=collate)
+    loaders = (again, eval_loader(images, 1, workers=0))
+    found, expected = (detect(model, loader, accelerator, truth=truth) for loader in loaders)
+    assert [index for index, _ in found] == list(range(8))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_cannot_be_evaluated_is_told_before(shapes_root, tmp_path, monkeypatch):
+    config = tiny_config(shapes_root, tmp_path / "run")
+    truth = open_dataset(config, train=False)
+    monkeypatch.setattr(truth, "classes", ("car", "truck/bus"))
+    with pytest.raises(ValueError, match="truck/bus"):
+        check_before(truth, config, "pycocotools")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="faster-coco-eval"):
+        check_before(truth, config, "faster-coco-eval")

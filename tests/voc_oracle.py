@@ -1,38 +1,31 @@
-"""Pascal VOC's average precision twice more: a loop over detections, and the devkit's own way.
-
-Also random cases to compare on, and evaluators that have seen them.
-"""
+"""Pascal VOC's average precision by the devkit's own statements, and random cases to compare on."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from detmix.evaluation import VOCEvaluator, read_voc_results, write_voc_results
+from detmix.evaluation import VOCEvaluator
 
 INTERPOLATIONS = ("all-point", "11point")
+CLASSES = tuple(f"c{number}" for number in range(9))
 
-# ----------------------------------------------------- the devkit's algorithm on the devkit's files
 
-
-def devkit_ap(result_file, annotations, name, interpolation, min_overlap=0.5):
+def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
     """VOCevaldet.m and VOCap.m, statement by statement, for the class ``name``.
 
-    ``annotations`` holds for each image's name a list of (class, difficult, [xmin, ymin, xmax,
-    ymax]) in whole pixels from 1 on, both ends included. As in the devkit's Python port an overlap
-    has to be above the threshold, and the recalls of the 11 points are those of ``np.arange``.
+    ``lines`` holds its detections as a result file does: (image, score, [xmin, ymin, xmax, ymax]);
+    ``annotations`` for each image a list of (class, difficult, [xmin, ymin, xmax, ymax]), both in
+    pixels from 1 on, both ends included. As in the devkit's Python port an overlap has to be above
+    the threshold, and the recalls of the 11 points are those of ``np.arange``.
     """
     objects = {
         image: [[box, difficult, False] for label, difficult, box in found if label == name]
         for image, found in annotations.items()
     }
     npos = sum(not difficult for found in objects.values() for _, difficult, _ in found)
-    lines = [line.split() for line in Path(result_file).read_text().splitlines()]
-    lines.sort(key=lambda fields: -float(fields[1]))  # stable
     tp, fp = [], []
-    for image, _, *corners in lines:
-        bb = [float(corner) for corner in corners]
+    for image, _, bb in sorted(lines, key=lambda line: -line[1]):  # stable
         ovmax, jmax = -math.inf, None
         for j, (bbgt, _, _) in enumerate(objects[image]):
             bi = max(bb[0], bbgt[0]), max(bb[1], bbgt[1]), min(bb[2], bbgt[2]), min(bb[3], bbgt[3])
@@ -52,111 +45,40 @@ def devkit_ap(result_file, annotations, name, interpolation, min_overlap=0.5):
         return math.nan
     tp, fp = np.cumsum(tp), np.cumsum(fp)
     counted = tp + fp > 0  # before the first that counts there is no precision
-    return loop_area(tp[counted] / npos, tp[counted] / (tp + fp)[counted], interpolation)
-
-
-def check_against_the_devkit(folder, annotations, predictions, targets, classes):
-    """AP equals the devkit's from the files, and is the very same once they are read back."""
-    names = list(annotations)
-    paths = write_voc_results(folder, names, predictions, classes)
-    results = results_of(predictions, targets, classes)
-    for result in results:
-        expected = [
-            devkit_ap(path, annotations, name, result.interpolation)
-            for path, name in zip(paths, classes, strict=True)
-        ]
-        np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
-    back = read_voc_results(folder, names, classes)
-    for again, result in zip(results_of(back, targets, classes), results, strict=True):
-        assert again.as_dict() == result.as_dict()
-    return results
-
-
-def results_of(predictions, targets, classes):
-    """By both interpolations."""
-    evaluator = VOCEvaluator(classes)
-    for first in range(0, len(targets), 3):
-        evaluator.update(predictions[first : first + 3], targets[first : first + 3])
-    return [evaluator.compute(interpolation) for interpolation in INTERPOLATIONS]
-
-
-# ---------------------------------------------------------------------------- the oracle: a loop
-
-
-def loop_ap(predictions, targets, num_classes, threshold, interpolation):
-    """AP of every class; detections and objects are sorted into classes first, only once."""
-    objects = [{} for _ in range(num_classes + 1)]  # class -> image -> boxes, difficult, taken
-    for image, target in enumerate(targets):
-        difficult = target.get("difficult", np.zeros(len(target["labels"]), bool)).astype(bool)
-        for label in set(target["labels"].tolist()):
-            mine = target["labels"] == label
-            boxes = target["boxes"][mine].astype(float)
-            objects[label][image] = (boxes, difficult[mine], [False] * len(boxes))
-    if not predictions:
-        return [math.nan] * num_classes
-    images = np.repeat(np.arange(len(predictions)), [len(p["labels"]) for p in predictions])
-    labels, scores, boxes = (
-        np.concatenate([p[key] for p in predictions]) for key in ("labels", "scores", "boxes")
-    )
-    aps = []
-    for label in range(1, num_classes + 1):
-        mine = labels == label
-        detections = images[mine].tolist(), scores[mine], boxes[mine].astype(float)
-        aps.append(loop_ap_of_class(*detections, objects[label], threshold, interpolation))
-    return aps
-
-
-def loop_ap_of_class(images, scores, boxes, objects, threshold, interpolation):
-    """One class: its detections one after the other, as VOCevaldet does."""
-    npos = sum(int((~difficult).sum()) for _, difficult, _ in objects.values())
-    if npos == 0:
-        return math.nan
-    if not images:
-        return 0.0
-    nothing = (np.zeros((0, 4)), [], [])
-    order = np.argsort(-scores, kind="stable")
-    tp, fp = np.zeros(len(order)), np.zeros(len(order))
-    for rank, d in enumerate(order):
-        gt, difficult, taken = objects.get(images[d], nothing)
-        best, j = -np.inf, -1
-        if len(gt):
-            box = boxes[d]
-            w = np.maximum(np.minimum(gt[:, 2], box[2]) - np.maximum(gt[:, 0], box[0]), 0.0)
-            h = np.maximum(np.minimum(gt[:, 3], box[3]) - np.maximum(gt[:, 1], box[1]), 0.0)
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            union = area + (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1]) - w * h
-            overlaps = w * h / union
-            best, j = np.max(overlaps), int(np.argmax(overlaps))
-        if best > threshold:
-            if not difficult[j]:
-                if not taken[j]:
-                    tp[rank], taken[j] = 1.0, True
-                else:
-                    fp[rank] = 1.0
-        else:
-            fp[rank] = 1.0
-    tp, fp = np.cumsum(tp), np.cumsum(fp)
-    recall = tp / npos
-    precision = tp / np.maximum(tp + fp, np.finfo(float).eps)
-    return loop_area(recall, precision, interpolation)
-
-
-def loop_area(recall, precision, interpolation):
+    recall, precision = tp[counted] / npos, tp[counted] / (tp + fp)[counted]
     if interpolation == "11point":
-        ap = 0.0
-        for t in np.arange(0.0, 1.1, 0.1):
-            reached = precision[recall >= t]
-            ap += (reached.max() if len(reached) else 0.0) / 11.0
-        return ap
-    r = np.concatenate(([0.0], recall, [1.0]))
-    p = np.concatenate(([0.0], precision, [0.0]))
+        highest = [max(precision[recall >= t], default=0.0) for t in np.arange(0.0, 1.1, 0.1)]
+        return sum(highest) / 11
+    r, p = np.array([0.0, *recall, 1.0]), np.array([0.0, *precision, 0.0])
     for i in range(len(p) - 1, 0, -1):
         p[i - 1] = max(p[i - 1], p[i])
-    steps = np.where(r[1:] != r[:-1])[0]
-    return float(np.sum((r[steps + 1] - r[steps]) * p[steps + 1]))
+    return float(np.sum((r[1:] - r[:-1]) * p[1:]))
 
 
-# ------------------------------------------------------------------------------------ random data
+def check_against_the_devkit(evaluator, predictions, targets, threshold=0.5):
+    """AP of every class, and its mean, is the devkit's by both rules; all-point AP is returned."""
+    lines, annotations = {name: [] for name in evaluator.classes}, {}
+    for index, (found, target) in enumerate(zip(predictions, targets, strict=True)):
+        names, difficult, boxes = as_annotated(evaluator.classes, target, "difficult")
+        annotations[index] = list(zip(names, difficult, boxes, strict=True))
+        for name, score, box in zip(*as_annotated(evaluator.classes, found, "scores"), strict=True):
+            lines[name].append((index, score, box))
+    for interpolation in INTERPOLATIONS:
+        result = evaluator.compute(interpolation)
+        expected = [
+            devkit_ap(lines[name], annotations, name, interpolation, threshold) for name in lines
+        ]
+        np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
+        mean = math.nan if np.isnan(expected).all() else np.nanmean(expected)
+        np.testing.assert_allclose(result.mean_ap, mean, rtol=0, atol=1e-9)
+    return evaluator.compute("all-point").mean_ap
+
+
+def as_annotated(classes, record, key):
+    """Names, values of ``key`` and boxes with both ends included, of all rows."""
+    names = [classes[label - 1] for label in record["labels"]]
+    boxes = np.asarray(record["boxes"], np.float64).reshape(-1, 4) + np.array([1, 1, 0, 0])
+    return names, record.get(key, np.zeros(len(names), bool)), boxes.tolist()
 
 
 def random_boxes(rng, num, grid):
@@ -168,6 +90,7 @@ def random_boxes(rng, num, grid):
 
 
 def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
+    """Predictions and targets, some objects found twice or not at all, some difficult."""
     rng = np.random.default_rng(seed)
     used = rng.permutation(num_classes)[: max(1, num_classes - 1)] + 1  # one class has no objects
     predictions, targets = [], []
@@ -181,18 +104,14 @@ def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
         copies = rng.integers(0, max(num_gt, 1), rng.integers(0, 10) if num_gt else 0)
         shift = rng.normal(0, 3, (len(copies), 4)) if not grid else rng.integers(-1, 2, (1, 4))
         near = gt[copies] + shift.astype(np.float32)
-        near_labels = gt_labels[copies]
         boxes = np.concatenate([near, random_boxes(rng, num_far, grid)]).astype(np.float32)
-        labels = np.concatenate([near_labels, rng.integers(1, num_classes + 1, num_far)])
+        labels = np.concatenate([gt_labels[copies], rng.integers(1, num_classes + 1, num_far)])
         scores = rng.random(len(boxes)).astype(np.float32)
         if score_levels:
             scores = np.round(scores * score_levels).astype(np.float32) / score_levels
         predictions.append({"boxes": boxes, "labels": labels, "scores": scores})
         targets.append(target)
     return predictions, targets
-
-
-# --------------------------------------------------------------------------- images and evaluators
 
 
 def image(boxes, scores=None, labels=None, **extra):
@@ -206,30 +125,11 @@ def image(boxes, scores=None, labels=None, **extra):
     return record | extra
 
 
-def single(prediction, target, **options):
-    evaluator = VOCEvaluator(["cat"], **options)
-    evaluator.update([prediction], [target])
-    return evaluator.compute()
-
-
-def evaluate(predictions, targets, num_classes, threshold=0.5, batch_size=3):
-    evaluator = VOCEvaluator([f"c{i}" for i in range(num_classes)], threshold)
+def evaluate(predictions, targets, classes=1, threshold=0.5, batch_size=3):
+    """An evaluator that has seen these images; ``classes`` are names or their number."""
+    names = CLASSES[:classes] if isinstance(classes, int) else classes
+    evaluator = VOCEvaluator(names, threshold)
     for first in range(0, len(predictions), batch_size):
-        evaluator.update(
-            predictions[first : first + batch_size], targets[first : first + batch_size]
-        )
+        part = slice(first, first + batch_size)
+        evaluator.update(predictions[part], targets[part])
     return evaluator
-
-
-def guesses(dataset, seed=0):
-    """For each image its objects shifted, of another class, found twice or not at all, in NumPy."""
-    rng, found = np.random.default_rng(seed), []
-    for index in range(len(dataset)):
-        target = dataset.target(index)
-        rows = rng.integers(0, max(len(target["boxes"]), 1), 2 * len(target["boxes"]))
-        boxes = target["boxes"].numpy()[rows] + rng.normal(0, 4, (len(rows), 1)).astype(np.float32)
-        labels = target["labels"].numpy()[rows]
-        labels = np.where(rng.random(len(rows)) < 0.2, 1, labels)
-        scores = rng.integers(1, 9, len(rows)).astype(np.float32) / 8  # many are equal
-        found.append({"boxes": boxes, "labels": labels, "scores": scores})
-    return found

@@ -35,26 +35,30 @@ def main(args: Sequence[str]) -> None:
     parser = _parser()
     if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
         parser.error(f"expected the checkpoint or the predictions first, got {args[0]}")
-    parsed, overrides = parser.parse_known_args(args)
-    if parsed.annotations is not None or Path(parsed.source).suffix == ".json":
-        _score_json(parser, parsed, overrides)
-        return
-    if parsed.iou_type is not None:
-        parser.error("--iou_type is for --annotations: a checkpoint is scored for all it finds")
-    if not Path(parsed.source).is_dir():
-        _evaluate_checkpoint(parsed, overrides)
-    elif (Path(parsed.source) / "best.pt").exists():
-        parser.error(f"{parsed.source} is a run: choose its best.pt or its last.pt")
-    elif parsed.report:
-        parser.error(f"--report needs a checkpoint, got the folder {parsed.source}")
+    parsed, parsed.overrides = parser.parse_known_args(args)
+    source: Path = parsed.source
+    if parsed.annotations is not None:
+        score, takes, what = _score_json, ("iou_type",), "--annotations"
+    elif source.suffix == ".json":
+        parser.error(f"{source} needs --annotations, the ground truth to score it against")
+    elif (source / "best.pt").exists():
+        parser.error(f"{source} is a run: choose its best.pt or its last.pt")
+    elif source.is_dir():
+        score, takes, what = _score_devkit_results, ("overrides", "save"), "a folder of results"
     else:
-        _score_devkit_results(parsed, overrides)
+        score, takes = _evaluate_checkpoint, ("overrides", "save", "report")
+        what = "a checkpoint, without --annotations"
+    for name in ("overrides", "save", "report", "iou_type"):
+        if getattr(parsed, name) and name not in takes:
+            got = " ".join(parsed.overrides) if name == "overrides" else f"--{name}"
+            parser.error(f"no use for {got} with {what}")
+    score(parsed)
 
 
-def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
-    source = Path(parsed.source)
+def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
+    source = parsed.source
     folder = parsed.save or source.parent / "evaluation"
-    model, config = load_detector(source, overrides)
+    model, config = load_detector(source, parsed.overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
     check_before(dataset, config, parsed.backend)
@@ -74,8 +78,7 @@ def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -
     evaluation, coco = evaluate_fully(found, dataset, config, parsed.backend)
     print(evaluation)
     about = {"checkpoint": str(source), "data": config.as_dict()["data"]}
-    written = [evaluation.save(folder / "results.json", **about)]
-    written += coco.save(folder)
+    written = [evaluation.save(folder / "results.json", **about), *coco.save(folder)]
     if isinstance(dataset, VOCDetection):
         written.append(save_devkit_results(folder, dataset, found))
     if parsed.report:
@@ -83,31 +86,22 @@ def _evaluate_checkpoint(parsed: argparse.Namespace, overrides: Sequence[str]) -
     print(f"\nwrote {', '.join(path.name for path in written)} to {folder}")
 
 
-def _score_devkit_results(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = parse_args(TrainConfig, overrides)
+def _score_devkit_results(parsed: argparse.Namespace) -> None:
+    config = parse_args(TrainConfig, parsed.overrides)
     dataset = open_dataset(config, train=False)
     if not isinstance(dataset, VOCDetection):
         raise ValueError(f"{parsed.source}: the devkit's result files need data.format=voc")
-    found = load_devkit_results(Path(parsed.source), dataset, config.data.test_limit)
+    found = load_devkit_results(parsed.source, dataset, config.data.test_limit)
     evaluation, _ = evaluate_fully(found, dataset, config, parsed.backend)
     print(evaluation)
     if parsed.save is not None:
-        about = {"detections": parsed.source, "data": config.as_dict()["data"]}
-        path = evaluation.save(parsed.save / "results.json", **about)
-        print(f"\nwrote {path}")
+        about = {"detections": str(parsed.source), "data": config.as_dict()["data"]}
+        print(f"\nwrote {evaluation.save(parsed.save / 'results.json', **about)}")
 
 
-def _score_json(
-    parser: argparse.ArgumentParser, parsed: argparse.Namespace, overrides: Sequence[str]
-) -> None:
-    if parsed.annotations is None:
-        parser.error(f"{parsed.source} needs --annotations, the ground truth to score it against")
-    if overrides or parsed.save is not None or parsed.report:
-        unused = " ".join(overrides) or ("--save" if parsed.save is not None else "--report")
-        parser.error(f"no use for {unused} with --annotations")
-    chosen = {"iou_type": parsed.iou_type, "backend": parsed.backend}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    print(score_predictions(parsed.source, parsed.annotations, **given))
+def _score_json(parsed: argparse.Namespace) -> None:
+    chosen = {"iou_type": parsed.iou_type or "bbox", "backend": parsed.backend or "auto"}
+    print(score_predictions(parsed.source, parsed.annotations, **chosen))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,29 +110,27 @@ def _parser() -> argparse.ArgumentParser:
         "AP by both rules, COCO AP, false positives by kind), or COCO's predictions (COCO AP).",
         epilog="Any option of tools/train.py changes what the checkpoint's configuration says.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "source",
+        type=Path,
         help="best.pt or last.pt of a run folder, a folder of the VOC devkit's result files, or a "
         "predictions.json; goes first",
     )
-    parser.add_argument(
+    add(
         "--save",
         type=Path,
         help="folder for results.json, the devkit's result files, predictions.json and "
         "ground_truth.json; by default 'evaluation' beside the checkpoint",
     )
-    parser.add_argument(
-        "--report", action="store_true", help="write report.html and its pictures there, too"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, help="score predictions against this COCO annotation file"
-    )
-    parser.add_argument(
+    add("--report", action="store_true", help="write report.html and its pictures there, too")
+    add("--annotations", type=Path, help="score predictions against this COCO annotation file")
+    add(
         "--iou_type",
         choices=("bbox", "segm", "keypoints"),
         help="what to score, with --annotations; bbox by default",
     )
-    parser.add_argument(
+    add(
         "--backend",
         choices=("auto", "pycocotools", "faster-coco-eval"),
         help="what computes COCO's AP",

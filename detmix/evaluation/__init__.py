@@ -11,11 +11,16 @@ from detmix.evaluation.coco.result import COCOResult
 from detmix.evaluation.errors.analysis import analyze_errors
 from detmix.evaluation.errors.result import ErrorAnalysis
 from detmix.evaluation.errors.worst_images import ImageErrors, worst_images
-from detmix.evaluation.voc.ap import Interpolation, average_precision
+from detmix.evaluation.voc.ap import (
+    Interpolation,
+    OperatingPoint,
+    PrecisionRecallCurve,
+    average_precision,
+)
 from detmix.evaluation.voc.devkit_files import read_voc_results, write_voc_results
 from detmix.evaluation.voc.evaluator import VOCEvaluator
 from detmix.evaluation.voc.matching import VOCMatching
-from detmix.evaluation.voc.result import OperatingPoint, PrecisionRecallCurve, VOCResult
+from detmix.evaluation.voc.result import VOCResult
 
 __all__ = [
     "COCOEvaluator",

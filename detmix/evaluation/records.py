@@ -1,9 +1,10 @@
 """Reading and checking what detectors give and data sets hold, batch by batch.
 
-Shape legend: D detections and G ground-truth objects of one image, or of the whole batch once its
-images are joined.
+Here every value is checked, once: what comes out of here is trusted. Shape legend: D detections and
+G ground-truth objects of one image, or of the whole batch once its images are joined; N of either.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,58 +15,90 @@ from numpy.typing import NDArray
 
 ImageId: TypeAlias = int | str | None
 Record: TypeAlias = Mapping[str, Any]
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+# Of each field the NumPy kinds it may be of, its least precision and the shape of a row.
+_FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
+    "boxes": ("fiu", np.float32, (4,)),
+    "labels": ("iu", np.int64, ()),
+    "scores": ("fiu", np.float32, ()),
+    "difficult": ("biu", np.bool_, ()),
+    "iscrowd": ("biu", np.bool_, ()),
+}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The objects of several images end to end."""
+    """The detections (``extra``: scores) or objects (``extra``: difficult) of images, joined."""
 
-    counts: NDArray[np.int64]
+    counts: IntArray
     boxes: NDArray[Any]
     labels: NDArray[np.int32]
     extra: NDArray[Any]
 
-    def select(self, keep: NDArray[np.bool_]) -> "Columns":
-        """The rows of the images where ``keep (images,)`` holds."""
-        rows = np.repeat(keep, self.counts)
-        return Columns(self.counts[keep], self.boxes[rows], self.labels[rows], self.extra[rows])
+    @property
+    def images(self) -> IntArray:
+        """The place ``(N,)`` of each row's image among the images."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def where(self, keep: NDArray[np.bool_]) -> "Columns":
-        """Those rows of all images where ``keep (rows,)`` holds."""
-        images = np.repeat(np.arange(len(self.counts)), self.counts)
-        counts = np.bincount(images[keep], minlength=len(self.counts))
+    def where(self, keep: BoolArray) -> "Columns":
+        """Those rows of all images where ``keep (N,)`` holds."""
+        counts = np.bincount(self.images[keep], minlength=len(self.counts))
         return Columns(counts, self.boxes[keep], self.labels[keep], self.extra[keep])
+
+    @classmethod
+    def join(cls, parts: Sequence["Columns"]) -> "Columns":
+        """The rows of all parts."""
+        names = ("counts", "boxes", "labels", "extra")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked batch: the images' ids (None where absent), detections and objects."""
+    """Checked images: their ids (None where absent), detections and objects."""
 
     image_ids: list[ImageId]
     detections: Columns
     objects: Columns
-    is_crowd: NDArray[np.bool_]
+    is_crowd: BoolArray
+
+    @classmethod
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
+        """At least one batch end to end."""
+        return cls(
+            [image_id for batch in batches for image_id in batch.image_ids],
+            Columns.join([batch.detections for batch in batches]),
+            Columns.join([batch.objects for batch in batches]),
+            np.concatenate([batch.is_crowd for batch in batches]),
+        )
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names, if they are at least one and all different; else ValueError."""
+    if isinstance(classes, str) or not len(classes) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"classes is {classes!r}, expected a list of at least one name")
+    repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
+    if repeated:
+        raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
+    return tuple(classes)
 
 
 def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
     """Check a batch of predictions and targets and join it into flat arrays."""
-    for name, records in (("predictions", predictions), ("targets", targets)):
-        if isinstance(records, Mapping) or not isinstance(records, Sequence):
-            raise ValueError(
-                f"{name} is a {type(records).__name__}, expected a list with a dict for each image"
-            )
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
             "one as of the other"
         )
-    reader = RecordReader("targets", [None] * len(targets), num_classes)
-    image_ids = [reader.image_id(index, target) for index, target in enumerate(targets)]
-    detections = RecordReader("predictions", image_ids, num_classes).detections(predictions)
+    image_ids: list[ImageId] = [None] * len(targets)  # filled in, so that errors can tell them
     reader = RecordReader("targets", image_ids, num_classes)
+    for index, target in enumerate(targets):
+        image_ids[index] = reader.image_id(index, target)
+    detections = RecordReader("predictions", image_ids, num_classes).detections(predictions)
     objects = reader.objects(targets)
-    is_crowd = reader.flags("iscrowd", targets, objects.counts.tolist())
-    return Batch(image_ids, detections, objects, is_crowd)
+    return Batch(image_ids, detections, objects, reader.flags("iscrowd", targets, objects.counts))
 
 
 @dataclass(frozen=True)
@@ -78,121 +111,87 @@ class RecordReader:
 
     def image_id(self, index: int, target: Record) -> ImageId:
         """The id as int or str; None where there is none."""
-        self._check_keys(index, target, ())
-        value = target.get("image_id")
-        if value is None or isinstance(value, int | str):
-            return value
-        if isinstance(value, torch.Tensor | np.ndarray) and np.prod(value.shape) == 1:
-            value = value.reshape(-1)[0].item()
-        if isinstance(value, np.integer):
-            value = int(value)
-        if not isinstance(value, int | str):
+        value: Any = target.get("image_id") if isinstance(target, Mapping) else None
+        is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
+        if is_array and np.prod(value.shape) == 1:
+            value = value.item()
+        if value is not None and not isinstance(value, int | str):
             raise self.error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
     def detections(self, predictions: Sequence[Record]) -> Columns:
         """Join the images' detections; ``extra`` are the scores."""
-        for index, record in enumerate(predictions):
-            self._check_keys(index, record, ("boxes", "labels", "scores"))
-        counts, boxes = self._boxes(predictions)
-        labels = self._column("labels", [p["labels"] for p in predictions], counts, "iu", np.int64)
-        scores = self._column(
-            "scores", [p["scores"] for p in predictions], counts, "fiu", np.float32
-        )
-        columns = self._checked(counts, boxes, labels, scores)
-        self._check_rows(counts, np.isfinite(scores), "scores", scores, "finite")
-        return columns
+        counts, columns = self._columns(predictions, ("boxes", "labels", "scores"))
+        return Columns(counts, columns["boxes"], columns["labels"], columns["scores"])
 
     def objects(self, targets: Sequence[Record]) -> Columns:
         """Join the images' objects; ``extra`` is ``difficult``, False where it is absent."""
-        for index, record in enumerate(targets):
-            self._check_keys(index, record, ("boxes", "labels"))
-        counts, boxes = self._boxes(targets)
-        labels = self._column("labels", [t["labels"] for t in targets], counts, "iu", np.int64)
-        columns = self._checked(counts, boxes, labels, self.flags("difficult", targets, counts))
+        counts, columns = self._columns(targets, ("boxes", "labels"))
+        boxes = columns["boxes"]
         ordered = boxes[:, :2] <= boxes[:, 2:]
         self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
-        return columns
+        difficult = self.flags("difficult", targets, counts)
+        return Columns(counts, boxes, columns["labels"], difficult)
 
-    def flags(self, key: str, targets: Sequence[Record], counts: list[int]) -> NDArray[np.bool_]:
-        """A flag ``(rows,)`` for each object, False where it is absent."""
-        if not any(key in target for target in targets):
-            return np.zeros(sum(counts), dtype=bool)
-        flags = [
-            target[key] if key in target else np.zeros(num, dtype=bool)
-            for target, num in zip(targets, counts, strict=True)
-        ]
-        return self._column(key, flags, counts, "biu", np.bool_).astype(bool)
+    def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
+        """A flag ``(G,)`` for each object, False where it is absent."""
+        return self._column(key, targets, counts).astype(bool)
 
-    def _checked(
-        self, counts: list[int], boxes: NDArray[Any], labels: NDArray[Any], extra: NDArray[Any]
-    ) -> Columns:
-        """The joined columns, once the values that all have are right."""
+    def _columns(
+        self, records: Sequence[Record], keys: tuple[str, ...]
+    ) -> tuple[IntArray, dict[str, NDArray[Any]]]:
+        """How many boxes each image has, and the fields that each must have."""
+        for index, record in enumerate(records):
+            if not isinstance(record, Mapping):
+                raise self.error(index, f"is a {type(record).__name__}, expected a dict")
+            if missing := [key for key in keys if key not in record]:
+                got = f"has no {missing[0]!r}, only {sorted(map(str, record))}"
+                raise self.error(index, f"{got}; expected {', '.join(keys)}")
+        shapes = [as_array(record["boxes"]).shape for record in records]
+        counts = np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
+        columns = {key: self._column(key, records, counts) for key in keys}
+        labels = columns["labels"]
         known = (labels >= 1) & (labels <= self.num_classes)
         self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
-        self._check_rows(counts, np.isfinite(boxes), "boxes", boxes, "finite coordinates")
-        return Columns(np.array(counts, dtype=np.int64), boxes, labels.astype(np.int32), extra)
+        columns["labels"] = labels.astype(np.int32)
+        for key, column in columns.items():
+            self._check_rows(counts, np.isfinite(column), key, column, "finite numbers")
+        return counts, columns
 
-    def _check_keys(self, index: int, record: Record, keys: tuple[str, ...]) -> None:
-        if not isinstance(record, Mapping):
-            raise self.error(index, f"is a {type(record).__name__}, expected a dict")
-        for key in keys:
-            if key not in record:
-                raise self.error(
-                    index,
-                    f"has no {key!r}, only {sorted(map(str, record))}; expected {', '.join(keys)}",
-                )
+    def _column(self, key: str, records: Sequence[Record], counts: IntArray) -> NDArray[Any]:
+        """A copy of a field of all images, zeros where it is absent."""
+        kinds, least, row = _FIELDS[key]
+        arrays = [np.zeros((0, *row), least)]
+        for index, (record, num) in enumerate(zip(records, counts.tolist(), strict=True)):
+            value = record.get(key, np.zeros((num, *row), least))
+            array = self.vector(index, key, value, num, kinds, row)
+            if num:  # an empty list says nothing of the precision
+                arrays.append(array)
+        return np.concatenate(arrays)
 
-    def _boxes(self, records: Sequence[Record]) -> tuple[list[int], NDArray[Any]]:
-        """How many boxes each image has, and all boxes."""
-        values = [record["boxes"] for record in records]
-        counts, joined = _join_tensors(values, ndim=2)
-        if joined is not None and joined.shape[1] == 4 and joined.dtype.kind in "fiu":
-            return counts, _at_least(joined, np.float32)
-        arrays = [as_array(value) for value in values]
-        for index, boxes in enumerate(arrays):
-            if boxes.ndim != 2 or boxes.shape[1] != 4:
-                raise self.error(index, f"boxes have shape {boxes.shape}, expected (N, 4)")
-            if boxes.dtype.kind not in "fiu":
-                raise self.error(index, f"boxes are {boxes.dtype}, expected numbers")
-        return [len(boxes) for boxes in arrays], _concatenate(arrays, np.float32, columns=4)
-
-    def _column(
-        self, key: str, values: list[Any], counts: list[int], kinds: str, dtype: type[np.generic]
+    def vector(
+        self, index: int, key: str, value: Any, num: int, kinds: str, row: tuple[int, ...] = ()
     ) -> NDArray[Any]:
-        """A field of all images end to end, at least of the precision of ``dtype``."""
-        lengths, joined = _join_tensors(values, ndim=1)
-        if joined is not None and lengths == counts and joined.dtype.kind in kinds:
-            return _at_least(joined, dtype)
-        vectors = [
-            self.vector(index, key, value, num, kinds)
-            for index, (value, num) in enumerate(zip(values, counts, strict=True))
-        ]
-        return _concatenate(vectors, dtype)
-
-    def vector(self, index: int, key: str, value: Any, length: int, kinds: str) -> NDArray[Any]:
-        """A field with one value for each box, of one of the NumPy dtype kinds ``kinds``."""
-        vector = as_array(value)
-        if vector.shape != (length,):
-            raise self.error(
-                index, f"{key} have shape {vector.shape}, expected ({length},): one for each box"
-            )
-        if length and vector.dtype.kind not in kinds:
+        """A field with one value or row for each box, of one of the NumPy dtype kinds ``kinds``."""
+        array = as_array(value)
+        if array.shape != (num, *row):
+            expected = f"expected {(num, *row)}: one for each box"
+            raise self.error(index, f"{key} have shape {array.shape}, {expected}")
+        if num and array.dtype.kind not in kinds:
             expected = "numbers" if "f" in kinds else "integers"
-            raise self.error(index, f"{key} are {vector.dtype}, expected {expected}")
-        return vector
+            raise self.error(index, f"{key} are {array.dtype}, expected {expected}")
+        return array
 
     def _check_rows(
-        self, counts: list[int], good: NDArray[np.bool_], key: str, values: Any, expected: str
+        self, counts: IntArray, good: BoolArray, key: str, values: NDArray[Any], expected: str
     ) -> None:
-        """Raise unless all of ``good``, ``(rows,)`` or ``(rows, coordinates)``, holds."""
+        """Raise unless all of ``good``, ``(N,)`` or ``(N, coordinates)``, holds."""
         if good.all():
             return
         row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
         index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
-        within = row - sum(counts[:index])
-        got = values[row].tolist()
-        raise self.error(index, f"{key}[{within}] is {got}, expected {expected}")
+        within = row - counts[:index].sum()
+        raise self.error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
 
     def error(self, index: int, message: str) -> ValueError:
         """An error that says which record of which list, and which image, it is about."""
@@ -207,32 +206,3 @@ def as_array(value: Any) -> NDArray[Any]:
         value = value.float() if value.dtype == torch.bfloat16 else value
         value = value.numpy(force=True)  # detached and on the CPU
     return np.asarray(value)
-
-
-def _join_tensors(values: list[Any], ndim: int) -> tuple[list[int], NDArray[Any] | None]:
-    """Tensors' lengths, and the tensors end to end, brought to the CPU in one go."""
-    if not values or not all(isinstance(value, torch.Tensor) for value in values):
-        return [], None
-    shapes = [value.shape for value in values]
-    kinds = {
-        (value.dtype, value.device, shape[1:]) for value, shape in zip(values, shapes, strict=True)
-    }
-    if len(kinds) > 1 or any(len(shape) != ndim for shape in shapes):
-        return [], None
-    return [shape[0] for shape in shapes], as_array(torch.cat(values))
-
-
-def _concatenate(
-    parts: list[NDArray[Any]], dtype: type[np.generic], columns: int | None = None
-) -> NDArray[Any]:
-    """Join arrays, at least of the precision of ``dtype``; of that dtype where all are empty."""
-    # Always a copy: the caller's buffers may be reused for the next batch.
-    filled = [part for part in parts if len(part)]
-    if not filled:
-        return np.zeros((0,) if columns is None else (0, columns), dtype=dtype)
-    return _at_least(np.concatenate(filled), dtype)
-
-
-def _at_least(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    """The array in its own precision or that of ``dtype``, whichever is higher."""
-    return array.astype(np.result_type(array.dtype, dtype), copy=False)

@@ -6,7 +6,7 @@ And the VOC devkit's result files of a data set, ``results/VOC2007/Main/comp4_de
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from detmix.evaluation import (
     COCOResult,
     ErrorAnalysis,
     VOCEvaluator,
-    VOCMatching,
     VOCResult,
     analyze_errors,
     read_voc_results,
@@ -25,18 +24,15 @@ from detmix.evaluation import (
 )
 from detmix.evaluation.coco.backend import Backend, check_choices
 from detmix.evaluation.coco.result import IouType
-from detmix.evaluation.voc.devkit_files import check_file_names
+from detmix.evaluation.voc.devkit_files import file_name
 from detmix.evaluation.voc.result import align, ap_text
 from detmix.files import write_text
 from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, score
 
-_COCO_COLUMNS: dict[str, str] = {
-    "bbox": "COCO AP",
-    "segm": "mask AP",
-    "keypoints": "keypoint AP",
-}
+_COCO_COLUMNS = {"bbox": "COCO AP", "segm": "mask AP", "keypoints": "keypoint AP"}
+_COCO_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,73 +42,59 @@ class FullEvaluation:
     voc: VOCResult
     voc07: VOCResult
     coco: Mapping[IouType, COCOResult]
-    matching: VOCMatching
     errors: ErrorAnalysis
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON; None stands for NaN."""
-        return {
+    def save(self, path: Path, **about: Any) -> Path:
+        """Write everything as JSON, in which null stands for NaN."""
+        values = {
+            **about,
             "num_images": self.voc.num_images,
             "voc": self.voc.as_dict(),
             "voc07": self.voc07.as_dict(),
             "coco": {iou_type: result.as_dict() for iou_type, result in self.coco.items()},
             "errors": self.errors.as_dict(),
         }
-
-    def save(self, path: Path, **about: Any) -> Path:
-        """Write `as_dict` as JSON under a temporary name and rename it."""
-        text = json.dumps({**about, **self.as_dict()}, indent=2, allow_nan=False)
-        write_text(path, text + "\n")
+        write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
         return path
 
     def class_table(self) -> tuple[list[str], list[tuple[Any, ...]], tuple[Any, ...]]:
         """Return the header, a row for each class and the row of the mean, of text and integers."""
-        header = ["class", "AP", "AP 07", *(_COCO_COLUMNS[iou_type] for iou_type in self.coco)]
+        voc, voc07, coco = self.voc, self.voc07, list(self.coco.values())
+        header = ["class", "AP", "AP 07", *(_COCO_COLUMNS[result.iou_type] for result in coco)]
         header += ["objects", "detections", "precision", "recall", "score"]
-        rows = [self._class_row(name) for name in self.voc.classes]
-        mean = ["mean", ap_text(self.voc.mean_ap), ap_text(self.voc07.mean_ap)]
-        mean += [ap_text(result.ap) for result in self.coco.values()]
-        totals = (
-            sum(counts.values()) for counts in (self.voc.num_objects, self.voc.num_detections)
-        )
-        return header, rows, (*mean, *totals, "", "", "")
-
-    def _class_row(self, name: str) -> tuple[Any, ...]:
-        best = self.voc.best_f1()[name]
-        values = [self.voc.ap[name], self.voc07.ap[name]]
-        values += [result.ap_by_class[name] for result in self.coco.values()]
-        counts = (self.voc.num_objects[name], self.voc.num_detections[name])
-        at_best = (ap_text(value) for value in (best.precision, best.recall, best.score))
-        return (name, *(ap_text(value) for value in values), *counts, *at_best)
+        rows: list[tuple[Any, ...]] = []
+        for name, best in voc.best_f1().items():
+            aps = (voc.ap[name], voc07.ap[name], *(result.ap_by_class[name] for result in coco))
+            counts = (voc.num_objects[name], voc.num_detections[name])
+            at_best = (best.precision, best.recall, best.score)
+            rows.append((name, *map(ap_text, aps), *counts, *map(ap_text, at_best)))
+        aps = (voc.mean_ap, voc07.mean_ap, *(result.ap for result in coco))
+        counts = sum(voc.num_objects.values()), sum(voc.num_detections.values())
+        return header, rows, ("mean", *map(ap_text, aps), *counts, "", "", "")
 
     def __str__(self) -> str:
         """One line for each class, the means, COCO's AP by area, errors by kind."""
         header, rows, mean = self.class_table()
-        first, *lines, last = align([tuple(header), *rows, mean])
-        rule = "-" * len(first)
-        return "\n".join(
-            [
-                *(first, rule, *lines, rule, last, ""),
-                f"{self.voc.num_images} images; precision and recall at the score of the best F1",
-                f"VOC, IoU > {self.voc.iou_threshold:g}",
-                f"mAP, all-point (VOC 2010 and later): {ap_text(self.voc.mean_ap)}",
-                f"mAP, 11-point (VOC 2007):            {ap_text(self.voc07.mean_ap)}",
-                *(f"\n{_summary(result)}" for result in self.coco.values()),
-                f"\n{self.errors}",
-            ]
-        )
-
-
-def _summary(result: COCOResult) -> str:
-    what = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[result.iou_type]
-    return "\n".join([f"COCO, {what}, IoU 0.50:0.95", *result.area_lines()])
+        lines = [
+            *align([tuple(header)], rows, [mean]),
+            "",
+            f"{self.voc.num_images} images; precision and recall at the score of the best F1",
+            f"VOC, IoU > {self.voc.iou_threshold:g}",
+            f"mAP, all-point (VOC 2010 and later): {ap_text(self.voc.mean_ap)}",
+            f"mAP, 11-point (VOC 2007):            {ap_text(self.voc07.mean_ap)}",
+        ]
+        for iou_type, result in self.coco.items():
+            title = f"COCO, {_COCO_NAMES[iou_type]}, IoU 0.50:0.95"
+            lines += ["", title, *result.area_lines()]
+        return "\n".join([*lines, "", str(self.errors)])
 
 
 def check_before(dataset: DetectionData, config: TrainConfig, backend: Backend | None) -> None:
     """Raise, before a detector is run, what would keep its evaluation from being made or saved."""
     check_choices("bbox", backend or config.data.coco.backend)
     if isinstance(dataset, VOCDetection):
-        check_file_names(dataset.classes)
+        for name in dataset.classes:
+            file_name("comp4", "test", name)
 
 
 def evaluate_fully(
@@ -125,12 +107,10 @@ def evaluate_fully(
     voc = VOCEvaluator(config.data.class_names)
     coco = build_coco_evaluator(config, truth, backend)
     score(found, [voc, coco], truth)
-    result = voc.compute("all-point")
     evaluation = FullEvaluation(
-        voc=result,
+        voc=voc.compute("all-point"),
         voc07=voc.compute("11point"),
         coco={iou_type: coco.compute(iou_type) for iou_type in coco.iou_types},
-        matching=voc.matching(),
         errors=analyze_errors(voc.matching()),
     )
     return evaluation, coco
@@ -140,13 +120,13 @@ def save_devkit_results(
     folder: Path, dataset: VOCDetection, found: Sequence[tuple[int, Prediction]]
 ) -> Path:
     """Write what was found in the layout of the devkit, which its server takes as it is."""
-    results = folder / "results"
-    for year, split in dict.fromkeys(dataset.image_sets):  # also those of which nothing is found
-        part = [each for each in found if dataset.image_sets[each[0]] == (year, split)]
+    results, predictions = folder / "results", dict(found)
+    for year, split, names in _image_sets(dataset):
+        part = [index for index in names if index in predictions]
         write_voc_results(
             results / f"VOC{year}" / "Main",
-            [_bare_name(dataset, index) for index, _ in part],
-            [prediction for _, prediction in part],
+            [names[index] for index in part],
+            [predictions[index] for index in part],
             dataset.classes,
             image_set=split,
         )
@@ -158,18 +138,18 @@ def load_devkit_results(
 ) -> list[tuple[int, Prediction]]:
     """Read result files back, whoever wrote them."""
     found: dict[int, Prediction] = {}
-    for year, split in dict.fromkeys(dataset.image_sets):
-        indices = [i for i, pair in enumerate(dataset.image_sets) if pair == (year, split)]
+    for year, split, names in _image_sets(dataset):
         below = (f"VOC{year}/Main", f"results/VOC{year}/Main", "Main", ".")
+        folder = next((results / part for part in below if (results / part).is_dir()), results)
         predictions = read_voc_results(
-            next((results / part for part in below if (results / part).is_dir()), results),
-            [_bare_name(dataset, index) for index in indices],
-            dataset.classes,
-            image_set=split,
+            folder, list(names.values()), dataset.classes, image_set=split
         )
-        found.update(zip(indices, predictions, strict=True))
+        found.update(zip(names, predictions, strict=True))
     return sorted(found.items())[:limit]
 
 
-def _bare_name(dataset: VOCDetection, index: int) -> str:
-    return dataset.names[index].rpartition("/")[2]
+def _image_sets(dataset: VOCDetection) -> Iterator[tuple[str, str, dict[int, str]]]:
+    """Yield each year and split with its images: their names in it by their indices."""
+    for year, split in dict.fromkeys(dataset.image_sets):
+        indices = [i for i, pair in enumerate(dataset.image_sets) if pair == (year, split)]
+        yield year, split, {index: dataset.names[index].rpartition("/")[2] for index in indices}

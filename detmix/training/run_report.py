@@ -72,7 +72,7 @@ def _worst(
 ) -> tuple[Path, str, ImageErrors]:
     """Draw an image's errors; also return its name."""
     # The matching's rows come image by image.
-    first = evaluation.matching.det_images.searchsorted(errors.image)
+    first = evaluation.errors.matching.det_images.searchsorted(errors.image)
     rows = (errors.detections - first).tolist()
     shown: dict[str, Any] = {
         key: [value[row] for row in rows] if isinstance(value, list) else value[rows]

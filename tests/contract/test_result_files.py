@@ -2,10 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,15 +19,11 @@ from coco_oracle import (
     uncompressed,
 )
 from coco_oracle import CLASSES as COCO_CLASSES
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from voc_oracle import check_against_the_devkit, guesses, loop_ap, random_case, results_of
+from voc_oracle import as_annotated, devkit_ap, evaluate, random_case
 
-from detmix.data import SHAPE_CLASSES, VOCDetection
 from detmix.evaluation import (
     COCOEvaluator,
     VOCEvaluator,
-    analyze_errors,
     encode_masks,
     read_voc_results,
     score_predictions,
@@ -45,59 +37,33 @@ NOTHING = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.z
 # ------------------------------------------------------------------------ files of the VOC devkit
 
 
-def inclusive_boxes(largest):
-    """Boxes in whole pixels from 1 on, both ends included, down to a single pixel."""
-    pair = st.tuples(st.integers(1, largest), st.integers(1, largest)).map(sorted)
-    return st.tuples(pair, pair).map(lambda xy: [xy[0][0], xy[1][0], xy[0][1], xy[1][1]])
+@pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, 5), (2, 20)])
+def test_the_devkit_finds_the_same_in_the_files_and_every_digit_comes_back(tmp_path, seed, grid):
+    predictions, targets = random_case(seed, 30, 3, grid, score_levels=20)
+    names = [f"{index:06d}" for index in range(30)]
+    paths = write_voc_results(tmp_path, names, predictions, CLASSES, image_set="val")
+    annotations = {
+        name: list(zip(*as_annotated(CLASSES, target, "difficult"), strict=True))
+        for name, target in zip(names, targets, strict=True)
+    }
+    result = evaluate(predictions, targets, CLASSES).compute()
+    for name, path in zip(CLASSES, paths, strict=True):
+        fields = [line.split() for line in path.read_text().splitlines()]
+        lines = [(image, float(score), list(map(float, box))) for image, score, *box in fields]
+        ap = devkit_ap(lines, annotations, name, "all-point")
+        assert result.ap[name] == pytest.approx(ap, abs=1e-9, nan_ok=True)
 
-
-@st.composite
-def annotated_images(draw):
-    """For each image its objects as an annotation has them, and detections.
-
-    Few places, scores and classes: overlaps and scores are often equal (also to the threshold),
-    objects found repeatedly.
-    """
-    images = []
-    label = st.integers(1, draw(st.integers(1, 3)))  # there may be classes without objects
-    for _ in range(draw(st.integers(1, 5))):
-        objects = draw(st.lists(st.tuples(label, st.booleans(), inclusive_boxes(4)), max_size=4))
-        anything = st.tuples(st.integers(1, 3), inclusive_boxes(4))
-        known = st.sampled_from([(k, box) for k, _, box in objects]) if objects else anything
-        wider = known.map(lambda found: (found[0], [*found[1][:3], found[1][3] + 1]))
-        score = st.sampled_from([0.1, 0.5, 0.7, 1.0])
-        found = st.lists(st.tuples(score, st.one_of(known, wider, anything)), max_size=6)
-        images.append((objects, draw(found)))
-    return images
-
-
-def continuous(boxes):
-    inclusive = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return inclusive - torch.tensor([1.0, 1, 0, 0])
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(annotated_images())
-def test_the_devkits_own_algorithm_finds_the_same_in_the_files(images):
-    annotations, predictions, targets = {}, [], []
-    for index, (objects, found) in enumerate(images):
-        annotations[f"{index:06d}"] = [(CLASSES[k - 1], hard, box) for k, hard, box in objects]
-        predictions.append(
-            {
-                "boxes": continuous([box for _, (_, box) in found]),
-                "labels": torch.tensor([k for _, (k, _) in found], dtype=torch.int64),
-                "scores": torch.tensor([score for score, _ in found]),
-            }
-        )
-        targets.append(
-            {
-                "boxes": continuous([box for _, _, box in objects]),
-                "labels": torch.tensor([k for k, _, _ in objects], dtype=torch.int64),
-                "difficult": torch.tensor([hard for _, hard, _ in objects], dtype=torch.bool),
-            }
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        check_against_the_devkit(folder, annotations, predictions, targets, CLASSES)
+    back = read_voc_results(tmp_path, names, CLASSES, image_set="val")
+    for got, wrote in zip(back, predictions, strict=True):
+        order = np.argsort(wrote["labels"], kind="stable")  # an image's detections come by class
+        for key, values in wrote.items():
+            np.testing.assert_array_equal(got[key], values[order])
+            assert got[key].dtype == (np.int64 if key == "labels" else np.float64)
+    for path in paths:  # the images in any order
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(sorted(lines, key=lambda line: line.split()[0], reverse=True)))
+    again = evaluate(read_voc_results(tmp_path, names, CLASSES), targets, CLASSES)
+    assert again.compute().as_dict() == result.as_dict()
 
 
 def test_devkit_files_to_the_letter(tmp_path):
@@ -117,25 +83,6 @@ def test_devkit_files_to_the_letter(tmp_path):
     ]
 
 
-def test_every_digit_comes_back_from_lines_in_any_order(tmp_path):
-    predictions, targets = random_case(0, 30, 3)
-    names = [f"{index:06d}" for index in range(30)]
-    expected = [result.as_dict() for result in results_of(predictions, targets, CLASSES)]
-    paths = write_voc_results(tmp_path, names, predictions, CLASSES, image_set="val")
-    back = read_voc_results(tmp_path, names, CLASSES, image_set="val")
-    for got, wrote in zip(back, predictions, strict=True):
-        order = np.argsort(wrote["labels"], kind="stable")  # an image's detections come by class
-        for key, values in wrote.items():
-            np.testing.assert_array_equal(got[key], values[order])
-            assert got[key].dtype == (np.int64 if key == "labels" else np.float64)
-    assert [result.as_dict() for result in results_of(back, targets, CLASSES)] == expected
-    for path in paths:
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(np.random.default_rng(1).permutation(lines)))
-    back = read_voc_results(tmp_path, names, CLASSES)
-    assert [result.as_dict() for result in results_of(back, targets, CLASSES)] == expected
-
-
 @pytest.mark.parametrize("names", [["a", "b"], []])
 def test_images_without_detections_and_no_images(tmp_path, names):
     write_voc_results(tmp_path, names, [NOTHING] * len(names), CLASSES)
@@ -144,10 +91,11 @@ def test_images_without_detections_and_no_images(tmp_path, names):
 
 
 def test_devkit_files_of_other_tools(tmp_path):
+    """Also sides that cross by rounding: 1.24 and 1.26, the first one 1-based, with one decimal."""
     (tmp_path / "comp3_det_2012_test_cat.txt").write_bytes(
         b"\xef\xbb\xbfb 0.5 11 21 30 40\r\n\r\n  a\t9e-1 1 1 5.50 7  \r\nb .75 2 2 3 3\r\n"
     )
-    (tmp_path / "comp3_det_2012_test_dog.txt").write_text("a 1 3 3 3 3")
+    (tmp_path / "comp3_det_2012_test_dog.txt").write_text("a 1 3 3 3 3\nc 0.5 2.3 5.3 1.2 4.3\n")
     (tmp_path / "comp3_det_2012_test_hot dog.txt").write_text("\n \n")
     (tmp_path / "comp3_cls_2012_test_cat.txt").write_text("another task")
     (tmp_path / "notes.txt").write_text("nothing of it")
@@ -156,14 +104,17 @@ def test_devkit_files_of_other_tools(tmp_path):
     assert (a["labels"].tolist(), a["scores"].tolist()) == ([1, 2], [0.9, 1])
     np.testing.assert_array_equal(b["boxes"], [[10, 20, 30, 40], [1, 1, 3, 3]])
     assert (b["labels"].tolist(), b["scores"].tolist()) == ([1, 1], [0.5, 0.75])
-    assert len(c["scores"]) == 0
+    np.testing.assert_allclose(c["boxes"], [[1.3, 4.3, 1.3, 4.3]])
+    target = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "image_id": 1}
+    for evaluator in (VOCEvaluator(CLASSES), COCOEvaluator(CLASSES)):
+        evaluator.update([c], [target])
 
 
 BAD_LINES = (
     *("d 0.5 1 2 3 4", "VOC2007/a 0.5 1 2 3 4", "\udcff 0.5 1 2 3 4"),  # no such image
     *("a 0.5 1 2 3", "a 0.5 1 2 3 4 5", "a"),
     *("a 0.5 1 2 3 nan", "a inf 1 2 3 4", "a 0.5 1 2 -inf inf", "a 0.5 1 2 3 4,"),
-    "a 0.5 9 2 3 4",  # right of its right side
+    *("a 0.5 9 2 3 4", "a 0.5 1 9 3 4"),  # right of its right side, below its lower one
 )
 
 
@@ -174,6 +125,49 @@ def test_bad_lines_are_named(tmp_path, line):
     paths[1].write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"comp4_det_test_dog\.txt.* 3"):
         read_voc_results(tmp_path, ["a", "b"], CLASSES)
+
+
+def test_finds_the_files_of_one_image_set(tmp_path):
+    classes = ("dog", "hot_dog")
+    record = {"boxes": np.ones((2, 4)), "labels": [1, 2], "scores": [0.5, 0.75]}
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_voc_results(tmp_path / "nowhere", ["a"], classes)
+    (tmp_path / "comp3_det_val_dog.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"comp3_det_val_hot_dog\.txt"):
+        read_voc_results(tmp_path, ["a"], classes)
+    with pytest.raises(FileNotFoundError, match="comp4_det_test_dog"):
+        read_voc_results(tmp_path, ["a"], classes, image_set="test")
+    (tmp_path / "comp3_det_val_dog.txt").unlink()
+    write_voc_results(tmp_path, ["a"], [record], classes, image_set="test")
+    (only,) = read_voc_results(tmp_path, ["a"], classes)
+    assert only["scores"].tolist() == [0.5, 0.75]  # hot_dog is no dog of an image set test_hot
+    write_voc_results(tmp_path, ["b"], [record], classes, image_set="val")
+    with pytest.raises(ValueError, match=r"comp4_det_test, comp4_det_val; expected one"):
+        read_voc_results(tmp_path, ["a"], classes)
+    assert len(read_voc_results(tmp_path, ["b"], classes, image_set="val")[0]["scores"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["a", "a"]}, r"names\[1\] is 'a'"),
+        ({"names": ["a", "b c"]}, r"names\[1\] is 'b c'"),
+        ({"names": ["a"]}, "2 predictions for 1 names"),
+        ({"classes": ["cat", "a/b"]}, "'a/b'"),
+        ({"image_set": "../test"}, r"'\.\./test'"),
+        ({"classes": ["cat"]}, r"predictions\[0\] \(image_id 'a'\): labels\[0\] is 3"),
+    ],
+)
+def test_writing_replaces_all_files_or_none(tmp_path, change, message):
+    one = {"boxes": np.ones((1, 4)), "labels": [3], "scores": [0.5]}
+    good = {"names": ["a", "b"], "predictions": [one, one], "classes": CLASSES}
+    paths = write_voc_results(tmp_path, **good)
+    before = [path.read_text() for path in paths]
+    with pytest.raises(ValueError, match=message):
+        write_voc_results(tmp_path, **(good | change))
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == before
+    write_voc_results(tmp_path, ["a"], [one], CLASSES)
+    assert "".join(path.read_text() for path in paths).count("\n") == 1
 
 
 # --------------------------------------------------------------------------------- files of COCO
@@ -286,61 +280,3 @@ def test_broken_run_lengths_are_refused(tmp_path, counts):
         message = rf"{name}\.json.*{part}\[1\].*{re.escape(repr(broken))}"
         with pytest.raises(ValueError, match=message):
             score_predictions(*files, iou_type="segm")
-
-
-# ---------------------------------------------------------------------------- tools/evaluate.py
-
-EVALUATE = Path(__file__).parents[2] / "tools" / "evaluate.py"
-
-
-def evaluate_tool(*args):
-    command = [sys.executable, *map(str, (EVALUATE, *args))]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_tool_scores_devkit_files_of_several_image_sets(shapes_root, tmp_path):
-    """The same image names in two years, and two splits of one year."""
-    sets = (("2007", "test"), ("2012", "test"), ("2007", "trainval"))
-    for year in ("2007", "2012"):
-        (tmp_path / f"VOC{year}").symlink_to(shapes_root / "VOC2007")
-    predictions, targets = [], []
-    for seed, (year, split) in enumerate(sets):
-        dataset = VOCDetection(tmp_path, [(year, split)], classes=SHAPE_CLASSES)
-        names = [name.rpartition("/")[2] for name in dataset.names]
-        found = guesses(dataset, seed)
-        folder = tmp_path / "results" / f"VOC{year}" / "Main"
-        write_voc_results(folder, names, found, SHAPE_CLASSES, image_set=split)
-        predictions += found
-        targets += [dataset.target(index) for index in range(len(dataset))]
-    options = ("--data.root", tmp_path, "--data.test", json.dumps(sets))
-    options += ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]", "--save", tmp_path)
-    printed = evaluate_tool(tmp_path / "results", *options)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["num_images"] == len(targets) == 40
-
-    targets = [target | {"image_id": index} for index, target in enumerate(targets)]
-    voc, coco = VOCEvaluator(SHAPE_CLASSES), COCOEvaluator(SHAPE_CLASSES)
-    for evaluator in (voc, coco):
-        evaluator.update(predictions, targets)
-    arrays = [{k: np.asarray(v) for k, v in t.items() if k != "image_id"} for t in targets]
-    for key, interpolation in (("voc", "all-point"), ("voc07", "11point")):
-        expected = loop_ap(predictions, arrays, len(SHAPE_CLASSES), 0.5, interpolation)
-        assert list(results[key]["ap"].values()) == pytest.approx(expected, abs=1e-9)
-        assert results[key]["ap"] == pytest.approx(voc.compute(interpolation).ap, abs=1e-9)
-        assert 0.1 < results[key]["mean_ap"] < 0.9
-        assert f"{results[key]['mean_ap']:.4f}" in printed
-    ap = coco.compute().ap
-    assert results["coco"]["bbox"]["ap"] == pytest.approx(ap, abs=1e-9)
-    assert f"{ap:.4f}" in printed
-    counts = analyze_errors(voc.matching()).totals("all")
-    assert results["errors"]["counts"]["all"]["total"] == counts
-
-
-def test_tool_scores_coco_files(shapes_root, tmp_path):
-    dataset = VOCDetection(shapes_root, [("2007", "test")], classes=SHAPE_CLASSES)
-    evaluator = COCOEvaluator(SHAPE_CLASSES)
-    evaluator.update(guesses(dataset), [dataset.target(index) for index in range(len(dataset))])
-    predictions, ground_truth = evaluator.save(tmp_path)
-    printed = evaluate_tool(predictions, "--annotations", ground_truth)
-    assert printed.strip() == str(evaluator.compute())
-    assert 0.1 < evaluator.compute().ap < 0.9

@@ -17,8 +17,7 @@ from detmix.evaluation.coco.files import (
 )
 from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels, num_keypoints
 from detmix.evaluation.coco.result import COCOResult, IouType
-from detmix.evaluation.records import Record
-from detmix.evaluation.voc.evaluator import checked_classes
+from detmix.evaluation.records import Record, checked_classes
 
 PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
 

@@ -13,15 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.evaluation.errors.result import KINDS, OUTCOMES, SIZES, ErrorAnalysis, MissedObjects
-from detmix.evaluation.voc.ap import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    average_precision,
-    best_overlaps,
-)
-from detmix.evaluation.voc.matching import VOCMatching
-from detmix.evaluation.voc.result import PrecisionRecallCurve
+from detmix.evaluation.records import BoolArray, IntArray
+from detmix.evaluation.voc.ap import average_precisions
+from detmix.evaluation.voc.matching import VOCMatching, best_overlaps, first_of_each
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -36,7 +30,6 @@ HOIEM_GROUPS: Groups = (
 _VOC_NAMES = {"bottle", "pottedplant", "tvmonitor"}.union(*HOIEM_GROUPS)
 _CORRECT, _IGNORED, _LOCALIZATION, _DUPLICATE, _SIMILAR, _OTHER, _BACKGROUND = range(len(OUTCOMES))
 _MEDIUM_AREA, _LARGE_AREA = 32.0**2, 96.0**2  # square pixels
-_CORRECT, _IGNORED = OUTCOMES.index("correct"), OUTCOMES.index("ignored")
 
 
 def analyze_errors(
@@ -77,12 +70,9 @@ def analyze_errors(
 
     Args:
         matching: of `VOCEvaluator.matching`.
-        similar: groups of names of similar classes; a class may be in several. Default: Hoiem et
-            al.'s where all classes are among VOC's 20, else none.
+        similar: groups of names, of which a class may be in several. Default: Hoiem et al.'s where
+            all classes are among VOC's 20, else none.
         background_iou: b, in (0, t].
-
-    Returns:
-        Counts, gains and missed objects, and each detection's kind.
 
     Raises:
         ValueError: if ``background_iou`` is out of range or ``similar`` names an unknown class.
@@ -93,34 +83,40 @@ def analyze_errors(
             f"(0, {matching.iou_threshold}], the matching's iou_threshold"
         )
     groups = _checked_groups(matching.classes, similar)
-    kinds, right_gt = _diagnose(matching, _similarity(matching.classes, groups), background_iou)
-    curves = curves_of(matching, rank(matching), kinds, right_gt)
-    thresholds = np.array([curve.best_f1().score for curve in curves])
+    kinds, right_gt = _diagnose(matching, groups, background_iou)
+    thresholds = np.array([curve.best_f1().score for curve in matching.curves])
     # Comparisons with NaN are false: of a class without objects nothing is shown.
     is_shown = np.asarray(matching.det_scores >= thresholds[matching.det_labels - 1])
-    num_objects = matching.num_objects
+    counted = [rows[~matching.is_ignored[rows]] for rows in matching.by_class]
+    top_n = [rows[:num] for rows, num in zip(counted, matching.num_objects, strict=True)]
     scopes = {
-        "top_n": _top_n(matching, num_objects),
+        "top_n": np.concatenate(top_n),
         "best_f1": np.flatnonzero(is_shown),
         "all": np.arange(len(kinds)),
     }
-    is_missed = _missed(matching, np.ones_like(is_shown))
-    is_missed_at_best_f1 = _missed(matching, is_shown)
-    mean_ap, gains = ap_gains(matching, kinds, right_gt)
+    has_found = matching.best_iou > matching.iou_threshold
+    is_missed, is_missed_at_best_f1 = np.ones((2, len(matching.gt_labels)), dtype=bool)
+    is_missed[matching.best_gt[has_found]] = False
+    is_missed_at_best_f1[matching.best_gt[has_found & is_shown]] = False
     missed, missed_difficult = (
         _missed_by_size(matching, objects, is_missed, is_missed_at_best_f1)
         for objects in (~matching.gt_difficult, matching.gt_difficult)
     )
+    _, mean_ap = average_precisions(matching.curves, matching.num_objects)
     return ErrorAnalysis(
         matching=matching,
         background_iou=background_iou,
         similar=groups,
         kinds=kinds,
-        best_f1_scores=dict(zip(matching.classes, thresholds.tolist(), strict=True)),
-        num_objects=dict(zip(matching.classes, num_objects.tolist(), strict=True)),
+        best_f1_scores=matching.by_name(thresholds.tolist()),
+        num_objects=matching.by_name(matching.num_objects.tolist()),
         counts={scope: _counts(matching, kinds, rows) for scope, rows in scopes.items()},
         mean_ap=mean_ap,
-        ap_gain=gains,
+        ap_gain={
+            # No repair lowers a precision at any recall; the sum of the areas may by rounding.
+            kind: float(np.maximum(_repaired(matching, kinds, right_gt, kind) - mean_ap, 0.0))
+            for kind in KINDS
+        },
         missed=missed,
         missed_difficult=missed_difficult,
         is_shown=is_shown,
@@ -141,89 +137,50 @@ def _checked_groups(classes: tuple[str, ...], similar: Sequence[Collection[str]]
     return tuple(tuple(group) for group in similar)
 
 
-def _similarity(classes: tuple[str, ...], groups: Groups) -> BoolArray:
-    """Which label is similar to which, ``(C + 1, C + 1)``; none to itself."""
-    member = np.array([[name in group for name in classes] for group in groups], dtype=np.int64)
-    is_similar = np.zeros((len(classes) + 1, len(classes) + 1), dtype=bool)
-    if len(groups):
-        is_similar[1:, 1:] = member.T @ member > 0
-    np.fill_diagonal(is_similar, False)
-    return is_similar
-
-
 def _diagnose(
-    matching: VOCMatching, is_similar: BoolArray, background_iou: float
+    matching: VOCMatching, groups: Groups, background_iou: float
 ) -> tuple[NDArray[np.int8], IntArray]:
     """The kind of every detection and the object it would be a detection of, both ``(D,)``."""
-    iou, threshold = matching.best_iou, matching.iou_threshold
-    kinds = np.full(len(iou), _BACKGROUND, dtype=np.int8)
-    kinds[iou >= background_iou] = _LOCALIZATION
-    kinds[iou > threshold] = _DUPLICATE
+    kinds = np.full(len(matching.best_iou), _BACKGROUND, dtype=np.int8)
+    kinds[matching.best_iou >= background_iou] = _LOCALIZATION
+    kinds[matching.best_iou > matching.iou_threshold] = _DUPLICATE
     kinds[matching.is_true], kinds[matching.is_ignored] = _CORRECT, _IGNORED
-    right_gt = np.full(len(iou), -1, dtype=np.int64)
-    on_own = np.flatnonzero((kinds == _CORRECT) | (kinds == _LOCALIZATION))
-    right_gt[on_own] = _unless_difficult(matching, matching.best_gt[on_own])
+    is_on_own = (kinds == _CORRECT) | (kinds == _LOCALIZATION)
+    right_gt = np.where(is_on_own, matching.best_gt, -1)
+
+    def confuse(rows: IntArray, objects: IntArray, kind: int) -> None:
+        """Let ``kind`` be that of the detections ``rows`` that overlap one of ``objects``."""
+        iou, best = best_overlaps(
+            matching.det_boxes[rows],
+            matching.det_images[rows],
+            matching.gt_boxes[objects],
+            matching.gt_images[objects],
+        )
+        enough = iou >= background_iou
+        kinds[rows[enough]] = kind
+        gt = np.where(iou[enough] > matching.iou_threshold, objects[best[enough]], -1)
+        right_gt[rows[enough]] = gt
 
     # Of these the best object of their own class overlaps too little to be the best of all.
-    rest = np.flatnonzero(kinds == _BACKGROUND)
-    rest, iou, gt = _confused(matching, rest, np.arange(len(matching.gt_labels)), background_iou)
-    kinds[rest] = _OTHER
-    right_gt[rest] = np.where(iou > threshold, _unless_difficult(matching, gt), -1)
-    for label in np.flatnonzero(is_similar.any(axis=1)):
-        rows = rest[matching.det_labels[rest] == label]
-        similar_gt = np.flatnonzero(is_similar[label, matching.gt_labels])
-        rows, iou, gt = _confused(matching, rows, similar_gt, background_iou)
-        kinds[rows] = _SIMILAR
-        right_gt[rows] = np.where(iou > threshold, _unless_difficult(matching, gt), -1)
+    confuse(np.flatnonzero(kinds == _BACKGROUND), np.arange(len(matching.gt_labels)), _OTHER)
+    for label, name in enumerate(matching.classes, start=1):
+        near = set[str]().union(*(group for group in groups if name in group)) - {name}
+        labels = [k for k, other in enumerate(matching.classes, start=1) if other in near]
+        objects = np.flatnonzero(np.isin(matching.gt_labels, labels))
+        rows = np.flatnonzero((kinds == _OTHER) & (matching.det_labels == label))
+        confuse(rows, objects, _SIMILAR)
+    is_difficult = np.append(matching.gt_difficult, False)[right_gt]  # the last one is for -1
+    right_gt[is_difficult] = -1
     return kinds, right_gt
-
-
-def _confused(
-    matching: VOCMatching, rows: IntArray, objects: IntArray, background_iou: float
-) -> tuple[IntArray, FloatArray, IntArray]:
-    """Those of the detections ``rows`` that overlap one of ``objects`` by enough."""
-    iou, best = best_overlaps(
-        matching.det_boxes[rows],
-        matching.det_images[rows],
-        matching.gt_boxes[objects],
-        matching.gt_images[objects],
-    )
-    enough = iou >= background_iou
-    return rows[enough], iou[enough], objects[best[enough]]
-
-
-def _unless_difficult(matching: VOCMatching, gt: IntArray) -> IntArray:
-    return np.where(matching.gt_difficult[gt], -1, gt)
-
-
-def _top_n(matching: VOCMatching, num_objects: IntArray) -> IntArray:
-    """Rows of each class's best detections that count, as many as it has objects."""
-    return np.concatenate(
-        [
-            rows[~matching.is_ignored[rows]][:num]
-            for rows, num in zip(matching.by_class, num_objects, strict=True)
-        ]
-    )
 
 
 def _counts(
     matching: VOCMatching, kinds: NDArray[np.int8], rows: IntArray
 ) -> dict[str, dict[str, int]]:
     """How many of ``rows`` are what, by class and outcome."""
-    num = len(OUTCOMES)
-    cells = (matching.det_labels[rows] - 1) * num + kinds[rows]
-    table = np.bincount(cells, minlength=len(matching.classes) * num).reshape(-1, num)
-    return {
-        name: dict(zip(OUTCOMES, counts, strict=True))
-        for name, counts in zip(matching.classes, table.tolist(), strict=True)
-    }
-
-
-def _missed(matching: VOCMatching, among: BoolArray) -> BoolArray:
-    """Which objects ``(G,)`` none of the detections ``among (D,)`` has found."""
-    is_missed = np.ones(len(matching.gt_labels), dtype=bool)
-    is_missed[matching.best_gt[among & (matching.best_iou > matching.iou_threshold)]] = False
-    return is_missed
+    table = np.zeros((len(matching.classes), len(OUTCOMES)), dtype=np.int64)
+    np.add.at(table, (matching.det_labels[rows] - 1, kinds[rows]), 1)
+    return matching.by_name(dict(zip(OUTCOMES, row, strict=True)) for row in table.tolist())
 
 
 def _missed_by_size(
@@ -234,66 +191,20 @@ def _missed_by_size(
     size = np.digitize((x2 - x1) * (y2 - y1), (_MEDIUM_AREA, _LARGE_AREA))
     chosen = {name: objects & (size == index) for index, name in enumerate(SIZES)}
     return {
-        name: MissedObjects(
-            int(rows.sum()), int(is_missed[rows].sum()), int(at_best_f1[rows].sum())
-        )
+        name: MissedObjects(*(int(which[rows].sum()) for which in (rows, is_missed, at_best_f1)))
         for name, rows in {**chosen, "all": objects}.items()
     }
 
 
-def ap_gains(
-    matching: VOCMatching, kinds: NDArray[np.int8], right_gt: IntArray
-) -> tuple[float, dict[str, float]]:
-    """The mean all-point AP and, by kind, what it gains when that kind alone is repaired."""
-    order, num_objects = rank(matching), matching.num_objects
-    mean_ap = _mean_ap(curves_of(matching, order, kinds, right_gt), num_objects)
-    gains = {}
-    for kind in KINDS:
-        repaired = curves_of(matching, order, kinds, right_gt, OUTCOMES.index(kind))
-        # No repair lowers a precision at any recall; the sum of the areas may by rounding.
-        gains[kind] = float(np.maximum(_mean_ap(repaired, num_objects) - mean_ap, 0.0))
-    return mean_ap, gains
-
-
-def rank(matching: VOCMatching) -> IntArray:
-    """All rows of detections ``(D,)`` by decreasing score, equal ones as they came."""
-    return np.argsort(-matching.det_scores, kind="stable")
-
-
-def curves_of(
-    matching: VOCMatching,
-    order: IntArray,
-    kinds: NDArray[np.int8],
-    right_gt: IntArray,
-    repaired: int = -1,
-) -> list[PrecisionRecallCurve]:
-    """Each class's curve once the detections of kind ``repaired`` (default: none) are right."""
-    claims = (kinds == _CORRECT) | (kinds == repaired)
+def _repaired(
+    matching: VOCMatching, kinds: NDArray[np.int8], right_gt: IntArray, kind: str
+) -> float:
+    """The mean AP once the detections of one kind are right, or gone where they cannot be."""
+    claims = (kinds == _CORRECT) | (kinds == OUTCOMES.index(kind))
     gt = np.where(claims, right_gt, -1)
-    ranked = order[gt[order] >= 0]
-    # Written from the lowest score to the highest: the highest stays, as the last one written.
-    finder = np.full(len(matching.gt_labels), -1, dtype=np.int64)
-    finder[gt[ranked[::-1]]] = ranked[::-1]
-    is_true = np.zeros(len(kinds), dtype=bool)
-    is_true[finder[finder >= 0]] = True
-    labels = matching.det_labels.astype(np.int64)
+    is_true = first_of_each(matching.ranked[gt[matching.ranked] >= 0], gt)
+    labels = matching.det_labels.copy()
     labels[is_true] = matching.gt_labels[gt[is_true]]
-
-    kept = order[(is_true | (~claims & (kinds != _IGNORED)))[order]]
-    kept = kept[np.argsort(labels[kept], kind="stable")]
-    ends = np.cumsum(np.bincount(labels[kept], minlength=len(matching.classes) + 1)[1:])
-    by_class = np.split(kept, ends[:-1])
-    return [
-        PrecisionRecallCurve.of(is_true[rows], matching.det_scores[rows], num)
-        for rows, num in zip(by_class, matching.num_objects.tolist(), strict=True)
-    ]
-
-
-def _mean_ap(curves: list[PrecisionRecallCurve], num_objects: IntArray) -> float:
-    """Mean all-point AP over the classes that have objects."""
-    aps = [
-        average_precision(curve.recall, curve.precision)
-        for curve, num in zip(curves, num_objects, strict=True)
-        if num
-    ]
-    return float(np.mean(aps)) if aps else float("nan")
+    counts = is_true | ~(claims | (kinds == _IGNORED))
+    curves = matching.curves_if(labels, is_true, counts)
+    return average_precisions(curves, matching.num_objects)[1]

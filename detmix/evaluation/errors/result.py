@@ -3,15 +3,16 @@
 Shape legend: D detections and G ground-truth objects of the whole data set, C classes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
-from detmix.evaluation.voc.ap import BoolArray
+from detmix.evaluation.records import BoolArray
 from detmix.evaluation.voc.matching import VOCMatching
-from detmix.evaluation.voc.result import align, ap_text, none_if_nan
+from detmix.evaluation.voc.result import align, ap_text, plain
 
 KINDS = ("localization", "duplicate", "similar_class", "other_class", "background")
 """The kinds of false positives, defined in `analyze_errors`."""
@@ -37,25 +38,21 @@ class MissedObjects:
     @property
     def share(self) -> float:
         """``missed`` in [0, 1]; NaN without objects."""
-        return self.missed / self.objects if self.objects else float("nan")
+        return self.missed / self.objects if self.objects else math.nan
 
     @property
     def share_at_best_f1(self) -> float:
         """``missed_at_best_f1`` in [0, 1]; NaN without objects."""
-        return self.missed_at_best_f1 / self.objects if self.objects else float("nan")
-
-    def _cells(self) -> tuple[Any, ...]:
-        at_best_f1 = (self.missed_at_best_f1, _percent(self.share_at_best_f1))
-        return (self.objects, self.missed, _percent(self.share), *at_best_f1)
+        return self.missed_at_best_f1 / self.objects if self.objects else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts and shares as plain values for JSON; None stands for NaN."""
+        """Counts and shares, in the order of a table's columns."""
         return {
             "objects": self.objects,
             "missed": self.missed,
-            "share": none_if_nan(self.share),
+            "share": self.share,
             "missed_at_best_f1": self.missed_at_best_f1,
-            "share_at_best_f1": none_if_nan(self.share_at_best_f1),
+            "share_at_best_f1": self.share_at_best_f1,
         }
 
 
@@ -64,10 +61,9 @@ class ErrorAnalysis:
     """Where a detector fails; ``print`` shows it as two tables. See `analyze_errors`.
 
     Detections are counted in three scopes. ``"top_n"``: the N of a class with the highest scores,
-    N being its objects that are not difficult (ignored detections are passed over), because all
-    together would drown in background of low score (Hoiem et al.'s choice). ``"best_f1"``: those
-    whose score is at or above the one at which their class reaches its best F1; none of a class
-    without objects. ``"all"``: all.
+    N being its objects that are not difficult (ignored detections are passed over), as Hoiem et al.
+    have it: all would drown in background of low score. ``"best_f1"``: those from the score up at
+    which their class reaches its best F1; none of a class without objects. ``"all"``: all.
 
     Attributes:
         matching: what was analysed.
@@ -108,34 +104,31 @@ class ErrorAnalysis:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the rows as plain values for JSON; None stands for NaN."""
-        return {
-            "iou_threshold": self.matching.iou_threshold,
-            "background_iou": self.background_iou,
-            "similar": [list(group) for group in self.similar],
-            "best_f1_scores": {k: none_if_nan(v) for k, v in self.best_f1_scores.items()},
-            "num_objects": dict(self.num_objects),
-            "counts": {
-                scope: {
-                    "total": self.totals(scope),
-                    "by_class": {name: dict(counts) for name, counts in by_class.items()},
-                }
-                for scope, by_class in self.counts.items()
-            },
-            "mean_ap": none_if_nan(self.mean_ap),
-            "ap_gain": {kind: none_if_nan(gain) for kind, gain in self.ap_gain.items()},
-            "missed": {size: missed.as_dict() for size, missed in self.missed.items()},
-            "missed_difficult": {
-                size: missed.as_dict() for size, missed in self.missed_difficult.items()
-            },
+        counts = {
+            scope: {"total": self.totals(scope), "by_class": by_class}
+            for scope, by_class in self.counts.items()
         }
+        missed, missed_difficult = (
+            {size: missed.as_dict() for size, missed in by_size.items()}
+            for by_size in (self.missed, self.missed_difficult)
+        )
+        return plain(
+            iou_threshold=self.matching.iou_threshold,
+            background_iou=self.background_iou,
+            similar=self.similar,
+            best_f1_scores=self.best_f1_scores,
+            num_objects=self.num_objects,
+            counts=counts,
+            mean_ap=self.mean_ap,
+            ap_gain=self.ap_gain,
+            missed=missed,
+            missed_difficult=missed_difficult,
+        )
 
     def __str__(self) -> str:
         """Detections by outcome with the AP each kind of error costs; objects missed by size."""
-        return "\n".join([*self._outcome_lines(), "", *self._missed_lines()])
-
-    def _outcome_lines(self) -> list[str]:
         totals = [self.totals(scope) for scope in SCOPES]
-        rows = [
+        detections: list[tuple[Any, ...]] = [
             (
                 label_of(outcome),
                 *(counts[outcome] for counts in totals),
@@ -146,25 +139,21 @@ class ErrorAnalysis:
         corner = f"detections (IoU > {self.matching.iou_threshold:g})"
         header = (corner, "top N", "at best F1", "all", "AP gain")
         mean = (f"all (mean AP {ap_text(self.mean_ap)})", *(sum(t.values()) for t in totals), "")
-        lines = align([header, *rows, mean])
-        rule = "-" * len(lines[0])
         notes = [
             "top N: the N best detections of each class, N its objects; at best F1: those from",
             "the score up where the class's F1 is highest; AP gain: of the mean AP, without them",
         ]
-        return [lines[0], rule, *lines[1:-1], rule, lines[-1], *notes]
-
-    def _missed_lines(self) -> list[str]:
-        rows = [
-            (size + suffix, *by_size[size]._cells())
+        objects: list[list[tuple[Any, ...]]] = [
+            [
+                (size + suffix, *map(_cell, by_size[size].as_dict().values()))
+                for size in (*SIZES, "all")
+                if by_size[size].objects or not suffix
+            ]
             for suffix, by_size in (("", self.missed), (", difficult", self.missed_difficult))
-            for size in (*SIZES, "all")
-            if by_size[size].objects or not suffix
         ]
-        header = ("objects", "number", "missed", "", "missed at best F1", "")
-        first, *lines = align([header, *rows])
-        rule = "-" * len(first)
-        return [first, rule, *lines[:4], *([rule, *lines[4:]] if lines[4:] else [])]
+        names = ("objects", "number", "missed", "", "missed at best F1", "")
+        lines = [*align([header], detections, [mean]), *notes, "", *align([names], *objects)]
+        return "\n".join(lines)
 
 
 def label_of(outcome: str) -> str:
@@ -172,5 +161,8 @@ def label_of(outcome: str) -> str:
     return outcome.replace("_", " ")
 
 
-def _percent(share: float) -> str:
-    return "n/a" if share != share else f"{share:.1%}"
+def _cell(value: float) -> str:
+    """A count, or a share in percent."""
+    if isinstance(value, int):
+        return str(value)
+    return "n/a" if math.isnan(value) else f"{value:.1%}"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detmix.evaluation.errors.result import KINDS, OUTCOMES, ErrorAnalysis
-from detmix.evaluation.records import ImageId
-from detmix.evaluation.voc.ap import BoolArray, IntArray
+from detmix.evaluation.records import BoolArray, ImageId, IntArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,19 +11,16 @@ Shape legend: D detections of one image, or of all of them once they are joined.
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import Columns, Record, RecordReader
-from detmix.evaluation.voc.evaluator import checked_classes
+from detmix.evaluation.records import IntArray, Record, RecordReader, checked_classes
 from detmix.files import write_text
 
-# From continuous to the devkit's coordinates.
-_OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
 _ROUNDING = 0.1 + 1e-6
 
@@ -46,8 +43,7 @@ def write_voc_results(
         folder: Made if need be. Files of the same names are replaced, each at once; others stay.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
             that years, like image sets, need a folder each.
-        predictions: For each image ``boxes (D, 4)`` float ``x1, y1, x2, y2`` in continuous pixel
-            coordinates, ``labels (D,)`` int in 1..C and ``scores (D,)`` float.
+        predictions: For each image what `VOCEvaluator.update` takes.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
 
@@ -55,19 +51,24 @@ def write_voc_results(
         The files in the order of the classes.
 
     Raises:
-        ValueError: A name that is empty, holds white space or comes twice; a name of a class or
-            image set that cannot be part of a file's name; lists of unequal length; predictions
-            that `VOCEvaluator.update` would not take. The message names what is wrong.
+        ValueError: For names that cannot be part of a line or of a file's name, or come twice, and
+            for predictions that `VOCEvaluator.update` would not take.
     """
-    classes, names = checked_classes(classes), _checked_names(names)
-    paths = [Path(folder) / _file_name("comp4", image_set, name) for name in classes]
+    files = [file_name("comp4", image_set, name) for name in checked_classes(classes)]
+    paths = [Path(folder) / file for file in files]
+    image_index = _index(names)
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
-    detections = RecordReader("predictions", list(names), len(classes)).detections(predictions)
-    images = np.repeat(np.arange(len(names)), detections.counts)
+    found = RecordReader("predictions", list(image_index), len(paths)).detections(predictions)
+    boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
-        rows = np.flatnonzero(detections.labels == label)
-        write_text(path, "".join(_lines(names, images, detections, rows)))
+        rows = np.flatnonzero(found.labels == label)
+        columns = (found.images[rows].tolist(), found.extra[rows].tolist(), boxes[rows].tolist())
+        lines = (
+            f"{names[image]} {score!r} {x1!r} {y1!r} {x2!r} {y2!r}\n"
+            for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True)
+        )
+        write_text(path, "".join(lines))
     return paths
 
 
@@ -98,60 +99,39 @@ def read_voc_results(
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
         ValueError: Results of several competitions or image sets to choose from; a bad name in
-            ``names`` or ``classes``; a line with an unknown image, too many or too few fields,
-            something other than a finite number, or a box whose sides cross by more than rounding.
-            The message names file and line.
+            ``names`` or ``classes``; a line that is none of theirs, named with its file.
     """
-    classes, names = checked_classes(classes), _checked_names(names)
-    image_index = {name: index for index, name in enumerate(names)}
-    images, numbers = zip(
-        *(_read(path, image_index) for path in _find(Path(folder), classes, image_set)), strict=True
-    )
+    paths = _find(Path(folder), checked_classes(classes), image_set)
+    image_index = _index(names)
+    images, numbers = zip(*(_read(path, image_index) for path in paths), strict=True)
     labels = np.repeat(np.arange(1, len(classes) + 1), [len(rows) for rows in images])
     of_image = np.concatenate(images)
     order = np.argsort(of_image, kind="stable")
-    rows = np.concatenate(numbers)[order]
-    boxes, scores, labels = rows[:, 1:] - _OFFSET, rows[:, 0].copy(), labels[order]
+    rows, labels = np.concatenate(numbers)[order], labels[order]
     ends = np.cumsum(np.bincount(of_image, minlength=len(names))).tolist()
     spans = [slice(first, last) for first, last in zip([0, *ends], ends, strict=False)]
     return [
-        {"boxes": boxes[span], "labels": labels[span], "scores": scores[span]} for span in spans
+        {"boxes": rows[span, 1:], "labels": labels[span], "scores": rows[span, 0]} for span in spans
     ]
 
 
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The images' names, if all are different and each is one field of a line."""
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or name.split() != [name]:
-            raise ValueError(f"names[{index}] is {name!r}, expected a name without white space")
-        if name in seen:
-            raise ValueError(f"names[{index}] is {name!r}, which came before: expected once each")
-        seen.add(name)
-    return tuple(names)
-
-
-def check_file_names(classes: Sequence[str]) -> None:
-    """Raise ValueError for a class whose name cannot be part of a file's name."""
-    for name in classes:
-        _file_name("comp4", "test", name)
-
-
-def _file_name(competition: str, image_set: str, name: str) -> str:
+def file_name(competition: str, image_set: str, name: str) -> str:
+    """The file of class ``name``; ValueError for what cannot be part of a file's name."""
     for part in (image_set, name):
         if not part or re.search(r"[/\\\x00-\x1f]", part):
             raise ValueError(f"got {part!r}, expected what can be part of a file's name")
     return f"{competition}_det_{image_set}_{name}.txt"
 
 
-def _lines(
-    names: tuple[str, ...], images: NDArray[np.int64], detections: Columns, rows: NDArray[np.int64]
-) -> Iterator[str]:
-    """The lines of the detections ``rows``."""
-    scores = detections.extra[rows].tolist()
-    boxes = detections.boxes[rows].astype(np.float64) + _OFFSET
-    for image, score, box in zip(images[rows].tolist(), scores, boxes.tolist(), strict=True):
-        yield f"{names[image]} {score!r} {box[0]!r} {box[1]!r} {box[2]!r} {box[3]!r}\n"
+def _index(names: Sequence[str]) -> dict[str, int]:
+    """The images' places by their names, if all are different and each is one field of a line."""
+    index: dict[str, int] = {}
+    for name in names:
+        if name.split() != [name] or name in index:
+            expected = "expected a name without white space that has not come before"
+            raise ValueError(f"names[{len(index)}] is {name!r}, {expected}")
+        index[name] = len(index)
+    return index
 
 
 def _find(folder: Path, classes: tuple[str, ...], image_set: str | None) -> list[Path]:
@@ -161,59 +141,44 @@ def _find(folder: Path, classes: tuple[str, ...], image_set: str | None) -> list
     pattern = re.compile(rf"(comp[34])_det_({chosen})_({'|'.join(map(re.escape, classes))})\.txt")
     matches = (pattern.fullmatch(path.name) for path in folder.iterdir())
     found = sorted({(match[1], match[2]) for match in matches if match})
-    if not found:
-        expected = f"comp4_det_{image_set or '<image set>'}_{classes[0]}.txt"
-        raise FileNotFoundError(f"{folder}: holds no result files, expected {expected} and so on")
     if len(found) > 1:
         kinds = ", ".join("_det_".join(pair) for pair in found)
         raise ValueError(f"{folder}: holds results of {kinds}; expected one, or name an image_set")
-    competition, image_set = found[0]
-    paths = [folder / _file_name(competition, image_set, name) for name in classes]
+    kind = found[0] if found else ("comp4", image_set or "<image set>")
+    paths = [folder / file_name(*kind, name) for name in classes]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: lacks {', '.join(missing)}; expected a file for each class"
+            f"{folder}: lacks {', '.join(missing)}, the results of a class each"
         )
     return paths
 
 
-def _read(path: Path, image_index: dict[str, int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The images ``(D,)`` and the numbers ``(D, 5)``: score and box as written."""
+def _read(path: Path, image_index: dict[str, int]) -> tuple[IntArray, NDArray[np.float64]]:
+    """The images ``(D,)`` and the numbers ``(D, 5)``: score and box in continuous coordinates."""
     images, numbers = array("q"), array("d")  # 48 bytes a line, where Python's objects take 300
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 name, *fields = line.split()
-                score, x1, y1, x2, y2 = map(float, fields)
-                image = image_index[name]
-                x2, y2 = _upper(x1 - 1, x2), _upper(y1 - 1, y2)
-                if not math.isfinite(score + x1 + y1 + x2 + y2):
-                    raise ValueError
-            except (ValueError, KeyError):
-                if not line.strip():
-                    continue
-                raise _line_error(path, number, line, image_index) from None
-            images.append(image)
-            numbers.extend((score, x1, y1, x2, y2))
+                images.append(image_index[name])
+                numbers.extend(_score_and_box(*map(float, fields)))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{path}, line {number}: is {line.strip()!r}, expected <image> <score> <xmin> "
+                    f"<ymin> <xmax> <ymax>, of one of the {len(image_index)} images, such as "
+                    f"{next(iter(image_index), '')!r}, finite, with xmin <= xmax and ymin <= ymax"
+                ) from None
     return np.frombuffer(images, dtype=np.int64), np.frombuffer(numbers).reshape(-1, 5)
 
 
-def _upper(low: float, high: float) -> float:
-    """The upper side of a box; no less than the lower one, if only rounding has made it so."""
-    if high < low - _ROUNDING:
+def _score_and_box(
+    score: float, xmin: float, ymin: float, xmax: float, ymax: float
+) -> tuple[float, ...]:
+    """A line's numbers in continuous coordinates, without what rounding has made cross."""
+    x1, y1 = xmin - 1, ymin - 1
+    if not math.isfinite(score + x1 + y1 + xmax + ymax) or min(xmax - x1, ymax - y1) < -_ROUNDING:
         raise ValueError
-    return low if high < low else high  # max() would hide a NaN
-
-
-def _line_error(path: Path, number: int, line: str, image_index: dict[str, int]) -> ValueError:
-    """What is wrong with a line."""
-    name, *fields = line.split()
-    if len(fields) != 5:
-        what = f"has {len(fields) + 1} fields, expected 6: image, score, xmin, ymin, xmax, ymax"
-    elif name not in image_index:
-        names = f"one of the {len(image_index)} images, such as {next(iter(image_index), '')!r}"
-        what = f"names the image {name!r}, expected {names}"
-    else:
-        numbers = "five finite numbers with xmin <= xmax and ymin <= ymax"
-        what = f"holds {' '.join(fields)!r}, expected {numbers}"
-    return ValueError(f"{path}, line {number}: {what}")
+    return score, x1, y1, max(x1, xmax), max(y1, ymax)

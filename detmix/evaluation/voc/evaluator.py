@@ -1,19 +1,14 @@
 """Mean average precision as Pascal VOC defines it, gathered batch by batch.
 
-Shape legend: D detections and G ground-truth objects of one image (of the whole data set in
-`VOCEvaluator.compute`), C classes without the background.
+Shape legend: D detections and G ground-truth objects of one image, C classes without background.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from detmix.evaluation.records import Batch, Columns, ImageId, Record, read_batch
-from detmix.evaluation.voc.ap import Interpolation, average_precision, check_interpolation
+from detmix.evaluation.records import Batch, ImageId, Record, checked_classes, read_batch
+from detmix.evaluation.voc.ap import Interpolation, average_precisions, check_interpolation
 from detmix.evaluation.voc.matching import VOCMatching, match
-from detmix.evaluation.voc.result import PrecisionRecallCurve, VOCResult
+from detmix.evaluation.voc.result import VOCResult
 
 
 class VOCEvaluator:
@@ -38,20 +33,7 @@ class VOCEvaluator:
     positive and lies in a crowd of its class with more than ``iou_threshold`` of its own area
     counts neither way.
 
-    A class without objects (other than difficult ones) has AP NaN and is left out of the mean; one
-    with objects and no detections has AP 0.
-
-    Example:
-        >>> import torch
-        >>> evaluator = VOCEvaluator(["cat", "dog"])
-        >>> box = torch.tensor([[10.0, 10.0, 50.0, 60.0]])
-        >>> label = torch.tensor([2])
-        >>> evaluator.update(
-        ...     [{"boxes": box, "labels": label, "scores": torch.tensor([0.9])}],
-        ...     [{"boxes": box, "labels": label, "image_id": 0}],
-        ... )
-        >>> evaluator.compute().mean_ap
-        1.0
+    A class without objects (other than difficult ones) has AP NaN and is left out of the mean.
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
@@ -79,13 +61,9 @@ class VOCEvaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._detections: list[Columns] = []
-        self._objects: list[Columns] = []
-        self._crowds: list[Columns] = []
+        self._batches: list[Batch] = [read_batch([], [], len(self.classes))]
         self._seen: set[ImageId] = set()
-        self._image_ids: list[ImageId] = []
         self._matching: VOCMatching | None = None
-        self._curves: list[PrecisionRecallCurve] = []
 
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
@@ -107,43 +85,29 @@ class VOCEvaluator:
                 message names the index in the batch, the image id, the value and what was expected.
         """
         batch = read_batch(predictions, targets, len(self.classes))
-        keep = self._not_seen(batch)
-        if not keep.any():
-            return
-        everything = bool(keep.all())
-        self._detections.append(batch.detections if everything else batch.detections.select(keep))
-        for parts, columns in (
-            (self._objects, batch.objects.where(~batch.is_crowd)),
-            (self._crowds, batch.objects.where(batch.is_crowd)),
-        ):
-            parts.append(columns if everything else columns.select(keep))
-        self._image_ids += [batch.image_ids[index] for index in np.flatnonzero(keep)]
+        new = []
+        for index, image_id in enumerate(batch.image_ids):
+            if image_id is None or image_id not in self._seen:
+                new.append(index)
+                self._seen.add(image_id)
+        if len(new) < len(predictions):
+            news = [predictions[index] for index in new], [targets[index] for index in new]
+            batch = read_batch(*news, len(self.classes))
+        self._batches.append(batch)
         self._matching = None
 
     def matching(self) -> VOCMatching:
         """Match the detections of all images so far; asking again is free until more are added."""
         if self._matching is None:
-            self._matching = match(
-                _joined(self._detections, np.float32),
-                _joined(self._objects, np.bool_),
-                _joined(self._crowds, np.bool_),
-                self.classes,
-                list(self._image_ids),
-                self.iou_threshold,
-            )
-            self._curves = _curves(self._matching)
+            self._batches = [Batch.join(self._batches)]
+            self._matching = match(self._batches[0], self.classes, self.iou_threshold)
         return self._matching
 
     def compute(self, interpolation: Interpolation | None = None) -> VOCResult:
         """Evaluate all images so far; more may be added afterwards.
 
-        Matching is done once: asking for the other interpolation next costs almost nothing.
-
         Args:
-            interpolation: instead of the constructor's.
-
-        Returns:
-            AP by class, its mean, counts and curves.
+            interpolation: instead of the constructor's; the matching is done once for both.
 
         Raises:
             ValueError: if the interpolation is unknown.
@@ -151,69 +115,15 @@ class VOCEvaluator:
         chosen = self.interpolation if interpolation is None else interpolation
         check_interpolation(chosen)
         matching = self.matching()
-        num_objects = matching.num_objects.tolist()
-        ap = [
-            average_precision(curve.recall, curve.precision, chosen) if num else float("nan")
-            for curve, num in zip(self._curves, num_objects, strict=True)
-        ]
-        valid = [value for value, num in zip(ap, num_objects, strict=True) if num]
+        aps, mean_ap = average_precisions(matching.curves, matching.num_objects, chosen)
         return VOCResult(
-            mean_ap=float(np.mean(valid)) if valid else float("nan"),
-            ap=self._by_class(ap),
+            mean_ap=mean_ap,
+            ap=matching.by_name(aps),
             classes=self.classes,
-            num_objects=self._by_class(num_objects),
-            num_detections=self._by_class([len(rows) for rows in matching.by_class]),
-            curves=self._by_class(self._curves),
+            num_objects=matching.by_name(matching.num_objects.tolist()),
+            num_detections=matching.by_name([len(rows) for rows in matching.by_class]),
+            curves=matching.by_name(matching.curves),
             iou_threshold=self.iou_threshold,
             interpolation=chosen,
             num_images=len(matching.image_ids),
         )
-
-    def _not_seen(self, batch: Batch) -> NDArray[np.bool_]:
-        """Which images ``(images,)`` are new; their ids are remembered."""
-        keep = np.ones(len(batch.image_ids), dtype=bool)
-        for index, image_id in enumerate(batch.image_ids):
-            if image_id is None:
-                continue
-            keep[index] = image_id not in self._seen
-            self._seen.add(image_id)
-        return keep
-
-    def _by_class(self, values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self.classes, values, strict=True))
-
-
-def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The class names, if they are at least one and all different; else ValueError."""
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes is {classes!r}, expected a list of names")
-    names = tuple(classes)
-    if not names:
-        raise ValueError("classes is empty, expected at least one name")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
-    return names
-
-
-def _joined(parts: list[Columns], extra_dtype: type[np.generic]) -> Columns:
-    """All batches end to end; ``extra_dtype`` where there are none."""
-    if not parts:
-        none = np.zeros(0, dtype=np.int64)
-        return Columns(none, np.zeros((0, 4)), none.astype(np.int32), none.astype(extra_dtype))
-    return Columns(
-        np.concatenate([part.counts for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.extra for part in parts]),
-    )
-
-
-def _curves(matching: VOCMatching) -> list[PrecisionRecallCurve]:
-    curves = []
-    for rows, num in zip(matching.by_class, matching.num_objects.tolist(), strict=True):
-        counted = rows[~matching.is_ignored[rows]]
-        curves.append(
-            PrecisionRecallCurve.of(matching.is_true[counted], matching.det_scores[counted], num)
-        )
-    return curves
