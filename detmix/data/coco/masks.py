@@ -50,7 +50,7 @@ class SegmentationBlock:
 
         offsets = self._offsets[first : last + 1].tolist()
         block = self._block.numpy()
-        rles = [_to_rle(block[start:end].tobytes(), size) for start, end in pairwise(offsets)]
+        rles = [to_rle(block[start:end].tobytes(), size) for start, end in pairwise(offsets)]
         columnwise = coco_mask.decode(rles).T  # (N, W, H), contiguous
         masks = np.empty((last - first, *size), dtype=np.uint8)
         for mask, transposed in zip(masks, columnwise, strict=True):
@@ -104,7 +104,7 @@ def _pack_rle(rle: dict[str, Any]) -> bytes:
     return b"R" + array("I", size).tobytes() + counts
 
 
-def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
+def to_rle(packed: bytes, size: tuple[int, int]) -> Any:
     """Return what pycocotools takes: a dict of size and compressed counts."""
     from pycocotools import mask as coco_mask
 
@@ -129,7 +129,7 @@ def read_polygons(polygons: list[Any]) -> list[array[float]]:
             longest += len(coordinates) * largest
     if not kept:
         raise ValueError(
-            f"no polygon of the segmentation has three points or more, got {_short(polygons)}"
+            f"no polygon of the segmentation has three points or more, got {shorten(polygons)}"
         )
     if longest > _LONGEST_OUTLINE:
         length = sum(map(_outline, kept))
@@ -149,7 +149,7 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
         wrong = [n for n in counts if not _is_integer(n) or n < 0]
         if wrong:
             raise ValueError(
-                f"the RLE's counts must be whole numbers, not negative, got {_short(wrong[0])}"
+                f"the RLE's counts must be whole numbers, not negative, got {shorten(wrong[0])}"
             )
         total = int(sum(counts))
     elif isinstance(counts, str | bytes):
@@ -157,7 +157,7 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
         counts = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
         total = int(_read_runs(counts).sum())
     else:
-        raise ValueError(f"the RLE's counts must be a list or a string, got {_short(counts)}")
+        raise ValueError(f"the RLE's counts must be a list or a string, got {shorten(counts)}")
     if total != height * width:
         raise ValueError(
             f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
@@ -179,7 +179,9 @@ def _read_size(size: Any) -> tuple[int, int]:
         height, width = map(int, size)
         if min(height, width) > 0 and height * width <= _MOST_PIXELS:
             return height, width
-    raise ValueError(f"the RLE's size must be height and width in whole pixels, got {_short(size)}")
+    raise ValueError(
+        f"the RLE's size must be height and width in whole pixels, got {shorten(size)}"
+    )
 
 
 def _is_integer(value: Any) -> bool:
@@ -211,11 +213,12 @@ def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
 
 
 def _counts_error(what: str, text: bytes) -> ValueError:
-    got = _short(text[:80].decode(errors="replace"))
+    got = shorten(text[:80].decode(errors="replace"))
     return ValueError(f"the RLE's counts {what}, got {got}")
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -232,7 +235,7 @@ def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
     try:
         coordinates = array("d", polygon)
     except (TypeError, OverflowError):
-        raise ValueError(f"{where} must be a list of numbers, got {_short(polygon)}") from None
+        raise ValueError(f"{where} must be a list of numbers, got {shorten(polygon)}") from None
     if len(coordinates) % 2:
         raise ValueError(
             f"{where} must have an even number of coordinates (x1, y1, x2, ...), got "

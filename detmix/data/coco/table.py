@@ -1,276 +1,191 @@
-"""Choose what of a COCO file is in the data set: which objects, boxes, keypoints, images.
+"""Choose what of a COCO file is in the data set: which categories and objects, boxes, keypoints.
 
-Legend: I images, M objects of the whole data set, K keypoints.
+Legend: I images and M objects of the file, N chosen objects, K keypoints.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from detmix.data.boxes import CleanBoxes, clean_boxes, keep_boxes
-from detmix.data.coco.file import CocoFile, CocoImages, CocoObjects
-from detmix.data.coco.masks import rle_size
+from detmix.data.coco.file import CocoCategory, CocoFile, read_keypoints
 from detmix.data.images import read_image_size
-from detmix.data.skipping import Report, is_of_the_data, raise_problem
+from detmix.data.skipping import Problem, attempt
 
-_LARGEST = float(np.finfo(np.float32).max)
 _SIDE = re.compile("left|right", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
-
-
-@dataclass(frozen=True)
-class CocoReport:
-    """What was found while the annotations were read.
-
-    Attributes:
-        num_images: Images.
-        num_objects: Objects that are in the data set.
-        num_crowd: How many of these are crowds.
-        num_empty_images: Images of the data set without an object.
-        num_clipped: Boxes that reached beyond the image and were clipped to it; 0 with
-            ``clip=False``.
-        num_without_area: Boxes dropped because no area was left inside the image; 0 with
-            ``clip=False``.
-        num_crowd_dropped: Objects left out by ``crowd="drop"``.
-        num_images_dropped: Images left out by ``empty="drop"``.
-        num_skipped: Images left out by ``on_error="skip"``; all other counts are without them.
-    """
-
-    num_images: int
-    num_objects: int
-    num_crowd: int
-    num_empty_images: int
-    num_clipped: int
-    num_without_area: int
-    num_crowd_dropped: int
-    num_images_dropped: int
-    num_skipped: int = 0
+_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 
 @dataclass(frozen=True)
 class CocoTable:
-    """Images, and their objects sorted by image."""
+    """Objects of some categories, sorted by image, also those that are only counted."""
 
-    path: Path
-    images: CocoImages
-    objects: CocoObjects
-    boxes: npt.NDArray[np.float64] | npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    file: CocoFile
+    rows: npt.NDArray[np.int64]  # (N,) in the file
+    labels: npt.NDArray[np.int64]  # (N,)
+    clean: CleanBoxes
+    is_dropped: npt.NDArray[np.bool_]  # (N,) crowds that are not wanted
+    segmentations: npt.NDArray[np.object_]  # (N,) packed; None where not read
+    keypoints: npt.NDArray[np.float32]  # (N, K, 3)
 
-    @classmethod
-    def read(cls, file: CocoFile, category_ids: Sequence[int], path: Path) -> CocoTable:
-        """Take the objects of some categories, and the sizes of all images."""
-        label_of = {category_id: label for label, category_id in enumerate(category_ids, 1)}
-        by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
-        labels = by_index[file.objects.category_index]
-        order = np.argsort(file.objects.image_index, kind="stable")
-        rows = order[labels[order] > 0]
-        objects = file.objects.take(rows)
-        return cls(path, file.images, objects, objects.boxes, labels[rows])
+    @property
+    def image_index(self) -> npt.NDArray[np.int64]:
+        """The image of each object in the file ``(N,)``."""
+        return self.file.image_index[self.rows]
 
-    def fill_sizes(self, folder: Path, report: Report = raise_problem) -> CocoTable:
-        """Read the size of each image whose size the file does not give from its header."""
-        images = self.images
-        sizes: npt.NDArray[np.int64] = images.sizes.copy()
-        for index in np.flatnonzero(np.any(sizes == 0, axis=1)).tolist():
-            path = folder / images.names[index]
-            try:
-                sizes[index] = read_image_size(path)
-            except FileNotFoundError:
-                message = f"{path}: there is no such file to read the image's size from"
-                if report is raise_problem:
-                    raise FileNotFoundError(message) from None
-                report("missing file", message, images.ids[index])
-            except (ValueError, OSError) as error:
-                if not is_of_the_data(error):
-                    raise
-                report("unusable image", str(error), images.ids[index])
-        return replace(self, images=replace(images, sizes=sizes))
+    @property
+    def is_used(self) -> npt.NDArray[np.bool_]:
+        """Which objects are in the data set ``(N,)``."""
+        return self.clean.has_area & ~self.is_dropped
 
-    def is_used(self, *, clip: bool, drop_crowd: bool) -> npt.NDArray[np.bool_]:
-        """Return ``(M,)``, whether `clean` with these arguments keeps each object."""
-        has_area = self._clean_boxes().has_area if clip else np.ones(len(self.labels), dtype=bool)
-        return has_area & ~(self.objects.iscrowd & drop_crowd)
-
-    def check_objects(
-        self,
-        report: Report,
-        is_used: npt.NDArray[np.bool_],
-        *,
-        masks: bool = False,
-        num_keypoints: int | None = None,
-    ) -> None:
-        """Report each object whose segmentation or keypoints cannot be used."""
-        for row in np.flatnonzero(is_used).tolist():
-            image = self.images.ids[int(self.objects.image_index[row])]
-            try:
-                if masks:
-                    self._segmentation(row)
-                if num_keypoints is not None:
-                    read_keypoints(self.objects.keypoints[row], num_keypoints)
-            except ValueError as error:
-                report("unusable annotation", f"{self._where(row)}: {error}", image)
-
-    def without_images(self, image_ids: Container[int]) -> CocoTable:
-        """Leave out some images, and their objects with them."""
-        is_kept = np.array([image_id not in image_ids for image_id in self.images.ids], bool)
-        rows = np.flatnonzero(is_kept[self.objects.image_index])
-        kept = replace(
+    def take(self, keep: npt.NDArray[np.bool_]) -> CocoTable:
+        """Return the objects where ``keep (N,)`` holds."""
+        clean = self.clean
+        return replace(
             self,
-            objects=self.objects.take(rows),
-            boxes=self.boxes[rows],
-            labels=self.labels[rows],
-        )
-        return kept._only_images(is_kept)
-
-    def clean(
-        self, *, clip: bool, drop_crowd: bool, drop_empty: bool
-    ) -> tuple[CocoTable, CocoReport]:
-        """Clip boxes, drop those without area and what else is to be dropped, warn once."""
-        clean = self._clean_boxes() if clip else self._keep_boxes()
-        message = clean.message(self.describe_box)
-        if message:
-            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
-        is_dropped = self.objects.iscrowd & clean.has_area & drop_crowd
-        keep = np.flatnonzero(clean.has_area & ~is_dropped)
-        kept = replace(
-            self,
-            objects=self.objects.take(keep),
-            boxes=clean.boxes[keep],
+            rows=self.rows[keep],
             labels=self.labels[keep],
+            clean=CleanBoxes(clean.boxes[keep], clean.has_area[keep], clean.is_clipped[keep]),
+            is_dropped=self.is_dropped[keep],
+            segmentations=self.segmentations[keep],
+            keypoints=self.keypoints[keep],
         )
-        table = kept._without_empty_images() if drop_empty else kept
-        return table, table._report(clean, int(is_dropped.sum()), len(self.images.ids))
 
-    def offsets(self) -> npt.NDArray[np.int64]:
-        """Return ``(I + 1,)``: image ``i`` owns the rows ``offsets[i]`` to ``offsets[i + 1]``."""
-        counts = np.bincount(self.objects.image_index, minlength=len(self.images.ids))
-        return np.concatenate([[0], np.cumsum(counts)])
-
-    def columns(self) -> dict[str, Tensor]:
-        """Return ``boxes``, ``labels``, ``iscrowd`` and ``area`` of all objects as tensors."""
-        x1, y1, x2, y2 = self.boxes.T
-        area = np.where(np.isnan(self.objects.area), (x2 - x1) * (y2 - y1), self.objects.area)
-        return {
-            "boxes": torch.from_numpy(self.boxes.astype(np.float32)),
-            "labels": torch.from_numpy(self.labels),
-            "iscrowd": torch.from_numpy(self.objects.iscrowd.astype(np.int64)),
-            "area": torch.from_numpy(area.astype(np.float32)),
-        }
-
-    def keypoints(self, num_keypoints: int) -> Tensor:
-        """Return the keypoints of all objects, float32 ``(M, K, 3)``."""
-        keypoints = np.zeros((len(self.labels), num_keypoints, 3), dtype=np.float32)
-        for row, value in enumerate(self.objects.keypoints):
+    def read_shapes(self, *, masks: bool) -> None:
+        """Read segmentations and keypoints of what is used; note what cannot be used."""
+        fits: npt.NDArray[np.bool_] = np.isfinite(self.clean.boxes).all(axis=1)
+        num_keypoints = self.keypoints.shape[1]
+        has_shapes = masks or num_keypoints > 0
+        for index in np.flatnonzero(self.is_used & (has_shapes | ~fits)).tolist():
+            row = int(self.rows[index])
             try:
-                keypoints[row] = read_keypoints(value, num_keypoints)
+                if not fits[index]:
+                    raise ValueError("too large for float32; expected less, or clip=True")
+                if masks:
+                    self.segmentations[index] = self.file.segmentation(row)
+                if num_keypoints:
+                    value = self.file.items[row].get("keypoints")
+                    self.keypoints[index] = _read_visible(value, num_keypoints)
             except ValueError as error:
-                raise ValueError(f"{self._where(row)}: {error}") from None
-        return torch.from_numpy(keypoints)
+                where = self.file.where(row) if fits[index] else self.describe_box(index)
+                problem = Problem("unusable annotation", ValueError(f"{where}: {error}"))
+                self.file.problems.setdefault(int(self.file.image_index[row]), problem)
 
-    def segmentations(self) -> list[bytes]:
-        """Return the packed segmentations of all objects."""
-        packed = []
-        for row in range(len(self.labels)):
-            try:
-                packed.append(self._segmentation(row))
-            except ValueError as error:
-                raise ValueError(f"{self._where(row)}: {error}") from None
-        return packed
+    def area(self) -> npt.NDArray[np.float64]:
+        """Return the file's areas ``(N,)``; those of the boxes where it gives none."""
+        x1, y1, x2, y2 = self.clean.boxes.T
+        area = self.file.area[self.rows]
+        return np.where(np.isnan(area), (x2 - x1) * (y2 - y1), area)
 
-    def _segmentation(self, row: int) -> bytes:
-        value = self.objects.segmentations[row]
-        if not isinstance(value, bytes):
-            raise ValueError(value or "segmentation is missing or empty, and masks=True needs it")
-        height, width = self.images.sizes[self.objects.image_index[row]].tolist()
-        if rle_size(value) not in (None, (height, width)):
-            raise ValueError(
-                f"the RLE's size (height, width) is {rle_size(value)}, but the image is "
-                f"{height} x {width}"
-            )
-        return value
-
-    def _clean_boxes(self) -> CleanBoxes:
-        return clean_boxes(self.objects.boxes, self.images.sizes[self.objects.image_index])
-
-    def _keep_boxes(self) -> CleanBoxes:
-        kept = keep_boxes(self.objects.boxes)
-        fits = np.isfinite(kept.boxes).all(axis=1)
-        if not fits.all():
-            where = self.describe_box(int(np.argmin(fits)))
-            raise ValueError(f"{where}: too large for float32; expected less, or clip=True")
-        return kept
-
-    def _without_empty_images(self) -> CocoTable:
-        has_objects = np.diff(self.offsets()) > 0
-        if not has_objects.any():
-            raise ValueError(f'{self.path}: no image has an object left, and empty="drop"')
-        return self._only_images(has_objects)
-
-    def _only_images(self, is_kept: npt.NDArray[np.bool_]) -> CocoTable:
-        """Keep the images of a mask ``(I,)``; no object must be of another."""
-        kept = np.flatnonzero(is_kept)
-        images = CocoImages(
-            ids=[self.images.ids[index] for index in kept],
-            names=[self.images.names[index] for index in kept],
-            sizes=self.images.sizes[kept],
-        )
-        new_index = np.cumsum(is_kept) - 1
-        objects = replace(self.objects, image_index=new_index[self.objects.image_index])
-        return replace(self, images=images, objects=objects)
-
-    def _report(self, clean: CleanBoxes, num_crowd_dropped: int, num_read: int) -> CocoReport:
-        return CocoReport(
-            num_images=len(self.images.ids),
-            num_objects=len(self.labels),
-            num_crowd=int(self.objects.iscrowd.sum()),
-            num_empty_images=int((np.diff(self.offsets()) == 0).sum()),
-            num_clipped=int(clean.is_clipped.sum()),
-            num_without_area=int((~clean.has_area).sum()),
-            num_crowd_dropped=num_crowd_dropped,
-            num_images_dropped=num_read - len(self.images.ids),
-        )
-
-    def _where(self, row: int) -> str:
-        index = int(self.objects.image_index[row])
-        image = f"image {self.images.ids[index]} ({self.images.names[index]})"
-        return f"{self.path}, annotation {self.objects.ids[row]} of {image}"
-
-    def describe_box(self, row: int) -> str:
+    def describe_box(self, index: int) -> str:
         """Say where a box stands and how it is written there."""
-        x1, y1, x2, y2 = self.objects.boxes[row]
-        height, width = self.images.sizes[self.objects.image_index[row]]
-        bbox = f"{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
-        return f"{self._where(row)}, bbox = {bbox} in {width} x {height} pixels"
+        row = int(self.rows[index])
+        bbox = ", ".join(f"{value:g}" for value in self.file.boxes[row])
+        height, width = self.file.sizes[self.file.image_index[row]]
+        return f"{self.file.where(row)}, bbox = {bbox} in {width} x {height} pixels"
 
 
-_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
+def choose_objects(
+    file: CocoFile,
+    categories: Sequence[CocoCategory],
+    *,
+    clip: bool,
+    drop_crowd: bool,
+    masks: bool,
+    num_keypoints: int,
+) -> CocoTable:
+    """Take the objects of some categories, which are labelled 1, 2, ... in their order."""
+    label_of = {category.id: label for label, category in enumerate(categories, 1)}
+    by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
+    labels = by_index[file.category_index]
+    order = np.argsort(file.image_index, kind="stable")
+    rows = order[labels[order] > 0]
+    boxes = file.boxes[rows]
+    with np.errstate(over="ignore"):  # what no float holds is beyond the image
+        boxes[:, 2:] += boxes[:, :2]
+    clean = clean_boxes(boxes, file.sizes[file.image_index[rows]]) if clip else keep_boxes(boxes)
+    table = CocoTable(
+        file,
+        rows,
+        labels[rows],
+        clean,
+        is_dropped=file.iscrowd[rows] & clean.has_area & drop_crowd,
+        segmentations=np.empty(len(rows), dtype=np.object_),
+        keypoints=np.zeros((len(rows), num_keypoints, 3), dtype=np.float32),
+    )
+    table.read_shapes(masks=masks)
+    return table
 
 
-def common_keypoints(names: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
+def fill_sizes(file: CocoFile, folder: Path) -> None:
+    """Read the size of each image whose size the file does not give from its header."""
+    for index in np.flatnonzero(np.any(file.sizes == 0, axis=1)).tolist():
+        if index not in file.problems:
+            size = attempt("unusable image", read_image_size, folder / file.names[index])
+            if isinstance(size, Problem):
+                file.problems[index] = size
+            else:
+                file.sizes[index] = size
+
+
+def choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[CocoCategory]:
+    """Return the category of each class, for each name one."""
+    by_name: dict[str, list[CocoCategory]] = {}
+    for category in sorted(file.categories, key=lambda category: category.id):
+        by_name.setdefault(category.name, []).append(category)
+    names = tuple(by_name) if classes is None else _checked_names(classes)
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise ValueError(
+            f"{file.path}: there is no category {unknown[0]!r}; known are {', '.join(by_name)}"
+        )
+    used = {file.categories[index].id for index in set(file.category_index.tolist())}
+    chosen = [_choose_one(by_name[name], used, file.path) for name in names]
+    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
+
+
+def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
+    names = () if isinstance(classes, str) else tuple(classes)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
+    return names
+
+
+def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> CocoCategory:
+    """Return the one that has annotations, of categories that share a name."""
+    with_objects = [category for category in categories if category.id in used]
+    if len(with_objects) > 1:
+        ids = " and ".join(str(category.id) for category in with_objects)
+        raise ValueError(
+            f"{path}: the categories {ids} are all named {categories[0].name!r} and have "
+            "annotations; expected one, or classes without this name"
+        )
+    # Super-categories come first: with none annotated, as in a small split, the last is the class.
+    return (with_objects or categories)[-1]
+
+
+def common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
     """Return the keypoints' names that all categories share; one without any does not count."""
-    with_keypoints = [(category, keypoints) for category, keypoints in names if keypoints]
+    with_keypoints = [category for category in categories if category.keypoints]
     if not with_keypoints:
-        raise ValueError("keypoints=True, but no category names keypoints")
-    first, expected = with_keypoints[0]
-    for category, keypoints in with_keypoints[1:]:
-        if keypoints != expected:
+        raise ValueError(f"{path}: keypoints=True, but no category names keypoints")
+    first = with_keypoints[0]
+    for other in with_keypoints[1:]:
+        if other.keypoints != first.keypoints:
             raise ValueError(
-                f"category {category!r} has {len(keypoints)} keypoints ({', '.join(keypoints)}), "
-                f"but {first!r} has {len(expected)} ({', '.join(expected)}); expected the same "
-                "for all categories that have any"
+                f"{path}: category {other.name!r} has {len(other.keypoints)} keypoints "
+                f"({', '.join(other.keypoints)}), but {first.name!r} has {len(first.keypoints)} "
+                f"({', '.join(first.keypoints)}); expected the same for all that have any"
             )
-    return expected
+    return first.keypoints
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
@@ -280,20 +195,8 @@ def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
 
 
-def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float32]:
-    """Check one annotation's ``keypoints`` and return them as ``(K, 3)``: x, y, visibility."""
-    if value is None:
-        return np.zeros((num_keypoints, 3), dtype=np.float32)
-    if not isinstance(value, list) or len(value) != 3 * num_keypoints:
-        got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
-        raise ValueError(
-            f"keypoints must be a list of 3 x {num_keypoints} = {3 * num_keypoints} numbers, "
-            f"got {got}"
-        )
-    for number in value:
-        if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # false of NaN too
-            raise ValueError(f"keypoints must be finite numbers, got {number!r}")
-    keypoints = np.array(value, dtype=np.float32).reshape(num_keypoints, 3)
+def _read_visible(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
+    keypoints = read_keypoints(value, num_keypoints)
     for visibility in keypoints[:, 2].tolist():
         if visibility not in (0, 1, 2):
             raise ValueError(f"a keypoint's visibility must be 0, 1 or 2, got {visibility:g}")
