@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 
 from detmix.data import CocoDetection
 from detmix.data.coco.masks import SegmentationBlock, pack_segmentation, read_polygons
-from detmix.data.coco.table import mirrored_order
+from detmix.data.coco.choose import mirrored_order
 
 
 @pytest.fixture(scope="module")

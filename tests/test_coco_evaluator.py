@@ -13,10 +13,10 @@ from coco_oracle import (
     plain_evaluator,
     random_case,
     truth,
+    write_json,
 )
 
-from detmix.evaluation import COCOEvaluator, encode_masks
-from detmix.evaluation.coco.backend import score_entries
+from detmix.evaluation import COCOEvaluator, encode_masks, score_predictions
 from detmix.evaluation.coco.masks import mask_areas
 
 
@@ -118,7 +118,7 @@ def test_bad_settings(options, message):
         COCOEvaluator(**{"classes": ["cat", "dog"], **options})
 
 
-def test_ids_of_64_bits():
+def test_ids_of_64_bits(tmp_path):
     def score(first_image, first_category, backend="auto"):
         images = [{"id": first_image + index, "height": 9, "width": 9} for index in range(3)]
         categories = [{"id": first_category + index, "name": f"{index}"} for index in range(2)]
@@ -132,6 +132,7 @@ def test_ids_of_64_bits():
             for index, image in enumerate(images)
         ]
         truth = {"images": images, "categories": categories, "annotations": entries[:2]}
-        return score_entries(truth, entries, backend=backend).as_dict()
+        files = write_json(tmp_path / "p.json", entries), write_json(tmp_path / "gt.json", truth)
+        return score_predictions(*files, backend=backend).as_dict()
 
     assert score(2**62, 1) == score(1, 2**62) == score(1, 1, backend="pycocotools")

@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.data.coco.file import CocoFile, read_coco
-from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.coco.table import (
+from detmix.data.boxes import CleanBoxes
+from detmix.data.coco.choose import (
     choose_categories,
     choose_objects,
     common_keypoints,
     fill_sizes,
     mirrored_order,
 )
+from detmix.data.coco.file import CocoFile, read_coco
+from detmix.data.coco.masks import SegmentationBlock
 from detmix.data.images import check_image_size, read_image
 from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
 
@@ -150,7 +152,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
         fill_sizes(file, self._folder)
-        table = choose_objects(
+        columns = choose_objects(
             file,
             categories,
             clip=clip,
@@ -158,45 +160,43 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
             masks=masks,
             num_keypoints=len(self.keypoint_names),
         )
-        if on_error == "raise" and not file.problems:
-            _check_files(self._folder, file.names)
         usable, self.skipped = read_usable(
             [name or f"image {id}" for name, id in zip(file.names, file.image_ids, strict=True)],
             lambda index: _find_problem(file, index, self._folder, decode=on_error == "skip"),
             on_error,
             self._path,
         )
-        table = table.take(np.isin(table.image_index, list(usable)))
-        message = table.clean.message(table.describe_box)
+        columns = _take(columns, np.isin(columns["images"], list(usable)))
+        clean = CleanBoxes(columns["boxes"], columns["has_area"], columns["is_clipped"])
+        message = clean.message(lambda index: file.describe_box(columns["rows"][index]))
         if message:
             warnings.warn(message, UserWarning, stacklevel=2)
-        used = table.take(table.is_used)
-        chosen = sorted(set(used.image_index.tolist())) if empty == "drop" else list(usable)
+        used = _take(columns, columns["is_used"])
+        chosen = sorted(set(used["images"].tolist())) if empty == "drop" else list(usable)
         if not chosen:
             raise ValueError(f'{self._path}: no image has an object left, and empty="drop"')
         self.names = [file.names[index] for index in chosen]
+        if on_error == "raise":
+            _check_files(self._folder, self.names)
         self.image_ids = [file.image_ids[index] for index in chosen]
         self._sizes = torch.from_numpy(file.sizes[chosen])  # (I, 2) height, width
         # Image i owns the objects from offsets[i] to offsets[i + 1].
-        offsets = np.searchsorted(used.image_index, [*chosen, len(file.names)])
+        offsets = np.searchsorted(used["images"], [*chosen, len(file.names)])
         self._offsets = torch.from_numpy(offsets)  # (I + 1,)
+        dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
+        dtypes |= {"keypoints": "f4"} if keypoints else {}
         self._columns = {  # each (M, ...)
-            "boxes": torch.from_numpy(used.clean.boxes),
-            "labels": torch.from_numpy(used.labels),
-            "iscrowd": torch.from_numpy(file.iscrowd[used.rows].astype(np.int64)),
-            "area": torch.from_numpy(used.area().astype(np.float32)),
+            key: torch.from_numpy(used[key].astype(dtype)) for key, dtype in dtypes.items()
         }
-        if keypoints:
-            self._columns["keypoints"] = torch.from_numpy(used.keypoints)
-        self._segmentations = SegmentationBlock(used.segmentations.tolist()) if masks else None
+        self._segmentations = SegmentationBlock(used["segmentations"].tolist()) if masks else None
         self.report = CocoReport(
             num_images=len(chosen),
-            num_objects=len(used.rows),
-            num_crowd=int(file.iscrowd[used.rows].sum()),
+            num_objects=len(used["rows"]),
+            num_crowd=int(used["iscrowd"].sum()),
             num_empty_images=int((np.diff(offsets) == 0).sum()),
-            num_clipped=int(table.clean.is_clipped.sum()),
-            num_without_area=int((~table.clean.has_area).sum()),
-            num_crowd_dropped=int(table.is_dropped.sum()),
+            num_clipped=int(columns["is_clipped"].sum()),
+            num_without_area=int((~columns["has_area"]).sum()),
+            num_crowd_dropped=int(columns["is_dropped"].sum()),
             num_images_dropped=len(usable) - len(chosen),
             num_skipped=len(self.skipped),
         )
@@ -251,6 +251,12 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         return index % len(self)
+
+
+def _take(
+    columns: dict[str, npt.NDArray[Any]], keep: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[Any]]:
+    return {key: column[keep] for key, column in columns.items()}
 
 
 def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> Problem | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco.masks import pack_item, rle_size, shorten, strip_item
+from detmix.data.coco.masks import check_fit, pack_item, shorten, strip_item
 from detmix.data.skipping import Problem
 from detmix.files import read_file
 
@@ -70,19 +70,18 @@ class CocoFile:
             f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
         )
 
-    def segmentation(self, row: int) -> bytes:
-        """Return an object's packed segmentation, which must fit its image."""
-        value = self.items[row].get("segmentation") or "segmentation is missing or empty"
+    def describe_box(self, row: int) -> str:
+        """Say where a box stands and how it is written there."""
+        height, width = self.sizes[self.image_index[row]]
+        bbox = ", ".join(f"{value:g}" for value in self.boxes[row])
+        return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
+
+    def segmentation(self, item: Mapping[str, Any], index: int) -> bytes:
+        """Return the packed segmentation of an object, which must fit the image of this index."""
+        value = item.get("segmentation") or "segmentation is missing or empty"
         if not isinstance(value, bytes):
             raise ValueError(value)
-        height, width = self.sizes[self.image_index[row]].tolist()
-        if not height or not width:
-            raise ValueError("segmentation needs the height and width of its image, got none")
-        if rle_size(value) not in (None, (height, width)):
-            raise ValueError(
-                f"the RLE's size (height, width) is {rle_size(value)}, but the image is "
-                f"{height} x {width}"
-            )
+        check_fit(value, tuple(self.sizes[index].tolist()))
         return value
 
 

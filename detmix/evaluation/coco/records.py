@@ -1,9 +1,9 @@
-"""Reading and checking what COCO's evaluation needs of a batch, image by image.
+"""From batches to COCO's entries: what its evaluation needs of each image, checked once.
 
 Shape legend: N objects or detections of one image, K keypoints each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,126 +11,111 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
 from detmix.evaluation.records import Columns, ImageId, Record, RecordReader, as_array, read_batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instances:
-    """What objects and detections share."""
-
-    boxes: NDArray[Any]
-    labels: NDArray[np.int32]
-    masks: list[Rle] | None
-    keypoints: NDArray[Any] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objects(Instances):
-    """Ground truth."""
-
-    iscrowd: NDArray[np.bool_]
-    difficult: NDArray[np.bool_]
-    area: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections(Instances):
-    """What a detector found."""
-
-    scores: NDArray[Any]
-
-
 @dataclass(frozen=True)
 class CocoImage:
-    """One image."""
+    """One image, its objects and its detections as COCO's files have them."""
 
-    image_id: int
-    size: tuple[int, int] | None
-    file_name: str | None
-    objects: Objects
-    detections: Detections
+    entry: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class CocoReader:
     """Reads batches."""
 
-    num_classes: int
+    category_ids: tuple[int, ...]
     iou_types: tuple[str, ...]
 
     def read(
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
-    ) -> list[CocoImage]:
-        """Check a batch and take out what is evaluated, with masks encoded."""
-        batch = read_batch(predictions, targets, self.num_classes)
+    ) -> tuple[list[CocoImage], int | None]:
+        """Check a batch; return its images, and the number of keypoints once it is known."""
+        num_classes = len(self.category_ids)
+        batch = read_batch(predictions, targets, num_classes)
         image_ids = _checked_ids(batch.image_ids)
-        of_objects = RecordReader("targets", batch.image_ids, self.num_classes)
-        of_detections = RecordReader("predictions", batch.image_ids, self.num_classes)
+        of_objects = RecordReader("targets", batch.image_ids, num_classes)
+        of_detections = RecordReader("predictions", batch.image_ids, num_classes)
         images = []
         rows = zip(_split(batch.objects), _split(batch.detections), strict=True)
         for index, (there, found) in enumerate(rows):
-            target = _Item(of_objects, index, targets[index], len(there.labels))
-            objects = self._objects(target, there, points)
-            points = points or num_keypoints([objects])
-            prediction = _Item(of_detections, index, predictions[index], len(found.labels))
-            detections = self._detections(prediction, found, points)
-            points = points or num_keypoints([detections])
-            size = _size(target, objects, detections)
-            images.append(
-                CocoImage(image_ids[index], size, _file_name(target), objects, detections)
-            )
-        return images
+            target = _Item(of_objects, index, image_ids[index], targets[index], there)
+            annotations = self._annotations(target, points)
+            points = points or num_keypoints(annotations)
+            prediction = _Item(of_detections, index, image_ids[index], predictions[index], found)
+            results = self._results(prediction, points)
+            points = points or num_keypoints(results)
+            entry = {"id": image_ids[index], **_about(target, [*annotations, *results])}
+            images.append(CocoImage(entry, annotations, results))
+        return images, points
 
-    def _objects(self, item: "_Item", rows: Columns, points: int | None) -> Objects:
-        masks, keypoints = self._extras(item, points)
+    def _annotations(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+        # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
+        # that as a box or a mask it counts neither way in any program.
+        entries = self._entries(item, points)
         iscrowd = np.zeros(item.num, dtype=bool)
         if "iscrowd" in item.record:
             iscrowd = item.vector("iscrowd", "biu").astype(bool)
-        return Objects(
-            boxes=rows.boxes,
-            labels=rows.labels,
-            masks=masks,
-            keypoints=keypoints,
-            iscrowd=iscrowd,
-            difficult=rows.extra,
-            area=_areas(item, rows.boxes, masks),
-        )
+        difficult = item.rows.extra
+        areas = np.where(difficult, IGNORED_AREA, _areas(item, entries)).tolist()
+        for row, entry in enumerate(entries):
+            entry |= {"area": areas[row], "iscrowd": int(iscrowd[row])}
+            if difficult[row]:
+                entry["difficult"] = 1
+            if "keypoints" in entry:
+                visible = sum(v > 0 for v in entry["keypoints"][2::3])
+                entry["num_keypoints"] = 0 if difficult[row] else visible
+        return entries
 
-    def _detections(self, item: "_Item", rows: Columns, points: int | None) -> Detections:
+    def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        ordered = (rows.boxes[:, :2] <= rows.boxes[:, 2:]).all(axis=1)
+        boxes = item.rows.boxes
+        ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
         if not ordered.all():
             row = int(np.argmin(ordered))
-            box = rows.boxes[row].tolist()
-            raise item.error(f"boxes[{row}] is {box}, expected x1 <= x2 and y1 <= y2")
-        masks, keypoints = self._extras(item, points)
-        return Detections(
-            boxes=rows.boxes,
-            labels=rows.labels,
-            masks=masks,
-            keypoints=keypoints,
-            scores=rows.extra,
-        )
+            raise item.error(f"boxes[{row}] is {boxes[row].tolist()}, expected x1 <= x2, y1 <= y2")
+        entries = self._entries(item, points)
+        for entry, score in zip(entries, item.rows.extra.tolist(), strict=True):
+            entry["score"] = score
+        return entries
 
-    def _extras(
-        self, item: "_Item", points: int | None
-    ) -> tuple[list[Rle] | None, NDArray[Any] | None]:
-        """Masks and keypoints, those of the two that are evaluated."""
-        return (
-            _masks(item) if "segm" in self.iou_types else None,
-            _keypoints(item, points) if "keypoints" in self.iou_types else None,
-        )
+    def _entries(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+        """What objects and detections share: image, category, box, and masks and keypoints."""
+        boxes = item.rows.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
+        columns = {
+            "image_id": [item.image_id] * len(boxes),
+            "category_id": [self.category_ids[label - 1] for label in item.rows.labels.tolist()],
+            "bbox": boxes.tolist(),
+        }
+        if "segm" in self.iou_types:
+            columns["segmentation"] = _masks(item)
+        if "keypoints" in self.iou_types:
+            columns["keypoints"] = _keypoints(item, points)
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One image's target or prediction, with ``num`` boxes."""
+    """One image's target or prediction."""
 
     reader: RecordReader
     index: int
+    image_id: int
     record: Record
-    num: int
+    rows: Columns
+
+    @property
+    def num(self) -> int:
+        return len(self.rows.labels)
 
     def vector(self, key: str, kinds: str) -> NDArray[Any]:
         return self.reader.vector(self.index, key, self.record[key], self.num, kinds)
@@ -175,12 +160,9 @@ def _rows(column: Any, rows: NDArray[np.int64]) -> Any:
     return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
 
 
-def num_keypoints(instances: Iterable[Instances]) -> int | None:
-    """K of the first that have any keypoints."""
-    for some in instances:
-        if some.keypoints is not None and len(some.keypoints):
-            return int(some.keypoints.shape[1])
-    return None
+def num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """K, where it can be told."""
+    return len(entries[0].get("keypoints", ())) // 3 or None if entries else None
 
 
 def _checked_ids(image_ids: Sequence[ImageId]) -> list[int]:
@@ -207,7 +189,7 @@ def _split(columns: Columns) -> list[Columns]:
     ]
 
 
-def _areas(item: _Item, boxes: NDArray[Any], masks: list[Rle] | None) -> NDArray[np.float64]:
+def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """The target's ``area (N,)``; where it has none the masks', or else the boxes'."""
     if "area" in item.record:
         areas = item.vector("area", "fiu").astype(np.float64)
@@ -216,10 +198,9 @@ def _areas(item: _Item, boxes: NDArray[Any], masks: list[Rle] | None) -> NDArray
             row = int(np.argmin(good))
             raise item.error(f"area[{row}] is {areas[row]}, expected 0 or more")
         return areas
-    if masks is not None:
-        return mask_areas(masks)
-    width, height = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).T
-    return np.asarray(width * height, dtype=np.float64)
+    if entries and "segmentation" in entries[0]:
+        return mask_areas([entry["segmentation"] for entry in entries])
+    return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
 
 
 def _masks(item: _Item) -> list[Rle]:
@@ -235,11 +216,11 @@ def _masks(item: _Item) -> list[Rle]:
     return masks
 
 
-def _keypoints(item: _Item, points: int | None) -> NDArray[Any]:
+def _keypoints(item: _Item, points: int | None) -> list[list[float]]:
     if item.num == 0:
-        return np.zeros((0, points or 0, 3))
+        return []
     item.check_key("keypoints", "keypoints")
-    keypoints = np.array(as_array(item.record["keypoints"]))  # a copy: buffers are used again
+    keypoints = as_array(item.record["keypoints"])
     shape = keypoints.shape
     if len(shape) != 3 or shape[::2] != (item.num, 3) or shape[1] != (points or max(shape[1], 1)):
         expected = f"({item.num}, {points or 'K'}, 3)"
@@ -248,30 +229,25 @@ def _keypoints(item: _Item, points: int | None) -> NDArray[Any]:
     if not good.all():
         row = int(np.argmin(good))
         raise item.error(f"keypoints[{row}] is {keypoints[row].tolist()}, expected finite numbers")
-    return keypoints
+    flat: list[list[float]] = keypoints.reshape(item.num, -1).tolist()
+    return flat
 
 
-def _size(target: _Item, objects: Objects, detections: Detections) -> tuple[int, int] | None:
-    """The masks' height and width, which must be one; ``orig_size`` where there are none."""
-    masks = (objects.masks or []) + (detections.masks or [])
-    sizes = sorted({(int(height), int(width)) for height, width in (m["size"] for m in masks)})
+def _about(target: _Item, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The image's size, its masks' or else ``orig_size``, and its file's name, where known."""
+    about: dict[str, Any] = {}
+    sizes = sorted({tuple(e["segmentation"]["size"]) for e in entries if "segmentation" in e})
     if len(sizes) > 1:
         found = " and ".join(f"{height} x {width}" for height, width in sizes)
         raise target.error(f"has, with its prediction, masks of {found} pixels, expected one size")
-    return sizes[0] if sizes else _orig_size(target)
-
-
-def _orig_size(target: _Item) -> tuple[int, int] | None:
-    if "orig_size" not in target.record:
-        return None
-    size = as_array(target.record["orig_size"]).reshape(-1)
-    if size.shape != (2,) or size.dtype.kind not in "iu":
-        raise target.error(f"orig_size is {size.tolist()}, expected height and width")
-    return int(size[0]), int(size[1])
-
-
-def _file_name(target: _Item) -> str | None:
+    if not sizes and "orig_size" in target.record:
+        size = as_array(target.record["orig_size"]).reshape(-1)
+        if size.shape != (2,) or size.dtype.kind not in "iu":
+            raise target.error(f"orig_size is {size.tolist()}, expected height and width")
+        sizes = [tuple(size.tolist())]
+    if sizes:
+        about = dict(zip(("height", "width"), sizes[0], strict=True))
     name = target.record.get("file_name")
     if name is not None and not isinstance(name, str):
         raise target.error(f"file_name is {name!r}, expected a str")
-    return name
+    return about if name is None else about | {"file_name": name}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.boxes import CleanBoxes, clean_boxes, keep_boxes
+from detmix.data.boxes import clean_boxes, keep_boxes
 from detmix.data.coco.file import CocoCategory, CocoFile, read_keypoints
 from detmix.data.images import read_image_size
 from detmix.data.skipping import Problem, attempt
@@ -22,75 +21,6 @@ from detmix.data.skipping import Problem, attempt
 _SIDE = re.compile("left|right", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
-
-
-@dataclass(frozen=True)
-class CocoTable:
-    """Objects of some categories, sorted by image, also those that are only counted."""
-
-    file: CocoFile
-    rows: npt.NDArray[np.int64]  # (N,) in the file
-    labels: npt.NDArray[np.int64]  # (N,)
-    clean: CleanBoxes
-    is_dropped: npt.NDArray[np.bool_]  # (N,) crowds that are not wanted
-    segmentations: npt.NDArray[np.object_]  # (N,) packed; None where not read
-    keypoints: npt.NDArray[np.float32]  # (N, K, 3)
-
-    @property
-    def image_index(self) -> npt.NDArray[np.int64]:
-        """The image of each object in the file ``(N,)``."""
-        return self.file.image_index[self.rows]
-
-    @property
-    def is_used(self) -> npt.NDArray[np.bool_]:
-        """Which objects are in the data set ``(N,)``."""
-        return self.clean.has_area & ~self.is_dropped
-
-    def take(self, keep: npt.NDArray[np.bool_]) -> CocoTable:
-        """Return the objects where ``keep (N,)`` holds."""
-        clean = self.clean
-        return replace(
-            self,
-            rows=self.rows[keep],
-            labels=self.labels[keep],
-            clean=CleanBoxes(clean.boxes[keep], clean.has_area[keep], clean.is_clipped[keep]),
-            is_dropped=self.is_dropped[keep],
-            segmentations=self.segmentations[keep],
-            keypoints=self.keypoints[keep],
-        )
-
-    def read_shapes(self, *, masks: bool) -> None:
-        """Read segmentations and keypoints of what is used; note what cannot be used."""
-        fits: npt.NDArray[np.bool_] = np.isfinite(self.clean.boxes).all(axis=1)
-        num_keypoints = self.keypoints.shape[1]
-        has_shapes = masks or num_keypoints > 0
-        for index in np.flatnonzero(self.is_used & (has_shapes | ~fits)).tolist():
-            row = int(self.rows[index])
-            try:
-                if not fits[index]:
-                    raise ValueError("too large for float32; expected less, or clip=True")
-                if masks:
-                    self.segmentations[index] = self.file.segmentation(row)
-                if num_keypoints:
-                    value = self.file.items[row].get("keypoints")
-                    self.keypoints[index] = _read_visible(value, num_keypoints)
-            except ValueError as error:
-                where = self.file.where(row) if fits[index] else self.describe_box(index)
-                problem = Problem("unusable annotation", ValueError(f"{where}: {error}"))
-                self.file.problems.setdefault(int(self.file.image_index[row]), problem)
-
-    def area(self) -> npt.NDArray[np.float64]:
-        """Return the file's areas ``(N,)``; those of the boxes where it gives none."""
-        x1, y1, x2, y2 = self.clean.boxes.T
-        area = self.file.area[self.rows]
-        return np.where(np.isnan(area), (x2 - x1) * (y2 - y1), area)
-
-    def describe_box(self, index: int) -> str:
-        """Say where a box stands and how it is written there."""
-        row = int(self.rows[index])
-        bbox = ", ".join(f"{value:g}" for value in self.file.boxes[row])
-        height, width = self.file.sizes[self.file.image_index[row]]
-        return f"{self.file.where(row)}, bbox = {bbox} in {width} x {height} pixels"
 
 
 def choose_objects(
@@ -101,8 +31,12 @@ def choose_objects(
     drop_crowd: bool,
     masks: bool,
     num_keypoints: int,
-) -> CocoTable:
-    """Take the objects of some categories, which are labelled 1, 2, ... in their order."""
+) -> dict[str, npt.NDArray[Any]]:
+    """Return columns ``(N, ...)`` of the objects of some categories, sorted by image.
+
+    Labels are 1, 2, ... in the order of the categories. Also what is not used is there, to be
+    counted; of what is used the ``segmentations`` and ``keypoints`` are read.
+    """
     label_of = {category.id: label for label, category in enumerate(categories, 1)}
     by_index = np.array([label_of.get(category.id, 0) for category in file.categories])
     labels = by_index[file.category_index]
@@ -112,17 +46,45 @@ def choose_objects(
     with np.errstate(over="ignore"):  # what no float holds is beyond the image
         boxes[:, 2:] += boxes[:, :2]
     clean = clean_boxes(boxes, file.sizes[file.image_index[rows]]) if clip else keep_boxes(boxes)
-    table = CocoTable(
-        file,
-        rows,
-        labels[rows],
-        clean,
-        is_dropped=file.iscrowd[rows] & clean.has_area & drop_crowd,
-        segmentations=np.empty(len(rows), dtype=np.object_),
-        keypoints=np.zeros((len(rows), num_keypoints, 3), dtype=np.float32),
-    )
-    table.read_shapes(masks=masks)
-    return table
+    x1, y1, x2, y2 = clean.boxes.T
+    is_dropped = file.iscrowd[rows] & clean.has_area & drop_crowd
+    columns: dict[str, npt.NDArray[Any]] = {
+        "rows": rows,
+        "images": file.image_index[rows],
+        "boxes": clean.boxes,
+        "labels": labels[rows],
+        "iscrowd": file.iscrowd[rows],
+        "area": np.where(np.isnan(file.area[rows]), (x2 - x1) * (y2 - y1), file.area[rows]),
+        "has_area": clean.has_area,
+        "is_clipped": clean.is_clipped,
+        "is_dropped": is_dropped,
+        "is_used": clean.has_area & ~is_dropped,
+        "segmentations": np.empty(len(rows), dtype=np.object_),
+        "keypoints": np.zeros((len(rows), num_keypoints, 3), dtype=np.float32),
+    }
+    _read_shapes(file, columns, masks=masks)
+    return columns
+
+
+def _read_shapes(file: CocoFile, columns: dict[str, npt.NDArray[Any]], *, masks: bool) -> None:
+    """Read segmentations and keypoints of what is used, and note what cannot be used."""
+    num_keypoints = columns["keypoints"].shape[1]
+    fits = np.isfinite(columns["boxes"]).all(axis=1)
+    is_read = columns["is_used"] & (masks or num_keypoints > 0 or ~fits)
+    for index in np.flatnonzero(is_read).tolist():
+        row, image = int(columns["rows"][index]), int(columns["images"][index])
+        item = file.items[row]
+        try:
+            if not fits[index]:
+                raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
+            if masks:
+                columns["segmentations"][index] = file.segmentation(item, image)
+            if num_keypoints:
+                keypoints = _read_visible(item.get("keypoints"), num_keypoints)
+                columns["keypoints"][index] = keypoints
+        except ValueError as error:
+            problem = Problem("unusable annotation", ValueError(f"{file.where(row)}: {error}"))
+            file.problems.setdefault(image, problem)
 
 
 def fill_sizes(file: CocoFile, folder: Path) -> None:
