@@ -123,7 +123,7 @@ class COCOEvaluator:
                 the value and what was expected.
         """
         if self.prediction_labels == "category_id":
-            predictions = contiguous_labels(predictions, self.category_ids, self.iou_types)
+            predictions = contiguous_labels(predictions, self.category_ids)
         images, points = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
             self._images.setdefault(image.entry["id"], image)

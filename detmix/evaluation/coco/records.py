@@ -3,17 +3,18 @@
 Shape legend: N objects or detections of one image, K keypoints each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
-from detmix.evaluation.records import Columns, ImageId, Record, RecordReader, as_array, read_batch
+from detmix.evaluation.records import Columns, ImageId, Record, as_array, read_batch
+
+_OF_DETECTIONS = ("boxes", "scores", "masks", "keypoints")
 
 
 @dataclass(frozen=True)
@@ -36,35 +37,32 @@ class CocoReader:
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
     ) -> tuple[list[CocoImage], int | None]:
         """Check a batch; return its images, and the number of keypoints once it is known."""
-        num_classes = len(self.category_ids)
-        batch = read_batch(predictions, targets, num_classes)
+        batch = read_batch(predictions, targets, len(self.category_ids))
         image_ids = _checked_ids(batch.image_ids)
-        of_objects = RecordReader("targets", batch.image_ids, num_classes)
-        of_detections = RecordReader("predictions", batch.image_ids, num_classes)
         images = []
-        rows = zip(_split(batch.objects), _split(batch.detections), strict=True)
-        for index, (there, found) in enumerate(rows):
-            target = _Item(of_objects, index, image_ids[index], targets[index], there)
-            annotations = self._annotations(target, points)
-            points = points or num_keypoints(annotations)
-            prediction = _Item(of_detections, index, image_ids[index], predictions[index], found)
+        for target, prediction in zip(
+            _items("targets", image_ids, targets, batch.objects),
+            _items("predictions", image_ids, predictions, batch.detections),
+            strict=True,
+        ):
+            annotations = self._annotations(target, batch.is_crowd[target.rows], points)
+            points = points or _num_keypoints(annotations)
             results = self._results(prediction, points)
-            points = points or num_keypoints(results)
-            entry = {"id": image_ids[index], **_about(target, [*annotations, *results])}
+            points = points or _num_keypoints(results)
+            entry = {"id": target.image_id, **_about(target, [*annotations, *results])}
             images.append(CocoImage(entry, annotations, results))
         return images, points
 
-    def _annotations(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+    def _annotations(
+        self, item: "_Item", is_crowd: NDArray[np.bool_], points: int | None
+    ) -> list[dict[str, Any]]:
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
         entries = self._entries(item, points)
-        iscrowd = np.zeros(item.num, dtype=bool)
-        if "iscrowd" in item.record:
-            iscrowd = item.vector("iscrowd", "biu").astype(bool)
-        difficult = item.rows.extra
+        difficult = item.columns.extra[item.rows]
         areas = np.where(difficult, IGNORED_AREA, _areas(item, entries)).tolist()
         for row, entry in enumerate(entries):
-            entry |= {"area": areas[row], "iscrowd": int(iscrowd[row])}
+            entry |= {"area": areas[row], "iscrowd": int(is_crowd[row])}
             if difficult[row]:
                 entry["difficult"] = 1
             if "keypoints" in entry:
@@ -74,23 +72,24 @@ class CocoReader:
 
     def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        boxes = item.rows.boxes
+        boxes = item.boxes
         ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
         if not ordered.all():
             row = int(np.argmin(ordered))
             raise item.error(f"boxes[{row}] is {boxes[row].tolist()}, expected x1 <= x2, y1 <= y2")
         entries = self._entries(item, points)
-        for entry, score in zip(entries, item.rows.extra.tolist(), strict=True):
+        for entry, score in zip(entries, item.columns.extra[item.rows].tolist(), strict=True):
             entry["score"] = score
         return entries
 
     def _entries(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         """What objects and detections share: image, category, box, and masks and keypoints."""
-        boxes = item.rows.boxes.astype(np.float64)
+        boxes = item.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
+        labels = item.columns.labels[item.rows].tolist()
         columns = {
             "image_id": [item.image_id] * len(boxes),
-            "category_id": [self.category_ids[label - 1] for label in item.rows.labels.tolist()],
+            "category_id": [self.category_ids[label - 1] for label in labels],
             "bbox": boxes.tolist(),
         }
         if "segm" in self.iou_types:
@@ -105,23 +104,25 @@ class CocoReader:
 
 @dataclass(frozen=True)
 class _Item:
-    """One image's target or prediction."""
+    """One image's target or prediction, and which rows of the batch are its own."""
 
-    reader: RecordReader
+    name: str
     index: int
     image_id: int
     record: Record
-    rows: Columns
+    columns: Columns
+    rows: slice
+
+    @property
+    def boxes(self) -> NDArray[Any]:
+        return self.columns.boxes[self.rows]
 
     @property
     def num(self) -> int:
-        return len(self.rows.labels)
-
-    def vector(self, key: str, kinds: str) -> NDArray[Any]:
-        return self.reader.vector(self.index, key, self.record[key], self.num, kinds)
+        return len(self.boxes)
 
     def error(self, message: str) -> ValueError:
-        return self.reader.error(self.index, message)
+        return ValueError(f"{self.name}[{self.index}] (image_id {self.image_id}): {message}")
 
     def check_key(self, key: str, iou_type: str) -> None:
         if key not in self.record:
@@ -129,39 +130,41 @@ class _Item:
             raise self.error(f"has no {key!r}, only {keys}; {iou_type!r} needs them")
 
 
-def contiguous_labels(
-    predictions: Any, category_ids: Sequence[int], iou_types: Sequence[str]
-) -> Any:
+def _items(
+    name: str, image_ids: Sequence[int], records: Sequence[Record], columns: Columns
+) -> Iterator[_Item]:
+    ends = np.cumsum(columns.counts).tolist()
+    for index, (num, end) in enumerate(zip(columns.counts.tolist(), ends, strict=True)):
+        yield _Item(name, index, image_ids[index], records[index], columns, slice(end - num, end))
+
+
+def contiguous_labels(predictions: Any, category_ids: Sequence[int]) -> Any:
     """Predictions with labels 1..C in place of category ids, without those of other categories."""
     if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
         return predictions
     label_of = {number: label for label, number in enumerate(category_ids, start=1)}
-    extras = {"segm": "masks", "keypoints": "keypoints"}
-    keys = ("boxes", "scores", *(extras[name] for name in iou_types if name in extras))
-    return [_relabelled(prediction, label_of, keys) for prediction in predictions]
+    return [_relabelled(prediction, label_of) for prediction in predictions]
 
 
-def _relabelled(prediction: Any, label_of: Mapping[int, int], keys: tuple[str, ...]) -> Any:
+def _relabelled(prediction: Any, label_of: Mapping[int, int]) -> Any:
     if not isinstance(prediction, Mapping) or "labels" not in prediction:
         return prediction
     ids = as_array(prediction["labels"])
-    columns = {key: prediction[key] for key in keys if key in prediction}
+    columns = {key: prediction[key] for key in _OF_DETECTIONS if key in prediction}
     of_one_length = all(tuple(np.shape(column)[:1]) == ids.shape for column in columns.values())
     if ids.dtype.kind not in "iu" or not of_one_length:
-        return prediction
+        return prediction  # refused when it is read
     labels = np.array([label_of.get(number, 0) for number in ids.tolist()], dtype=np.int64)
-    rows = np.flatnonzero(labels)
-    return {key: _rows(column, rows) for key, column in columns.items()} | {"labels": labels[rows]}
+    rows = np.flatnonzero(labels).tolist()
+    kept = {
+        key: [column[row] for row in rows] if isinstance(column, list) else column[rows]
+        for key, column in columns.items()
+    }
+    return kept | {"labels": labels[rows]}
 
 
-def _rows(column: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(column, torch.Tensor):
-        return column[torch.from_numpy(rows).to(column.device)]
-    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-
-
-def num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
-    """K, where it can be told."""
+def _num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """K, where there is an entry that has keypoints."""
     return len(entries[0].get("keypoints", ())) // 3 or None if entries else None
 
 
@@ -175,29 +178,18 @@ def _checked_ids(image_ids: Sequence[ImageId]) -> list[int]:
     return ids
 
 
-def _split(columns: Columns) -> list[Columns]:
-    """The rows of each image."""
-    ends = np.cumsum(columns.counts)
-    return [
-        Columns(
-            columns.counts[index : index + 1],
-            columns.boxes[end - num : end],
-            columns.labels[end - num : end],
-            columns.extra[end - num : end],
-        )
-        for index, (num, end) in enumerate(zip(columns.counts, ends, strict=True))
-    ]
-
-
 def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """The target's ``area (N,)``; where it has none the masks', or else the boxes'."""
     if "area" in item.record:
-        areas = item.vector("area", "fiu").astype(np.float64)
+        areas = as_array(item.record["area"])
+        if areas.shape != (item.num,) or (item.num and areas.dtype.kind not in "fiu"):
+            got = f"{areas.dtype} of shape {areas.shape}"
+            raise item.error(f"area is {got}, expected a number for each of {item.num} boxes")
         good = np.isfinite(areas) & (areas >= 0)
         if not good.all():
             row = int(np.argmin(good))
             raise item.error(f"area[{row}] is {areas[row]}, expected 0 or more")
-        return areas
+        return areas.astype(np.float64)
     if entries and "segmentation" in entries[0]:
         return mask_areas([entry["segmentation"] for entry in entries])
     return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
