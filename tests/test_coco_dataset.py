@@ -18,14 +18,10 @@ from data_files import (
     plain_rle,
     write_coco,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from detmix.data import CocoDetection
-from detmix.data.coco.masks import SegmentationBlock, pack_segmentation, read_polygons
-from detmix.data.coco.choose import mirrored_order
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +43,9 @@ def random_files(tmp_path_factory):
         corners = rng.uniform(0, 1, (int(rng.integers(1, 3)), 6, 2)) * (width, height) + (x, y)
         item["segmentation"] = [np.round(c, 2).ravel().tolist() for c in corners]
         if number % 6 == 0:
-            mask = rng.random((40, 60)) < 0.3
-            item |= {"iscrowd": 1, "segmentation": plain_rle(mask)}
+            mask = rng.random((40, 60)) < number / 60
+            encode = compressed_rle if number % 4 else plain_rle
+            item |= {"iscrowd": 1, "segmentation": encode(mask)}
         annotations.append(item)
     images = [image_entry(image_id, f"{image_id:012d}.jpg") for image_id in image_ids]
     return write_coco(tmp_path_factory.mktemp("coco"), annotations, images)
@@ -120,20 +117,6 @@ def test_everything_equals_pycocotools(random_files, capsys):
             dataset.index_of(missing)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.randoms(), st.floats(0, 1))
-def test_masks_survive_packing(height, width, num, rng, share):
-    masks = np.array([rng.random() < share for _ in range(num * height * width)], dtype=np.uint8)
-    masks = masks.reshape(num, height, width)
-    packed = [
-        pack_segmentation(plain_rle(mask) if rng.random() < 0.5 else compressed_rle(mask))
-        for mask in masks
-    ]
-    block = SegmentationBlock(packed)
-    first = rng.randint(0, num)
-    assert np.array_equal(block.decode(first, num, (height, width)).numpy(), masks[first:])
-
-
 def test_a_polygon_of_two_points_counts_for_nothing(tmp_path):
     both = box_object(2, segmentation=[[1, 1, 9, 9], *TRIANGLE])
     target = CocoDetection(*write_coco(tmp_path, [box_object(), both]), masks=True).target(0)
@@ -141,15 +124,17 @@ def test_a_polygon_of_two_points_counts_for_nothing(tmp_path):
     assert torch.equal(target["masks"][0], target["masks"][1])
 
 
-def test_outlines_are_bounded():
+def test_outlines_are_bounded(tmp_path):
     """pycocotools keeps every fifth of a pixel of every edge: 2 GB for 20 points far apart."""
     polygon = [0, 0, 4e5, 0, 4e5, 2e5]  # by hand: 4e5 + 2e5 + 4e5
-    assert read_polygons([polygon])[0].tolist() == polygon
-    with pytest.raises(ValueError, match="1000002 pixels"):
-        read_polygons([[0, 0, 4e5 + 1, 0, 4e5 + 1, 2e5]])
     angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
-    fine = np.stack([4000 + 3000 * np.cos(angles), 4000 + 3000 * np.sin(angles)], 1)
-    assert len(read_polygons([fine.ravel().tolist()])[0]) == 100_000
+    fine = 4000 + 3000 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for good in (polygon, fine.ravel().tolist()):
+        arguments = write_coco(tmp_path, [box_object(segmentation=[good])])
+        assert len(CocoDetection(*arguments, masks=True)) == 1
+    arguments = write_coco(tmp_path, [box_object(segmentation=[[0, 0, 4e5 + 1, 0, 4e5 + 1, 2e5]])])
+    with pytest.raises(ValueError, match="1000002 pixels"):
+        CocoDetection(*arguments, masks=True)
 
 
 def test_crowds_and_empty_images_can_be_dropped(tmp_path):
@@ -157,23 +142,24 @@ def test_crowds_and_empty_images_can_be_dropped(tmp_path):
     annotations = [box_object(1, 1), *crowds, box_object(4, 4, bbox=[1, 2, 3, 4])]
     images = [image_entry(i, f"{i}.jpg") for i in (4, 3, 2, 1)]
     arguments = write_coco(tmp_path, annotations, images)
-
-    def counts(**options):
-        """Image ids, numbers of objects of each, and crowds there and dropped."""
+    for options, ids, objects, *counts in (
+        ({}, [1, 2, 3, 4], [2, 1, 0, 1], 2, 0, 0, 1),
+        ({"crowd": "drop"}, [1, 2, 3, 4], [1, 0, 0, 1], 0, 2, 0, 2),
+        ({"empty": "drop"}, [1, 2, 4], [2, 1, 1], 2, 0, 1, 0),
+        ({"crowd": "drop", "empty": "drop"}, [1, 4], [1, 1], 0, 2, 2, 0),
+    ):
         dataset = CocoDetection(*arguments, **options)
-        objects = [len(dataset.target(index)["boxes"]) for index in range(len(dataset))]
+        assert dataset.image_ids == ids
+        assert [len(dataset.target(index)["boxes"]) for index in range(len(ids))] == objects
         report = dataset.report
-        return dataset.image_ids, objects, report.num_crowd, report.num_crowd_dropped
-
-    assert counts() == ([1, 2, 3, 4], [2, 1, 0, 1], 2, 0)
-    assert counts(crowd="drop") == ([1, 2, 3, 4], [1, 0, 0, 1], 0, 2)
-    assert counts(empty="drop") == ([1, 2, 4], [2, 1, 1], 2, 0)
-    filled = {"crowd": "drop", "empty": "drop"}
-    assert counts(**filled) == ([1, 4], [1, 1], 0, 2)
-    target = CocoDetection(*arguments, **filled)[1][1]
-    assert target["boxes"].tolist() == [[1, 2, 4, 6]]
+        assert (report.num_images, report.num_objects) == (len(ids), sum(objects))
+        assert counts == [report.num_crowd, report.num_crowd_dropped, report.num_images_dropped,
+                          report.num_empty_images]  # fmt: skip
+    assert dataset[1][1]["boxes"].tolist() == [[1, 2, 4, 6]]
+    (tmp_path / "images" / "3.jpg").unlink()
+    assert CocoDetection(*arguments, **options).image_ids == ids  # of no image that is left out
     with pytest.raises(ValueError, match=r"instances\.json: no image has an object left"):
-        CocoDetection(*write_coco(tmp_path, crowds, images), **filled)
+        CocoDetection(*write_coco(tmp_path, crowds, images), **options)
     with pytest.raises(ValueError, match=r"crowd.*True"):
         CocoDetection(*arguments, crowd=True)
 
@@ -274,12 +260,16 @@ def test_sizes_come_from_the_file_or_else_from_the_image(tmp_path):
     assert len(dataset.target(0)["boxes"]) == 1  # needs no image
 
 
-def test_mirrored_order_of_cocos_person():
+def test_keypoints_that_change_places_in_a_mirrored_image(tmp_path):
     # The order that torchvision's reference training code writes out for its flip.
     parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-    names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
-    assert mirrored_order(names) == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-    assert mirrored_order(["Right wing", "bright", "left_only", "Left wing"]) == (3, 1, 2, 0)
+    person = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
+    reference = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+    others = ["Right wing", "bright", "left_only", "Left wing"]
+    for names, expected in ((person, reference), (others, (3, 1, 2, 0))):
+        categories = [{"id": 1, "name": "a", "keypoints": names}]
+        dataset = CocoDetection(*write_coco(tmp_path, [], categories=categories), keypoints=True)
+        assert dataset.keypoint_flip == expected
 
 
 def test_pickled_it_is_hardly_larger_than_the_numbers(tmp_path):

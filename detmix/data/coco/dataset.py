@@ -72,36 +72,34 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from 1, without the gaps between
     COCO's category ids, ``iscrowd`` int64 ``(N,)``, ``area`` float32 ``(N,)`` (the file's; that
     of the box where it gives none) and ``image_id``, the image's id in the file; on request
-    ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility as
-    in the file. Images are sorted by their ids, the objects of one stand as in the file.
+    ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
+    Images are sorted by their ids, the objects of one stand as in the file.
 
     Boxes are clipped to the image; those without area are dropped, as detectors need it. Both are
     counted in ``report`` and told in one warning. COCO's own evaluation does neither: evaluate
     on a data set with ``clip=False``.
 
-    Exports may have several categories of one name, such as a super-category with id 0 that no
-    object is of. Of these the one that has annotations is in the data set and the others are left
-    out; where none has any, it is the one with the highest id.
+    Of several categories of one name, as exports with a super-category have them, the one with
+    annotations is in the data set; where none has any, the one with the highest id.
 
     Args:
         images: The folder that ``file_name`` is relative to.
         annotations: The JSON file: instances or person_keypoints.
         transforms: Called as ``transforms(image, target)``; returns the new pair.
-        crowd: ``"keep"``, or ``"drop"`` to leave crowds out (as is usual for training; the
-            evaluation needs them).
-        empty: ``"keep"``, or ``"drop"`` to leave out images that have no object left.
-        clip: False keeps all boxes as in the file, those beyond or outside the image and without
-            area too; only a side of negative length becomes 0. The AP over such targets is what
-            pycocotools computes from the file itself, but for the rounding to float32.
+        crowd: ``"drop"`` leaves crowds out, for training; the evaluation needs them.
+        empty: ``"drop"`` leaves out images that have no object left.
+        clip: False keeps all boxes as in the file, also those outside the image and without area;
+            only a side of negative length becomes 0. The AP over such targets is what pycocotools
+            computes from the file itself, but for the rounding to float32.
         masks: Whether targets have masks.
-        keypoints: Whether targets have keypoints. A category without any gives zeros.
+        keypoints: Whether targets have keypoints; zeros where an object has none.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
-        on_error: ``"skip"`` leaves out images that are missing or cannot be decoded, and those
-            with an annotation that cannot be used, tells so in one warning, and raises only for
-            what is wrong with the file as a whole. Every image is decoded for it at once, in
-            threads: what is left out depends on the files alone, not on workers, processes or the
-            order of access. Not for evaluation: a score without an image is another score.
+        on_error: ``"skip"`` leaves out images that are missing, cannot be decoded or have an
+            annotation that cannot be used, tells so in one warning, and raises only for what is
+            wrong with the file as a whole. Every image is decoded for it at once: what is left out
+            depends on the files alone. Not for evaluation: a score without an image is another
+            score.
 
     Attributes:
         classes: The class names.
@@ -109,17 +107,17 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         names: The images' ``file_name`` by index.
         image_ids: The images' ids by index, ascending.
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
-        keypoint_flip: For each keypoint the index of the one that takes its place in an image
-            mirrored left to right: ``left_*`` and ``right_*`` change places.
+        keypoint_flip: For each keypoint the index of the one in its place in an image mirrored
+            left to right: ``left_*`` and ``right_*`` change places.
         report: Counts, see :class:`CocoReport`.
         skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument or the annotation file cannot be used (as where two categories of
-            one name, if it is among ``classes``, both have annotations); the message names the
-            file, the annotation or image by its id, and the value. Also on access, for an image
-            that cannot be decoded or is not of the size its annotation says.
+        ValueError: An argument or the annotation file cannot be used, as where two categories of
+            one name both have annotations; the message names the file, the annotation or image,
+            and the value. Also on access, for an image that cannot be decoded or is of another
+            size.
         IndexError: On access, the index is out of range.
     """
 
