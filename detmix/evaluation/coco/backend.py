@@ -22,9 +22,6 @@ _MOST_EXACT = 2**53
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
 
-IOU_TYPES: tuple[str, ...] = get_args(IouType)
-BACKENDS: tuple[str, ...] = get_args(Backend)
-
 # What holds the overlap of each type, in annotations and in results.
 SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
@@ -38,10 +35,9 @@ _MAX_AREA = 1e5**2
 
 def check_choices(iou_type: str, backend: str) -> None:
     """Raise ValueError for an unknown choice, ImportError for a backend that is not installed."""
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f"iou_type is {iou_type!r}, expected one of {', '.join(IOU_TYPES)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    for name, value, known in (("iou_type", iou_type, IouType), ("backend", backend, Backend)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(get_args(known))}")
     if backend == "faster-coco-eval" and not _has_faster_backend():
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
@@ -157,16 +153,15 @@ def _set_sigmas(
 
 def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
     categories = truth.dataset["categories"]
-    names = category_names(categories)
-    position = {category: k for k, category in enumerate(evaluation.params.catIds)}
+    names = _category_names(categories)
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
-    of_class = [precision[:, :, position[category["id"]], 0, -1] for category in categories]
     at_50 = _at(evaluation.params.iouThrs, 0.5)
     counted = Counter(
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
     found = Counter(entry["category_id"] for entry in results)
     ids = [category["id"] for category in categories]
+    of_class = [precision[:, :, evaluation.params.catIds.index(number), 0, -1] for number in ids]
     return COCOResult(
         iou_type=iou_type,
         **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),
@@ -179,13 +174,10 @@ def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: Iou
     )
 
 
-def category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
+def _category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
     """The names, with the id behind those that several categories share."""
-    times = Counter(str(category["name"]) for category in categories)
-    return tuple(
-        name if times[name] == 1 else f"{name} ({category['id']})"
-        for category, name in ((category, str(category["name"])) for category in categories)
-    )
+    times = Counter(category["name"] for category in categories)
+    return tuple(c["name"] + f" ({c['id']})" * (times[c["name"]] > 1) for c in categories)
 
 
 def _counts(annotation: Entry) -> bool:
@@ -203,14 +195,12 @@ def _summary(
         summary[name] = _mean(values[..., 0, -1])
         for end, thresholds in at.items():
             summary[name + end] = _mean(values[thresholds][..., 0, -1])
-        for label in ("small", "medium", "large"):
-            known = label in params.areaRngLbl
-            a = params.areaRngLbl.index(label) if known else 0
-            summary[f"{name}_{label}"] = _mean(values[..., a, -1]) if known else math.nan
+        for area in ("small", "medium", "large"):
+            at_area = [a for a, label in enumerate(params.areaRngLbl) if label == area]
+            summary[f"{name}_{area}"] = _mean(values[..., at_area, -1])
     for most in (1, 10, 100):
-        known = most in params.maxDets
-        m = params.maxDets.index(most) if known else 0
-        summary[f"ar{most}"] = _mean(recall[..., 0, m]) if known else math.nan
+        at_most = [m for m, number in enumerate(params.maxDets) if number == most]
+        summary[f"ar{most}"] = _mean(recall[..., 0, at_most])
     return summary
 
 

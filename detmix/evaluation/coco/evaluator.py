@@ -32,8 +32,7 @@ class COCOEvaluator:
     that matches it is left out. Further ones are false positives, where VOC's own rule leaves all
     of them out.
 
-    Masks are kept as compressed run lengths, never dense. A torchvision detector as it was trained
-    on COCO is scored on a `CocoDetection` by
+    A torchvision detector as it was trained on COCO is scored on a `CocoDetection` by
     ``COCOEvaluator(dataset.classes, category_ids=dataset.category_ids,
     prediction_labels="category_id")``.
 
@@ -51,15 +50,13 @@ class COCOEvaluator:
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
-        category_ids: COCO's category ids of the labels 1..C, for everything that is saved; 1..C
-            where absent.
+        category_ids: COCO's category ids of the labels, for what is saved; 1..C where absent.
         iou_types: what to evaluate, out of ``"bbox"``, ``"segm"`` (masks) and ``"keypoints"``.
         backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
             the same to rounding (1e-15) in a quarter of the time; ``"auto"`` for that one where it
             is installed.
-        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids, as
-            those of torchvision's detectors trained on COCO are (91 outputs for 80 classes): they
-            become labels 1..C by ``category_ids``, and detections of other categories are left
+        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids (as
+            of torchvision's, 91 outputs for 80 classes): detections of other categories are left
             out, as COCO leaves them out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
