@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -53,31 +54,26 @@ def random_files(tmp_path_factory):
 
 def test_sample_follows_the_contract(tmp_path):
     person = box_object(keypoints=POINTS, num_keypoints=2)
-    crowd = box_object(2, category_id=90, iscrowd=1, bbox=[0, 0, 60, 40])
-    del crowd["area"]
+    crowd = box_object(2, category_id=90, iscrowd=1, bbox=[0, 0, 60, 40], area=None)
     arguments = write_coco(tmp_path, [crowd, person], [image_entry(7, "b.jpg"), image_entry()])
-    keys = {"boxes", "labels", "iscrowd", "area", "image_id"}
-    assert CocoDetection(*arguments)[0][1].keys() == keys
+    shapes = {
+        "boxes": (torch.float32, 4), "labels": (torch.int64,), "iscrowd": (torch.int64,),
+        "area": (torch.float32,), "masks": (torch.uint8, 40, 60), "keypoints": (torch.float32, 3, 3),
+    }  # fmt: skip
+    plain = CocoDetection(*arguments)[0][1]
+    assert plain.keys() == {*shapes, "image_id"} - {"masks", "keypoints"}
     dataset = CocoDetection(*arguments, masks=True, keypoints=True)
-    _, target = dataset[0]
-    for (key, dtype), shape in {
-        ("boxes", torch.float32): (4,),
-        ("labels", torch.int64): (),
-        ("iscrowd", torch.int64): (),
-        ("area", torch.float32): (),
-        ("masks", torch.uint8): (40, 60),
-        ("keypoints", torch.float32): (3, 3),
-    }.items():
-        for index, count in ((0, 2), (-1, 0)):
+    for index, count in ((0, 2), (-1, 0)):
+        for key, (dtype, *shape) in shapes.items():
             column = dataset[index][1][key]
             assert (column.dtype, column.shape) == (dtype, (count, *shape))
+    target = dataset[0][1]
     assert target["area"].tolist() == [2400.0, 100.5]
     assert target["keypoints"].reshape(2, 9).tolist() == [[0] * 9, POINTS]
     assert (target["image_id"], type(target["image_id"])) == (1, int)
     assert dataset.image_path(1) == tmp_path / "images" / "b.jpg"
     assert dataset.keypoint_names == ("nose", "left_eye", "right_eye")
-    assert dataset.keypoint_flip == (0, 2, 1)
-    for key in keys - {"image_id"}:
+    for key in shapes:
         target[key].fill_(77)  # a copy
     assert dataset.target(0)["boxes"].tolist() == [[0, 0, 60, 40], [11, 6, 30.5, 20.25]]
     with pytest.raises(IndexError, match="index 2 is out of range for 2"):
@@ -200,34 +196,19 @@ def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
     assert CocoDetection(*arguments, classes=["car"]).target(0)["labels"].tolist() == [1]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_unclipped_boxes_are_the_files(tmp_path):
-    boxes = [[-5, -5, 20, 20], [10, 10, 0, 5], [70, 10, 5, 5], [10, 10, 5, -5]]
-    annotations = [box_object(number, bbox=box) for number, box in enumerate(boxes)]
-    del annotations[3]["area"]
-    dataset = CocoDetection(*write_coco(tmp_path, annotations), clip=False, masks=True)
-    target = dataset[0][1]
-    expected = [[-5, -5, 15, 15], [10, 10, 10, 15], [70, 10, 75, 15], [10, 10, 15, 10]]
-    assert target["boxes"].tolist() == expected
-    assert target["area"].tolist() == [100.5] * 3 + [0]
-    report = dataset.report
-    assert (report.num_objects, report.num_clipped, report.num_without_area) == (4, 0, 0)
-    arguments = write_coco(tmp_path, [box_object(), box_object(7, bbox=[0, 0, 1e300, 40])])
-    with pytest.raises(ValueError, match=r"annotation 7 of .*1e\+300"):
-        CocoDetection(*arguments, clip=False)
-
-
-def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
+def test_boxes_are_clipped_and_those_without_area_dropped_or_all_kept(tmp_path):
+    # As written, clipped if anything is left, and kept.
     boxes = {
-        21: [-5, -5, 20, 20],  # clipped
-        22: [50, 30, 10.000001, 10.000001],  # beyond by less than float32 can tell
-        23: [10, 10, 0, 5],
-        24: [10, 10, 5, -5],
-        25: [60, 10, 5, 5],  # outside
-        26: [10, 10, 1e-7, 5],  # float32 has no such width here
-        27: [0, 0, 1e300, 40],
+        21: ([-5, -5, 20, 20], [0, 0, 15, 15], [-5, -5, 15, 15]),
+        # beyond by less than float32 can tell
+        22: ([50, 30, 10.000001, 10.000001], [50, 30, 60, 40], [50, 30, 60, 40]),
+        23: ([10, 10, 0, 5], None, [10, 10, 10, 15]),
+        24: ([10, 10, 5, -5], None, [10, 10, 15, 10]),
+        25: ([60, 10, 5, 5], None, [60, 10, 65, 15]),  # outside
+        26: ([10, 10, 1e-7, 5], None, [10, 10, 10, 15]),  # float32 has no such width here
+        27: ([0, 0, 1e300, 40], [0, 0, 60, 40], None),
     }
-    annotations = [box_object(number, bbox=box) for number, box in boxes.items()]
+    annotations = [box_object(number, bbox=box) for number, (box, *_) in boxes.items()]
     arguments = write_coco(tmp_path, annotations)
     with pytest.warns(UserWarning, match="boxes were clipped") as caught:
         dataset = CocoDetection(*arguments, masks=True)
@@ -235,10 +216,20 @@ def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
     for told in ("2 of 7", "annotation 21 of image 1", "4 of 7", "annotation 23 of image 1"):
         assert told in str(caught[0].message)
     target = dataset[0][1]
-    assert target["boxes"].tolist() == [[0, 0, 15, 15], [50, 30, 60, 40], [0, 0, 60, 40]]
+    assert target["boxes"].tolist() == [clipped for _, clipped, _ in boxes.values() if clipped]
     assert {len(column) for key, column in target.items() if key != "image_id"} == {3}
     report = dataset.report
     assert (report.num_objects, report.num_clipped, report.num_without_area) == (3, 2, 4)
+    with pytest.raises(ValueError, match=r"annotation 27 of .*1e\+300"):
+        CocoDetection(*arguments, clip=False)
+    annotations[3] |= {"area": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dataset = CocoDetection(*write_coco(tmp_path, annotations[:-1]), clip=False, masks=True)
+    target, report = dataset[0][1], dataset.report
+    assert target["boxes"].tolist() == [kept for *_, kept in boxes.values() if kept]
+    assert target["area"].tolist() == [100.5] * 3 + [0] + [100.5] * 2
+    assert (report.num_objects, report.num_clipped, report.num_without_area) == (6, 0, 0)
 
 
 def test_sizes_come_from_the_file_or_else_from_the_image(tmp_path):
