@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from detmix.data import SHAPE_CLASSES, VOCDetection, write_shapes
-from detmix.data.coco.table import read_keypoints
+from detmix.data.coco.file import read_keypoints
 
 
 @pytest.fixture

@@ -35,6 +35,15 @@ _JPEG_START = b"\xff\xd8"
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
+def read_image(path: str | Path) -> Tensor:
+    """Decode an image file to uint8 ``(3, H, W)`` RGB; an EXIF orientation is not applied."""
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such image file") from None
+    return decode_image_bytes(data, path)
+
+
 def read_jpeg(path: Path) -> Tensor:
     """Decode a JPEG file to uint8 ``(3, H, W)`` RGB; grey and CMYK images are converted."""
     try:

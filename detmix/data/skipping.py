@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 _OF_THE_DATA = (
     ValueError,
@@ -24,8 +26,6 @@ _OF_THE_DATA = (
 # A link to itself, a socket, a name that is too long: those without a class.
 _ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _NUM_SHOWN = 5
-Report = Callable[[str, str, int], None]
-"""Takes a kind of problem, a message that names file and value, and the image's id."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,62 @@ class SkippedImage:
     reason: str
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why an image cannot be used: a kind as in `SkippedImage`, and the error that it is."""
+
+    kind: str
+    error: ValueError | OSError
+
+
 def check_on_error(on_error: str) -> None:
     """Raise ValueError unless it is ``"raise"`` or ``"skip"``."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
 
 
+def attempt(
+    kind: str, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result | Problem:
+    """Return what a call returns, or the problem with the file that it reads."""
+    try:
+        return call(*args, **kwargs)
+    except (ValueError, OSError) as error:
+        if not is_of_the_data(error):
+            raise
+        return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
+
+
 def is_of_the_data(error: ValueError | OSError) -> bool:
     """Tell whether a file is at fault that cannot be used, and not the machine."""
     # A retry may go well where it is the machine, and the images of two runs would not be the same.
     return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
+
+
+def read_usable(
+    names: Sequence[str],
+    read: Callable[[int], Result | Problem],
+    on_error: str,
+    where: object,
+) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
+    """Return what is read of each image that can be used, by index, and the other images.
+
+    With ``"raise"`` the first problem is raised. With ``"skip"``, in threads, all are told in one
+    warning, of whoever calls the function that calls this one.
+    """
+    results: dict[int, Result] = {}
+    skipped = []
+    found = map(read, range(len(names))) if on_error == "raise" else _in_threads(read, len(names))
+    for index, result in enumerate(found):
+        if not isinstance(result, Problem):
+            results[index] = result
+        elif on_error == "raise":
+            raise result.error
+        else:
+            skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
+    if skipped:
+        warnings.warn(skip_message(skipped, len(names), where), UserWarning, stacklevel=3)
+    return results, tuple(skipped)
 
 
 def find_unusable(
@@ -99,8 +145,3 @@ def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object
     if len(skipped) == num_images:
         raise ValueError(f"{message}; there is none left")
     return message
-
-
-def raise_problem(kind: str, message: str, image: int) -> None:
-    """Raise every problem as ValueError."""
-    raise ValueError(message)
