@@ -171,7 +171,7 @@ class TestVOC:
     @pytest.mark.parametrize(
         ("lines", "named"),
         [
-            ("a\nb\na", "'a'"),
+            ("a\nb\na", "'VOC2007/a'"),
             ("a -1", "lists no image"),
             ("a\nb 7", "line 2: .*'b 7'"),
             ("a b c", "line 1: .*'a b c'"),

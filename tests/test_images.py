@@ -12,7 +12,7 @@ import pytest
 from fuzz import limits, time_limit
 from PIL import EpsImagePlugin, Image
 
-from detmix.data.images import decode_image_bytes, read_image_size, read_jpeg
+from detmix.data.images import decode_image_bytes, read_image, read_image_size
 
 
 def encoded(kind="jpeg", mode="RGB", height=33, width=47, **options):
@@ -53,7 +53,7 @@ def test_pixels_are_pillows(tmp_path, mode, kind, options):
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=tolerance)
     assert read_image_size(tmp_path / "a.jpg") == (33, 47)
     if kind == "jpeg":
-        assert read_jpeg(tmp_path / "a.jpg").equal(image)
+        assert read_image(tmp_path / "a.jpg").equal(image)
     with mock.patch("detmix.data.images.decode_jpeg", None):  # a torchvision without decoders
         other = decode_image_bytes(data, "x")
     np.testing.assert_array_equal(other.permute(1, 2, 0).numpy(), expected)

@@ -1,18 +1,24 @@
-"""Leave out the images of a data set that cannot be used, and say which and why."""
+"""Leave out the images of a data set that cannot be used, and say which and why.
+
+A reader returns for each image what it reads, or the `Problem` with it; `read_usable` raises the
+first of these, or leaves their images out.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 _OF_THE_DATA = (
     ValueError,
@@ -43,10 +49,30 @@ class SkippedImage:
     reason: str
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why an image cannot be used: a kind as in `SkippedImage`, and the error that it is."""
+
+    kind: str
+    error: ValueError | OSError
+
+
 def check_on_error(on_error: str) -> None:
     """Raise ValueError unless it is ``"raise"`` or ``"skip"``."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+
+
+def attempt(
+    kind: str, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result | Problem:
+    """Return what a call returns, or the problem with the file that it reads."""
+    try:
+        return call(*args, **kwargs)
+    except (ValueError, OSError) as error:
+        if not is_of_the_data(error):
+            raise
+        return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
 
 
 def is_of_the_data(error: ValueError | OSError) -> bool:
@@ -55,50 +81,52 @@ def is_of_the_data(error: ValueError | OSError) -> bool:
     return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 
-def find_unusable(
-    names: Sequence[str], checks: Sequence[tuple[str, Callable[[int], object]]]
-) -> dict[int, SkippedImage]:
-    """Check every image, in threads, with a progress bar where standard error is a terminal."""
+def read_usable(
+    names: Sequence[str],
+    read: Callable[[int], Result | Problem],
+    on_error: str,
+    where: object,
+) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
+    """Return what is read of each image that can be used, by index, and the other images.
 
-    def check(index: int) -> SkippedImage | None:
-        for kind, call in checks:
-            try:
-                call(index)
-            except (ValueError, OSError) as error:
-                if not is_of_the_data(error):
-                    raise
-                is_missing = isinstance(error, FileNotFoundError)
-                return SkippedImage(
-                    names[index], "missing file" if is_missing else kind, str(error)
-                )
-        return None
+    With ``"raise"`` the first problem is raised. With ``"skip"``, in threads, all are told in one
+    warning, of whoever calls the function that calls this one.
+    """
+    results: dict[int, Result] = {}
+    skipped = []
+    found = map(read, range(len(names))) if on_error == "raise" else _in_threads(read, len(names))
+    for index, result in enumerate(found):
+        if not isinstance(result, Problem):
+            results[index] = result
+        elif on_error == "raise":
+            raise result.error
+        else:
+            skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
+    if skipped:
+        message = f"{where}: {len(skipped)} of {len(names)} images left out {_summary(skipped)}"
+        if not results:
+            raise ValueError(f"{message}; there is none left")
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return results, tuple(skipped)
 
-    # disable=None: only where standard error is a terminal.
-    found = _in_threads(check, len(names))
-    bar = tqdm(found, "checking images", len(names), leave=False, disable=None, delay=2)
-    return {index: skipped for index, skipped in enumerate(bar) if skipped is not None}
 
-
-def _in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
-    """Yield ``call(0)``, ``call(1)``, ... in this order; decoding does not hold Python's lock."""
+def _in_threads(read: Callable[[int], Result], num: int) -> Iterator[Result]:
+    """Yield ``read(0)``, ``read(1)``, ... in this order; decoding does not hold Python's lock."""
     with ThreadPoolExecutor(max(2, min(32, os.cpu_count() or 1))) as pool:
         try:
-            yield from pool.map(call, range(num))
+            found = pool.map(read, range(num))
+            # disable=None: a bar only where standard error is a terminal.
+            yield from tqdm(found, "checking images", num, leave=False, disable=None, delay=2)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object) -> str:
-    """Return what to warn of where images were left out."""
+def _summary(skipped: Sequence[SkippedImage]) -> str:
     counts = Counter(image.kind for image in skipped)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
     reasons = [image.reason for image in skipped[:_NUM_SHOWN]]
     more = len(skipped) - len(reasons)
-    text = "; ".join([*reasons, *([f"and {more} more"] if more else [])])
-    message = f"{where}: {len(skipped)} of {num_images} images left out ({kinds}): {text}"
-    if len(skipped) == num_images:
-        raise ValueError(f"{message}; there is none left")
-    return message
+    return f"({kinds}): " + "; ".join([*reasons, *([f"and {more} more"] if more else [])])
 
 
 def raise_problem(kind: str, message: str, image: int) -> None:

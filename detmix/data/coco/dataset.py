@@ -8,7 +8,6 @@ Legend: I images, M objects of the whole data set, N objects of one image, K key
 from __future__ import annotations
 
 import os
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,15 +21,15 @@ from torch.utils.data import Dataset
 from detmix.data.coco.file import CocoCategory, CocoFile, read_coco
 from detmix.data.coco.masks import SegmentationBlock
 from detmix.data.coco.table import CocoTable, common_keypoints, mirrored_order
-from detmix.data.images import check_image_size, decode_image_bytes
+from detmix.data.images import check_image_size, read_image
 from detmix.data.skipping import (
+    Problem,
     SkippedImage,
+    attempt,
     check_on_error,
-    find_unusable,
     raise_problem,
-    skip_message,
+    read_usable,
 )
-from detmix.files import read_file
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -132,7 +131,10 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
                 masks=masks,
                 num_keypoints=len(self.keypoint_names) or None,
             )
-            table, self.skipped = _leave_out(table, rejected, self._folder)
+            names, read = _candidates(table, rejected, self._folder)
+            usable, self.skipped = read_usable(names, read, on_error, table.path)
+            unusable = {id for index, id in enumerate(table.images.ids) if index not in usable}
+            table = table.without_images(unusable)
         table, counts = table.clean(
             clip=clip, drop_crowd=crowd == "drop", drop_empty=empty == "drop"
         )
@@ -207,37 +209,28 @@ class _Rejected(dict[int, tuple[str, str]]):
         self.setdefault(image, (kind, message))
 
 
-def _leave_out(
+def _candidates(
     table: CocoTable, rejected: _Rejected, folder: Path
-) -> tuple[CocoTable, tuple[SkippedImage, ...]]:
-    """Leave out images that were rejected, or cannot be decoded; warn once of them."""
+) -> tuple[list[str], Callable[[int], Problem | None]]:
+    """Return the names of all images, those without one last, and what tries to read each."""
     ids, names, sizes = table.images.ids, table.images.names, table.images.sizes.tolist()
+    nameless = sorted(rejected.keys() - set(ids))
 
-    def check_image(index: int) -> None:
-        if ids[index] not in rejected:
-            _read_image(folder / names[index], tuple(sizes[index]), table.path)
-
-    unusable = find_unusable(names, [("unusable image", check_image)])
-    for index, image_id in enumerate(ids):
+    def read(index: int) -> Problem | None:
+        image_id = ids[index] if index < len(ids) else nameless[index - len(ids)]
         if image_id in rejected:
-            unusable[index] = SkippedImage(names[index], *rejected[image_id])
-    nameless = [
-        SkippedImage(f"image {image_id}", *rejected[image_id])
-        for image_id in sorted(rejected.keys() - set(ids))
-    ]
-    skipped = (*(unusable[index] for index in sorted(unusable)), *nameless)
-    if skipped:
-        message = skip_message(skipped, len(names) + len(nameless), table.path)
-        warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
-    return table.without_images({ids[index] for index in unusable}), skipped
+            kind, message = rejected[image_id]
+            return Problem(kind, ValueError(message))
+        path = folder / names[index]
+        image = attempt("unusable image", _read_image, path, tuple(sizes[index]), table.path)
+        return image if isinstance(image, Problem) else None
+
+    return [*names, *(f"image {image_id}" for image_id in nameless)], read
 
 
 def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
     """Decode an image that must be of this height and width."""
-    try:
-        image = decode_image_bytes(read_file(path), path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
+    image = read_image(path)
     check_image_size(image, path, size, annotations)
     return image
 
