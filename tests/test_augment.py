@@ -171,7 +171,7 @@ def test_broken_targets_are_named(change, named):
 
 def test_broken_images_and_arguments_are_named():
     for image in (make_image().float(), make_image()[0], make_image()[:2]):
-        with pytest.raises(ValueError, match="image_id 7: image must be uint8"):
+        with pytest.raises(ValueError, match="image_id 7: image must be a"):
             AlbumentationsTransform([])(image, make_target())
     with pytest.raises(ValueError, match=r"min_visibility.*1\.5"):
         AlbumentationsTransform([], min_visibility=1.5)

@@ -329,7 +329,7 @@ class TestErrors:
             ("masks", torch.zeros(4, 40, 59, dtype=torch.uint8), r"\(4, 40, 59\)"),
             ("keypoints", [1, 2, 3, 4], "list"),
             ("keypoints", torch.full((4, 3, 2), torch.inf), r"\[0, 0\].*inf"),
-            ("keypoints", torch.ones(4, 5, 3), "3 keypoints.*5"),
+            ("keypoints", torch.ones(4, 5, 3), r"\(N, 3, 3\).*\(4, 5, 3\)"),
         ],
     )
     def test_fields(self, key, value, named):

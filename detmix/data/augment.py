@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.data.augment_fields import (
-    GEOMETRIC_KEYS,
     check_fields,
-    check_permutation,
     moved_fields,
+    num_pixels,
     packed_fields,
     take_rows,
     to_plain,
+    typed_as,
 )
 from detmix.mixing.seeding import SharedEpoch, sample_seed
-from detmix.mixing.target import Target, check_sample, plain, typed_as, with_objects
+from detmix.mixing.target import Target, check_sample, plain
 
 _SEEDS = 2**32
 
@@ -56,8 +56,7 @@ class AlbumentationsTransform:
 
     Args:
         transforms: albumentations transforms, applied in this order.
-        min_area: Boxes with less area than this, in square pixels, are left
-            out together with all their fields.
+        min_area: Boxes with less area than this, in square pixels, are left out.
         min_visibility: So are boxes of which less than this share is left in the image, in [0, 1].
         check_each_transform: Clip boxes and leave them out after each transform, instead of
             once at the end, where ``min_visibility`` then refers to the whole box. Once is
@@ -88,8 +87,13 @@ class AlbumentationsTransform:
             raise ValueError(f"min_area must not be negative, got {min_area}")
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
+        order = None if keypoint_flip is None else list(keypoint_flip)
+        if order is not None and sorted(order) != list(range(len(order))):
+            raise ValueError(
+                f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
+            )
+        self.keypoint_flip = order
         self.drop_empty_masks = drop_empty_masks
-        self.keypoint_flip = check_permutation(keypoint_flip)
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
@@ -110,41 +114,43 @@ class AlbumentationsTransform:
         self, image: Tensor, target: Target, seed: int | None = None
     ) -> tuple[Tensor, Target]:
         """Transform one sample; the inputs are not changed."""
-        plain_target = _check_sample(image, target, self.keypoint_flip)
+        name = f"image_id {target.get('image_id', 'unknown')}"
+        check_sample(image, target, name)
+        if image.dtype != torch.uint8 or image.shape[0] != 3:
+            raise ValueError(
+                f"{name}: image must be a uint8 tensor (3, H, W), "
+                f"got {image.dtype} of shape {tuple(image.shape)}"
+            )
+        check_fields(target, name, self.keypoint_flip)
         if seed is None:
             seed = int(torch.randint(0, _SEEDS, (), dtype=torch.int64))
-        self._seed(seed % _SEEDS)
-        new_image, new_target = self._apply(plain(image), plain_target)
+        # One stream for all transforms: ``set_random_seed`` would start each with the same seed,
+        # and an image would be flipped exactly when its colours are changed.
+        seed %= _SEEDS
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        new_image, new_target = self._apply(plain(image), to_plain(target))
         size = (new_image.shape[1], new_image.shape[2])
-        for key in GEOMETRIC_KEYS & target.keys():
+        for key in {"boxes", "masks", "keypoints"} & target.keys():
             new_target[key] = typed_as(new_target[key], target[key], size)
         return typed_as(new_image, image, size), new_target
 
     def _apply(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        """Transform plain tensors."""
-        old_size = (image.shape[1], image.shape[2])
+        """Transform plain tensors by what the pipeline's generators draw next."""
         result = self.pipeline(
             image=_to_channels_last(image),
             bboxes=target["boxes"].numpy().copy(),
             rows=np.arange(len(target["boxes"])),
-            **packed_fields(target, old_size),
+            **packed_fields(target, (image.shape[1], image.shape[2])),
         )
         new_image = _to_channels_first(result["image"])
         size = (new_image.shape[1], new_image.shape[2])
         boxes, rows = _clean(result["bboxes"], result["rows"], size)
-        moved = moved_fields(result, target, rows, old_size, size, self.keypoint_flip)
-        moved["boxes"] = boxes
+        moved = {"boxes": boxes, **moved_fields(result, target, rows, size, self.keypoint_flip)}
         if self.drop_empty_masks and "masks" in moved:
-            kept = moved["masks"].flatten(1).any(dim=1).bool()
+            kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
         return new_image, take_rows(target, moved, rows)
-
-    def _seed(self, seed: int) -> None:
-        """Let all transforms draw from one stream."""
-        # ``set_random_seed`` would start each with the same seed: an image would be flipped exactly
-        # when its colours are changed.
-        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def detection_transforms(
@@ -159,9 +165,8 @@ def detection_transforms(
     """Build the usual pipeline for detection: crop, shrink, flip, colours.
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
-    scale. For evaluation only the shrinking is left, so that training and test images come at
-    the same scale, and no object with an area inside its image is dropped; in training those are
-    whose mask has no pixel left.
+    scale. In training, objects whose mask has no pixel left are dropped. For evaluation only the
+    shrinking is left, and every object with an area inside its image is kept.
 
     Args:
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
@@ -260,27 +265,6 @@ def _import_albumentations() -> ModuleType:
 
     module: ModuleType = albumentations
     return module
-
-
-def _check_sample(image: Tensor, target: Target, keypoint_flip: list[int] | None) -> Target:
-    """Return the target with what moves in plain tensors; boxes float32 (x1, y1, x2, y2)."""
-    name = f"image_id {target.get('image_id', 'unknown')}"
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"{name}: image must be uint8 of shape (3, H, W), "
-            f"got {image.dtype} of shape {tuple(image.shape)}"
-        )
-    plain_target = to_plain(target, name)
-    check_sample(plain(image), plain_target, name)
-    plain_target = with_objects(plain_target)
-    check_fields(plain_target, name, keypoint_flip)
-    labels = None if target.get("labels") is None else torch.as_tensor(target["labels"])
-    if labels is not None and len(labels) and int(labels.min()) < 1:
-        row = int((labels < 1).nonzero()[0])
-        raise ValueError(
-            f"{name}: 'labels'[{row}] must be at least 1 (0 is background), got {int(labels[row])}"
-        )
-    return plain_target
 
 
 def _to_channels_last(image: Tensor) -> npt.NDArray[np.uint8]:
