@@ -186,12 +186,10 @@ def detection_transforms(
     for name, p in (("flip", flip), ("photometric", photometric), ("crop", crop)):
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
-    shrink = []
     alb = _import_albumentations()
-    if size is not None:
-        from detmix.data.limit_side import LimitLongestSide
+    from detmix.data.limit_side import LimitLongestSide
 
-        shrink = [LimitLongestSide(size)]
+    shrink = [] if size is None else [LimitLongestSide(size)]
     if not train:
         return AlbumentationsTransform(
             shrink,
