@@ -27,7 +27,7 @@ from fuzz import limits, time_limit
 
 from detmix.data import CocoDetection, VOCDetection, read_annotation
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 SEGMENTATIONS = [
     (None, "segmentation"),
     ([*TRIANGLE, [1, 2, 3, 4, 5, 6, 7]], "polygon 1 .*7"),
@@ -81,7 +81,7 @@ class TestCoco:
             ("bbox", [1, 2, 10**400, 4], ""),
             ("area", -1, "-1"),
             ("iscrowd", 2, "2"),
-            ("keypoints", [NAN, *POINTS[1:]], "nan"),
+            *(("keypoints", [x, *POINTS[1:]], "") for x in (NAN, INF, 1e39, -1e39, 10**400)),
         ],
     )
     def test_annotations(self, tmp_path, field, value, named):
