@@ -194,20 +194,10 @@ def only(results, iou_type):
 # ------------------------------------------------------------------- cases, evaluators and files
 
 
-def made_case(iou_type, seed=0, num_images=30):
-    predictions, targets = random_case(
-        seed, num_images, limit=60.0 if iou_type == "segm" else 300.0, levels=12
-    )
-    if iou_type == "segm":
-        add_masks(predictions, targets)
-    if iou_type == "keypoints":
-        add_keypoints(predictions, targets)
-    return predictions, targets
-
-
 def full_case(seed=0, num_images=25):
     """With masks and keypoints."""
-    predictions, targets = made_case("segm", seed, num_images)
+    predictions, targets = random_case(seed, num_images, limit=60.0, levels=12)
+    add_masks(predictions, targets)
     add_keypoints(predictions, targets)
     return predictions, targets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -18,14 +19,10 @@ from data_files import (
     plain_rle,
     write_coco,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from detmix.data import CocoDetection
-from detmix.data.coco.masks import SegmentationBlock, pack_segmentation, read_polygons
-from detmix.data.coco.table import mirrored_order
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +44,9 @@ def random_files(tmp_path_factory):
         corners = rng.uniform(0, 1, (int(rng.integers(1, 3)), 6, 2)) * (width, height) + (x, y)
         item["segmentation"] = [np.round(c, 2).ravel().tolist() for c in corners]
         if number % 6 == 0:
-            mask = rng.random((40, 60)) < 0.3
-            item |= {"iscrowd": 1, "segmentation": plain_rle(mask)}
+            mask = rng.random((40, 60)) < number / 60
+            encode = compressed_rle if number % 4 else plain_rle
+            item |= {"iscrowd": 1, "segmentation": encode(mask)}
         annotations.append(item)
     images = [image_entry(image_id, f"{image_id:012d}.jpg") for image_id in image_ids]
     return write_coco(tmp_path_factory.mktemp("coco"), annotations, images)
@@ -56,31 +54,26 @@ def random_files(tmp_path_factory):
 
 def test_sample_follows_the_contract(tmp_path):
     person = box_object(keypoints=POINTS, num_keypoints=2)
-    crowd = box_object(2, category_id=90, iscrowd=1, bbox=[0, 0, 60, 40])
-    del crowd["area"]
+    crowd = box_object(2, category_id=90, iscrowd=1, bbox=[0, 0, 60, 40], area=None)
     arguments = write_coco(tmp_path, [crowd, person], [image_entry(7, "b.jpg"), image_entry()])
-    keys = {"boxes", "labels", "iscrowd", "area", "image_id"}
-    assert CocoDetection(*arguments)[0][1].keys() == keys
+    shapes = {
+        "boxes": (torch.float32, 4), "labels": (torch.int64,), "iscrowd": (torch.int64,),
+        "area": (torch.float32,), "masks": (torch.uint8, 40, 60), "keypoints": (torch.float32, 3, 3),
+    }  # fmt: skip
+    plain = CocoDetection(*arguments)[0][1]
+    assert plain.keys() == {*shapes, "image_id"} - {"masks", "keypoints"}
     dataset = CocoDetection(*arguments, masks=True, keypoints=True)
-    _, target = dataset[0]
-    for (key, dtype), shape in {
-        ("boxes", torch.float32): (4,),
-        ("labels", torch.int64): (),
-        ("iscrowd", torch.int64): (),
-        ("area", torch.float32): (),
-        ("masks", torch.uint8): (40, 60),
-        ("keypoints", torch.float32): (3, 3),
-    }.items():
-        for index, count in ((0, 2), (-1, 0)):
+    for index, count in ((0, 2), (-1, 0)):
+        for key, (dtype, *shape) in shapes.items():
             column = dataset[index][1][key]
             assert (column.dtype, column.shape) == (dtype, (count, *shape))
+    target = dataset[0][1]
     assert target["area"].tolist() == [2400.0, 100.5]
     assert target["keypoints"].reshape(2, 9).tolist() == [[0] * 9, POINTS]
     assert (target["image_id"], type(target["image_id"])) == (1, int)
     assert dataset.image_path(1) == tmp_path / "images" / "b.jpg"
     assert dataset.keypoint_names == ("nose", "left_eye", "right_eye")
-    assert dataset.keypoint_flip == (0, 2, 1)
-    for key in keys - {"image_id"}:
+    for key in shapes:
         target[key].fill_(77)  # a copy
     assert dataset.target(0)["boxes"].tolist() == [[0, 0, 60, 40], [11, 6, 30.5, 20.25]]
     with pytest.raises(IndexError, match="index 2 is out of range for 2"):
@@ -120,20 +113,6 @@ def test_everything_equals_pycocotools(random_files, capsys):
             dataset.index_of(missing)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.randoms(), st.floats(0, 1))
-def test_masks_survive_packing(height, width, num, rng, share):
-    masks = np.array([rng.random() < share for _ in range(num * height * width)], dtype=np.uint8)
-    masks = masks.reshape(num, height, width)
-    packed = [
-        pack_segmentation(plain_rle(mask) if rng.random() < 0.5 else compressed_rle(mask))
-        for mask in masks
-    ]
-    block = SegmentationBlock(packed)
-    first = rng.randint(0, num)
-    assert np.array_equal(block.decode(first, num, (height, width)).numpy(), masks[first:])
-
-
 def test_a_polygon_of_two_points_counts_for_nothing(tmp_path):
     both = box_object(2, segmentation=[[1, 1, 9, 9], *TRIANGLE])
     target = CocoDetection(*write_coco(tmp_path, [box_object(), both]), masks=True).target(0)
@@ -141,15 +120,17 @@ def test_a_polygon_of_two_points_counts_for_nothing(tmp_path):
     assert torch.equal(target["masks"][0], target["masks"][1])
 
 
-def test_outlines_are_bounded():
+def test_outlines_are_bounded(tmp_path):
     """pycocotools keeps every fifth of a pixel of every edge: 2 GB for 20 points far apart."""
     polygon = [0, 0, 4e5, 0, 4e5, 2e5]  # by hand: 4e5 + 2e5 + 4e5
-    assert read_polygons([polygon])[0].tolist() == polygon
-    with pytest.raises(ValueError, match="1000002 pixels"):
-        read_polygons([[0, 0, 4e5 + 1, 0, 4e5 + 1, 2e5]])
     angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
-    fine = np.stack([4000 + 3000 * np.cos(angles), 4000 + 3000 * np.sin(angles)], 1)
-    assert len(read_polygons([fine.ravel().tolist()])[0]) == 100_000
+    fine = 4000 + 3000 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for good in (polygon, fine.ravel().tolist()):
+        arguments = write_coco(tmp_path, [box_object(segmentation=[good])])
+        assert len(CocoDetection(*arguments, masks=True)) == 1
+    arguments = write_coco(tmp_path, [box_object(segmentation=[[0, 0, 4e5 + 1, 0, 4e5 + 1, 2e5]])])
+    with pytest.raises(ValueError, match="1000002 pixels"):
+        CocoDetection(*arguments, masks=True)
 
 
 def test_crowds_and_empty_images_can_be_dropped(tmp_path):
@@ -157,23 +138,24 @@ def test_crowds_and_empty_images_can_be_dropped(tmp_path):
     annotations = [box_object(1, 1), *crowds, box_object(4, 4, bbox=[1, 2, 3, 4])]
     images = [image_entry(i, f"{i}.jpg") for i in (4, 3, 2, 1)]
     arguments = write_coco(tmp_path, annotations, images)
-
-    def counts(**options):
-        """Image ids, numbers of objects of each, and crowds there and dropped."""
+    for options, ids, objects, *counts in (
+        ({}, [1, 2, 3, 4], [2, 1, 0, 1], 2, 0, 0, 1),
+        ({"crowd": "drop"}, [1, 2, 3, 4], [1, 0, 0, 1], 0, 2, 0, 2),
+        ({"empty": "drop"}, [1, 2, 4], [2, 1, 1], 2, 0, 1, 0),
+        ({"crowd": "drop", "empty": "drop"}, [1, 4], [1, 1], 0, 2, 2, 0),
+    ):
         dataset = CocoDetection(*arguments, **options)
-        objects = [len(dataset.target(index)["boxes"]) for index in range(len(dataset))]
+        assert dataset.image_ids == ids
+        assert [len(dataset.target(index)["boxes"]) for index in range(len(ids))] == objects
         report = dataset.report
-        return dataset.image_ids, objects, report.num_crowd, report.num_crowd_dropped
-
-    assert counts() == ([1, 2, 3, 4], [2, 1, 0, 1], 2, 0)
-    assert counts(crowd="drop") == ([1, 2, 3, 4], [1, 0, 0, 1], 0, 2)
-    assert counts(empty="drop") == ([1, 2, 4], [2, 1, 1], 2, 0)
-    filled = {"crowd": "drop", "empty": "drop"}
-    assert counts(**filled) == ([1, 4], [1, 1], 0, 2)
-    target = CocoDetection(*arguments, **filled)[1][1]
-    assert target["boxes"].tolist() == [[1, 2, 4, 6]]
+        assert (report.num_images, report.num_objects) == (len(ids), sum(objects))
+        assert counts == [report.num_crowd, report.num_crowd_dropped, report.num_images_dropped,
+                          report.num_empty_images]  # fmt: skip
+    assert dataset[1][1]["boxes"].tolist() == [[1, 2, 4, 6]]
+    (tmp_path / "images" / "3.jpg").unlink()
+    assert CocoDetection(*arguments, **options).image_ids == ids  # of no image that is left out
     with pytest.raises(ValueError, match=r"instances\.json: no image has an object left"):
-        CocoDetection(*write_coco(tmp_path, crowds, images), **filled)
+        CocoDetection(*write_coco(tmp_path, crowds, images), **options)
     with pytest.raises(ValueError, match=r"crowd.*True"):
         CocoDetection(*arguments, crowd=True)
 
@@ -214,34 +196,19 @@ def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
     assert CocoDetection(*arguments, classes=["car"]).target(0)["labels"].tolist() == [1]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_unclipped_boxes_are_the_files(tmp_path):
-    boxes = [[-5, -5, 20, 20], [10, 10, 0, 5], [70, 10, 5, 5], [10, 10, 5, -5]]
-    annotations = [box_object(number, bbox=box) for number, box in enumerate(boxes)]
-    del annotations[3]["area"]
-    dataset = CocoDetection(*write_coco(tmp_path, annotations), clip=False, masks=True)
-    target = dataset[0][1]
-    expected = [[-5, -5, 15, 15], [10, 10, 10, 15], [70, 10, 75, 15], [10, 10, 15, 10]]
-    assert target["boxes"].tolist() == expected
-    assert target["area"].tolist() == [100.5] * 3 + [0]
-    report = dataset.report
-    assert (report.num_objects, report.num_clipped, report.num_without_area) == (4, 0, 0)
-    arguments = write_coco(tmp_path, [box_object(), box_object(7, bbox=[0, 0, 1e300, 40])])
-    with pytest.raises(ValueError, match=r"annotation 7 of .*1e\+300"):
-        CocoDetection(*arguments, clip=False)
-
-
-def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
+def test_boxes_are_clipped_and_those_without_area_dropped_or_all_kept(tmp_path):
+    # As written, clipped if anything is left, and kept.
     boxes = {
-        21: [-5, -5, 20, 20],  # clipped
-        22: [50, 30, 10.000001, 10.000001],  # beyond by less than float32 can tell
-        23: [10, 10, 0, 5],
-        24: [10, 10, 5, -5],
-        25: [60, 10, 5, 5],  # outside
-        26: [10, 10, 1e-7, 5],  # float32 has no such width here
-        27: [0, 0, 1e300, 40],
+        21: ([-5, -5, 20, 20], [0, 0, 15, 15], [-5, -5, 15, 15]),
+        # beyond by less than float32 can tell
+        22: ([50, 30, 10.000001, 10.000001], [50, 30, 60, 40], [50, 30, 60, 40]),
+        23: ([10, 10, 0, 5], None, [10, 10, 10, 15]),
+        24: ([10, 10, 5, -5], None, [10, 10, 15, 10]),
+        25: ([60, 10, 5, 5], None, [60, 10, 65, 15]),  # outside
+        26: ([10, 10, 1e-7, 5], None, [10, 10, 10, 15]),  # float32 has no such width here
+        27: ([0, 0, 1e300, 40], [0, 0, 60, 40], None),
     }
-    annotations = [box_object(number, bbox=box) for number, box in boxes.items()]
+    annotations = [box_object(number, bbox=box) for number, (box, *_) in boxes.items()]
     arguments = write_coco(tmp_path, annotations)
     with pytest.warns(UserWarning, match="boxes were clipped") as caught:
         dataset = CocoDetection(*arguments, masks=True)
@@ -249,10 +216,20 @@ def test_boxes_are_clipped_and_those_without_area_dropped(tmp_path):
     for told in ("2 of 7", "annotation 21 of image 1", "4 of 7", "annotation 23 of image 1"):
         assert told in str(caught[0].message)
     target = dataset[0][1]
-    assert target["boxes"].tolist() == [[0, 0, 15, 15], [50, 30, 60, 40], [0, 0, 60, 40]]
+    assert target["boxes"].tolist() == [clipped for _, clipped, _ in boxes.values() if clipped]
     assert {len(column) for key, column in target.items() if key != "image_id"} == {3}
     report = dataset.report
     assert (report.num_objects, report.num_clipped, report.num_without_area) == (3, 2, 4)
+    with pytest.raises(ValueError, match=r"annotation 27 of .*1e\+300"):
+        CocoDetection(*arguments, clip=False)
+    annotations[3] |= {"area": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dataset = CocoDetection(*write_coco(tmp_path, annotations[:-1]), clip=False, masks=True)
+    target, report = dataset[0][1], dataset.report
+    assert target["boxes"].tolist() == [kept for *_, kept in boxes.values() if kept]
+    assert target["area"].tolist() == [100.5] * 3 + [0] + [100.5] * 2
+    assert (report.num_objects, report.num_clipped, report.num_without_area) == (6, 0, 0)
 
 
 def test_sizes_come_from_the_file_or_else_from_the_image(tmp_path):
@@ -274,12 +251,16 @@ def test_sizes_come_from_the_file_or_else_from_the_image(tmp_path):
     assert len(dataset.target(0)["boxes"]) == 1  # needs no image
 
 
-def test_mirrored_order_of_cocos_person():
+def test_keypoints_that_change_places_in_a_mirrored_image(tmp_path):
     # The order that torchvision's reference training code writes out for its flip.
     parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-    names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
-    assert mirrored_order(names) == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-    assert mirrored_order(["Right wing", "bright", "left_only", "Left wing"]) == (3, 1, 2, 0)
+    person = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
+    reference = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+    others = ["Right wing", "bright", "left_only", "Left wing"]
+    for names, expected in ((person, reference), (others, (3, 1, 2, 0))):
+        categories = [{"id": 1, "name": "a", "keypoints": names}]
+        dataset = CocoDetection(*write_coco(tmp_path, [], categories=categories), keypoints=True)
+        assert dataset.keypoint_flip == expected
 
 
 def test_pickled_it_is_hardly_larger_than_the_numbers(tmp_path):

@@ -10,8 +10,7 @@ from detmix.data.augment import (
     AugmentedDataset,
     detection_transforms,
 )
-from detmix.data.coco.dataset import CocoDetection
-from detmix.data.coco.table import CocoReport
+from detmix.data.coco.dataset import CocoDetection, CocoReport
 from detmix.data.image_folder import ImageClasses
 from detmix.data.loaders import (
     EpochBatchSampler,

@@ -30,8 +30,6 @@ _OF_THE_DATA = (
 # A link to itself, a socket, a name that is too long: those without a class.
 _ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _NUM_SHOWN = 5
-Report = Callable[[str, str, int], None]
-"""Takes a kind of problem, a message that names file and value, and the image's id."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,3 @@ def _summary(skipped: Sequence[SkippedImage]) -> str:
     reasons = [image.reason for image in skipped[:_NUM_SHOWN]]
     more = len(skipped) - len(reasons)
     return f"({kinds}): " + "; ".join([*reasons, *([f"and {more} more"] if more else [])])
-
-
-def raise_problem(kind: str, message: str, image: int) -> None:
-    """Raise every problem as ValueError."""
-    raise ValueError(message)

@@ -15,7 +15,6 @@ from coco_oracle import (
     detection,
     evaluator_of,
     full_case,
-    made_case,
     only,
     plain_evaluator,
     random_case,
@@ -23,7 +22,7 @@ from coco_oracle import (
 )
 from pycocotools.cocoeval import Params
 
-from detmix.evaluation import COCOEvaluator, encode_masks
+from detmix.evaluation import encode_masks
 
 BACKENDS = (
     "pycocotools",
@@ -42,35 +41,27 @@ def backend(request):
 # ------------------------------------------------------------------------------ against pycocotools
 
 
-@pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_same_numbers_as_pycocotools(iou_type, backend):
+def test_same_numbers_as_pycocotools(backend, capsys):
     """Crowds, areas of their own and equal scores among the objects; a class has no objects."""
-    predictions, targets = made_case(iou_type)
-    result = evaluator_of(predictions, targets, iou_types=[iou_type], backend=backend).compute()
-    ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
-    stats, by_class = by_hand(ground_truth, only(results, iou_type), iou_type)
-    tolerance = {"rtol": 0, "atol": 0 if backend == "pycocotools" else 1e-12}
-    for name, value in stats.items():
-        np.testing.assert_allclose(getattr(result, name), value, err_msg=name, **tolerance)
-    for name, category in zip(CLASSES, CATEGORY_IDS, strict=True):
-        got = result.ap_by_class[name], result.ap50_by_class[name]
-        np.testing.assert_allclose(got, by_class[category], err_msg=name, **tolerance)
-    assert 0.05 < result.ap < 0.95
-    assert math.isnan(result.ap_by_class["cow"])
-
-
-def test_several_types_of_one_evaluator():
-    predictions, targets = full_case(num_images=12)
-    options = {"iou_types": ("segm", "bbox", "keypoints"), "backend": "pycocotools"}
+    predictions, targets = full_case()
+    options = {"iou_types": ("segm", "bbox", "keypoints"), "backend": backend}
     evaluator = evaluator_of(predictions, targets, **options)
     assert evaluator.iou_types == options["iou_types"]
     assert evaluator.compute() is evaluator.compute("segm")
+    assert capsys.readouterr() == ("", "")
     ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
-    for iou_type in evaluator.iou_types:
-        stats, _ = by_hand(ground_truth, only(results, iou_type), iou_type)
-        got = evaluator.compute(iou_type)
-        assert got.iou_type == iou_type
-        np.testing.assert_array_equal([getattr(got, name) for name in stats], [*stats.values()])
+    tolerance = {"rtol": 0, "atol": 0 if backend == "pycocotools" else 1e-12}
+    for iou_type in IOU_TYPES:
+        result = evaluator.compute(iou_type)
+        assert result.iou_type == iou_type
+        stats, by_class = by_hand(ground_truth, only(results, iou_type), iou_type)
+        for name, value in stats.items():
+            np.testing.assert_allclose(getattr(result, name), value, err_msg=name, **tolerance)
+        for name, category in zip(CLASSES, CATEGORY_IDS, strict=True):
+            got = result.ap_by_class[name], result.ap50_by_class[name]
+            np.testing.assert_allclose(got, by_class[category], err_msg=name, **tolerance)
+        assert 0.05 < result.ap < 0.95
+        assert math.isnan(result.ap_by_class["cow"])
 
 
 def test_any_number_of_keypoints_with_sigmas():
@@ -88,64 +79,60 @@ def test_any_number_of_keypoints_with_sigmas():
         assert result["ap_small"] is result["ar1"] is None
 
 
-def test_batches_and_their_order_do_not_matter():
-    predictions, targets = made_case("bbox", seed=1)
-    expected = evaluator_of(predictions, targets).compute().as_dict()
-    assert evaluator_of(predictions, targets, batch_size=1).compute().as_dict() == expected
-    assert evaluator_of(predictions[::-1], targets[::-1]).compute().as_dict() == expected
+def tensors(records, dtype=torch.float32):
+    arrays = [{k: torch.as_tensor(v) for k, v in record.items()} for record in records]
+    for record in arrays:
+        record["boxes"] = record["boxes"].to(dtype).requires_grad_()
+    return arrays
 
 
-def test_tensors_and_arrays_of_any_float_dtype():
-    predictions, targets = made_case("bbox", seed=2, num_images=8)
-    expected = evaluator_of(predictions, targets).compute().as_dict()
-    tensors = [{k: torch.tensor(v) for k, v in p.items()} for p in predictions]
-    truths = [{k: torch.tensor(v) for k, v in t.items()} for t in targets]
-    assert evaluator_of(tensors, truths).compute().as_dict() == expected
-    for prediction in tensors:
-        prediction["boxes"] = prediction["boxes"].double().requires_grad_()
-    assert evaluator_of(tensors, truths).compute().as_dict() == expected
+def encoded(records):
+    return [record | {"masks": encode_masks(record["masks"])} for record in records]
 
 
-def test_masks_encoded_early_give_the_same_result():
-    predictions, targets = made_case("segm", num_images=10)
-    expected = evaluator_of(predictions, targets, iou_types=["segm"]).compute().as_dict()
-    for record in (*predictions, *targets):
-        record["masks"] = encode_masks(record["masks"])
-    assert evaluator_of(predictions, targets, iou_types=["segm"]).compute().as_dict() == expected
-
-
-@pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_labels_that_are_category_ids_count_as_contiguous_ones(iou_type):
-    """As of detectors pretrained on COCO; what has no such id is passed over."""
-    predictions, targets = made_case(iou_type)
-    options = {"iou_types": [iou_type]}
-    expected = evaluator_of(predictions, targets, **options).compute().as_dict()
-    strangers, _ = made_case(iou_type, seed=7)
-    named = []
-    for prediction, stranger in zip(predictions, strangers, strict=True):
+def with_strangers(predictions):
+    """Category ids in place of labels, as of detectors pretrained on COCO, others between."""
+    found = []
+    for prediction, stranger in zip(predictions, full_case(seed=7)[0], strict=True):
         ids = np.array([0, *CATEGORY_IDS])[prediction["labels"]]
         unknown = np.resize([1, 91, 0], len(stranger["labels"]))  # nobody asked for these
-        # They stand between the others, whose order stays.
         places = np.random.default_rng(0).permutation(len(ids) + len(unknown))
-        places[: len(ids)].sort()
-        order = np.argsort(places)
+        places[: len(ids)].sort()  # the order of the others stays
         both = {key: np.concatenate([prediction[key], stranger[key]]) for key in prediction}
         both["labels"] = np.concatenate([ids, unknown])
-        named.append({key: torch.tensor(value[order]) for key, value in both.items()})
-    options["prediction_labels"] = "category_id"
-    assert evaluator_of(named, targets, **options).compute().as_dict() == expected
-    for prediction in named:
-        prediction["labels"] = prediction["labels"].numpy()
-        if iou_type == "segm":
-            prediction["masks"] = encode_masks(prediction["masks"])
-    assert evaluator_of(named, targets, **options).compute().as_dict() == expected
-    labels = [label for prediction in named for label in prediction["labels"].tolist()]
-    assert {0, 1, 91} < set(labels)  # left as they were
+        found.append({key: value[np.argsort(places)] for key, value in both.items()})
+    return found
 
 
-def test_nothing_on_stdout(capsys, backend):
-    evaluator_of(*made_case("bbox", num_images=4), backend=backend).compute()
-    assert capsys.readouterr() == ("", "")
+BY_ID = {"prediction_labels": "category_id"}
+FORMS = {
+    "image by image": lambda p, t: (p, t, {"batch_size": 1}),
+    "from behind": lambda p, t: (p[::-1], t[::-1], {}),
+    "repeated images": lambda p, t: ([*p, *p[:3], p[3]], [*t, *t[:3], t[3]], {}),
+    "tensors": lambda p, t: (tensors(p), tensors(t), {}),
+    "double precision": lambda p, t: (tensors(p, torch.float64), tensors(t), {}),
+    "masks encoded early": lambda p, t: (encoded(p), encoded(t), {}),
+    "category ids": lambda p, t: (with_strangers(p), t, BY_ID),
+    "category ids, tensors": lambda p, t: (tensors(with_strangers(p)), t, BY_ID),
+    "category ids, encoded": lambda p, t: (encoded(with_strangers(p)), t, BY_ID),
+}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    predictions, targets = full_case()
+    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES)
+    return predictions, targets, [evaluator.compute(t).as_dict() for t in IOU_TYPES]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_in_another_form(form, plain):
+    predictions, targets, expected = plain
+    predictions, targets, options = FORMS[form](predictions, targets)
+    before = [prediction["labels"].tolist() for prediction in predictions]
+    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES, **options)
+    assert [evaluator.compute(t).as_dict() for t in IOU_TYPES] == expected
+    assert [prediction["labels"].tolist() for prediction in predictions] == before
 
 
 # ------------------------------------------------------------------------------------- on paper
@@ -233,54 +220,37 @@ def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-class TestNothing:
-    def test_no_images(self, backend, iou_type):
-        result = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend).compute()
-        assert math.isnan(result.ap)
-        assert result.num_images == 0
-        assert result.as_dict()["ap_by_class"] == dict.fromkeys(CLASSES)
+def test_nothing(backend, iou_type):
+    shapes = {"masks": torch.ones(1, 1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
+    found = detection([[0, 0, 20, 20]], [0.5], **shapes)
+    there = truth([[0, 0, 20, 20]], **shapes)
+    options = {"iou_types": [iou_type], "backend": backend}
+    nothing = evaluator_of([], [], **options).compute()
+    assert math.isnan(nothing.ap)
+    assert nothing.num_images == 0
+    assert nothing.as_dict()["ap_by_class"] == dict.fromkeys(CLASSES)
+    missed = evaluator_of([detection([], [])], [there], **options).compute()
+    assert missed.ap == missed.ap50_by_class["cat"] == missed.ar == 0.0
+    assert math.isnan(missed.ap_by_class["dog"])
+    none = evaluator_of([found, detection([], [])], [truth([]), truth([], 2)], **options).compute()
+    assert math.isnan(none.ap)
+    assert none.num_images == 2
+    assert none.num_detections == {"cat": 1, "dog": 0, "cow": 0}
 
-    def test_no_detections_at_all(self, backend, iou_type):
-        shapes = {"masks": torch.ones(1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
-        evaluator = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend)
-        evaluator.update([detection([], [])], [truth([[0, 0, 20, 20]], **shapes)])
-        result = evaluator.compute()
-        assert result.ap == result.ap50_by_class["cat"] == result.ar == 0.0
-        assert math.isnan(result.ap_by_class["dog"])
 
-    def test_no_objects_at_all(self, backend, iou_type):
-        shapes = {"masks": torch.ones(1, 1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
-        found = detection([[0, 0, 20, 20]], [0.5], **shapes)
-        evaluator = COCOEvaluator(CLASSES, iou_types=[iou_type], backend=backend)
-        evaluator.update([found, detection([], [])], [truth([]), truth([], 2)])
-        result = evaluator.compute()
-        assert math.isnan(result.ap)
-        assert result.num_images == 2
-        assert result.num_detections == {"cat": 1, "dog": 0, "cow": 0}
-
-    def test_images_without_anything_change_nothing(self, backend, iou_type):
-        predictions, targets = made_case(iou_type, num_images=8)
-        options = {"iou_types": [iou_type], "backend": backend}
-        evaluator = evaluator_of(predictions, targets, **options)
-        expected = evaluator.compute().as_dict()
-        evaluator.update([detection([], [])] * 2, [truth([], 10_001), truth([], 10_002)])
-        assert evaluator.compute().as_dict() == expected | {"num_images": 10}
+def test_images_without_anything_change_nothing(plain):
+    predictions, targets, expected = plain
+    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES)
+    evaluator.update([detection([], [])] * 2, [truth([], 10_001), truth([], 10_002)])
+    changed = [result | {"num_images": 27} for result in expected]
+    assert [evaluator.compute(t).as_dict() for t in IOU_TYPES] == changed
 
 
 # -------------------------------------------------------------------------------- gathering state
 
 
-def test_repeated_images_are_dropped():
-    predictions, targets = made_case("bbox", num_images=10)
-    evaluator = evaluator_of(predictions, targets)
-    expected = evaluator.compute().as_dict()
-    evaluator.update(predictions[:3], targets[:3])
-    evaluator.update([*predictions[3:5], predictions[3]], [*targets[3:5], targets[3]])
-    assert evaluator.compute().as_dict() == expected
-
-
 def test_results_follow_updates_and_reset():
-    evaluator = evaluator_of(*made_case("bbox", num_images=5))
+    evaluator = evaluator_of(*full_case(num_images=5))
     evaluator.reset()
     assert evaluator.compute().num_images == 0
     evaluator.update([detection([BOX], [0.5])], [truth([BOX])])
@@ -305,6 +275,10 @@ BAD = [
     ("predictions", "boxes", [[5.0, 0, 4, 9]]),
     ("predictions", "masks", torch.ones(2, 1, 9, 9)),
     ("predictions", "keypoints", None),
+    # Others than the prediction's, or than those of the images before.
+    ("targets", "masks", torch.ones(1, 8, 8)),
+    ("targets", "keypoints", torch.ones(1, 16, 3)),
+    ("predictions", "keypoints", torch.ones(1, 18, 3)),
 ]
 
 

@@ -8,28 +8,60 @@ Legend: I images, M objects of the whole data set, N objects of one image, K key
 from __future__ import annotations
 
 import os
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detmix.data.coco.file import CocoCategory, CocoFile, read_coco
-from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.coco.table import CocoTable, common_keypoints, mirrored_order
-from detmix.data.images import check_image_size, read_image
-from detmix.data.skipping import (
-    Problem,
-    SkippedImage,
-    attempt,
-    check_on_error,
-    raise_problem,
-    read_usable,
+from detmix.data.boxes import CleanBoxes
+from detmix.data.coco.choose import (
+    choose_categories,
+    choose_objects,
+    common_keypoints,
+    fill_sizes,
+    mirrored_order,
 )
+from detmix.data.coco.file import CocoFile, read_coco
+from detmix.data.coco.masks import SegmentationBlock
+from detmix.data.images import check_image_size, read_image
+from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
+
+
+@dataclass(frozen=True)
+class CocoReport:
+    """What was found while the annotations were read.
+
+    Attributes:
+        num_images: Images.
+        num_objects: Objects that are in the data set.
+        num_crowd: How many of these are crowds.
+        num_empty_images: Images of the data set without an object.
+        num_clipped: Boxes that reached beyond the image and were clipped to it; 0 with
+            ``clip=False``.
+        num_without_area: Boxes dropped because no area was left inside the image; 0 with
+            ``clip=False``.
+        num_crowd_dropped: Objects left out by ``crowd="drop"``.
+        num_images_dropped: Images left out by ``empty="drop"``.
+        num_skipped: Images left out by ``on_error="skip"``; all other counts are without them.
+    """
+
+    num_images: int
+    num_objects: int
+    num_crowd: int
+    num_empty_images: int
+    num_clipped: int
+    num_without_area: int
+    num_crowd_dropped: int
+    num_images_dropped: int
+    num_skipped: int = 0
 
 
 class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -40,36 +72,34 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from 1, without the gaps between
     COCO's category ids, ``iscrowd`` int64 ``(N,)``, ``area`` float32 ``(N,)`` (the file's; that
     of the box where it gives none) and ``image_id``, the image's id in the file; on request
-    ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility as
-    in the file. Images are sorted by their ids, the objects of one stand as in the file.
+    ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
+    Images are sorted by their ids, the objects of one stand as in the file.
 
     Boxes are clipped to the image; those without area are dropped, as detectors need it. Both are
     counted in ``report`` and told in one warning. COCO's own evaluation does neither: evaluate
     on a data set with ``clip=False``.
 
-    Exports may have several categories of one name, such as a super-category with id 0 that no
-    object is of. Of these the one that has annotations is in the data set and the others are left
-    out; where none has any, it is the one with the highest id.
+    Of several categories of one name, as exports with a super-category have them, the one with
+    annotations is in the data set; where none has any, the one with the highest id.
 
     Args:
         images: The folder that ``file_name`` is relative to.
         annotations: The JSON file: instances or person_keypoints.
         transforms: Called as ``transforms(image, target)``; returns the new pair.
-        crowd: ``"keep"``, or ``"drop"`` to leave crowds out (as is usual for training; the
-            evaluation needs them).
-        empty: ``"keep"``, or ``"drop"`` to leave out images that have no object left.
-        clip: False keeps all boxes as in the file, those beyond or outside the image and without
-            area too; only a side of negative length becomes 0. The AP over such targets is what
-            pycocotools computes from the file itself, but for the rounding to float32.
+        crowd: ``"drop"`` leaves crowds out, for training; the evaluation needs them.
+        empty: ``"drop"`` leaves out images that have no object left.
+        clip: False keeps all boxes as in the file, also those outside the image and without area;
+            only a side of negative length becomes 0. The AP over such targets is what pycocotools
+            computes from the file itself, but for the rounding to float32.
         masks: Whether targets have masks.
-        keypoints: Whether targets have keypoints. A category without any gives zeros.
+        keypoints: Whether targets have keypoints; zeros where an object has none.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
-        on_error: ``"skip"`` leaves out images that are missing or cannot be decoded, and those
-            with an annotation that cannot be used, tells so in one warning, and raises only for
-            what is wrong with the file as a whole. Every image is decoded for it at once, in
-            threads: what is left out depends on the files alone, not on workers, processes or the
-            order of access. Not for evaluation: a score without an image is another score.
+        on_error: ``"skip"`` leaves out images that are missing, cannot be decoded or have an
+            annotation that cannot be used, tells so in one warning, and raises only for what is
+            wrong with the file as a whole. Every image is decoded for it at once: what is left out
+            depends on the files alone. Not for evaluation: a score without an image is another
+            score.
 
     Attributes:
         classes: The class names.
@@ -77,17 +107,17 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         names: The images' ``file_name`` by index.
         image_ids: The images' ids by index, ascending.
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
-        keypoint_flip: For each keypoint the index of the one that takes its place in an image
-            mirrored left to right: ``left_*`` and ``right_*`` change places.
+        keypoint_flip: For each keypoint the index of the one in its place in an image mirrored
+            left to right: ``left_*`` and ``right_*`` change places.
         report: Counts, see :class:`CocoReport`.
         skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument or the annotation file cannot be used (as where two categories of
-            one name, if it is among ``classes``, both have annotations); the message names the
-            file, the annotation or image by its id, and the value. Also on access, for an image
-            that cannot be decoded or is not of the size its annotation says.
+        ValueError: An argument or the annotation file cannot be used, as where two categories of
+            one name both have annotations; the message names the file, the annotation or image,
+            and the value. Also on access, for an image that cannot be decoded or is of another
+            size.
         IndexError: On access, the index is out of range.
     """
 
@@ -113,41 +143,61 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         self._folder, self._path = Path(images), Path(annotations)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
-        rejected = _Rejected()
-        report = rejected if on_error == "skip" else raise_problem
-        file = read_coco(annotations, masks=masks, report=report)
-        chosen = _choose_categories(file, classes, self._path)
-        self.classes = tuple(category.name for category in chosen)
-        self.category_ids = tuple(category.id for category in chosen)
-        self.keypoint_names = _keypoint_names(chosen, self._path) if keypoints else ()
+        file = read_coco(self._path, masks=masks)
+        categories = choose_categories(file, classes)
+        self.classes = tuple(category.name for category in categories)
+        self.category_ids = tuple(category.id for category in categories)
+        self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
-        table = CocoTable.read(file, [c.id for c in chosen], self._path)
-        table = table.fill_sizes(self._folder, report)
-        self.skipped: tuple[SkippedImage, ...] = ()
-        if on_error == "skip":
-            table.check_objects(
-                rejected,
-                table.is_used(clip=clip, drop_crowd=crowd == "drop"),
-                masks=masks,
-                num_keypoints=len(self.keypoint_names) or None,
-            )
-            names, read = _candidates(table, rejected, self._folder)
-            usable, self.skipped = read_usable(names, read, on_error, table.path)
-            unusable = {id for index, id in enumerate(table.images.ids) if index not in usable}
-            table = table.without_images(unusable)
-        table, counts = table.clean(
-            clip=clip, drop_crowd=crowd == "drop", drop_empty=empty == "drop"
+        fill_sizes(file, self._folder)
+        columns = choose_objects(
+            file,
+            categories,
+            clip=clip,
+            drop_crowd=crowd == "drop",
+            masks=masks,
+            num_keypoints=len(self.keypoint_names),
         )
-        self.report = replace(counts, num_skipped=len(self.skipped))
+        usable, self.skipped = read_usable(
+            [name or f"image {id}" for name, id in zip(file.names, file.image_ids, strict=True)],
+            lambda index: _find_problem(file, index, self._folder, decode=on_error == "skip"),
+            on_error,
+            self._path,
+        )
+        columns = _take(columns, np.isin(columns["images"], list(usable)))
+        clean = CleanBoxes(columns["boxes"], columns["has_area"], columns["is_clipped"])
+        message = clean.message(lambda index: file.describe_box(columns["rows"][index]))
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        used = _take(columns, columns["is_used"])
+        chosen = sorted(set(used["images"].tolist())) if empty == "drop" else list(usable)
+        if not chosen:
+            raise ValueError(f'{self._path}: no image has an object left, and empty="drop"')
+        self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
-            _check_files(self._folder, table.images.names)
-        self.names, self.image_ids = table.images.names, table.images.ids
-        self._sizes = torch.from_numpy(table.images.sizes)  # (I, 2) height, width
-        self._offsets = torch.from_numpy(table.offsets())  # (I + 1,)
-        self._columns = table.columns()  # each (M, ...)
-        if keypoints:
-            self._columns["keypoints"] = table.keypoints(len(self.keypoint_names))
-        self._segmentations = SegmentationBlock(table.segmentations()) if masks else None
+            _check_files(self._folder, self.names)
+        self.image_ids = [file.image_ids[index] for index in chosen]
+        self._sizes = torch.from_numpy(file.sizes[chosen])  # (I, 2) height, width
+        # Image i owns the objects from offsets[i] to offsets[i + 1].
+        offsets = np.searchsorted(used["images"], [*chosen, len(file.names)])
+        self._offsets = torch.from_numpy(offsets)  # (I + 1,)
+        dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
+        dtypes |= {"keypoints": "f4"} if keypoints else {}
+        self._columns = {  # each (M, ...)
+            key: torch.from_numpy(used[key].astype(dtype)) for key, dtype in dtypes.items()
+        }
+        self._segmentations = SegmentationBlock(used["segmentations"].tolist()) if masks else None
+        self.report = CocoReport(
+            num_images=len(chosen),
+            num_objects=len(used["rows"]),
+            num_crowd=int(used["iscrowd"].sum()),
+            num_empty_images=int((np.diff(offsets) == 0).sum()),
+            num_clipped=int(columns["is_clipped"].sum()),
+            num_without_area=int((~columns["has_area"]).sum()),
+            num_crowd_dropped=int(columns["is_dropped"].sum()),
+            num_images_dropped=len(usable) - len(chosen),
+            num_skipped=len(self.skipped),
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -191,10 +241,9 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     def _read_image(self, index: int) -> Tensor:
         try:
             return _read_image(self.image_path(index), self.image_size(index), self._path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"sample {index}: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"sample {index}: {error}") from error
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"sample {index}: {error}") from error
 
     def _check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -202,30 +251,20 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return index % len(self)
 
 
-class _Rejected(dict[int, tuple[str, str]]):
-    """Kind and message of the first error of each image, by its id."""
+def _take(
+    columns: dict[str, npt.NDArray[Any]], keep: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[Any]]:
+    return {key: column[keep] for key, column in columns.items()}
 
-    def __call__(self, kind: str, message: str, image: int) -> None:
-        self.setdefault(image, (kind, message))
 
-
-def _candidates(
-    table: CocoTable, rejected: _Rejected, folder: Path
-) -> tuple[list[str], Callable[[int], Problem | None]]:
-    """Return the names of all images, those without one last, and what tries to read each."""
-    ids, names, sizes = table.images.ids, table.images.names, table.images.sizes.tolist()
-    nameless = sorted(rejected.keys() - set(ids))
-
-    def read(index: int) -> Problem | None:
-        image_id = ids[index] if index < len(ids) else nameless[index - len(ids)]
-        if image_id in rejected:
-            kind, message = rejected[image_id]
-            return Problem(kind, ValueError(message))
-        path = folder / names[index]
-        image = attempt("unusable image", _read_image, path, tuple(sizes[index]), table.path)
-        return image if isinstance(image, Problem) else None
-
-    return [*names, *(f"image {image_id}" for image_id in nameless)], read
+def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> Problem | None:
+    """Return what is wrong with an image; whether it can be decoded is tried on request."""
+    if index in file.problems or not decode:
+        return file.problems.get(index)
+    height, width = file.sizes[index].tolist()
+    path = folder / file.names[index]
+    image = attempt("unusable image", _read_image, path, (height, width), file.path)
+    return image if isinstance(image, Problem) else None
 
 
 def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
@@ -233,51 +272,6 @@ def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
     image = read_image(path)
     check_image_size(image, path, size, annotations)
     return image
-
-
-def _choose_categories(
-    file: CocoFile, classes: Sequence[str] | None, path: Path
-) -> list[CocoCategory]:
-    """Return the category of each class, for each name one."""
-    by_name: dict[str, list[CocoCategory]] = {}
-    for category in file.categories:
-        by_name.setdefault(category.name, []).append(category)
-    names = tuple(by_name) if classes is None else _checked_names(classes)
-    unknown = [name for name in names if name not in by_name]
-    if unknown:
-        raise ValueError(
-            f"{path}: there is no category {unknown[0]!r}; known are {', '.join(by_name)}"
-        )
-    used = {file.categories[index].id for index in set(file.objects.category_index.tolist())}
-    chosen = [_choose_one(by_name[name], used, path) for name in names]
-    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
-
-
-def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
-    return names
-
-
-def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> CocoCategory:
-    """Return the one that has annotations, of categories that share a name."""
-    with_objects = [category for category in categories if category.id in used]
-    if len(with_objects) > 1:
-        ids = " and ".join(str(category.id) for category in with_objects)
-        raise ValueError(
-            f"{path}: the categories {ids} are all named {categories[0].name!r} and have "
-            "annotations; expected one, or classes without this name"
-        )
-    # Super-categories come first: with none annotated, as in a small split, the last is the class.
-    return (with_objects or categories)[-1]
-
-
-def _keypoint_names(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
-    try:
-        return common_keypoints([(category.name, category.keypoints) for category in categories])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:

@@ -1,27 +1,32 @@
-"""Read the annotations of a data set in the COCO format (https://cocodataset.org/#format-data).
+"""Read a file in the COCO format (https://cocodataset.org/#format-data) into checked columns.
 
-All that the JSON says is checked here, once, and becomes flat columns. Legend: I images, M
-objects of the whole file, C categories.
+Data sets and scoring read by it, so that what trains can be scored. Legend: I images, M objects of
+the whole file, K keypoints.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco.masks import pack_item, strip_item
-from detmix.data.skipping import Report, raise_problem
+from detmix.data.coco.masks import check_fit, pack_item, shorten, strip_item
+from detmix.data.skipping import Problem
 from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
+_LARGEST = float(np.finfo(np.float32).max)
+_MOST_PIXELS = 2**31  # of a side
 
 
 @dataclass(frozen=True)
@@ -34,108 +39,190 @@ class CocoCategory:
 
 
 @dataclass(frozen=True)
-class CocoImages:
-    """The images, sorted by their ids."""
+class CocoFile:
+    """Images sorted by their ids, objects in the order of the file, and what is wrong with them.
 
-    ids: list[int]
+    An object that is among the ``problems`` of its image is not among the objects. ``items`` are
+    the objects as in the file, of which segmentation and keypoints are read when they are used.
+    """
+
+    path: Path
+    categories: tuple[CocoCategory, ...]
+    image_ids: list[int]
     names: list[str]
-    sizes: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]  # (I, 2) height, width; 0 where the file gives none
+    items: list[dict[str, Any]]
+    numbers: list[int]  # of the items in the file's list
+    image_index: npt.NDArray[np.int64]  # (M,)
+    category_index: npt.NDArray[np.int64]  # (M,)
+    boxes: npt.NDArray[np.float64]  # (M, 4) x, y, width, height
+    area: npt.NDArray[np.float64]  # (M,) NaN where the file gives none
+    iscrowd: npt.NDArray[np.bool_]  # (M,)
+    problems: dict[int, Problem]  # the first of each image, by its index
+
+    def where(self, row: int) -> str:
+        """Say where an object stands."""
+        index = int(self.image_index[row])
+        name = f" ({self.names[index]})" if self.names[index] else ""
+        image = f"image {self.image_ids[index]}{name}"
+        number = self.numbers[row]
+        return (
+            f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
+        )
+
+    def describe_box(self, row: int) -> str:
+        """Say where a box stands and how it is written there."""
+        height, width = self.sizes[self.image_index[row]]
+        bbox = ", ".join(f"{value:g}" for value in self.boxes[row])
+        return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
+
+    def segmentation(self, item: Mapping[str, Any], index: int) -> bytes:
+        """Return the packed segmentation of an object, which must fit the image of this index."""
+        value = item.get("segmentation") or "segmentation is missing or empty"
+        if not isinstance(value, bytes):
+            raise ValueError(value)
+        check_fit(value, tuple(self.sizes[index].tolist()))
+        return value
 
 
-@dataclass(frozen=True)
-class CocoObjects:
-    """The objects in the order of the file, M of them."""
-
-    ids: npt.NDArray[np.int64]
-    image_index: npt.NDArray[np.int64]
-    category_index: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float64]
-    area: npt.NDArray[np.float64]
-    iscrowd: npt.NDArray[np.bool_]
-    segmentations: list[bytes | ValueError | None]
-    keypoints: list[Any]
-
-    def take(self, rows: npt.NDArray[np.int64]) -> CocoObjects:
-        """Return the objects at some rows, in their order."""
-        picked = rows.tolist()
-        return CocoObjects(
-            ids=self.ids[rows],
-            image_index=self.image_index[rows],
-            category_index=self.category_index[rows],
-            boxes=self.boxes[rows],
-            area=self.area[rows],
-            iscrowd=self.iscrowd[rows],
-            segmentations=[self.segmentations[row] for row in picked],
-            keypoints=[self.keypoints[row] for row in picked],
+def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> CocoFile:
+    """Read an instances or person_keypoints file; what is wrong with the whole of it raises."""
+    # Only with `named` must images have a file name and objects an id.
+    path = Path(path)
+    with paused_collection():
+        content = load_json(path, "annotations", pack_item if masks else strip_item)
+        for part in _PARTS:
+            _check_part(content, part, path, may_be_empty=not named or part == "annotations")
+        categories = _read_categories(content["categories"], f"{path}, category")
+        images = sorted(_by_id(content["images"], f"{path}, image"), key=itemgetter(0))
+        image_ids = [image_id for image_id, _ in images]
+        problems: dict[int, Problem] = {}
+        names, sizes = [], []
+        for index, (image_id, item) in enumerate(images):
+            where = f"{path}, image {image_id}"
+            names.append(_read_name(item.get("file_name"), where))
+            try:
+                if named and not names[-1]:
+                    raise ValueError(f"expected a file_name, got {item.get('file_name')!r}")
+                sizes.append((_read_side(item, "height"), _read_side(item, "width")))
+            except ValueError as error:
+                problems[index] = Problem("unusable annotation", ValueError(f"{where}: {error}"))
+                sizes.append((0, 0))
+        if named:
+            _by_id(content["annotations"], f"{path}, annotation")
+        columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
+        return CocoFile(
+            path=path,
+            categories=categories,
+            image_ids=image_ids,
+            names=names,
+            sizes=np.array(sizes, dtype=np.int64),
+            problems=problems,
+            **columns,
         )
 
 
-@dataclass(frozen=True)
-class CocoFile:
-    """What an annotation file says."""
-
-    categories: tuple[CocoCategory, ...]
-    images: CocoImages
-    objects: CocoObjects
-
-
-def read_coco(path: str | Path, *, masks: bool = False, report: Report = raise_problem) -> CocoFile:
-    """Read an instances or person_keypoints file."""
-    content = _load(Path(path), masks)
-    categories = _read_categories(content["categories"], f"{path}, category")
-    images, rejected = _read_images(content["images"], f"{path}, image", report)
-    where = f"{path}, annotation"
-    objects = _read_objects(content["annotations"], images.ids, rejected, categories, where, report)
-    return CocoFile(categories, images, objects)
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking the entries again and again as they are made."""
+    # There are several objects for each entry and no cycles among them: the collector would take a
+    # third of the time of reading, and of the faster backend's.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def _load(path: Path, masks: bool) -> dict[str, list[dict[str, Any]]]:
-    """Parse the JSON; segmentations are packed, or left out, while it is being parsed."""
+def load_json(path: Path, what: str, hook: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Parse a JSON file; segmentations are packed, or left out, by ``hook`` as it is parsed."""
     # As Python objects they would take several gigabytes for COCO's training images.
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected the JSON file of annotations")
+        raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
         data = read_file(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such annotation file") from None
+        raise FileNotFoundError(f"{path}: there is no such file of {what}") from None
     try:
         text = data.decode("utf-8-sig")
         del data  # of COCO's half a gigabyte
-        content = json.loads(text, object_hook=pack_item if masks else strip_item)
+        return json.loads(text, object_hook=hook)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        hint = " (a file of predictions?)" if isinstance(content, list) else ""
+        raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
+
+
+def look_up(item: Mapping[str, Any], key: str, known: Mapping[int, int]) -> int:
+    """Return the index of the image or category that an entry names."""
+    value = item.get(key)
+    index = known.get(value) if type(value) is int else None
+    if index is None:
+        raise ValueError(f"{key} must be one of the annotation file's, got {value!r}")
+    return index
+
+
+def read_box(bbox: Any) -> tuple[float, float, float, float]:
+    """Return an entry's x, y, width and height."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite, bbox)):
+        raise ValueError(f"bbox must be 4 finite numbers (x, y, width, height), got {bbox!r}")
+    x, y, width, height = map(float, bbox)
+    return x, y, width, height
+
+
+def read_flag(item: Mapping[str, Any], key: str) -> bool:
+    """Return a flag of an object; False where it is absent or null."""
+    flag = item.get(key)
+    if flag not in (0, 1, None):
+        raise ValueError(f"{key} must be 0 or 1, got {flag!r}")
+    return bool(flag)
+
+
+def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
+    """Return an entry's ``keypoints`` as ``(K, 3)``: x, y, visibility; zeros where it has none."""
+    if value is None:
+        return np.zeros((num_keypoints, 3))
+    if not isinstance(value, list) or len(value) != 3 * num_keypoints:
+        got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
         raise ValueError(
-            f"{path}: expected an object with {', '.join(_PARTS)}, got {_kind(content)}{hint}"
+            f"keypoints must be a list of 3 x {num_keypoints} = {3 * num_keypoints} numbers, "
+            f"got {got}"
         )
-    for part in _PARTS:
-        _check_part(content, part, path)
-    return content
+    for number in value:
+        if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # false of NaN too
+            raise ValueError(f"keypoints must be finite numbers, got {number!r}")
+    return np.array(value, dtype=np.float64).reshape(num_keypoints, 3)
 
 
-def _check_part(content: dict[str, Any], part: str, path: Path) -> None:
-    items = content.get(part)
+def is_finite(value: Any) -> bool:
+    """Tell whether a value of a JSON file is a number that a float holds."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def _check_part(content: Any, part: str, path: Path, may_be_empty: bool) -> None:
+    items = content.get(part) if isinstance(content, dict) else None
     if not isinstance(items, list):
-        found = _kind(items) if part in content else "nothing"
+        has = list(content) if isinstance(content, dict) else shorten(content)
         raise ValueError(
-            f'{path}: expected a list "{part}", got {found}; detection needs an instances or '
-            f"person_keypoints file, this one has {', '.join(content) or 'nothing'}"
+            f'{path}: expected an instances or person_keypoints file with a list "{part}", got '
+            f"{has}; {part} is {shorten(items)}"
         )
-    if not items and part != "annotations":
+    if not items and not may_be_empty:
         raise ValueError(f'{path}: the list "{part}" is empty')
     for number, item in enumerate(items):
         if not isinstance(item, dict):
-            raise ValueError(f'{path}: item {number} of "{part}" must be an object, got {item!r}')
+            raise ValueError(f"{path}, {part}[{number}]: must be an object, got {shorten(item)}")
 
 
 def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCategory, ...]:
     categories = []
     for category_id, item in _by_id(items, where):
-        name = item.get("name")
+        name, keypoints = item.get("name"), item.get("keypoints") or []
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
-        keypoints = item.get("keypoints") or []
         if not isinstance(keypoints, list) or not all(isinstance(n, str) for n in keypoints):
             raise ValueError(
                 f"{where} {category_id}: keypoints must be a list of names, got {keypoints!r}"
@@ -144,145 +231,85 @@ def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCateg
     return tuple(categories)
 
 
-def _read_images(
-    items: list[dict[str, Any]], where: str, report: Report
-) -> tuple[CocoImages, set[int]]:
-    """Return the images, and the ids of those whose names cannot be used."""
-    ids, names, sizes = [], [], []
-    rejected = set()
-    for image_id, item in _by_id(items, where):
-        name = item.get("file_name")
-        if not isinstance(name, str) or not name:
-            message = f"{where} {image_id}: expected a file_name, got {name!r}"
-            report("unusable annotation", message, image_id)
-            rejected.add(image_id)
-            continue
-        if PurePath(name).anchor or ".." in PurePath(name).parts or "\0" in name:
-            raise ValueError(
-                f"{where} {image_id}: refused: file_name leads out of the images' folder, "
-                f"got {name!r}"
-            )
-        height, width = (item.get(key) or 0 for key in ("height", "width"))
-        for key, side in (("height", height), ("width", width)):
-            if type(side) not in (int, float) or not 0 <= side <= 2**31 or side % 1:
-                message = f"{key} must be a number of whole pixels, got {side!r}"
-                report("unusable annotation", f"{where} {image_id}: {message}", image_id)
-                height = width = 0
-        ids.append(image_id)
-        names.append(name)
-        sizes.append((height, width))
-    return CocoImages(ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2)), rejected
+def _read_name(value: Any, where: str) -> str:
+    """Return a ``file_name``, "" where there is none."""
+    name = value if isinstance(value, str) else ""
+    if PurePath(name).anchor or ".." in PurePath(name).parts or "\0" in name:
+        raise ValueError(
+            f"{where}: refused: file_name leads out of the images' folder, got {name!r}"
+        )
+    return name
+
+
+def _read_side(item: Mapping[str, Any], key: str) -> int:
+    side = item.get(key) or 0
+    if type(side) not in (int, float) or not 0 <= side <= _MOST_PIXELS or side % 1:
+        raise ValueError(f"{key} must be a number of whole pixels, got {side!r}")
+    return int(side)
 
 
 def _read_objects(
     items: list[dict[str, Any]],
     image_ids: list[int],
-    rejected: set[int],
     categories: tuple[CocoCategory, ...],
-    where: str,
-    report: Report,
-) -> CocoObjects:
+    path: Path,
+    problems: dict[int, Problem],
+) -> dict[str, Any]:
+    """Return the columns of the objects."""
     images = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
-    rows = []
-    boxes = []
-    kept = []
+    numbers, rows, boxes = [], [], []
     for number, item in enumerate(items):
-        annotation_id = _read_id(item, number, where)
         try:
             row = (
-                annotation_id,
-                _look_up(item, "image_id", images),
-                _look_up(item, "category_id", known),
+                look_up(item, "image_id", images),
+                look_up(item, "category_id", known),
                 _read_area(item.get("area")),
-                _read_iscrowd(item.get("iscrowd")),
+                read_flag(item, "iscrowd"),
             )
-            boxes.append(_read_box(item.get("bbox")))
+            boxes.append(read_box(item.get("bbox")))
         except ValueError as error:
-            image = item.get("image_id")
-            image = image if type(image) is int else None
-            if image in rejected:  # what is wrong with it has been said
-                continue
             hint = " (is this a captions file?)" if "caption" in item else ""
-            message = f"{where} {annotation_id}: {error}{hint}"
-            if image is None or image not in images:
-                raise ValueError(message) from None
-            report("unusable annotation", message, image)
+            where = f"{path}, annotation {item.get('id')}, annotations[{number}]"
+            told = ValueError(f"{where}: {error}{hint}")
+            image = item.get("image_id")
+            if type(image) is not int or image not in images:
+                raise told from None
+            problems.setdefault(images[image], Problem("unusable annotation", told))
             continue
         rows.append(row)
-        kept.append(item)
-    columns = list(zip(*rows, strict=True)) or [()] * 5
-    _check_no_repeats(columns[0], where)
-    return CocoObjects(
-        ids=np.array(columns[0], dtype=np.int64),
-        image_index=np.array(columns[1], dtype=np.int64),
-        category_index=np.array(columns[2], dtype=np.int64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        area=np.array(columns[3], dtype=np.float64),
-        iscrowd=np.array(columns[4], dtype=np.bool_),
-        segmentations=[item.get("segmentation") or None for item in kept],
-        keypoints=[item.get("keypoints") for item in kept],
-    )
+        numbers.append(number)
+    image_index, category_index, area, iscrowd = zip(*rows, strict=True) if rows else [()] * 4
+    return {
+        "items": [items[number] for number in numbers],
+        "numbers": numbers,
+        "image_index": np.array(image_index, dtype=np.int64),
+        "category_index": np.array(category_index, dtype=np.int64),
+        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        "area": np.array(area, dtype=np.float64),
+        "iscrowd": np.array(iscrowd, dtype=np.bool_),
+    }
 
 
 def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[int, dict[str, Any]]]:
-    """Return ids and items, sorted by the ids."""
-    ids = [_read_id(item, number, where) for number, item in enumerate(items)]
-    _check_no_repeats(ids, where)
-    return sorted(zip(ids, items, strict=True), key=lambda pair: pair[0])
-
-
-def _read_id(item: dict[str, Any], number: int, where: str) -> int:
-    value = item.get("id")
-    if type(value) is int and -(2**63) <= value < 2**63:
-        return value
-    got = repr(value) if "id" in item else "none"
-    raise ValueError(f"{where} number {number} (from 0): id must be an integer, got {got}")
-
-
-def _check_no_repeats(ids: Sequence[int], where: str) -> None:
-    for number, count in Counter(ids).items():
-        if count > 1:
-            raise ValueError(f"{where} {number}: the id is there twice")
-
-
-def _look_up(item: dict[str, Any], key: str, known: dict[int, int]) -> int:
-    value = item.get(key)
-    index = known.get(value) if type(value) is int else None
-    if index is None:
-        raise ValueError(f"{key} must be one of the file's, got {value!r}")
-    return index
-
-
-def _read_box(bbox: Any) -> tuple[float, float, float, float]:
-    """Return x1, y1, x2, y2 of COCO's x, y, width, height."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
-        raise ValueError(f"bbox must be 4 finite numbers (x, y, width, height), got {bbox!r}")
-    x, y, width, height = map(float, bbox)
-    return x, y, x + width, y + height
+    """Return ids and items; each id must be there once."""
+    ids = []
+    for number, item in enumerate(items):
+        value = item.get("id")
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"{where} number {number} (from 0): id must be an integer, got {value!r}"
+            )
+        ids.append(value)
+    if len(set(ids)) < len(ids):
+        twice = next(value for value, count in Counter(ids).items() if count > 1)
+        raise ValueError(f"{where} {twice}: the id is there twice")
+    return list(zip(ids, items, strict=True))
 
 
 def _read_area(area: Any) -> float:
     if area is None:
         return math.nan
-    if not _is_finite(area) or area < 0:
+    if not is_finite(area) or area < 0:
         raise ValueError(f"area must be a finite number of pixels, not negative, got {area!r}")
     return float(area)
-
-
-def _read_iscrowd(iscrowd: Any) -> bool:
-    if iscrowd not in (0, 1, None):
-        raise ValueError(f"iscrowd must be 0 or 1, got {iscrowd!r}")
-    return bool(iscrowd)
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
-    return "null" if value is None else names.get(type(value), "a number")

@@ -50,7 +50,7 @@ class SegmentationBlock:
 
         offsets = self._offsets[first : last + 1].tolist()
         block = self._block.numpy()
-        rles = [_to_rle(block[start:end].tobytes(), size) for start, end in pairwise(offsets)]
+        rles = [to_rle(block[start:end].tobytes(), size) for start, end in pairwise(offsets)]
         columnwise = coco_mask.decode(rles).T  # (N, W, H), contiguous
         masks = np.empty((last - first, *size), dtype=np.uint8)
         for mask, transposed in zip(masks, columnwise, strict=True):
@@ -60,11 +60,13 @@ class SegmentationBlock:
 
 def pack_item(item: dict[str, Any]) -> dict[str, Any]:
     """Pack the ``segmentation`` of an object of the JSON; one that cannot be used is its error."""
-    if item.get("segmentation"):
+    value = item.get("segmentation")
+    if value:
         try:
-            item["segmentation"] = pack_segmentation(item["segmentation"])
+            item["segmentation"] = pack_segmentation(value)
         except ValueError as error:  # told later: here nobody knows whether the object is used
-            item["segmentation"] = error
+            told = ValueError(f"{error}; segmentation is {shorten(value)}")
+            item["segmentation"] = told
     return item
 
 
@@ -77,34 +79,26 @@ def strip_item(item: dict[str, Any]) -> dict[str, Any]:
 def pack_segmentation(value: Any) -> bytes:
     """Check one annotation's ``segmentation`` and pack it."""
     if isinstance(value, dict):
-        return _pack_rle(value)
-    if isinstance(value, list) and value:
-        return _pack_polygons(value)
-    raise ValueError(
-        f"segmentation must be a list of polygons or an RLE with size and counts, got {value!r}"
-    )
+        size, counts = read_rle(value)
+        return b"R" + array("I", size).tobytes() + counts
+    if not isinstance(value, list):
+        raise ValueError("expected a list of polygons or an RLE with size and counts")
+    polygons = read_polygons(value)
+    header = array("I", [len(polygons), *map(len, polygons)])
+    return b"P" + header.tobytes() + b"".join(polygon.tobytes() for polygon in polygons)
 
 
-def rle_size(packed: bytes) -> tuple[int, int] | None:
-    """Return height and width that a packed RLE is of; None for polygons, which have none."""
-    if packed[:1] == b"P":
-        return None
-    height, width = np.frombuffer(packed, _HEADER, 2, 1).tolist()
-    return height, width
+def check_fit(packed: bytes, size: tuple[int, int]) -> None:
+    """Raise ValueError unless a segmentation fits an image of this height and width."""
+    rle_size = size if packed[:1] == b"P" else tuple(np.frombuffer(packed, _HEADER, 2, 1).tolist())
+    if rle_size != size or 0 in size:
+        raise ValueError(
+            f"the segmentation's size (height, width) is {rle_size}, but the image is {size[0]} x "
+            f"{size[1]}"
+        )
 
 
-def _pack_polygons(polygons: list[Any]) -> bytes:
-    coordinates = read_polygons(polygons)
-    header = array("I", [len(coordinates), *map(len, coordinates)])
-    return b"P" + header.tobytes() + b"".join(part.tobytes() for part in coordinates)
-
-
-def _pack_rle(rle: dict[str, Any]) -> bytes:
-    size, counts = read_rle(rle)
-    return b"R" + array("I", size).tobytes() + counts
-
-
-def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
+def to_rle(packed: bytes, size: tuple[int, int]) -> Any:
     """Return what pycocotools takes: a dict of size and compressed counts."""
     from pycocotools import mask as coco_mask
 
@@ -120,36 +114,30 @@ def _to_rle(packed: bytes, size: tuple[int, int]) -> Any:
 
 def read_polygons(polygons: list[Any]) -> list[array[float]]:
     """Return the coordinates of polygons; those of fewer than three points have no area."""
-    kept = []
-    longest = 0.0  # that the outlines may be, by their largest coordinates
-    for number, polygon in enumerate(polygons):
-        coordinates, largest = _read_polygon(polygon, number)
-        if len(coordinates) >= 2 * _CORNERS:
-            kept.append(coordinates)
-            longest += len(coordinates) * largest
+    read = [_read_polygon(polygon, number) for number, polygon in enumerate(polygons)]
+    kept = [(polygon, largest) for polygon, largest in read if len(polygon) >= 2 * _CORNERS]
     if not kept:
-        raise ValueError(
-            f"no polygon of the segmentation has three points or more, got {_short(polygons)}"
-        )
-    if longest > _LONGEST_OUTLINE:
-        length = sum(map(_outline, kept))
+        raise ValueError("no polygon of the segmentation has three points or more")
+    # Only where the coordinates leave room for too long an outline is it measured.
+    if sum(len(polygon) * largest for polygon, largest in kept) > _LONGEST_OUTLINE:
+        length = sum(_outline(polygon) for polygon, _ in kept)
         if length > _LONGEST_OUTLINE:
             raise ValueError(
                 f"the polygons of the segmentation have {length:.0f} pixels of outline, expected "
                 f"at most {_LONGEST_OUTLINE:.0f}"
             )
-    return kept
+    return [polygon for polygon, _ in kept]
 
 
 def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
     """Return the size of a run-length encoding (RLE) and its counts, compressed."""
-    size, counts = rle.get("size"), rle.get("counts")
-    height, width = _read_size(size)
+    height, width = _read_size(rle.get("size"))
+    counts = rle.get("counts")
     if isinstance(counts, list):
         wrong = [n for n in counts if not _is_integer(n) or n < 0]
         if wrong:
             raise ValueError(
-                f"the RLE's counts must be whole numbers, not negative, got {_short(wrong[0])}"
+                f"the RLE's counts must be whole numbers, not negative, got {shorten(wrong[0])}"
             )
         total = int(sum(counts))
     elif isinstance(counts, str | bytes):
@@ -157,13 +145,19 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
         counts = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
         total = int(_read_runs(counts).sum())
     else:
-        raise ValueError(f"the RLE's counts must be a list or a string, got {_short(counts)}")
+        raise ValueError(f"the RLE's counts must be a list or a string, got {shorten(counts)}")
     if total != height * width:
         raise ValueError(
             f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
             f"width), {height * width} pixels"
         )
     return (height, width), _compress(counts, height, width) if isinstance(counts, list) else counts
+
+
+def shorten(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _compress(counts: list[int], height: int, width: int) -> bytes:
@@ -179,7 +173,9 @@ def _read_size(size: Any) -> tuple[int, int]:
         height, width = map(int, size)
         if min(height, width) > 0 and height * width <= _MOST_PIXELS:
             return height, width
-    raise ValueError(f"the RLE's size must be height and width in whole pixels, got {_short(size)}")
+    raise ValueError(
+        f"the RLE's size must be height and width in whole pixels, got {shorten(size)}"
+    )
 
 
 def _is_integer(value: Any) -> bool:
@@ -194,36 +190,20 @@ def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     is_last = (groups & 32) == 0
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:
-        raise _counts_error("are not a compressed RLE", text)
+        raise ValueError("the RLE's counts are not a compressed RLE")
     ends = np.flatnonzero(is_last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 7:  # 35 bits: no run is that long
-        raise _counts_error("are not a compressed RLE", text)
+        raise ValueError("the RLE's counts are not a compressed RLE")
     place = np.arange(len(groups)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((groups & 31) << 5 * place, starts)
     runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
     for parity in (1, 2):
         runs[parity::2] = np.cumsum(runs[parity::2])
     if runs.min() < 0:
-        raise _counts_error("have a negative run", text)
+        raise ValueError("the RLE's counts have a negative run")
     return runs
-
-
-def _counts_error(what: str, text: bytes) -> ValueError:
-    got = _short(text[:80].decode(errors="replace"))
-    return ValueError(f"the RLE's counts {what}, got {got}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _outline(coordinates: array[float]) -> float:
-    """Return the length of a polygon's outline, of each edge the longer side."""
-    points = np.frombuffer(coordinates).reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
@@ -232,12 +212,9 @@ def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
     try:
         coordinates = array("d", polygon)
     except (TypeError, OverflowError):
-        raise ValueError(f"{where} must be a list of numbers, got {_short(polygon)}") from None
+        raise ValueError(f"{where} must be a list of numbers, got {shorten(polygon)}") from None
     if len(coordinates) % 2:
-        raise ValueError(
-            f"{where} must have an even number of coordinates (x1, y1, x2, ...), got "
-            f"{len(coordinates)}"
-        )
+        raise ValueError(f"{where} has {len(coordinates)} coordinates, expected x1, y1, x2, y2, …")
     largest = max(max(coordinates, default=0), -min(coordinates, default=0))
     # A sum is NaN where one of its terms is; a comparison alone may pass it over.
     if not largest <= _LARGEST_COORDINATE or math.isnan(sum(coordinates)):
@@ -247,3 +224,9 @@ def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
             f"{_LARGEST_COORDINATE:g} pixels"
         )
     return coordinates, largest
+
+
+def _outline(coordinates: array[float]) -> float:
+    """Return the length of a polygon's outline, of each edge the longer side."""
+    points = np.frombuffer(coordinates).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())

@@ -5,13 +5,12 @@ their ids, A area ranges, M limits on the number of detections.
 """
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,9 +21,6 @@ from detmix.evaluation.coco.result import COCOResult, IouType
 _MOST_EXACT = 2**53
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
-
-IOU_TYPES: tuple[str, ...] = get_args(IouType)
-BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # What holds the overlap of each type, in annotations and in results.
 SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
@@ -39,10 +35,9 @@ _MAX_AREA = 1e5**2
 
 def check_choices(iou_type: str, backend: str) -> None:
     """Raise ValueError for an unknown choice, ImportError for a backend that is not installed."""
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f"iou_type is {iou_type!r}, expected one of {', '.join(IOU_TYPES)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    for name, value, known in (("iou_type", iou_type, IouType), ("backend", backend, Backend)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(get_args(known))}")
     if backend == "faster-coco-eval" and not _has_faster_backend():
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
@@ -52,20 +47,6 @@ def check_choices(iou_type: str, backend: str) -> None:
 
 def _has_faster_backend() -> bool:
     return importlib.util.find_spec("faster_coco_eval") is not None
-
-
-@contextlib.contextmanager
-def paused_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking the entries again and again as they are made."""
-    # There are several objects for each detection and no cycles among them: the collector would
-    # take a third of the faster backend's time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def score_entries(
@@ -78,7 +59,7 @@ def score_entries(
 ) -> COCOResult:
     """Score detections by COCO's rule."""
     # A detection's area is that of its box, mask or keypoints by the IoU type, also where it has a
-    # box besides (pycocotools' ``loadRes`` would take the box's). Annotations are numbered from 1:
+    # box besides (pycocotools' ``loadRes`` would take the box's). Annotations must have ids from 1:
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
     check_choices(iou_type, backend)
@@ -87,7 +68,9 @@ def score_entries(
     coco_type, evaluation_type = _load_backend(backend)
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _ground_truth(coco_type, ground_truth, iou_type)
+        annotations = [_annotation(entry, iou_type) for entry in ground_truth["annotations"]]
+        images, categories = ground_truth["images"], ground_truth["categories"]
+        truth = _indexed(coco_type, images, categories, annotations)
         evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
         # Said here because the faster one leaves out categories without annotated keypoints.
         evaluation.params.catIds = sorted(truth.cats)
@@ -115,15 +98,6 @@ def _load_backend(backend: Backend) -> tuple[Any, Any]:
     return module.COCO, module.COCOeval_faster
 
 
-def _ground_truth(coco_type: Any, ground_truth: Entry, iou_type: IouType) -> Any:
-    images = [dict(image) for image in ground_truth["images"]]
-    truth = _indexed(coco_type, images, ground_truth["categories"], [])
-    for number, entry in enumerate(ground_truth["annotations"], start=1):
-        truth.dataset["annotations"].append(_annotation(truth, number, entry, iou_type))
-    truth.createIndex()
-    return truth
-
-
 def _indexed(
     coco_type: Any, images: Sequence[Entry], categories: Sequence[Entry], annotations: list[Any]
 ) -> Any:
@@ -138,32 +112,18 @@ def _indexed(
     return coco
 
 
-def _annotation(truth: Any, number: int, entry: Entry, iou_type: IouType) -> dict[str, Any]:
-    """What the backends need of a ground-truth entry, with everything they expect to be there."""
-    kept = ("image_id", "category_id", "bbox", SHAPE_KEYS[iou_type], "area")
-    annotation = {key: entry[key] for key in kept if key in entry}
-    annotation |= {"id": number, "iscrowd": int(entry.get("iscrowd", 0))}
+def _annotation(entry: Entry, iou_type: IouType) -> dict[str, Any]:
+    """What the backends need of an object; a difficult one counts neither way."""
+    kept = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
+    annotation = {key: entry[key] for key in kept}
     difficult = bool(entry.get("difficult", 0))
     if iou_type == "keypoints":
-        visible = sum(v > 0 for v in entry["keypoints"][2::3])
-        # The area is part of the keypoints' overlap, so that it must not be IGNORED_AREA here.
-        annotation["num_keypoints"] = 0 if difficult else entry.get("num_keypoints", visible)
-        if difficult:
-            del annotation["area"]
+        annotation["num_keypoints"] = 0 if difficult else entry["num_keypoints"]
+        if difficult:  # the area is part of the keypoints' overlap: it must not be IGNORED_AREA
+            annotation["area"] = math.prod(entry["bbox"][2:])
     elif difficult:
         annotation["area"] = IGNORED_AREA
-    if "area" not in annotation:
-        annotation["area"] = _area(truth, annotation, iou_type)
     return annotation
-
-
-def _area(truth: Any, annotation: Entry, iou_type: IouType) -> float:
-    if iou_type != "segm":
-        width, height = annotation["bbox"][2:]
-        return float(max(width, 0) * max(height, 0))
-    from pycocotools import mask as coco_mask
-
-    return float(coco_mask.area(truth.annToRLE(annotation)))
 
 
 def _detections(truth: Any, results: Sequence[Entry], iou_type: IouType) -> Any:
@@ -193,16 +153,15 @@ def _set_sigmas(
 
 def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
     categories = truth.dataset["categories"]
-    names = category_names(categories)
-    position = {category: k for k, category in enumerate(evaluation.params.catIds)}
+    names = _category_names(categories)
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
-    of_class = [precision[:, :, position[category["id"]], 0, -1] for category in categories]
     at_50 = _at(evaluation.params.iouThrs, 0.5)
     counted = Counter(
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
     found = Counter(entry["category_id"] for entry in results)
     ids = [category["id"] for category in categories]
+    of_class = [precision[:, :, evaluation.params.catIds.index(number), 0, -1] for number in ids]
     return COCOResult(
         iou_type=iou_type,
         **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),
@@ -215,13 +174,10 @@ def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: Iou
     )
 
 
-def category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
+def _category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
     """The names, with the id behind those that several categories share."""
-    times = Counter(str(category["name"]) for category in categories)
-    return tuple(
-        name if times[name] == 1 else f"{name} ({category['id']})"
-        for category, name in ((category, str(category["name"])) for category in categories)
-    )
+    times = Counter(category["name"] for category in categories)
+    return tuple(c["name"] + f" ({c['id']})" * (times[c["name"]] > 1) for c in categories)
 
 
 def _counts(annotation: Entry) -> bool:
@@ -239,14 +195,12 @@ def _summary(
         summary[name] = _mean(values[..., 0, -1])
         for end, thresholds in at.items():
             summary[name + end] = _mean(values[thresholds][..., 0, -1])
-        for label in ("small", "medium", "large"):
-            known = label in params.areaRngLbl
-            a = params.areaRngLbl.index(label) if known else 0
-            summary[f"{name}_{label}"] = _mean(values[..., a, -1]) if known else math.nan
+        for area in ("small", "medium", "large"):
+            at_area = [a for a, label in enumerate(params.areaRngLbl) if label == area]
+            summary[f"{name}_{area}"] = _mean(values[..., at_area, -1])
     for most in (1, 10, 100):
-        known = most in params.maxDets
-        m = params.maxDets.index(most) if known else 0
-        summary[f"ar{most}"] = _mean(recall[..., 0, m]) if known else math.nan
+        at_most = [m for m, number in enumerate(params.maxDets) if number == most]
+        summary[f"ar{most}"] = _mean(recall[..., 0, at_most])
     return summary
 
 

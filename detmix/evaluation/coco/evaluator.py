@@ -4,21 +4,18 @@ Shape legend: D detections and G ground-truth objects of one image, C classes wi
 background, K keypoints of an object.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from detmix.evaluation.coco.backend import Backend, check_choices, paused_collection, score_entries
-from detmix.evaluation.coco.files import (
-    ground_truth_entries,
-    prediction_entries,
-    save_ground_truth,
-    save_predictions,
-)
-from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels, num_keypoints
+from detmix.data.coco.file import paused_collection
+from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
+from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels
 from detmix.evaluation.coco.result import COCOResult, IouType
 from detmix.evaluation.records import Record
 from detmix.evaluation.voc.evaluator import checked_classes
+from detmix.files import write_text
 
 PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
 
@@ -35,8 +32,7 @@ class COCOEvaluator:
     that matches it is left out. Further ones are false positives, where VOC's own rule leaves all
     of them out.
 
-    Masks are kept as compressed run lengths, never dense. A torchvision detector as it was trained
-    on COCO is scored on a `CocoDetection` by
+    A torchvision detector as it was trained on COCO is scored on a `CocoDetection` by
     ``COCOEvaluator(dataset.classes, category_ids=dataset.category_ids,
     prediction_labels="category_id")``.
 
@@ -54,15 +50,13 @@ class COCOEvaluator:
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
-        category_ids: COCO's category ids of the labels 1..C, for everything that is saved; 1..C
-            where absent.
+        category_ids: COCO's category ids of the labels, for what is saved; 1..C where absent.
         iou_types: what to evaluate, out of ``"bbox"``, ``"segm"`` (masks) and ``"keypoints"``.
         backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
             the same to rounding (1e-15) in a quarter of the time; ``"auto"`` for that one where it
             is installed.
-        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids, as
-            those of torchvision's detectors trained on COCO are (91 outputs for 80 classes): they
-            become labels 1..C by ``category_ids``, and detections of other categories are left
+        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids (as
+            of torchvision's, 91 outputs for 80 classes): detections of other categories are left
             out, as COCO leaves them out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
@@ -91,7 +85,7 @@ class COCOEvaluator:
         self.prediction_labels = prediction_labels
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
-        self._reader = CocoReader(len(self.classes), self.iou_types)
+        self._reader = CocoReader(self.category_ids, self.iou_types)
         self.reset()
 
     def reset(self) -> None:
@@ -126,14 +120,12 @@ class COCOEvaluator:
                 the value and what was expected.
         """
         if self.prediction_labels == "category_id":
-            predictions = contiguous_labels(predictions, self.category_ids, self.iou_types)
-        images = self._reader.read(predictions, targets, self._num_keypoints)
+            predictions = contiguous_labels(predictions, self.category_ids)
+        images, points = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
-            self._images.setdefault(image.image_id, image)
-        if images:
-            self._results = {}
-            instances = (part for image in images for part in (image.objects, image.detections))
-            self._num_keypoints = self._num_keypoints or num_keypoints(instances)
+            self._images.setdefault(image.entry["id"], image)
+        self._results = {}
+        self._num_keypoints = points
 
     def compute(self, iou_type: IouType | None = None) -> COCOResult:
         """Evaluate all images so far; more may be added afterwards.
@@ -155,18 +147,14 @@ class COCOEvaluator:
             )
         if chosen not in self._results:
             with paused_collection():
-                self._results[chosen] = self._score(chosen)
+                self._results[chosen] = score_entries(
+                    self._ground_truth(),
+                    self._found(),
+                    iou_type=chosen,
+                    backend=self.backend,
+                    keypoint_sigmas=self.keypoint_sigmas,
+                )
         return self._results[chosen]
-
-    def _score(self, iou_type: IouType) -> COCOResult:
-        images = list(self._images.values())
-        return score_entries(
-            ground_truth_entries(images, self.classes, self.category_ids),
-            prediction_entries(images, self.category_ids),
-            iou_type=iou_type,
-            backend=self.backend,
-            keypoint_sigmas=self.keypoint_sigmas,
-        )
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write the predictions, and the ground truth they were scored against.
@@ -180,13 +168,26 @@ class COCOEvaluator:
             The paths of ``predictions.json`` (COCO's results format) and ``ground_truth.json`` (an
             instances JSON, in which a difficult object's area lies beyond all area ranges).
         """
-        images = list(self._images.values())
-        return (
-            save_predictions(Path(folder) / "predictions.json", images, self.category_ids),
-            save_ground_truth(
-                Path(folder) / "ground_truth.json", images, self.classes, self.category_ids
-            ),
-        )
+        contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
+        paths = [Path(folder) / f"{name}.json" for name in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_text(path, json.dumps(content, allow_nan=False) + "\n")
+        return paths[0], paths[1]
+
+    def _found(self) -> list[dict[str, Any]]:
+        """All detections in COCO's results format."""
+        return [entry for image in self._images.values() for entry in image.results]
+
+    def _ground_truth(self) -> dict[str, Any]:
+        """All objects as an instances JSON has them, with ids from 1."""
+        objects = [entry for image in self._images.values() for entry in image.annotations]
+        pairs = zip(self.category_ids, self.classes, strict=True)
+        return {
+            "info": {},
+            "images": [image.entry for image in self._images.values()],
+            "categories": [{"id": number, "name": name} for number, name in pairs],
+            "annotations": [{"id": number} | entry for number, entry in enumerate(objects, 1)],
+        }
 
 
 def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple[int, ...]:

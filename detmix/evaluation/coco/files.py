@@ -1,29 +1,26 @@
-"""COCO's files: detections in its results format, ground truth as an instances JSON, their score.
+"""Scoring saved predictions, which anybody may have written, against an annotation file."""
 
-Shape legend: N objects or detections of one image, K keypoints each.
-"""
-
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detmix.evaluation.coco.backend import (
-    IGNORED_AREA,
-    Backend,
-    check_choices,
+from detmix.data.coco.file import (
+    CocoFile,
+    is_finite,
+    load_json,
+    look_up,
     paused_collection,
-    score_entries,
+    read_box,
+    read_coco,
+    read_flag,
+    read_keypoints,
 )
-from detmix.evaluation.coco.ground_truth import check_ground_truth, check_predictions
-from detmix.evaluation.coco.records import CocoImage, Instances
+from detmix.data.coco.masks import pack_item, shorten, strip_item, to_rle
+from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
+from detmix.evaluation.coco.masks import mask_areas
 from detmix.evaluation.coco.result import COCOResult, IouType
-from detmix.files import read_file, write_text
-
-_ANNOTATIONS = "expected annotations in COCO's format, as JSON"
-_PREDICTIONS = "expected predictions in COCO's results format, as JSON"
 
 
 def score_predictions(
@@ -43,12 +40,11 @@ def score_predictions(
 
     Args:
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
-            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, compressed ``"segmentation"``
+            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, run lengths as ``"segmentation"``
             or ``"keypoints"``, as ``iou_type`` needs them. Images without any have no entry.
-        annotations: an instances JSON, of the oddities that `CocoDetection` reads too: null is as
-            good as an absent key, sides of images may be whole floats, polygons of two points count
-            for nothing, boxes may have negative sides (nothing overlaps them), and objects without
-            keypoints are as those without a labelled one.
+        annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
+            names, and objects no ids. Objects without keypoints are as those without a labelled
+            one.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         backend: as `COCOEvaluator` has it.
         keypoint_sigmas: as `COCOEvaluator` has it.
@@ -65,128 +61,104 @@ def score_predictions(
         ImportError: a backend that is not installed.
     """
     check_choices(iou_type, backend)
-    predictions, annotations = Path(predictions), Path(annotations)
+    path = Path(predictions)
     with paused_collection():
-        ground_truth = check_ground_truth(annotations, _load(annotations, _ANNOTATIONS), iou_type)
-        found = _load(predictions, _PREDICTIONS)
-        results = check_predictions(predictions, found, ground_truth, iou_type)
+        file = read_coco(annotations, masks=iou_type == "segm", named=False)
+        for problem in file.problems.values():
+            raise problem.error
+        hook = pack_item if iou_type == "segm" else strip_item
+        found = load_json(path, "predictions in COCO's results format", hook)
+        if not isinstance(found, list):
+            raise ValueError(f"{path}: expected a list of predictions, got {shorten(found)}")
+        num_keypoints = _num_keypoints(file, found) if iou_type == "keypoints" else 0
         return score_entries(
-            ground_truth,
-            results,
+            _ground_truth(file, iou_type, num_keypoints),
+            _results(path, found, file, iou_type, num_keypoints),
             iou_type=iou_type,
             backend=backend,
             keypoint_sigmas=keypoint_sigmas,
         )
 
 
-def save_predictions(
-    path: str | Path, images: Sequence[CocoImage], category_ids: Sequence[int]
-) -> Path:
-    """Write all images' detections in COCO's results format."""
-    return _save(Path(path), prediction_entries(images, category_ids))
+def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
+    """How many an entry has: as many as the first that has any, or else as categories name."""
+    lists = [item.get("keypoints") for item in file.items]
+    named = max(len(category.keypoints) for category in file.categories)
+    if lists and not named and not any(lists):
+        raise ValueError(f"{file.path}: no annotation has 'keypoints', and no category names any")
+    lists += [item.get("keypoints") for item in found if isinstance(item, dict)]
+    first = next((value for value in lists if value and isinstance(value, list)), [])
+    return len(first) // 3 or named
 
 
-def save_ground_truth(
-    path: str | Path,
-    images: Sequence[CocoImage],
-    classes: Sequence[str],
-    category_ids: Sequence[int],
-) -> Path:
-    """Write all images' ground truth as a COCO instances JSON, as `save_predictions` writes."""
-    return _save(Path(path), ground_truth_entries(images, classes, category_ids))
-
-
-def prediction_entries(
-    images: Sequence[CocoImage], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """All images' detections in COCO's results format."""
-    entries = []
-    for image in images:
-        found = image.detections
-        shapes = _shapes(image.image_id, found, category_ids)
-        for entry, score in zip(shapes, found.scores.tolist(), strict=True):
-            entries.append(entry | {"score": score})
-    return entries
-
-
-def ground_truth_entries(
-    images: Sequence[CocoImage], classes: Sequence[str], category_ids: Sequence[int]
-) -> dict[str, Any]:
-    """All images' ground truth as a COCO instances JSON holds it, with ids from 1."""
-    # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so that
-    # as a box or a mask it counts neither way in any program.
-    annotations: list[dict[str, Any]] = []
-    for image in images:
-        there = image.objects
-        areas = np.where(there.difficult, IGNORED_AREA, there.area).tolist()
-        rows = zip(
-            _shapes(image.image_id, there, category_ids),
-            areas,
-            there.iscrowd.tolist(),
-            there.difficult.tolist(),
-            strict=True,
-        )
-        for entry, area, iscrowd, difficult in rows:
-            entry |= {"id": len(annotations) + 1, "area": area, "iscrowd": int(iscrowd)}
-            if difficult:
-                entry["difficult"] = 1
-            if "keypoints" in entry:
-                visible = sum(v > 0 for v in entry["keypoints"][2::3])
-                entry["num_keypoints"] = 0 if difficult else visible
-            annotations.append(entry)
-    categories = [
-        {"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)
-    ]
+def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
+    """What a file says, as entries with all that the backends need."""
+    sides = np.maximum(file.boxes[:, 2:], 0)
+    areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
+    annotations = []
+    for row, item in enumerate(file.items):
+        entry = {key: item[key] for key in ("image_id", "category_id", "bbox")}
+        entry |= {"id": row + 1, "area": areas[row], "iscrowd": int(file.iscrowd[row])}
+        index = int(file.image_index[row])
+        try:
+            entry["difficult"] = read_flag(item, "difficult")
+            if iou_type == "segm":
+                packed = file.segmentation(item, index)
+                entry["segmentation"] = to_rle(packed, tuple(file.sizes[index].tolist()))
+                if np.isnan(file.area[row]):
+                    entry["area"] = float(mask_areas([entry["segmentation"]])[0])
+            elif iou_type == "keypoints":
+                keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
+                visible = item.get("num_keypoints")
+                visible = int((keypoints[:, 2] > 0).sum()) if visible is None else visible
+                entry |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": visible}
+        except ValueError as error:
+            raise ValueError(f"{file.where(row)}: {error}") from None
+        annotations.append(entry)
+    images = zip(file.image_ids, file.sizes.tolist(), strict=True)
     return {
-        "info": {},
-        "images": [_image_entry(image) for image in images],
-        "categories": categories,
+        "images": [{"id": number, "height": h, "width": w} for number, (h, w) in images],
+        "categories": [{"id": c.id, "name": c.name} for c in file.categories],
         "annotations": annotations,
     }
 
 
-def _image_entry(image: CocoImage) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": image.image_id}
-    if image.size is not None:
-        entry |= {"height": image.size[0], "width": image.size[1]}
-    if image.file_name is not None:
-        entry["file_name"] = image.file_name
-    return entry
-
-
-def _shapes(
-    image_id: int, instances: Instances, category_ids: Sequence[int]
+def _results(
+    path: Path, found: list[Any], file: CocoFile, iou_type: IouType, num_keypoints: int
 ) -> list[dict[str, Any]]:
-    """What the entries of objects and detections share: image, category, box, mask, keypoints."""
-    boxes = instances.boxes.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all their digits
-    entries: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box}
-        for label, box in zip(instances.labels.tolist(), boxes.tolist(), strict=True)
-    ]
-    if instances.masks is not None:
-        for entry, mask in zip(entries, instances.masks, strict=True):
-            entry["segmentation"] = mask
-    if instances.keypoints is not None:
-        flat = instances.keypoints.reshape(len(entries), -1).tolist() if entries else []
-        for entry, keypoints in zip(entries, flat, strict=True):
-            entry["keypoints"] = keypoints
-    return entries
+    """Predictions as the backends need them."""
+    images = {image_id: index for index, image_id in enumerate(file.image_ids)}
+    categories = {category.id: index for index, category in enumerate(file.categories)}
+    results = []
+    for number, item in enumerate(found):
+        try:
+            if not isinstance(item, dict):
+                raise ValueError(f"must be an object, got {shorten(item)}")
+            index = look_up(item, "image_id", images)
+            look_up(item, "category_id", categories)
+            if not is_finite(item.get("score")):
+                raise ValueError(f"score must be a finite number, got {item.get('score')!r}")
+            entry = {key: item[key] for key in ("image_id", "category_id", "score")}
+            results.append(entry | _shape(item, index, file, iou_type, num_keypoints))
+        except ValueError as error:
+            raise ValueError(f"{path}, predictions[{number}]: {error}") from None
+    return results
 
 
-def _save(path: Path, value: Any) -> Path:
-    write_text(path, json.dumps(value, allow_nan=False) + "\n")
-    return path
-
-
-def _load(path: Path, expected: str) -> Any:
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder, {expected}")
-    try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # also bytes that are no text
-        raise ValueError(f"{path}: not JSON: {error}; {expected}") from error
+def _shape(
+    item: dict[str, Any], index: int, file: CocoFile, iou_type: IouType, num_keypoints: int
+) -> dict[str, Any]:
+    """A prediction's box, mask or keypoints."""
+    if iou_type == "bbox":
+        if min(read_box(item.get("bbox"))[2:]) < 0:
+            raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
+        return {"bbox": item["bbox"]}
+    if iou_type == "segm":
+        packed = file.segmentation(item, index)
+        if packed[:1] == b"P":
+            raise ValueError("segmentation must be run lengths, size and counts, got polygons")
+        return {"segmentation": to_rle(packed, tuple(file.sizes[index].tolist()))}
+    if item.get("keypoints") is None:
+        raise ValueError("has no 'keypoints'")
+    read_keypoints(item["keypoints"], num_keypoints)
+    return {"keypoints": item["keypoints"]}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detmix.data.coco.masks import read_rle
+from detmix.data.coco.masks import read_rle, shorten
 
 # {"size": [H, W], "counts": str}: plain values that JSON and every process take.
 Rle: TypeAlias = dict[str, Any]
@@ -83,17 +83,12 @@ def _compressed(index: int, mask: Any) -> Rle:
     """One RLE with its counts as str; ValueError for what is none."""
     if not isinstance(mask, Mapping) or not {"size", "counts"} <= mask.keys():
         raise ValueError(
-            f"masks[{index}] is {_short(mask)}, expected a dict of size [H, W] and counts"
+            f"masks[{index}] is {shorten(mask)}, expected a dict of size [H, W] and counts"
         )
     sides = mask["size"]
     sides = sides.tolist() if isinstance(sides, Tensor | np.ndarray) else sides
     try:
         size, counts = read_rle({"size": sides, "counts": mask["counts"]})
     except ValueError as error:
-        raise ValueError(f"masks[{index}] is {_short(mask)}: {error}") from None
+        raise ValueError(f"masks[{index}] is {shorten(mask)}: {error}") from None
     return {"size": list(size), "counts": counts.decode("ascii")}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,142 +1,128 @@
-"""Reading and checking what COCO's evaluation needs of a batch, image by image.
+"""From batches to COCO's entries: what its evaluation needs of each image, checked once.
 
 Shape legend: N objects or detections of one image, K keypoints each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
-from detmix.evaluation.records import Columns, ImageId, Record, RecordReader, as_array, read_batch
+from detmix.evaluation.records import Columns, ImageId, Record, as_array, read_batch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Instances:
-    """What objects and detections share."""
-
-    boxes: NDArray[Any]
-    labels: NDArray[np.int32]
-    masks: list[Rle] | None
-    keypoints: NDArray[Any] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objects(Instances):
-    """Ground truth."""
-
-    iscrowd: NDArray[np.bool_]
-    difficult: NDArray[np.bool_]
-    area: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections(Instances):
-    """What a detector found."""
-
-    scores: NDArray[Any]
+_OF_DETECTIONS = ("boxes", "scores", "masks", "keypoints")
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image."""
+    """One image, its objects and its detections as COCO's files have them."""
 
-    image_id: int
-    size: tuple[int, int] | None
-    file_name: str | None
-    objects: Objects
-    detections: Detections
+    entry: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class CocoReader:
     """Reads batches."""
 
-    num_classes: int
+    category_ids: tuple[int, ...]
     iou_types: tuple[str, ...]
 
     def read(
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
-    ) -> list[CocoImage]:
-        """Check a batch and take out what is evaluated, with masks encoded."""
-        batch = read_batch(predictions, targets, self.num_classes)
+    ) -> tuple[list[CocoImage], int | None]:
+        """Check a batch; return its images, and the number of keypoints once it is known."""
+        batch = read_batch(predictions, targets, len(self.category_ids))
         image_ids = _checked_ids(batch.image_ids)
-        of_objects = RecordReader("targets", batch.image_ids, self.num_classes)
-        of_detections = RecordReader("predictions", batch.image_ids, self.num_classes)
         images = []
-        rows = zip(_split(batch.objects), _split(batch.detections), strict=True)
-        for index, (there, found) in enumerate(rows):
-            target = _Item(of_objects, index, targets[index], len(there.labels))
-            objects = self._objects(target, there, points)
-            points = points or num_keypoints([objects])
-            prediction = _Item(of_detections, index, predictions[index], len(found.labels))
-            detections = self._detections(prediction, found, points)
-            points = points or num_keypoints([detections])
-            size = _size(target, objects, detections)
-            images.append(
-                CocoImage(image_ids[index], size, _file_name(target), objects, detections)
-            )
-        return images
+        for target, prediction in zip(
+            _items("targets", image_ids, targets, batch.objects),
+            _items("predictions", image_ids, predictions, batch.detections),
+            strict=True,
+        ):
+            annotations = self._annotations(target, batch.is_crowd[target.rows], points)
+            points = points or _num_keypoints(annotations)
+            results = self._results(prediction, points)
+            points = points or _num_keypoints(results)
+            entry = {"id": target.image_id, **_about(target, [*annotations, *results])}
+            images.append(CocoImage(entry, annotations, results))
+        return images, points
 
-    def _objects(self, item: "_Item", rows: Columns, points: int | None) -> Objects:
-        masks, keypoints = self._extras(item, points)
-        iscrowd = np.zeros(item.num, dtype=bool)
-        if "iscrowd" in item.record:
-            iscrowd = item.vector("iscrowd", "biu").astype(bool)
-        return Objects(
-            boxes=rows.boxes,
-            labels=rows.labels,
-            masks=masks,
-            keypoints=keypoints,
-            iscrowd=iscrowd,
-            difficult=rows.extra,
-            area=_areas(item, rows.boxes, masks),
-        )
+    def _annotations(
+        self, item: "_Item", is_crowd: NDArray[np.bool_], points: int | None
+    ) -> list[dict[str, Any]]:
+        # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
+        # that as a box or a mask it counts neither way in any program.
+        entries = self._entries(item, points)
+        difficult = item.columns.extra[item.rows]
+        areas = np.where(difficult, IGNORED_AREA, _areas(item, entries)).tolist()
+        for row, entry in enumerate(entries):
+            entry |= {"area": areas[row], "iscrowd": int(is_crowd[row])}
+            if difficult[row]:
+                entry["difficult"] = 1
+            if "keypoints" in entry:
+                visible = sum(v > 0 for v in entry["keypoints"][2::3])
+                entry["num_keypoints"] = 0 if difficult[row] else visible
+        return entries
 
-    def _detections(self, item: "_Item", rows: Columns, points: int | None) -> Detections:
+    def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        ordered = (rows.boxes[:, :2] <= rows.boxes[:, 2:]).all(axis=1)
+        boxes = item.boxes
+        ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
         if not ordered.all():
             row = int(np.argmin(ordered))
-            box = rows.boxes[row].tolist()
-            raise item.error(f"boxes[{row}] is {box}, expected x1 <= x2 and y1 <= y2")
-        masks, keypoints = self._extras(item, points)
-        return Detections(
-            boxes=rows.boxes,
-            labels=rows.labels,
-            masks=masks,
-            keypoints=keypoints,
-            scores=rows.extra,
-        )
+            raise item.error(f"boxes[{row}] is {boxes[row].tolist()}, expected x1 <= x2, y1 <= y2")
+        entries = self._entries(item, points)
+        for entry, score in zip(entries, item.columns.extra[item.rows].tolist(), strict=True):
+            entry["score"] = score
+        return entries
 
-    def _extras(
-        self, item: "_Item", points: int | None
-    ) -> tuple[list[Rle] | None, NDArray[Any] | None]:
-        """Masks and keypoints, those of the two that are evaluated."""
-        return (
-            _masks(item) if "segm" in self.iou_types else None,
-            _keypoints(item, points) if "keypoints" in self.iou_types else None,
-        )
+    def _entries(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+        """What objects and detections share: image, category, box, and masks and keypoints."""
+        boxes = item.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
+        labels = item.columns.labels[item.rows].tolist()
+        columns = {
+            "image_id": [item.image_id] * len(boxes),
+            "category_id": [self.category_ids[label - 1] for label in labels],
+            "bbox": boxes.tolist(),
+        }
+        if "segm" in self.iou_types:
+            columns["segmentation"] = _masks(item)
+        if "keypoints" in self.iou_types:
+            columns["keypoints"] = _keypoints(item, points)
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One image's target or prediction, with ``num`` boxes."""
+    """One image's target or prediction, and which rows of the batch are its own."""
 
-    reader: RecordReader
+    name: str
     index: int
+    image_id: int
     record: Record
-    num: int
+    columns: Columns
+    rows: slice
 
-    def vector(self, key: str, kinds: str) -> NDArray[Any]:
-        return self.reader.vector(self.index, key, self.record[key], self.num, kinds)
+    @property
+    def boxes(self) -> NDArray[Any]:
+        return self.columns.boxes[self.rows]
+
+    @property
+    def num(self) -> int:
+        return len(self.boxes)
 
     def error(self, message: str) -> ValueError:
-        return self.reader.error(self.index, message)
+        return ValueError(f"{self.name}[{self.index}] (image_id {self.image_id}): {message}")
 
     def check_key(self, key: str, iou_type: str) -> None:
         if key not in self.record:
@@ -144,43 +130,42 @@ class _Item:
             raise self.error(f"has no {key!r}, only {keys}; {iou_type!r} needs them")
 
 
-def contiguous_labels(
-    predictions: Any, category_ids: Sequence[int], iou_types: Sequence[str]
-) -> Any:
+def _items(
+    name: str, image_ids: Sequence[int], records: Sequence[Record], columns: Columns
+) -> Iterator[_Item]:
+    ends = np.cumsum(columns.counts).tolist()
+    for index, (num, end) in enumerate(zip(columns.counts.tolist(), ends, strict=True)):
+        yield _Item(name, index, image_ids[index], records[index], columns, slice(end - num, end))
+
+
+def contiguous_labels(predictions: Any, category_ids: Sequence[int]) -> Any:
     """Predictions with labels 1..C in place of category ids, without those of other categories."""
     if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
         return predictions
     label_of = {number: label for label, number in enumerate(category_ids, start=1)}
-    extras = {"segm": "masks", "keypoints": "keypoints"}
-    keys = ("boxes", "scores", *(extras[name] for name in iou_types if name in extras))
-    return [_relabelled(prediction, label_of, keys) for prediction in predictions]
+    return [_relabelled(prediction, label_of) for prediction in predictions]
 
 
-def _relabelled(prediction: Any, label_of: Mapping[int, int], keys: tuple[str, ...]) -> Any:
+def _relabelled(prediction: Any, label_of: Mapping[int, int]) -> Any:
     if not isinstance(prediction, Mapping) or "labels" not in prediction:
         return prediction
     ids = as_array(prediction["labels"])
-    columns = {key: prediction[key] for key in keys if key in prediction}
+    columns = {key: prediction[key] for key in _OF_DETECTIONS if key in prediction}
     of_one_length = all(tuple(np.shape(column)[:1]) == ids.shape for column in columns.values())
     if ids.dtype.kind not in "iu" or not of_one_length:
-        return prediction
+        return prediction  # refused when it is read
     labels = np.array([label_of.get(number, 0) for number in ids.tolist()], dtype=np.int64)
-    rows = np.flatnonzero(labels)
-    return {key: _rows(column, rows) for key, column in columns.items()} | {"labels": labels[rows]}
+    rows = np.flatnonzero(labels).tolist()
+    kept = {
+        key: [column[row] for row in rows] if isinstance(column, list) else column[rows]
+        for key, column in columns.items()
+    }
+    return kept | {"labels": labels[rows]}
 
 
-def _rows(column: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(column, torch.Tensor):
-        return column[torch.from_numpy(rows).to(column.device)]
-    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-
-
-def num_keypoints(instances: Iterable[Instances]) -> int | None:
-    """K of the first that have any keypoints."""
-    for some in instances:
-        if some.keypoints is not None and len(some.keypoints):
-            return int(some.keypoints.shape[1])
-    return None
+def _num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """K, where there is an entry that has keypoints."""
+    return len(entries[0].get("keypoints", ())) // 3 or None if entries else None
 
 
 def _checked_ids(image_ids: Sequence[ImageId]) -> list[int]:
@@ -193,33 +178,21 @@ def _checked_ids(image_ids: Sequence[ImageId]) -> list[int]:
     return ids
 
 
-def _split(columns: Columns) -> list[Columns]:
-    """The rows of each image."""
-    ends = np.cumsum(columns.counts)
-    return [
-        Columns(
-            columns.counts[index : index + 1],
-            columns.boxes[end - num : end],
-            columns.labels[end - num : end],
-            columns.extra[end - num : end],
-        )
-        for index, (num, end) in enumerate(zip(columns.counts, ends, strict=True))
-    ]
-
-
-def _areas(item: _Item, boxes: NDArray[Any], masks: list[Rle] | None) -> NDArray[np.float64]:
+def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """The target's ``area (N,)``; where it has none the masks', or else the boxes'."""
     if "area" in item.record:
-        areas = item.vector("area", "fiu").astype(np.float64)
+        areas = as_array(item.record["area"])
+        if areas.shape != (item.num,) or (item.num and areas.dtype.kind not in "fiu"):
+            got = f"{areas.dtype} of shape {areas.shape}"
+            raise item.error(f"area is {got}, expected a number for each of {item.num} boxes")
         good = np.isfinite(areas) & (areas >= 0)
         if not good.all():
             row = int(np.argmin(good))
             raise item.error(f"area[{row}] is {areas[row]}, expected 0 or more")
-        return areas
-    if masks is not None:
-        return mask_areas(masks)
-    width, height = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).T
-    return np.asarray(width * height, dtype=np.float64)
+        return areas.astype(np.float64)
+    if entries and "segmentation" in entries[0]:
+        return mask_areas([entry["segmentation"] for entry in entries])
+    return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
 
 
 def _masks(item: _Item) -> list[Rle]:
@@ -235,11 +208,11 @@ def _masks(item: _Item) -> list[Rle]:
     return masks
 
 
-def _keypoints(item: _Item, points: int | None) -> NDArray[Any]:
+def _keypoints(item: _Item, points: int | None) -> list[list[float]]:
     if item.num == 0:
-        return np.zeros((0, points or 0, 3))
+        return []
     item.check_key("keypoints", "keypoints")
-    keypoints = np.array(as_array(item.record["keypoints"]))  # a copy: buffers are used again
+    keypoints = as_array(item.record["keypoints"])
     shape = keypoints.shape
     if len(shape) != 3 or shape[::2] != (item.num, 3) or shape[1] != (points or max(shape[1], 1)):
         expected = f"({item.num}, {points or 'K'}, 3)"
@@ -248,30 +221,25 @@ def _keypoints(item: _Item, points: int | None) -> NDArray[Any]:
     if not good.all():
         row = int(np.argmin(good))
         raise item.error(f"keypoints[{row}] is {keypoints[row].tolist()}, expected finite numbers")
-    return keypoints
+    flat: list[list[float]] = keypoints.reshape(item.num, -1).tolist()
+    return flat
 
 
-def _size(target: _Item, objects: Objects, detections: Detections) -> tuple[int, int] | None:
-    """The masks' height and width, which must be one; ``orig_size`` where there are none."""
-    masks = (objects.masks or []) + (detections.masks or [])
-    sizes = sorted({(int(height), int(width)) for height, width in (m["size"] for m in masks)})
+def _about(target: _Item, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The image's size, its masks' or else ``orig_size``, and its file's name, where known."""
+    about: dict[str, Any] = {}
+    sizes = sorted({tuple(e["segmentation"]["size"]) for e in entries if "segmentation" in e})
     if len(sizes) > 1:
         found = " and ".join(f"{height} x {width}" for height, width in sizes)
         raise target.error(f"has, with its prediction, masks of {found} pixels, expected one size")
-    return sizes[0] if sizes else _orig_size(target)
-
-
-def _orig_size(target: _Item) -> tuple[int, int] | None:
-    if "orig_size" not in target.record:
-        return None
-    size = as_array(target.record["orig_size"]).reshape(-1)
-    if size.shape != (2,) or size.dtype.kind not in "iu":
-        raise target.error(f"orig_size is {size.tolist()}, expected height and width")
-    return int(size[0]), int(size[1])
-
-
-def _file_name(target: _Item) -> str | None:
+    if not sizes and "orig_size" in target.record:
+        size = as_array(target.record["orig_size"]).reshape(-1)
+        if size.shape != (2,) or size.dtype.kind not in "iu":
+            raise target.error(f"orig_size is {size.tolist()}, expected height and width")
+        sizes = [tuple(size.tolist())]
+    if sizes:
+        about = dict(zip(("height", "width"), sizes[0], strict=True))
     name = target.record.get("file_name")
     if name is not None and not isinstance(name, str):
         raise target.error(f"file_name is {name!r}, expected a str")
-    return name
+    return about if name is None else about | {"file_name": name}
