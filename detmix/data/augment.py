@@ -43,11 +43,10 @@ class AlbumentationsTransform:
 
     - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
       resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
-    - ``keypoints`` ``(N, K, 3)`` are x, y, visibility in COCO's convention, where whole numbers
-      are the centres of pixels: mirroring takes x to W - 1 - x, as in torchvision and
-      albumentations (and a box's x to W - x); resizing multiplies, as in torchvision. A keypoint
-      that leaves the image, or had visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a
-      visibility, as torchvision's `KeyPoints` are, stay where they come to lie.
+    - ``keypoints`` ``(N, K, 3)``, x, y, visibility in COCO's convention: mirroring takes x to
+      W - 1 - x (and a box's x to W - x), resizing multiplies. One that leaves the image, or had
+      visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a visibility, as torchvision's
+      `KeyPoints` are, stay where they come to lie.
     - ``area`` is multiplied by what the number of pixels of the mask was multiplied by, or
       without masks the area of the box: COCO's area is that of the segmentation.
 
@@ -67,10 +66,6 @@ class AlbumentationsTransform:
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Any
             transform that turns the image over counts, be it a flip, a transposition or a
             negative scale; two of them cancel out. None keeps the order always.
-
-    Raises:
-        ValueError: ``min_area`` or ``min_visibility`` is out of its range, or ``keypoint_flip``
-            is not a permutation.
     """
 
     def __init__(
@@ -176,10 +171,6 @@ def detection_transforms(
         crop: The probability of a crop.
         keypoint_flip: The order of the keypoints in a mirrored image, as in
             :class:`AlbumentationsTransform`; :class:`CocoDetection` has it from the data.
-
-    Raises:
-        ValueError: ``size`` is less than 1, a probability is outside [0, 1], or
-            ``keypoint_flip`` is not a permutation.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel or None, got {size}")

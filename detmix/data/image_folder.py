@@ -35,15 +35,13 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         seed: The run's seed.
 
     Attributes:
-        classes: The class names; label ``k`` is ``classes[k]``.
         names: Every image's name, such as ``"train/n02124075/n02124075_0.JPEG"``.
         skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
-        ValueError: ``on_error`` is neither, a class is not among ``classes``, or no image is
-            left. On access also for an image that cannot be decoded; names the file.
-        IndexError: On access, the index is out of range.
+        ValueError: A class is not among ``classes``, no image is left, or on access an image
+            cannot be decoded.
     """
 
     def __init__(

@@ -82,8 +82,7 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
     1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
 
-    Boxes are clipped to the image; those without area are dropped. Both are counted in
-    ``report`` and told in one warning.
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
     Args:
         root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
@@ -99,7 +98,6 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
             alone. Not for evaluation: a score without an image is another score.
 
     Attributes:
-        classes: The class names.
         category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
         names: The images' names by index, such as ``"VOC2007/000005"``.
         image_ids: Every sample's ``image_id`` by index: the index itself.
@@ -109,10 +107,8 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     Raises:
         FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
-        ValueError: An argument, a split file or an annotation cannot be used; the message
-            names the file and the value. Also on access, for an image that cannot be decoded
-            or is not of the size its annotation says.
-        IndexError: On access, the index is out of range.
+        ValueError: An argument, a split file or an annotation cannot be used, or on access an
+            image; the message names the file and the value.
     """
 
     def __init__(

@@ -43,9 +43,9 @@ class VOCAnnotation:
     """The content of one annotation file, as far as detection needs it.
 
     Attributes:
-        filename: The image's file name, ``""`` where the file does not give it.
-        width: The image's width in pixels, 0 where the file does not give it.
-        height: The image's height in pixels, 0 where the file does not give it.
+        filename: The image's file name; ``""`` where the file does not give it.
+        width: The image's width in pixels; like ``height``, 0 where the file does not give it.
+        height: The image's height in pixels.
         objects: The objects in the order of the file.
     """
 
