@@ -150,33 +150,6 @@ def test_boxes_are_clipped_and_never_empty():
     assert result["labels"].tolist() == [1, 2]
 
 
-def test_the_area_changes_as_the_box_does():
-    target = boxes_only(area=torch.tensor([100.0, 600, 600]))
-    half = detection_transforms(30, train=False)(make_image(), target)[1]
-    torch.testing.assert_close(half["area"], target["area"] / 4)
-    target = {"boxes": torch.tensor([[10.0, 10, 30, 30]]), "area": torch.tensor([301])}
-    crop = AlbumentationsTransform([alb.Crop(15, 0, 60, 40)])(make_image(), target)[1]
-    assert crop["area"].tolist() == [226]  # three quarters of 301 are 225.75
-    assert crop["area"].dtype == torch.int64
-
-
-def test_training_boxes_still_surround_their_pixels():
-    """Objects are painted red, green and blue; after crop, shrink and flip each is in its box."""
-    image = torch.zeros(3, 80, 120, dtype=torch.uint8)
-    target = boxes_only([[10, 20, 40, 60], [50, 10, 70, 30], [80, 40, 110, 70]])
-    for channel, (x1, y1, x2, y2) in enumerate(target["boxes"].int().tolist()):
-        image[channel, y1:y2, x1:x2] = 255
-    transform = detection_transforms(60, train=True, photometric=0, crop=1)
-    for seed in range(30):
-        new_image, result = transform(image, target, seed=seed)
-        assert max(new_image.shape) <= 60
-        assert result["labels"].tolist() == [1, 2, 3]  # the crop is safe for every box
-        for label, box in zip(result["labels"].tolist(), result["boxes"].tolist(), strict=True):
-            rows, columns = np.nonzero(new_image[label - 1].numpy() > 127)
-            seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            np.testing.assert_allclose(seen, box, atol=1.0)
-
-
 def test_the_seed_or_else_torch_decides_everything():
     transform = detection_transforms(train=True, photometric=1)
 
@@ -402,7 +375,7 @@ def test_objects_whose_mask_is_lost_are_left_out_in_training_only():
     assert len(result["boxes"]) == len(result["masks"]) == len(result["keypoints"]) == 1
 
 
-def test_the_area_shrinks_as_the_mask_does():
+def test_the_area_shrinks_as_the_mask_does_or_the_box():
     """COCO's is that of a polygon, and not exactly the number of its mask's pixels."""
     target = make_target()
     target["area"] = target["area"] * 2 + 0.25
@@ -413,6 +386,9 @@ def test_the_area_shrinks_as_the_mask_does():
     left = target["masks"][rows, 12:, 16:].bool().sum((1, 2))
     assert (left < pixels[rows]).any()
     torch.testing.assert_close(result["area"], target["area"][rows] * left / pixels[rows])
+    box = boxes_only([[10.0, 10, 30, 30]], area=torch.tensor([301]))
+    area = augment([alb.Crop(15, 0, 60, 40)], box)["area"]
+    assert (area.tolist(), area.dtype) == ([226], torch.int64)  # three quarters are 225.75
 
 
 @settings(max_examples=40, deadline=None)
