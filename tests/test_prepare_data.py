@@ -90,14 +90,13 @@ def test_archive_names_are_torchvisions():
     assert set(runpy.run_path(str(TOOLS / "prepare_voc.py"))["ARCHIVES"].values()) <= known
 
 
-@pytest.mark.parametrize("kind", ["coco", "voc"])
-def test_shapes_in_both_layouts_and_nothing_else_is_overwritten(tmp_path, capsys, kind):
+@pytest.mark.parametrize(("kind", "folder"), [("coco", "val2017"), ("voc", "VOC2007")])
+def test_shapes_in_both_layouts_and_nothing_else_is_overwritten(tmp_path, capsys, kind, folder):
     main = runpy.run_path(str(TOOLS / "prepare_shapes.py"))["main"]
     options = ["--root", str(tmp_path / "a"), f"--format={kind}", "--num_train=3", "--num_test=2"]
     assert run_tool(main, [*options, "--seed=5"]) == 0
     assert capsys.readouterr() == (f"shapes data: {tmp_path / 'a'} (3 + 2 images)\n", "")
     assert len(list((tmp_path / "a").rglob("*.jpg"))) == 5
-    assert (tmp_path / "a" / ("VOC2007" if kind == "voc" else "val2017")).is_dir()
+    assert (tmp_path / "a" / folder).is_dir()
     assert run_tool(main, options) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'a'}")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a'}")
