@@ -232,21 +232,10 @@ def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _read(entry: ImageEntry, classes: tuple[str, ...], *, decode: bool) -> VOCAnnotation | Problem:
     """Read the annotation of one image, with the image's size, and decode the image if asked to."""
-    annotation = attempt("unusable annotation", _read_annotation, entry.annotation, classes)
+    annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes)
     if isinstance(annotation, Problem):
         return annotation
     return attempt("unusable image", _with_size, annotation, entry, decode=decode)
-
-
-def _read_annotation(path: Path, classes: tuple[str, ...]) -> VOCAnnotation:
-    annotation = read_annotation(path)
-    for number, item in enumerate(annotation.objects):
-        if item.name not in classes:
-            raise ValueError(
-                f"{path}: object {number} has the unknown class {item.name!r}; "
-                f"known are {', '.join(classes)}"
-            )
-    return annotation
 
 
 def _with_size(annotation: VOCAnnotation, entry: ImageEntry, *, decode: bool) -> VOCAnnotation:

@@ -53,7 +53,7 @@ def list_entries(
     entries: dict[str, ImageEntry] = {}
     for year, split in _check_image_sets(image_sets):
         folder = _find_year(Path(root), year)
-        path = _find_split(folder, split)
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
         listed = [ImageEntry(image_id, folder, (year, split)) for image_id in _read_split(path)]
         if check_files:
             _check_files([entry.image for entry in listed])
@@ -81,8 +81,12 @@ def _find_year(root: Path, year: str) -> Path:
         raise FileNotFoundError(f"{root}: there is no such folder; {_LAYOUT}")
     parents = (root, root / "VOCdevkit")
     for parent in parents:
-        if (parent / f"VOC{year}").is_dir():
-            return parent / f"VOC{year}"
+        folder = parent / f"VOC{year}"
+        if folder.is_dir():
+            for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+                if not (folder / part).is_dir():
+                    raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
+            return folder
     found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
     hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
     raise FileNotFoundError(
@@ -90,21 +94,13 @@ def _find_year(root: Path, year: str) -> Path:
     )
 
 
-def _find_split(folder: Path, split: str) -> Path:
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+def _read_split(path: Path) -> list[str]:
+    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     if not path.is_file():
         found = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise FileNotFoundError(
-            f"{path}: there is no split {split!r}; found {', '.join(found) or 'none'}"
+            f"{path}: there is no split {path.stem!r}; found {', '.join(found) or 'none'}"
         )
-    return path
-
-
-def _read_split(path: Path) -> list[str]:
-    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ uses continuous coordinates, in which that pixel spans [0, 1]. The conversion
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,22 +56,26 @@ class VOCAnnotation:
     objects: tuple[VOCObject, ...]
 
 
-def read_annotation(path: str | Path) -> VOCAnnotation:
+def read_annotation(path: str | Path, classes: Collection[str] | None = None) -> VOCAnnotation:
     """Read one annotation file; fields are found by their names, in whatever order they stand.
 
     Only the annotation's own ``<object>`` elements count: the ``<part>`` boxes of the person
     layout task (head, hand, foot) are inside an object and are passed over.
 
+    Args:
+        path: The XML file.
+        classes: The classes that objects may be of; None for any.
+
     Raises:
         OSError: There is no such file (FileNotFoundError), or it cannot be read.
-        ValueError: The file is not well-formed XML, carries a document type declaration, or lacks
-            a field or has one that cannot be read. The message names the file, the object (counted
-            from 0) and the value.
+        ValueError: The file is not well-formed XML, carries a document type declaration, lacks
+            a field, or has one that cannot be read or an unknown class. The message names the
+            file, the object (counted from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
     objects = [
-        _read_object(element, f"{path}, object {number}")
+        _read_object(element, f"{path}, object {number}", classes)
         for number, element in enumerate(root.iterfind("object"))
     ]
     filename = (root.findtext("filename") or "").strip()
@@ -131,10 +136,13 @@ def _read_size(root: Element, path: str | Path) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _read_object(element: Element, where: str) -> VOCObject:
+def _read_object(element: Element, where: str, classes: Collection[str] | None) -> VOCObject:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError(f"{where}: <name> is missing or empty")
+    if classes is not None and name not in classes:
+        known = ", ".join(classes)
+        raise ValueError(f"{where}: unknown class {name!r}; known are {known}")
     where = f"{where} ({name})"
     bndbox = element.find("bndbox")
     if bndbox is None:
