@@ -403,6 +403,8 @@ def test_what_training_returns_fits_together(size, seed, scene):
         assert type(value) is torch.Tensor
     for row, box in enumerate(result["boxes"].tolist()):
         x1, y1, x2, y2 = box
+        assert 0 <= x1 < x2 <= image.shape[2]
+        assert 0 <= y1 < y2 <= image.shape[1]
         assert result["masks"][row].unique().tolist() == [0, 255]
         y, x = result["masks"][row].numpy().nonzero()
         seen = [x.min(), y.min(), x.max() + 1, y.max() + 1]

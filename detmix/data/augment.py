@@ -139,7 +139,10 @@ class AlbumentationsTransform:
         )
         new_image = _to_channels_first(result["image"])
         size = (new_image.shape[1], new_image.shape[2])
-        boxes, rows = _clean(result["bboxes"], result["rows"], size)
+        boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
+        rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64).reshape(-1))
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # in float32, too
+        boxes, rows = boxes[has_area], rows[has_area]
         moved = {"boxes": boxes, **moved_fields(result, target, rows, size, self.keypoint_flip)}
         if self.drop_empty_masks and "masks" in moved:
             kept = num_pixels(moved["masks"]) > 0
@@ -273,15 +276,3 @@ def _to_channels_first(image: npt.NDArray[np.uint8]) -> Tensor:
     planes = torch.empty((image.shape[2], *image.shape[:2]), dtype=torch.uint8)
     cv2.split(np.ascontiguousarray(image), list(planes.numpy()))
     return planes
-
-
-def _clean(boxes: Any, rows: Any, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return ``(M, 4)`` boxes inside an image of ``size`` (H, W), and the rows they come from."""
-    height, width = size
-    new_boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    # albumentations works in fractions of the image: back in pixels a rounding may stick out.
-    limits = np.array([width, height, width, height], dtype=np.float32)
-    new_boxes = np.minimum(np.maximum(new_boxes, 0), limits)
-    has_area = (new_boxes[:, 2:] > new_boxes[:, :2]).all(axis=1)
-    new_rows = np.asarray(rows, dtype=np.int64).reshape(-1)
-    return torch.from_numpy(new_boxes[has_area]), torch.from_numpy(new_rows[has_area])
