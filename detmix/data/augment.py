@@ -139,11 +139,11 @@ class AlbumentationsTransform:
         )
         new_image = _to_channels_first(result["image"])
         size = (new_image.shape[1], new_image.shape[2])
-        boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
-        rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64).reshape(-1))
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # in float32, too
-        boxes, rows = boxes[has_area], rows[has_area]
-        moved = {"boxes": boxes, **moved_fields(result, target, rows, size, self.keypoint_flip)}
+        boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # in float32, too
+        rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64)[has_area])
+        moved = {"boxes": torch.from_numpy(boxes[has_area])}
+        moved |= moved_fields(result, target, rows, size, self.keypoint_flip)
         if self.drop_empty_masks and "masks" in moved:
             kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):

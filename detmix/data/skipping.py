@@ -68,15 +68,11 @@ def attempt(
     try:
         return call(*args, **kwargs)
     except (ValueError, OSError) as error:
-        if not is_of_the_data(error):
+        # A retry may go well where the machine is at fault, and not a file: then the images of two
+        # runs would not be the same.
+        if not isinstance(error, _OF_THE_DATA) and error.errno not in _ERRNOS_OF_THE_DATA:
             raise
         return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
-
-
-def is_of_the_data(error: ValueError | OSError) -> bool:
-    """Tell whether a file is at fault that cannot be used, and not the machine."""
-    # A retry may go well where it is the machine, and the images of two runs would not be the same.
-    return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 
 def read_usable(
