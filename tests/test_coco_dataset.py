@@ -58,7 +58,8 @@ def test_sample_follows_the_contract(tmp_path):
     arguments = write_coco(tmp_path, [crowd, person], [image_entry(7, "b.jpg"), image_entry()])
     shapes = {
         "boxes": (torch.float32, 4), "labels": (torch.int64,), "iscrowd": (torch.int64,),
-        "area": (torch.float32,), "masks": (torch.uint8, 40, 60), "keypoints": (torch.float32, 3, 3),
+        "area": (torch.float32,), "masks": (torch.uint8, 40, 60),
+        "keypoints": (torch.float32, 3, 3),
     }  # fmt: skip
     plain = CocoDetection(*arguments)[0][1]
     assert plain.keys() == {*shapes, "image_id"} - {"masks", "keypoints"}

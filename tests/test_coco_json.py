@@ -57,9 +57,30 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
+def test_difficult_objects_count_in_no_program(tmp_path):
+    predictions, targets = full_case(num_images=9)
+    for target in targets:
+        target["difficult"] = np.arange(len(target["labels"])) % 3 == 0
+    saved = evaluator_of(predictions, targets, iou_types=IOU_TYPES).save(tmp_path)[1]
+    for entry in json.loads(saved.read_text())["annotations"]:
+        if entry.get("difficult"):
+            assert (entry["difficult"], entry["num_keypoints"]) == (1, 0)
+        assert (entry["area"] > 1e10) == ("difficult" in entry)
+
+
 def test_without_any_image(tmp_path):
     evaluator = COCOEvaluator(["cat"])
     assert score_predictions(*evaluator.save(tmp_path)).as_dict() == evaluator.compute().as_dict()
+
+
+def test_scored_with_the_same_sigmas(tmp_path):
+    options = {"keypoint_sigmas": np.linspace(0.01, 0.2, 17).tolist(), "backend": "pycocotools"}
+    evaluator = evaluator_of(*full_case(), iou_types=["keypoints"], **options)
+    paths, expected = evaluator.save(tmp_path), evaluator.compute().as_dict()
+    assert score_predictions(*paths, iou_type="keypoints", **options).as_dict() == expected
+    assert score_predictions(*paths, iou_type="keypoints").ap != expected["ap"]
+    with pytest.raises(ValueError, match="2 keypoint_sigmas for 17 keypoints"):
+        score_predictions(*paths, iou_type="keypoints", keypoint_sigmas=[0.1, 0.2])
 
 
 # ------------------------------------------------- files that data sets and evaluation share
@@ -114,18 +135,30 @@ def without_keypoints(values):
     return change
 
 
-def own_area(iou_type):
-    def area(entry, _):
-        if iou_type == "segm":
-            return float(coco_mask.area(entry["segmentation"]))
-        return entry["bbox"][2] * entry["bbox"][3]
+def mask_area(entry, _):
+    return float(coco_mask.area(entry["segmentation"]))
 
-    return each(area=area)
+
+def box_area(entry, _):
+    return max(entry["bbox"][2], 0) * entry["bbox"][3]
+
+
+def own_area(iou_type):
+    return each(area=mask_area if iou_type == "segm" else box_area)
 
 
 def negative_side(entry, number):
     x, y, width, height = entry["bbox"]
     return [x, y, -width if number % 3 else width, height]
+
+
+def negative_area(entry, number):
+    return box_area({"bbox": negative_side(entry, number)}, number)
+
+
+def some(entry, number):
+    """Not what the keypoints themselves say."""
+    return number % 2 * entry["num_keypoints"]
 
 
 def super_category(ground_truth):
@@ -148,11 +181,16 @@ ODDITIES = {
         lambda _: each(segmentation=square),
     ),
     "negative sides": (each(bbox=negative_side), lambda _: each(bbox=negative_side)),
+    "negative sides, no area": (
+        each(bbox=negative_side, area=...),
+        lambda t: each(bbox=negative_side, area=mask_area if t == "segm" else negative_area),
+    ),
     "without keypoints": (without_keypoints({}), lambda _: UNLABELLED),
     "keypoints null": (
         without_keypoints({"keypoints": None, "num_keypoints": None}), lambda _: UNLABELLED,
     ),
     "num_keypoints null": (each(num_keypoints=None), same),
+    "no num_keypoints of some": (each(num_keypoints=some), lambda _: each(num_keypoints=some)),
     "super-category": (super_category, lambda _: super_category),
     "annotation ids": (each(id=lambda _, n: -n), same),
 }  # fmt: skip
@@ -198,15 +236,16 @@ def test_scoring_needs_no_ids_of_annotations_and_no_names_of_images(tmp_path):
     assert result.ap == expected["ap"]
 
 
-@pytest.mark.parametrize(("iou_type", "key"), [("segm", "masks"), ("keypoints", "keypoints")])
-def test_files_without_what_is_scored(tmp_path, iou_type, key):
+@pytest.mark.parametrize(("iou_type", "named"), [("segm", "0 x 80"), ("keypoints", "keypoints")])
+def test_files_without_what_is_scored(tmp_path, iou_type, named):
     def change(ground_truth, results):
         results.clear()
+        ground_truth["annotations"] = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
         for entry in (*ground_truth["annotations"], *ground_truth["images"]):
             for name in ("keypoints", "height"):
                 entry.pop(name, None)
 
-    with pytest.raises(ValueError, match=rf"gt\.json.*(height|{key})"):
+    with pytest.raises(ValueError, match=rf"gt\.json.*{named}"):
         score_predictions(*foreign_files(tmp_path, iou_type, change), iou_type=iou_type)
 
 
@@ -225,6 +264,8 @@ PREDICTIONS = [
     ("segm", {"segmentation": ...}, "segmentation"),
     ("segm", {"segmentation": [[1, 1, 2, 2, 3, 1]]}, "polygons"),
     ("segm", {"segmentation": {"size": [9, 9], "counts": [81]}}, r"\(9, 9\).* 60 x 80"),
+    # Runs of 4900 and -100: `rleToString` of pycocotools, by hand.
+    ("segm", {"segmentation": {"size": [60, 80], "counts": "Ti4lL"}}, "negative run"),
     ("keypoints", {"keypoints": ...}, "keypoints"),
     ("keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
     ("keypoints", {"keypoints": [math.inf] * 51}, "keypoints .*inf"),

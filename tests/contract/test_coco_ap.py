@@ -108,7 +108,7 @@ BY_ID = {"prediction_labels": "category_id"}
 FORMS = {
     "image by image": lambda p, t: (p, t, {"batch_size": 1}),
     "from behind": lambda p, t: (p[::-1], t[::-1], {}),
-    "repeated images": lambda p, t: ([*p, *p[:3], p[3]], [*t, *t[:3], t[3]], {}),
+    "repeated images, found anew": lambda p, t: ([*p, *p[1:5], p[3]], [*t, *t[:4], t[3]], {}),
     "tensors": lambda p, t: (tensors(p), tensors(t), {}),
     "double precision": lambda p, t: (tensors(p, torch.float64), tensors(t), {}),
     "masks encoded early": lambda p, t: (encoded(p), encoded(t), {}),
@@ -295,3 +295,11 @@ def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
     assert evaluator.compute().as_dict() == before
     evaluator.update(**good)  # no id is remembered either
     assert evaluator.compute().num_images == 3
+
+
+@pytest.mark.parametrize("num", [16, 18])
+def test_all_have_as_many_keypoints(num):
+    box, seventeen = [[0, 0, 9, 9]], {"keypoints": torch.ones(1, 17, 3)}
+    found = detection(box, [0.5], keypoints=torch.ones(1, num, 3))
+    with pytest.raises(ValueError, match=rf"predictions\[0\].*keypoints.*{num}, 3.*17, 3"):
+        plain_evaluator([found], [truth(box, **seventeen)], iou_types=["keypoints"])
