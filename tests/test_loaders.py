@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -41,7 +42,11 @@ def test_workers_leave_signals_to_the_loop_and_obey_their_parent(make):
     assert seen == [pid] * 6, "it went on working"
     worker = psutil.Process(pid)
     os.kill(pid, signal.SIGTERM)
-    worker.wait(timeout=20)
+    try:
+        worker.wait(timeout=20)
+    finally:
+        with suppress(psutil.NoSuchProcess):  # or else the interpreter would wait for it
+            worker.kill()
 
 
 @pytest.mark.parametrize(
