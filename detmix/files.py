@@ -52,7 +52,8 @@ def write_atomically(
             if keep is not None and path.exists():
                 os.replace(path, keep)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            with suppress(OSError):  # the name too, where the system can do that
+                _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -65,13 +66,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk too, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_once(
@@ -88,7 +87,12 @@ def write_once(
         draft = Path(temporary) / folder.name
         write(draft)
         (draft / marker).write_text(json.dumps(description, indent=2) + "\n")
-        _publish(draft, folder, marker, description)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            # Another process may have finished the same data set in the meantime.
+            if not _is_there(folder, marker, description):
+                raise
 
 
 def _is_there(folder: Path, marker: str, description: dict[str, Any]) -> bool:
@@ -104,12 +108,3 @@ def _is_there(folder: Path, marker: str, description: dict[str, Any]) -> bool:
             f"{description}, got {found}; move it away or choose another folder"
         )
     return True
-
-
-def _publish(draft: Path, folder: Path, marker: str, description: dict[str, Any]) -> None:
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        # Another process may have finished the same data set in the meantime.
-        if not _is_there(folder, marker, description):
-            raise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detmix.data import SHAPE_CLASSES, VOCDetection, write_shapes, write_shapes_coco
+from detmix.data import SHAPE_CLASSES, write_shapes, write_shapes_coco
 from detmix.training.console import run_tool
 
 TOOL = Path(__file__).parents[1] / "tools/check_data.py"
@@ -30,50 +30,42 @@ def run(capsys):
     return run
 
 
-@pytest.fixture
-def voc(tmp_path):
-    root = write_shapes(tmp_path / "shapes", num_train=6, num_test=4, image_size=64)
-    return root, [f"--data.root={root}", f"--data.classes={json.dumps(SHAPE_CLASSES)}"]
-
-
-def test_good_data(run, voc):
-    root, args = voc
-    counts = [
-        VOCDetection(root, [("2007", split)], classes=SHAPE_CLASSES).report.num_objects
-        for split in ("trainval", "test")
-    ]
-    code, out, err = run(*args)
-    assert (code, err) == (0, "")
-    assert out == "".join(
-        f"{name}: {images} images with {objects} objects; {CLEAN}\n"
-        for name, images, objects in zip(("train", "test"), (6, 4), counts, strict=True)
-    )
-
-
-def test_bad_data(run, voc):
+def test_a_devkit(run, tmp_path):
     """More than a warning would name, of both sets; a box is changed, and its image stays."""
-    root, args = voc
+    root = write_shapes(tmp_path / "shapes", num_train=6, num_test=4, image_size=64)
+    args = [f"--data.root={root}", f"--data.classes={json.dumps(SHAPE_CLASSES)}"]
     folder = root / "VOC2007"
     train, test = (
         (folder / f"ImageSets/Main/{split}.txt").read_text().split()
         for split in ("trainval", "test")
     )
+    xml = {name: folder / f"Annotations/{name}.xml" for name in (*train, *test)}
+    code, out, err = run(*args)
+    assert (code, err) == (0, "")
+    assert out == "".join(
+        f"{name}: {len(ids)} images with "
+        f"{sum(xml[i].read_text().count('<object>') for i in ids)} objects; {CLEAN}\n"
+        for name, ids in (("train", train), ("test", test))
+    )
+
     (folder / f"JPEGImages/{train[0]}.jpg").unlink()
     for name in (*train[1:5], test[1]):
-        (folder / f"Annotations/{name}.xml").write_text("<annotation>")
-    path = folder / f"Annotations/{test[0]}.xml"
-    path.write_text(re.sub("<xmax>.*?<", "<xmax>65<", path.read_text(), count=1))
+        xml[name].write_text("<annotation>")
+    text = re.sub("<xmax>.*?<", "<xmax>65<", xml[test[0]].read_text(), count=1)
+    xml[test[0]].write_text(text)
     with pytest.warns(UserWarning, match=f"1 of . boxes were clipped: .*{test[0]}.xml") as caught:
         code, out, err = run(*args)
     assert (code, err) == (1, "")
     assert not any("left out" in str(warning.message) for warning in caught)
-    lines = out.splitlines()
-    assert re.fullmatch("train: 1 images with .*; 5 images left out", lines[0])
-    assert re.fullmatch(f"  missing file: .*{train[0]}.jpg: there is no such .*file", lines[1])
-    for name, line in zip(train[1:5], lines[2:6], strict=True):
-        assert re.match(f"  unusable annotation: .*{name}.xml: not well-formed XML", line)
-    assert re.fullmatch("test: 3 images with .*; 1 boxes clipped, .*; 1 images left out", lines[6])
-    assert re.match(f"  unusable annotation: .*{test[1]}.xml: not well-formed XML", lines[7])
+    expected = [
+        "train: 1 images with .*; 5 images left out",
+        f"  missing file: .*{train[0]}.jpg: there is no such .*file",
+        *(f"  unusable annotation: .*{name}.xml: not well-formed XML.*" for name in train[1:5]),
+        "test: 3 images with .*; 1 boxes clipped, .*; 1 images left out",
+        f"  unusable annotation: .*{test[1]}.xml: not well-formed XML.*",
+    ]
+    for pattern, line in zip(expected, out.splitlines(), strict=True):
+        assert re.fullmatch(pattern, line)
 
 
 def write_twice(coco):

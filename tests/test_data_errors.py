@@ -27,7 +27,7 @@ from fuzz import limits, time_limit
 
 from detmix.data import CocoDetection, VOCDetection, read_annotation
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 SEGMENTATIONS = [
     (None, "segmentation"),
     ([*TRIANGLE, [1, 2, 3, 4, 5, 6, 7]], "polygon 1 .*7"),
@@ -40,6 +40,40 @@ SEGMENTATIONS = [
     (compressed_rle(np.eye(40, 60)) | {"counts": "\ud800"}, "RLE"),
     ({"size": [2**20, 2**20], "counts": [2**40]}, "size"),
     ({"size": [40, 60], "counts": "o" * 30 + "0"}, "RLE"),
+]
+
+
+# Of the second annotation, whose id is 5.
+ANNOTATION_FIELDS = [
+    ("image_id", "1", "'1'"),
+    ("category_id", 2, "2"),
+    ("bbox", [1, 2, "3", 4], "'3'"),
+    ("bbox", [1, 2, 10**400, 4], ""),
+    ("area", -1, "-1"),
+    ("iscrowd", 2, "2"),
+    *(("keypoints", [x, *POINTS[1:]], "") for x in (NAN, INF, 1e39, -1e39, 10**400)),
+]
+PARTS = [
+    *(
+        ({"annotations": [box_object(), box_object(5, **{field: value})]},
+         rf"annotation 5.*{field}.*{named}")
+        for field, value, named in ANNOTATION_FIELDS
+    ),
+    ({"images": [image_entry(), image_entry()]}, "image 1: "),
+    ({"images": [image_entry(1.0)]}, r"image number 0 .*1\.0"),
+    ({"images": [image_entry(width=-3)]}, "image 1: width .*-3"),
+    ({"annotations": [box_object()] * 2}, "annotation 1: "),
+    ({"annotations": [box_object(None)]}, "annotation number 0 .*None"),
+    ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "category 18: "),
+    ({"categories": [{"id": 1}]}, "category 1: .*None"),
+    ({"categories": [{"id": 1, "name": "a", "keypoints": 3}]}, "category 1: keypoints .*3"),
+]  # fmt: skip
+OTHER_FILES = [
+    b"\xff\xd8\xff\x00",
+    b"[" * 200_000,
+    b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]',
+    b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}',
+    b'{"images": [], "annotations": [], "categories": []}',
 ]
 
 
@@ -56,37 +90,17 @@ class TestCoco:
         with pytest.raises(ValueError, match="images: is a folder"):
             CocoDetection(folder, folder)
 
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"\xff\xd8\xff\x00",
-            b"[" * 200_000,
-            b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]',
-            b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}',
-            b'{"images": [], "annotations": [], "categories": []}',
-        ],
-    )
+    @pytest.mark.parametrize("content", OTHER_FILES)
     def test_files_of_another_kind(self, tmp_path, content):
         folder, path = write_coco(tmp_path, [])
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"instances\.json: "):
             CocoDetection(folder, path)
 
-    @pytest.mark.parametrize(
-        ("field", "value", "named"),
-        [
-            ("image_id", "1", "'1'"),
-            ("category_id", 2, "2"),
-            ("bbox", [1, 2, "3", 4], "'3'"),
-            ("bbox", [1, 2, 10**400, 4], ""),
-            ("area", -1, "-1"),
-            ("iscrowd", 2, "2"),
-            ("keypoints", [NAN, *POINTS[1:]], "nan"),
-        ],
-    )
-    def test_annotations(self, tmp_path, field, value, named):
-        arguments = write_coco(tmp_path, [box_object(), box_object(5, **{field: value})])
-        with pytest.raises(ValueError, match=rf"annotation 5.*{field}.*{named}"):
+    @pytest.mark.parametrize(("content", "named"), PARTS)
+    def test_parts_of_files(self, tmp_path, content, named):
+        arguments = write_coco(tmp_path, **{"annotations": [box_object()]} | content)
+        with pytest.raises(ValueError, match=rf"instances\.json, {named}"):
             CocoDetection(*arguments, keypoints=True)
 
     @pytest.mark.parametrize(("value", "named"), SEGMENTATIONS)
@@ -95,24 +109,6 @@ class TestCoco:
         with pytest.raises(ValueError, match=rf"annotation 5 of image 1 \(a\.jpg\).*{named}"):
             CocoDetection(*arguments, masks=True)
         assert len(CocoDetection(*arguments).target(0)["boxes"]) == 2  # not asked for, not read
-
-    @pytest.mark.parametrize(
-        ("content", "named"),
-        [
-            ({"images": [image_entry(), image_entry()]}, "image 1: "),
-            ({"images": [image_entry(1.0)]}, r"image number 0 .*1\.0"),
-            ({"images": [image_entry(width=-3)]}, "image 1: width .*-3"),
-            ({"annotations": [box_object()] * 2}, "annotation 1: "),
-            ({"annotations": [box_object(None)]}, "annotation number 0 .*None"),
-            ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "category 18: "),
-            ({"categories": [{"id": 1}]}, "category 1: .*None"),
-            ({"categories": [{"id": 1, "name": "a", "keypoints": 3}]}, "category 1: keypoints .*3"),
-        ],
-    )
-    def test_images_ids_and_categories(self, tmp_path, content, named):
-        arguments = write_coco(tmp_path, **{"annotations": [box_object()]} | content)
-        with pytest.raises(ValueError, match=rf"instances\.json.*{named}"):
-            CocoDetection(*arguments)
 
     def test_keypoints_that_categories_do_not_agree_on(self, tmp_path):
         categories = [*CATEGORIES, {"id": 4, "name": "cat", "keypoints": ["nose"]}]
@@ -171,7 +167,7 @@ class TestVOC:
     @pytest.mark.parametrize(
         ("lines", "named"),
         [
-            ("a\nb\na", "'a'"),
+            ("a\nb\na", "'VOC2007/a'"),
             ("a -1", "lists no image"),
             ("a\nb 7", "line 2: .*'b 7'"),
             ("a b c", "line 1: .*'a b c'"),

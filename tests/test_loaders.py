@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -26,35 +28,35 @@ class WorkerProbe(Dataset):
         return torch.zeros(3, 4, 4), {"pid": os.getpid(), "image_id": index}
 
 
-def kill_from_outside(pid, *signals):
-    for number in signals:
-        subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
-
-
-@pytest.mark.parametrize("kind", ["train", "eval"])
-def test_workers_leave_signals_to_the_loop(kind):
-    if kind == "train":
-        loader = train_loader(WorkerProbe(), 1, seed=0, workers=1)
-    else:
-        loader = eval_loader(WorkerProbe(), 1, workers=1)
-    batches = iter(loader)
+@pytest.mark.parametrize(
+    "make", [lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
+             lambda: eval_loader(WorkerProbe(), 1, workers=1)],
+)  # fmt: skip
+def test_workers_leave_signals_to_the_loop_and_obey_their_parent(make):
+    batches = iter(make())
     pid = next(batches)[1][0]["pid"]
     assert pid != os.getpid()
-    kill_from_outside(pid, signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
-    assert [targets[0]["pid"] for _, targets in batches] == [pid] * 7, "it went on working"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
+    seen = [next(batches)[1][0]["pid"] for _ in range(6)]
+    assert seen == [pid] * 6, "it went on working"
+    worker = psutil.Process(pid)
+    os.kill(pid, signal.SIGTERM)
+    try:
+        worker.wait(timeout=20)
+    finally:
+        with suppress(psutil.NoSuchProcess):  # or else the interpreter would wait for it
+            worker.kill()
 
 
-def test_a_worker_ends_with_a_sigterm_of_its_parent():
-    def load():
-        batches = iter(train_loader(WorkerProbe(), 1, seed=0, workers=1))
-        os.kill(next(batches)[1][0]["pid"], signal.SIGTERM)
-        list(batches)
-
-    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
-        load()
-
-
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "forkserver",  # the one where a worker's parent is not the process that the system says
+        pytest.param("fork", marks=pytest.mark.slow),
+        pytest.param("spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_with_a_failed_loader_ends(method):
     """Its worker is still there then: the interpreter ends it, and waits for it."""
     code = (
@@ -64,4 +66,4 @@ def test_a_process_with_a_failed_loader_ends(method):
         "next(batches)\n"
         "raise SystemExit(5)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 5
+    assert subprocess.run([sys.executable, "-c", code], timeout=90, check=False).returncode == 5

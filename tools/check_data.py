@@ -19,10 +19,6 @@ from detmix.training.console import run_tool
 
 def main(args: Sequence[str]) -> None:
     """Open both data sets as a training does, but with all that is wrong left out."""
-    if "--pretrain" in args:
-        raise ValueError(
-            "--pretrain is gone: tools/pretrain.py --data.on_error skip says what it leaves out"
-        )
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* images left out")  # all of them are printed

@@ -29,15 +29,9 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--num_test", type=int, default=300, help="images to test on")
     parser.add_argument("--image_size", type=int, default=128, help="the longest side in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(args)
-    root = WRITERS[options.format](
-        options.root,
-        num_train=options.num_train,
-        num_test=options.num_test,
-        image_size=options.image_size,
-        seed=options.seed,
-    )
-    print(f"shapes data: {root} ({options.num_train} + {options.num_test} images)")
+    options = vars(parser.parse_args(args))
+    root = WRITERS[options.pop("format")](**options)
+    print(f"shapes data: {root} ({options['num_train']} + {options['num_test']} images)")
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.data.augment_fields import (
-    GEOMETRIC_KEYS,
     check_fields,
-    check_permutation,
     moved_fields,
+    num_pixels,
     packed_fields,
     take_rows,
     to_plain,
     typed_as,
 )
 from detmix.mixing.seeding import SharedEpoch, sample_seed
-from detmix.mixing.target import Target, check_sample, plain, with_objects
+from detmix.mixing.target import Target, check_sample, plain
 
 _SEEDS = 2**32
 
@@ -44,11 +43,10 @@ class AlbumentationsTransform:
 
     - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
       resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
-    - ``keypoints`` ``(N, K, 3)`` are x, y, visibility in COCO's convention, where whole numbers
-      are the centres of pixels: mirroring takes x to W - 1 - x, as in torchvision and
-      albumentations (and a box's x to W - x); resizing multiplies, as in torchvision. A keypoint
-      that leaves the image, or had visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a
-      visibility, as torchvision's `KeyPoints` are, stay where they come to lie.
+    - ``keypoints`` ``(N, K, 3)``, x, y, visibility in COCO's convention: mirroring takes x to
+      W - 1 - x (and a box's x to W - x), resizing multiplies. One that leaves the image, or had
+      visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a visibility, as torchvision's
+      `KeyPoints` are, stay where they come to lie.
     - ``area`` is multiplied by what the number of pixels of the mask was multiplied by, or
       without masks the area of the box: COCO's area is that of the segmentation.
 
@@ -57,8 +55,7 @@ class AlbumentationsTransform:
 
     Args:
         transforms: albumentations transforms, applied in this order.
-        min_area: Boxes with less area than this, in square pixels, are left
-            out together with all their fields.
+        min_area: Boxes with less area than this, in square pixels, are left out.
         min_visibility: So are boxes of which less than this share is left in the image, in [0, 1].
         check_each_transform: Clip boxes and leave them out after each transform, instead of
             once at the end, where ``min_visibility`` then refers to the whole box. Once is
@@ -69,10 +66,6 @@ class AlbumentationsTransform:
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Any
             transform that turns the image over counts, be it a flip, a transposition or a
             negative scale; two of them cancel out. None keeps the order always.
-
-    Raises:
-        ValueError: ``min_area`` or ``min_visibility`` is out of its range, or ``keypoint_flip``
-            is not a permutation.
     """
 
     def __init__(
@@ -89,8 +82,13 @@ class AlbumentationsTransform:
             raise ValueError(f"min_area must not be negative, got {min_area}")
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
+        order = None if keypoint_flip is None else list(keypoint_flip)
+        if order is not None and sorted(order) != list(range(len(order))):
+            raise ValueError(
+                f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
+            )
+        self.keypoint_flip = order
         self.drop_empty_masks = drop_empty_masks
-        self.keypoint_flip = check_permutation(keypoint_flip)
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
@@ -111,41 +109,46 @@ class AlbumentationsTransform:
         self, image: Tensor, target: Target, seed: int | None = None
     ) -> tuple[Tensor, Target]:
         """Transform one sample; the inputs are not changed."""
-        plain_target = _check_sample(image, target, self.keypoint_flip)
+        name = f"image_id {target.get('image_id', 'unknown')}"
+        check_sample(image, target, name)
+        if image.dtype != torch.uint8 or image.shape[0] != 3:
+            raise ValueError(
+                f"{name}: image must be a uint8 tensor (3, H, W), "
+                f"got {image.dtype} of shape {tuple(image.shape)}"
+            )
+        check_fields(target, name, self.keypoint_flip)
         if seed is None:
             seed = int(torch.randint(0, _SEEDS, (), dtype=torch.int64))
-        self._seed(seed % _SEEDS)
-        new_image, new_target = self._apply(plain(image), plain_target)
+        # One stream for all transforms: ``set_random_seed`` would start each with the same seed,
+        # and an image would be flipped exactly when its colours are changed.
+        seed %= _SEEDS
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        new_image, new_target = self._apply(plain(image), to_plain(target))
         size = (new_image.shape[1], new_image.shape[2])
-        for key in GEOMETRIC_KEYS & target.keys():
+        for key in {"boxes", "masks", "keypoints"} & target.keys():
             new_target[key] = typed_as(new_target[key], target[key], size)
         return typed_as(new_image, image, size), new_target
 
     def _apply(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        """Transform plain tensors."""
-        old_size = (image.shape[1], image.shape[2])
+        """Transform plain tensors by what the pipeline's generators draw next."""
         result = self.pipeline(
             image=_to_channels_last(image),
             bboxes=target["boxes"].numpy().copy(),
             rows=np.arange(len(target["boxes"])),
-            **packed_fields(target, old_size),
+            **packed_fields(target, (image.shape[1], image.shape[2])),
         )
         new_image = _to_channels_first(result["image"])
         size = (new_image.shape[1], new_image.shape[2])
-        boxes, rows = _clean(result["bboxes"], result["rows"], size)
-        moved = moved_fields(result, target, rows, old_size, size, self.keypoint_flip)
-        moved["boxes"] = boxes
+        boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # in float32, too
+        rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64)[has_area])
+        moved = {"boxes": torch.from_numpy(boxes[has_area])}
+        moved |= moved_fields(result, target, rows, size, self.keypoint_flip)
         if self.drop_empty_masks and "masks" in moved:
-            kept = moved["masks"].flatten(1).any(dim=1).bool()
+            kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
         return new_image, take_rows(target, moved, rows)
-
-    def _seed(self, seed: int) -> None:
-        """Let all transforms draw from one stream."""
-        # ``set_random_seed`` would start each with the same seed: an image would be flipped exactly
-        # when its colours are changed.
-        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def detection_transforms(
@@ -160,9 +163,8 @@ def detection_transforms(
     """Build the usual pipeline for detection: crop, shrink, flip, colours.
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
-    scale. For evaluation only the shrinking is left, so that training and test images come at
-    the same scale, and no object with an area inside its image is dropped; in training those are
-    whose mask has no pixel left.
+    scale. In training, objects whose mask has no pixel left are dropped. For evaluation only the
+    shrinking is left, and every object with an area inside its image is kept.
 
     Args:
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
@@ -172,22 +174,16 @@ def detection_transforms(
         crop: The probability of a crop.
         keypoint_flip: The order of the keypoints in a mirrored image, as in
             :class:`AlbumentationsTransform`; :class:`CocoDetection` has it from the data.
-
-    Raises:
-        ValueError: ``size`` is less than 1, a probability is outside [0, 1], or
-            ``keypoint_flip`` is not a permutation.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel or None, got {size}")
     for name, p in (("flip", flip), ("photometric", photometric), ("crop", crop)):
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
-    shrink = []
     alb = _import_albumentations()
-    if size is not None:
-        from detmix.data.limit_side import LimitLongestSide
+    from detmix.data.limit_side import LimitLongestSide
 
-        shrink = [LimitLongestSide(size)]
+    shrink = [] if size is None else [LimitLongestSide(size)]
     if not train:
         return AlbumentationsTransform(
             shrink,
@@ -263,27 +259,6 @@ def _import_albumentations() -> ModuleType:
     return module
 
 
-def _check_sample(image: Tensor, target: Target, keypoint_flip: list[int] | None) -> Target:
-    """Return the target with what moves in plain tensors; boxes float32 (x1, y1, x2, y2)."""
-    name = f"image_id {target.get('image_id', 'unknown')}"
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"{name}: image must be uint8 of shape (3, H, W), "
-            f"got {image.dtype} of shape {tuple(image.shape)}"
-        )
-    plain_target = to_plain(target)
-    check_sample(plain(image), plain_target, name)
-    plain_target = with_objects(plain_target)
-    check_fields(plain_target, name, keypoint_flip)
-    labels = None if target.get("labels") is None else torch.as_tensor(target["labels"])
-    if labels is not None and len(labels) and int(labels.min()) < 1:
-        row = int((labels < 1).nonzero()[0])
-        raise ValueError(
-            f"{name}: 'labels'[{row}] must be at least 1 (0 is background), got {int(labels[row])}"
-        )
-    return plain_target
-
-
 def _to_channels_last(image: Tensor) -> npt.NDArray[np.uint8]:
     """Copy ``(3, H, W)`` to ``(H, W, 3)``; always a copy, as a transform may work in place."""
     import cv2
@@ -301,15 +276,3 @@ def _to_channels_first(image: npt.NDArray[np.uint8]) -> Tensor:
     planes = torch.empty((image.shape[2], *image.shape[:2]), dtype=torch.uint8)
     cv2.split(np.ascontiguousarray(image), list(planes.numpy()))
     return planes
-
-
-def _clean(boxes: Any, rows: Any, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return ``(M, 4)`` boxes inside an image of ``size`` (H, W), and the rows they come from."""
-    height, width = size
-    new_boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    # albumentations works in fractions of the image: back in pixels a rounding may stick out.
-    limits = np.array([width, height, width, height], dtype=np.float32)
-    new_boxes = np.minimum(np.maximum(new_boxes, 0), limits)
-    has_area = (new_boxes[:, 2:] > new_boxes[:, :2]).all(axis=1)
-    new_rows = np.asarray(rows, dtype=np.int64).reshape(-1)
-    return torch.from_numpy(new_boxes[has_area]), torch.from_numpy(new_rows[has_area])

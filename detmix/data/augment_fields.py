@@ -7,25 +7,26 @@ numbers are the centres of pixels, so that x runs from 0 to W - 1 where a box ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 from detmix.mixing.target import (
     Target,
     converted,
+    describe,
     is_per_object,
     plain,
+    with_objects,
     wrap_like,
     xyxy,
 )
 
-GEOMETRIC_KEYS = frozenset({"boxes", "masks", "keypoints"})  # what moves with the image
 _MASK_DTYPES = (torch.uint8, torch.bool)
 # Points that travel ahead of the keypoints and tell whether the image was mirrored, as shares of
 # its width and height: far apart, for transforms that round, and not on its edge.
@@ -34,64 +35,48 @@ _PROBES = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]])
 Array = npt.NDArray[Any]
 
 
-def check_permutation(keypoint_flip: Sequence[int] | None) -> list[int] | None:
-    """Return the permutation as a list."""
-    if keypoint_flip is None:
-        return None
-    order = [int(index) for index in keypoint_flip]
-    if sorted(order) != list(range(len(order))):
-        raise ValueError(
-            f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
-        )
-    return order
-
-
-def to_plain(target: Target) -> Target:
-    """Return a copy of the target in which all that moves with the image is plain tensors."""
-    plain_target = dict(target)
-    for key in GEOMETRIC_KEYS & target.keys():
-        value = target[key]
-        if not isinstance(value, Tensor):
-            continue
-        if key != "boxes":
-            plain_target[key] = plain(value).detach()
-        elif value.shape[-1:] == (4,):  # others, rotated ones too, are refused as they are
-            plain_target[key] = xyxy(value.detach().to(torch.float32))
-    return plain_target
-
-
-def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
-    """Undo `to_plain`: give values the type and, to boxes, the format of another tensor."""
-    if isinstance(like, BoundingBoxes):
-        values = converted(values, BoundingBoxFormat.XYXY, like.format)
-    return wrap_like(values, like, size)
-
-
 def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> None:
-    """Check the masks and keypoints of a target whose per-object fields have N rows."""
-    masks, keypoints = target.get("masks"), target.get("keypoints")
+    """Check labels, masks and keypoints of a target whose per-object fields have N rows."""
+    labels, masks, keypoints = (target.get(key) for key in ("labels", "masks", "keypoints"))
+    for row, label in enumerate([] if labels is None else torch.as_tensor(labels).tolist()):
+        if label < 1:
+            raise ValueError(
+                f"{name}: 'labels'[{row}] must be at least 1 (0 is background), got {label}"
+            )
     if masks is not None and masks.dtype not in _MASK_DTYPES:
         raise ValueError(f"{name}: 'masks' must be uint8 or bool, got {masks.dtype}")
-    if keypoints is None:
+    if keypoints is None or not len(keypoints):  # without objects it often lacks the other axes
         return
-    if not isinstance(keypoints, Tensor):
-        got = type(keypoints).__name__
-        raise ValueError(f"{name}: 'keypoints' must be a tensor (N, K, 3) or (N, K, 2), got {got}")
-    if not len(keypoints):  # it often comes without the other axes
-        return
-    if keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3):
-        got = str(tuple(keypoints.shape))
-        raise ValueError(f"{name}: 'keypoints' must be (N, K, 3) or (N, K, 2), got {got}")
+    shape = tuple(keypoints.shape) if isinstance(keypoints, Tensor) else ()
+    num = "K" if keypoint_flip is None else len(keypoint_flip)
+    if len(shape) != 3 or num not in ("K", shape[1]) or shape[2] not in (2, 3):
+        raise ValueError(
+            f"{name}: 'keypoints' must be a tensor (N, {num}, 3) or (N, {num}, 2), "
+            f"got {describe(keypoints)}"
+        )
     valid = torch.isfinite(keypoints).all(2) | ~_is_labelled(keypoints)
     if not bool(valid.all()):
         row, column = (~valid).nonzero()[0].tolist()
         value = keypoints[row, column].tolist()
         raise ValueError(f"{name}: 'keypoints'[{row}, {column}] must be finite, got {value}")
-    if keypoint_flip is not None and keypoints.shape[1] != len(keypoint_flip):
-        raise ValueError(
-            f"{name}: 'keypoints' must have the {len(keypoint_flip)} keypoints that keypoint_flip "
-            f"permutes, got {keypoints.shape[1]}"
-        )
+
+
+def to_plain(target: Target) -> Target:
+    """Return a copy in which all that moves is plain tensors, boxes float32 (x1, y1, x2, y2)."""
+    moving = {
+        key: plain(target[key]).detach()
+        for key in ("masks", "keypoints")
+        if target.get(key) is not None
+    }
+    boxes = with_objects(target)["boxes"].detach().to(torch.float32)
+    return with_objects(target) | moving | {"boxes": xyxy(boxes)}
+
+
+def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+    """Give plain values the type and, to boxes, the format of another tensor; undoes `to_plain`."""
+    if isinstance(like, BoundingBoxes):
+        values = converted(values, BoundingBoxFormat.XYXY, like.format)
+    return wrap_like(values, like, size) if isinstance(like, TVTensor) else values
 
 
 def packed_fields(target: Target, size: tuple[int, int]) -> dict[str, Array]:
@@ -101,11 +86,14 @@ def packed_fields(target: Target, size: tuple[int, int]) -> dict[str, Array]:
     if masks is not None and len(masks):
         packed["masks"] = masks.to(torch.uint8, copy=True).numpy()  # it may work in place
     if keypoints is not None and len(keypoints):
-        labelled = _is_labelled(keypoints).flatten().numpy()
-        if labelled.any():
-            positions = _positions(keypoints, size)
-            numbers = np.flatnonzero(np.concatenate([np.ones(len(_PROBES), bool), labelled]))
-            packed["keypoints"] = np.column_stack([positions[numbers], numbers])
+        is_labelled = _is_labelled(keypoints)
+        if bool(is_labelled.any()):
+            positions = keypoints[..., :2][is_labelled].numpy().astype(np.float64)
+            positions = np.concatenate([_PROBES * (size[1], size[0]), positions])
+            numbers = np.flatnonzero(is_labelled.numpy())
+            numbers = np.concatenate([np.arange(-len(_PROBES), 0), numbers])
+            # x and y move, and what follows them travels along: a number and where it was.
+            packed["keypoints"] = np.column_stack([positions, numbers, positions])
     return packed
 
 
@@ -113,7 +101,6 @@ def moved_fields(
     result: Mapping[str, Any],
     target: Target,
     rows: Tensor,
-    old_size: tuple[int, int],
     size: tuple[int, int],
     keypoint_flip: list[int] | None,
 ) -> dict[str, Tensor]:
@@ -129,8 +116,8 @@ def moved_fields(
     if keypoints is not None:
         new_keypoints = torch.zeros_like(keypoints)
         if "keypoints" in result:
-            points = np.asarray(result["keypoints"], dtype=np.float64).reshape(-1, 3)
-            new_keypoints = _moved_keypoints(points, keypoints, old_size, size, keypoint_flip)
+            points = np.asarray(result["keypoints"], dtype=np.float64).reshape(-1, 5)
+            new_keypoints = _moved_keypoints(points, keypoints, size, keypoint_flip)
         fields["keypoints"] = new_keypoints[rows]
     return fields
 
@@ -139,41 +126,35 @@ def take_rows(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Targ
     """Return a new target with the fields that have moved, and the given rows of all others."""
     taken = {**target, **moved}
     for key, value in target.items():
-        if key in moved or not is_per_object(target, key):
-            continue
-        if isinstance(value, Tensor):
-            taken[key] = value[rows]
-        else:
-            taken[key] = [value[row] for row in rows.tolist()]
+        if key not in moved and is_per_object(target, key):
+            is_list = isinstance(value, list)
+            taken[key] = [value[row] for row in rows.tolist()] if is_list else value[rows]
     if target.get("area") is not None:
         taken["area"] = _scaled_area(target, moved, rows)
     return taken
 
 
-def _scaled_area(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """Return ``(M,)`` areas, grown and shrunk as the masks are, or the boxes without any."""
-    old_area = torch.as_tensor(target["area"])[rows]
-    old, new = _box_area(target["boxes"][rows]), _box_area(moved["boxes"])
-    if "masks" in moved:
-        pixels = _num_pixels(target["masks"])[rows]
-        old, new = (
-            torch.where(pixels > 0, pixels, old),
-            torch.where(pixels > 0, _num_pixels(moved["masks"]), new),
-        )
-    area = old_area * (new / old)
-    return (area if old_area.is_floating_point() else area.round()).to(old_area.dtype)
-
-
-def _box_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:].double() - boxes[:, :2].double()).prod(dim=1)
-
-
-def _num_pixels(masks: Tensor) -> Tensor:
+def num_pixels(masks: Tensor) -> Tensor:
     """Return how many pixels each mask has, ``(N,)`` float64."""
     import cv2
 
     arrays = masks.to(torch.uint8).numpy()  # 60 times as fast as torch's count
     return torch.tensor([cv2.countNonZero(mask) for mask in arrays], dtype=torch.float64)
+
+
+def _scaled_area(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """Return ``(M,)`` areas, grown and shrunk as the masks are, or the boxes without any."""
+    scale = _box_area(moved["boxes"]) / _box_area(target["boxes"][rows])
+    if "masks" in moved:
+        pixels = num_pixels(target["masks"])[rows]
+        scale = torch.where(pixels > 0, num_pixels(moved["masks"]) / pixels, scale)
+    old_area = torch.as_tensor(target["area"])[rows]
+    area = old_area * scale
+    return (area if old_area.is_floating_point() else area.round()).to(old_area.dtype)
+
+
+def _box_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:].double() - boxes[:, :2].double()).prod(dim=1)
 
 
 def _is_labelled(keypoints: Tensor) -> Tensor:
@@ -183,26 +164,15 @@ def _is_labelled(keypoints: Tensor) -> Tensor:
     return keypoints[..., 2] > 0
 
 
-def _positions(keypoints: Tensor, size: tuple[int, int]) -> Array:
-    """Return x, y of the probes and of all keypoints: ``(3 + N K, 2)``."""
-    height, width = size
-    points = keypoints[..., :2].reshape(-1, 2).numpy().astype(np.float64)
-    return np.concatenate([_PROBES * (width, height), points])
-
-
 def _moved_keypoints(
-    points: Array,
-    keypoints: Tensor,
-    old_size: tuple[int, int],
-    size: tuple[int, int],
-    keypoint_flip: list[int] | None,
+    points: Array, keypoints: Tensor, size: tuple[int, int], keypoint_flip: list[int] | None
 ) -> Tensor:
-    """Return ``(N, K, 2 or 3)`` from points ``(P, 3)`` numbered as in `packed_fields`."""
+    """Return ``(N, K, 2 or 3)`` from points ``(P, 5)`` as in `packed_fields`."""
     numbers = points[:, 2].round().astype(np.int64)
     _check_unique(numbers, "keypoints")
-    is_mirrored = _is_mirrored(_positions(keypoints, old_size)[numbers], points[:, :2])
-    is_keypoint = numbers >= len(_PROBES)
-    numbers, points = numbers[is_keypoint] - len(_PROBES), points[is_keypoint, :2]
+    is_mirrored = _is_mirrored(old=points[:, 3:], new=points[:, :2])
+    is_keypoint = numbers >= 0
+    numbers, points = numbers[is_keypoint], points[is_keypoint, :2]
     new = torch.zeros(keypoints.shape).flatten(0, 1)
     if keypoints.shape[2] == 3:
         # Shrinking takes W - 1 to less than W' and mirroring this to more than -1, where it is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from detmix.data.images import decode_image_bytes
-from detmix.data.skipping import check_on_error, find_unusable, skip_message
-from detmix.files import read_file
+from detmix.data.images import read_image
+from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 
@@ -37,15 +35,13 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         seed: The run's seed.
 
     Attributes:
-        classes: The class names; label ``k`` is ``classes[k]``.
         names: Every image's name, such as ``"train/n02124075/n02124075_0.JPEG"``.
         skipped: The images that ``on_error="skip"`` left out, and why.
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
-        ValueError: ``on_error`` is neither, a class is not among ``classes``, or no image is
-            left. On access also for an image that cannot be decoded; names the file.
-        IndexError: On access, the index is out of range.
+        ValueError: A class is not among ``classes``, no image is left, or on access an image
+            cannot be decoded.
     """
 
     def __init__(
@@ -64,27 +60,25 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
             unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
             hint = unpack if any(Path(root).glob("*.tar")) else ""
             raise FileNotFoundError(f"{folder}: there is no such folder{hint}")
-        found = ImageFolder(folder)
-        self.classes = tuple(found.classes if classes is None else classes)
-        for name in found.classes:
+        files = ImageFolder(folder)
+        self.classes = tuple(files.classes if classes is None else classes)
+        for name in files.classes:
             if name not in self.classes:
                 raise ValueError(
                     f"{folder / name}: class {name!r} is not among the {len(self.classes)} "
                     f"expected classes {', '.join(self.classes[:3])}, ..."
                 )
-        names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in found.samples]
-        unusable = {}
-        if on_error == "skip":
-            check = ("unusable image", lambda index: _decode(found.samples[index][0]))
-            unusable = find_unusable(names, [check])
-        self.skipped = tuple(unusable.values())
-        if unusable:
-            message = skip_message(self.skipped, len(names), folder)
-            warnings.warn(message, UserWarning, stacklevel=2)
-        kept = [index for index in range(len(names)) if index not in unusable]
-        labels = [self.classes.index(name) for name in found.classes]
-        self.names = tuple(names[index] for index in kept)
-        self._samples = [(found.samples[i][0], labels[found.samples[i][1]]) for i in kept]
+        labels = [self.classes.index(name) for name in files.classes]
+        names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
+
+        def read(index: int) -> tuple[str, int] | Problem:
+            path, number = files.samples[index]
+            image = attempt("unusable image", read_image, path) if on_error == "skip" else None
+            return image if isinstance(image, Problem) else (path, labels[number])
+
+        found, self.skipped = read_usable(names, read, on_error, folder)
+        self.names = tuple(names[index] for index in found)
+        self._samples = list(found.values())
         self.transform = transform
         self.seed = seed
         self._epoch = SharedEpoch()
@@ -101,7 +95,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         index %= len(self)  # the same image from the end gets the same seed
         path, label = self._samples[index]
-        image = _decode(path)
+        image = read_image(path)
         if self.transform is not None:
             state = torch.get_rng_state()
             seed = sample_seed(self.seed, self._epoch.value, index, "augment")
@@ -112,7 +106,3 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
             finally:
                 torch.set_rng_state(state)
         return image, label, index
-
-
-def _decode(path: str) -> Tensor:
-    return decode_image_bytes(read_file(path), path)

@@ -1,4 +1,4 @@
-"""Decode one image file, or the bytes of one, to a tensor.
+"""Decode one image file, or the bytes of one, to a tensor; a ValueError names what is broken.
 
 JPEG goes through torchvision's decoder, 1.3 to 1.7 times as fast as Pillow's; every other format
 through Pillow. torchvision 0.29 announces that a later release drops its decoder; Pillow, which
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -32,7 +34,7 @@ _TURNED = (
 )
 _JPEG_START = b"\xff\xd8"
 # Not all that Pillow opens: for EPS it would run Ghostscript.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -44,38 +46,13 @@ def read_image(path: str | Path) -> Tensor:
     return decode_image_bytes(data, path)
 
 
-def read_jpeg(path: Path) -> Tensor:
-    """Decode a JPEG file to uint8 ``(3, H, W)`` RGB; grey and CMYK images are converted."""
-    try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such image file") from None
-    if not data.startswith(_JPEG_START):
-        start = data[:4].hex(" ") or "nothing, it is empty"
-        raise ValueError(f"{path}: not a JPEG file: expected it to begin with ff d8, got {start}")
-    return decode_image_bytes(data, path)
-
-
 def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
     """Decode a JPEG, PNG, WebP, BMP, ... image to uint8 ``(3, H, W)`` RGB."""
     # What the bytes begin with decides, not a file's name: ImageNet has a PNG called ``.JPEG``.
-    if not data:
-        raise ValueError(f"{name}: not an image: the file is empty")
-    if decode_jpeg is not None and data.startswith(_JPEG_START):
-        _check_pixels(data, name)
-        return _decode_jpeg(data, name)
-    try:
-        return _decode_with_pillow(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"{name}: not an image of a known format: it begins with {data[:4].hex(' ')}"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: refused: {error}") from error
-    except Warning:  # made an error by whoever runs this
-        raise
-    except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
-        raise ValueError(f"{name}: broken image file of {len(data)} bytes: {error}") from error
+    with _opened(io.BytesIO(data), name) as image:  # reads the head, refuses too many pixels
+        if decode_jpeg is not None and data.startswith(_JPEG_START):
+            return _decode_jpeg(data)
+        return _decode(image)
 
 
 def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: Path) -> None:
@@ -92,37 +69,27 @@ def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: P
 
 def read_image_size(path: Path) -> tuple[int, int]:
     """Read an image's height and width in pixels from the head of its file."""
-    with open(path, "rb") as file:
-        try:
-            with Image.open(file, formats=_formats()) as image:
-                return image.height, image.width
-        except UnidentifiedImageError:
-            reason: object = "not an image of a known format"
-        except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
-            reason = error
-    raise ValueError(f"{path}: the image's size cannot be read: {reason}")
+    with open(path, "rb") as file, _opened(file, path) as image:
+        return image.height, image.width
 
 
-def _decode_jpeg(data: bytes, name: str | Path) -> Tensor:
+@contextmanager
+def _opened(file: IO[bytes], name: str | Path) -> Iterator[Image.Image]:
+    """Open an image with Pillow; what is wrong with it then is a ValueError."""
     try:
-        # bytearray: a tensor must not be made on memory that Python takes for immutable.
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-        return image
-    except RuntimeError as error:
-        # torch puts its function, source file and line before the reason.
-        reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0])
-        raise ValueError(f"{name}: broken JPEG file of {len(data)} bytes: {reason}") from error
-
-
-def _check_pixels(data: bytes, name: str | Path) -> None:
-    """Raise ValueError for a JPEG of more pixels than Pillow opens; torchvision opens any."""
-    try:
-        Image.open(io.BytesIO(data), formats=("JPEG",))  # reads the head alone
+        with Image.open(file, formats=_formats()) as image:
+            yield image
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(4).hex(" ")
+        got = f"it begins with {start}" if start else "the file is empty"
+        raise ValueError(f"{name}: not an image of a known format: {got}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: refused: {error}") from error
+    except Warning:  # made an error by whoever runs this
+        raise
     except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
-        raise ValueError(f"{name}: broken JPEG file of {len(data)} bytes: {error}") from error
+        raise ValueError(f"{name}: broken image file: {error}") from error
 
 
 @cache
@@ -132,11 +99,22 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _decode_with_pillow(file: Path | IO[bytes]) -> Tensor:
-    with Image.open(file, formats=_formats()) as image:
-        if image.mode.startswith("I"):  # 16 bits; Pillow would cut values off at 255
-            grey = (np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2)).permute(2, 0, 1)
-        if image.mode == "P" and "transparency" in image.info:
-            image.apply_transparency()  # Pillow warns of a conversion straight to RGB
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def _decode_jpeg(data: bytes) -> Tensor:
+    # bytearray: a tensor must not be made on memory that Python takes for immutable.
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        # torch puts its function, source file and line before the reason.
+        reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0])
+        raise ValueError(f"{reason} ({len(data)} bytes)") from error
+    return image
+
+
+def _decode(image: Image.Image) -> Tensor:
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut values off at 255
+        grey = (np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2)).permute(2, 0, 1)
+    if image.mode == "P" and "transparency" in image.info:
+        image.apply_transparency()  # Pillow warns of a conversion straight to RGB
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

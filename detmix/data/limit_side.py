@@ -12,9 +12,8 @@ import numpy.typing as npt
 class LimitLongestSide(albumentations.LongestMaxSize):  # type: ignore[misc]
     """Shrink an image so that its longest side is at most ``max_size``; never enlarge it."""
 
-    # Enlarging is left to the detector's own resizing: here it would only slow down what follows.
-    # Shrinking averages over areas, which does not alias; masks take the pixel in the middle of
-    # each.
+    # Enlarging is left to the detector: here it would only slow down what follows. Shrinking
+    # averages over areas, which does not alias; masks take the pixel in the middle of each.
 
     def __init__(self, max_size: int) -> None:
         super().__init__(

@@ -36,11 +36,7 @@ class MixCollate:
     """Collate a batch and mix it, with no randomness but that of (seed, epoch, sample index).
 
     Whether a sample is mixed and its ratio depend on its own index alone; its partner, on which
-    others are in the batch.
-
-    Args:
-        mix: The mixer; its `set_epoch` says the epoch, in running workers too.
-        seed: The run's seed.
+    others are in the batch. The mixer's `set_epoch` says the epoch, in running workers too.
     """
 
     def __init__(self, mix: DetectionMixer, seed: int) -> None:
@@ -64,8 +60,8 @@ class MixCollate:
 class EpochBatchSampler(Sampler[list[int]]):
     """Batches of a permutation that is a function of (seed, epoch); can begin within an epoch.
 
-    Incomplete batches are left out. Over several processes each takes its share of the same
-    global batches.
+    Incomplete batches are left out, and ValueError is raised where there are not enough samples
+    for a single one. Of several processes each takes its share of the same global batches.
 
     Args:
         size: Number of samples.
@@ -73,12 +69,6 @@ class EpochBatchSampler(Sampler[list[int]]):
         seed: The run's seed.
         rank: Number of this process, from 0.
         num_processes: Number of processes.
-
-    Attributes:
-        batch_size: B.
-
-    Raises:
-        ValueError: If there are not enough samples for a single batch.
     """
 
     def __init__(
@@ -135,16 +125,13 @@ def train_loader(
         batch_size: B, in one process.
         seed: The run's seed.
         workers: Worker processes; they persist over the epochs.
-        mix: Mixes each batch of detection samples in the worker, if given.
+        mix: Mixes each batch of detection samples in the worker, if given; instead of
+            ``collate_fn``, or it is a ValueError.
         collate_fn: Makes a batch of B samples that are not mixed here, such as torch's
             ``default_collate`` for classification.
         rank: Number of this process, from 0.
         num_processes: Number of processes.
         pin_memory: Whether batches are put into page-locked memory for a GPU.
-
-    Raises:
-        ValueError: There are not enough samples for a batch, or both ``mix``, which collates
-            by itself, and ``collate_fn`` are given.
     """
     if mix is not None and collate_fn is not collate:
         raise ValueError(f"mix collates by itself: collate_fn must not be given, got {collate_fn}")
@@ -172,14 +159,7 @@ def eval_loader(
 ) -> DataLoader[Any]:
     """Build a loader that visits every sample once over all processes, without padding.
 
-    Args:
-        dataset: The samples.
-        batch_size: B, in one process.
-        workers: Worker processes, for each pass anew.
-        collate_fn: Makes a batch of B samples.
-        rank: Number of this process, from 0.
-        num_processes: Number of processes.
-        pin_memory: Whether batches are put into page-locked memory for a GPU.
+    The arguments are those of `train_loader`; workers start anew for each pass.
     """
     share = range(rank, len(dataset), num_processes)  # type: ignore[arg-type]
     return DataLoader(
@@ -212,9 +192,8 @@ def explain_dead_workers() -> Iterator[None]:
 def init_worker(worker_id: int) -> None:
     """Prepare a loader's worker process; pass it as ``worker_init_fn``.
 
-    OpenCV and torch would otherwise start as many threads in each worker as there are cores. A
-    signal to the whole process group, as Ctrl-C or a scheduler sends it, is left to the training
-    loop, which may want to end its step first.
+    Without it OpenCV and torch start as many threads in each worker as there are cores, and a
+    signal to the whole process group ends workers before the training loop has ended its step.
     """
     # First of all: a thread that is started before, as by the import below, would not have the
     # signal blocked, and the whole process would die of it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")
 """The classes of the synthetic data set; label 1 is the first of them."""
 
 FloatArray = npt.NDArray[np.float32]
+Square = tuple[float, float, float]  # centre x and y, and half the side
 
-FORMAT = 1  # raise it whenever the same arguments give other images
+_FORMAT = 1  # raise it whenever the same arguments give other images
 _OVERSAMPLING = 3
 _MAX_OBJECTS = 4
 _DIAMETERS = (22 / 128, 60 / 128)  # of the circumscribed circle, relative to the image's side
@@ -35,16 +37,17 @@ _MIN_CONTRAST = 100.0  # largest channel difference between an object and what i
 _MIN_COVERAGE = 0.25  # a pixel belongs to an object when the object covers this much of it
 _FAINT_SHARE = 0.04  # of the objects are nearly transparent, and marked difficult
 _JPEG_QUALITY = 90
+_SPLITS = ("trainval", "test")
 _CROP_SIDE = 48  # in pixels
 _CROP_CONTEXT = 1.2  # side of the square that is cut out, relative to the box's longer side
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image with its ground truth."""
+    """One drawn image ``(H, W, 3)``, its objects, and which of them each pixel belongs to."""
 
     image: npt.NDArray[np.uint8]
-    owners: npt.NDArray[np.int8]
+    owners: npt.NDArray[np.int8]  # (H, W); -1 for none
     objects: tuple[VOCObject, ...]
 
 
@@ -54,13 +57,11 @@ def write_shapes(
     num_test: int = 300,
     image_size: int = 128,
     seed: int = 0,
-    year: str = "2007",
 ) -> Path:
-    """Write the data set to ``root/VOC<year>``, with the splits ``trainval`` and ``test``.
+    """Write the data set to ``root/VOC2007``, with the splits ``trainval`` and ``test``.
 
-    It is built in a temporary folder beside it and renamed at the end, so that an interrupted
-    run leaves nothing that looks finished. If the same data set is already there, nothing is
-    done.
+    An interrupted run leaves nothing that looks finished. If the same data set is already there,
+    nothing is done.
 
     Args:
         root: The devkit folder to write to; made if it does not exist.
@@ -68,28 +69,18 @@ def write_shapes(
         num_test: Images in ``test``.
         image_size: The longest side in pixels; the other is between 3/4 of it and all of it.
         seed: Of all images; not negative.
-        year: Names the folder, ``VOC<year>``.
 
     Returns:
         ``root``, as :class:`detmix.data.VOCDetection` takes it.
 
     Raises:
-        FileExistsError: There is something else at ``root/VOC<year>``.
+        FileExistsError: There is something else at ``root/VOC2007``.
         ValueError: A number is out of its range.
     """
-    check_arguments(num_train, num_test, image_size, seed)
-    root = Path(root)
-    folder = root / f"VOC{year}"
-    description = {
-        "made_by": "detmix.data.write_shapes",
-        "format": FORMAT,
-        "num_train": num_train,
-        "num_test": num_test,
-        "image_size": image_size,
-        "seed": seed,
-    }
+    description = describe("write_shapes", num_train, num_test, image_size, seed)
+    folder = Path(root) / "VOC2007"
     write_once(folder, "shapes.json", description, lambda draft: _write_devkit(draft, description))
-    return root
+    return Path(root)
 
 
 def write_shape_crops(root: str | Path) -> Path:
@@ -97,18 +88,14 @@ def write_shape_crops(root: str | Path) -> Path:
 
     Every object that is not difficult becomes a square image of 48 pixels around its box, with
     some of what surrounds it: ``root/crops/train/<class>/<image>_<k>.png`` for the split
-    ``trainval``, ``root/crops/val/...`` for ``test``. As in `write_shapes`, nothing unfinished is
-    left behind, and nothing is done if the same images are already there.
+    ``trainval``, ``root/crops/val/...`` for ``test``. Like `write_shapes` it leaves nothing
+    unfinished and does nothing twice, and FileExistsError says that something else is there.
 
     Args:
-        root: What `write_shapes` returned, with the year 2007.
+        root: What `write_shapes` returned.
 
     Returns:
         ``root/crops``, as :class:`detmix.data.ImageClasses` takes it.
-
-    Raises:
-        FileExistsError: There is something else at ``root/crops``.
-        FileNotFoundError: There is no such data set.
     """
     devkit, folder = Path(root) / "VOC2007", Path(root) / "crops"
     description = json.loads((devkit / "shapes.json").read_text(encoding="utf-8"))
@@ -117,41 +104,23 @@ def write_shape_crops(root: str | Path) -> Path:
     return folder
 
 
-def render_scene(seed: int, split: int, index: int, image_size: int) -> Scene:
-    """Draw one image: a function of its arguments and of nothing else."""
-    rng = np.random.default_rng([seed, split, index])
-    height, width = _draw_canvas_size(rng, image_size)
-    canvas = _draw_background(rng, height, width)
-    owners = np.full((height, width), -1, dtype=np.int8)
-    squares: list[tuple[float, float, float]] = []
-    looks: list[tuple[str, bool]] = []
-    for _ in range(int(rng.integers(1, _MAX_OBJECTS + 1))):
-        square = _place(rng, squares, height, width, image_size)
-        if square is None:
-            continue
-        name = SHAPE_CLASSES[int(rng.integers(len(SHAPE_CLASSES)))]
-        is_faint = bool(rng.random() < _FAINT_SHARE)
-        _draw_object(rng, canvas, owners, len(squares), name, square, is_faint)
-        squares.append(square)
-        looks.append((name, is_faint))
-    image = np.clip(canvas + rng.normal(0, rng.uniform(1, 7), canvas.shape), 0, 255)
-    objects = tuple(
-        VOCObject(name, _extent(owners == index), is_faint)
-        for index, (name, is_faint) in enumerate(looks)
-    )
-    return Scene(image.astype(np.uint8), owners, objects)
-
-
-def check_arguments(num_train: int, num_test: int, image_size: int, seed: int) -> None:
-    """Raise a ValueError for what no data set of shapes can be made of."""
-    for name, value, smallest in (
-        ("num_train", num_train, 1),
-        ("num_test", num_test, 1),
-        ("image_size", image_size, 64),
-        ("seed", seed, 0),
-    ):
+def describe(
+    writer: str, num_train: int, num_test: int, image_size: int, seed: int
+) -> dict[str, Any]:
+    """Check the arguments of a writer and return what it notes beside its images."""
+    numbers = {"num_train": num_train, "num_test": num_test, "image_size": image_size, "seed": seed}
+    for (name, value), smallest in zip(numbers.items(), (1, 1, 64, 0), strict=True):
         if value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
+    return {"made_by": f"detmix.data.{writer}", "format": _FORMAT, **numbers}
+
+
+def scenes(description: dict[str, Any], split: int) -> Iterator[tuple[int, Scene]]:
+    """Draw the images to train on (split 0) or to test on (1), numbered from 1 through both."""
+    num_train, num_test = description["num_train"], description["num_test"]
+    for index in range((num_train, num_test)[split]):
+        scene = render_scene(description["seed"], split, index, description["image_size"])
+        yield 1 + split * num_train + index, scene
 
 
 def save_image(path: Path, scene: Scene) -> None:
@@ -160,34 +129,29 @@ def save_image(path: Path, scene: Scene) -> None:
 
 
 def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    number = 0
-    for split, (name, key) in enumerate((("trainval", "num_train"), ("test", "num_test"))):
-        ids = []
-        for index in range(description[key]):
-            number += 1
-            ids.append(f"{number:06d}")
-            scene = render_scene(description["seed"], split, index, description["image_size"])
-            _write_scene(folder, ids[-1], scene)
-        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(ids) + "\n")
-
-
-def _write_scene(folder: Path, image_id: str, scene: Scene) -> None:
-    path = folder / "JPEGImages" / f"{image_id}.jpg"
-    save_image(path, scene)
-    height, width = scene.owners.shape
-    annotation = VOCAnnotation(path.name, width, height, scene.objects)
-    write_annotation(folder / "Annotations" / f"{image_id}.xml", annotation)
+    images, annotations, lists = (
+        folder / part for part in ("JPEGImages", "Annotations", "ImageSets/Main")
+    )
+    for part in (images, annotations, lists):
+        part.mkdir(parents=True)
+    for split, name in enumerate(_SPLITS):
+        with (lists / f"{name}.txt").open("w") as file:
+            for number, scene in scenes(description, split):
+                image_id = f"{number:06d}"
+                save_image(images / f"{image_id}.jpg", scene)
+                height, width = scene.owners.shape
+                annotation = VOCAnnotation(f"{image_id}.jpg", width, height, scene.objects)
+                write_annotation(annotations / f"{image_id}.xml", annotation)
+                file.write(f"{image_id}\n")
 
 
 def _write_crops(folder: Path, devkit: Path) -> None:
-    for split, name in (("train", "trainval"), ("val", "test")):
-        for image_id in (devkit / "ImageSets" / "Main" / f"{name}.txt").read_text().split():
-            image = Image.open(devkit / "JPEGImages" / f"{image_id}.jpg")
-            objects = read_annotation(devkit / "Annotations" / f"{image_id}.xml").objects
+    for part, split in zip(("train", "val"), _SPLITS, strict=True):
+        for image_id in (devkit / f"ImageSets/Main/{split}.txt").read_text().split():
+            image = Image.open(devkit / f"JPEGImages/{image_id}.jpg")
+            objects = read_annotation(devkit / f"Annotations/{image_id}.xml").objects
             for number, item in enumerate(item for item in objects if not item.difficult):
-                path = folder / split / item.name / f"{image_id}_{number}.png"
+                path = folder / part / item.name / f"{image_id}_{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 crop = image.crop(_square_around(item.box, image.size))
                 crop.resize((_CROP_SIDE, _CROP_SIDE), Image.Resampling.BILINEAR).save(path)
@@ -206,9 +170,30 @@ def _square_around(
     return left, top, left + side, top + side
 
 
-def _draw_canvas_size(rng: np.random.Generator, image_size: int) -> tuple[int, int]:
+def render_scene(seed: int, split: int, index: int, image_size: int) -> Scene:
+    """Draw one image: a function of its arguments and of nothing else."""
+    rng = np.random.default_rng([seed, split, index])
     shorter = int(rng.integers(round(_SHORTEST_SIDE * image_size), image_size + 1))
-    return (image_size, shorter) if rng.random() < 0.5 else (shorter, image_size)
+    height, width = (image_size, shorter) if rng.random() < 0.5 else (shorter, image_size)
+    canvas = _draw_background(rng, height, width)
+    owners = np.full((height, width), -1, dtype=np.int8)
+    squares: list[Square] = []
+    looks: list[tuple[str, bool]] = []
+    for _ in range(int(rng.integers(1, _MAX_OBJECTS + 1))):
+        square = _place(rng, squares, height, width, image_size)
+        if square is None:
+            continue
+        name = SHAPE_CLASSES[int(rng.integers(len(SHAPE_CLASSES)))]
+        is_faint = bool(rng.random() < _FAINT_SHARE)
+        _draw_object(rng, canvas, owners, len(squares), name, square, is_faint)
+        squares.append(square)
+        looks.append((name, is_faint))
+    image = np.clip(canvas + rng.normal(0, rng.uniform(1, 7), canvas.shape), 0, 255)
+    objects = tuple(
+        VOCObject(name, _extent(owners == index), is_faint)
+        for index, (name, is_faint) in enumerate(looks)
+    )
+    return Scene(image.astype(np.uint8), owners, objects)
 
 
 def _draw_background(rng: np.random.Generator, height: int, width: int) -> FloatArray:
@@ -235,13 +220,9 @@ def _draw_blotches(rng: np.random.Generator, height: int, width: int) -> FloatAr
 
 
 def _place(
-    rng: np.random.Generator,
-    squares: list[tuple[float, float, float]],
-    height: int,
-    width: int,
-    image_size: int,
-) -> tuple[float, float, float] | None:
-    """Return centre x, y and radius of the next object, or None where no room is found."""
+    rng: np.random.Generator, squares: list[Square], height: int, width: int, image_size: int
+) -> Square | None:
+    """Return the square around the next object, or None where no room is found."""
     low, high = _DIAMETERS
     for _ in range(20):
         # Uniform in the logarithm: as many small objects as large ones per octave.
@@ -256,7 +237,7 @@ def _place(
     return None
 
 
-def _overlap(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
+def _overlap(a: Square, b: Square) -> float:
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0] - a[2], b[0] - b[2])
     height = min(a[1] + a[2], b[1] + b[2]) - max(a[1] - a[2], b[1] - b[2])
     return max(width, 0) * max(height, 0) / (2 * min(a[2], b[2])) ** 2
@@ -268,7 +249,7 @@ def _draw_object(
     owners: npt.NDArray[np.int8],
     number: int,
     name: str,
-    square: tuple[float, float, float],
+    square: Square,
     is_faint: bool,
 ) -> None:
     """Draw one object into ``canvas`` and enter it in ``owners``, both in place."""
@@ -337,9 +318,4 @@ def _draw_colour(rng: np.random.Generator, behind: FloatArray) -> FloatArray:
 def _extent(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """Return the tight box around the pixels of a mask, in continuous coordinates."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (
-        float(columns[0]),
-        float(rows[0]),
-        float(columns[-1] + 1),
-        float(rows[-1] + 1),
-    )
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

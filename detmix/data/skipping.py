@@ -1,4 +1,8 @@
-"""Leave out the images of a data set that cannot be used, and say which and why."""
+"""Leave out the images of a data set that cannot be used, and say which and why.
+
+A reader returns for each image what it reads, or the `Problem` with it; `read_usable` raises the
+first of these, or leaves their images out.
+"""
 
 from __future__ import annotations
 
@@ -64,15 +68,11 @@ def attempt(
     try:
         return call(*args, **kwargs)
     except (ValueError, OSError) as error:
-        if not is_of_the_data(error):
+        # A retry may go well where the machine is at fault, and not a file: then the images of two
+        # runs would not be the same.
+        if not isinstance(error, _OF_THE_DATA) and error.errno not in _ERRNOS_OF_THE_DATA:
             raise
         return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
-
-
-def is_of_the_data(error: ValueError | OSError) -> bool:
-    """Tell whether a file is at fault that cannot be used, and not the machine."""
-    # A retry may go well where it is the machine, and the images of two runs would not be the same.
-    return isinstance(error, _OF_THE_DATA) or error.errno in _ERRNOS_OF_THE_DATA
 
 
 def read_usable(
@@ -97,51 +97,27 @@ def read_usable(
         else:
             skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
     if skipped:
-        warnings.warn(skip_message(skipped, len(names), where), UserWarning, stacklevel=3)
+        message = f"{where}: {len(skipped)} of {len(names)} images left out {_summary(skipped)}"
+        if not results:
+            raise ValueError(f"{message}; there is none left")
+        warnings.warn(message, UserWarning, stacklevel=3)
     return results, tuple(skipped)
 
 
-def find_unusable(
-    names: Sequence[str], checks: Sequence[tuple[str, Callable[[int], object]]]
-) -> dict[int, SkippedImage]:
-    """Check every image, in threads, with a progress bar where standard error is a terminal."""
-
-    def check(index: int) -> SkippedImage | None:
-        for kind, call in checks:
-            try:
-                call(index)
-            except (ValueError, OSError) as error:
-                if not is_of_the_data(error):
-                    raise
-                is_missing = isinstance(error, FileNotFoundError)
-                return SkippedImage(
-                    names[index], "missing file" if is_missing else kind, str(error)
-                )
-        return None
-
-    # disable=None: only where standard error is a terminal.
-    found = _in_threads(check, len(names))
-    bar = tqdm(found, "checking images", len(names), leave=False, disable=None, delay=2)
-    return {index: skipped for index, skipped in enumerate(bar) if skipped is not None}
-
-
-def _in_threads(call: Callable[[int], Result], num: int) -> Iterator[Result]:
-    """Yield ``call(0)``, ``call(1)``, ... in this order; decoding does not hold Python's lock."""
+def _in_threads(read: Callable[[int], Result], num: int) -> Iterator[Result]:
+    """Yield ``read(0)``, ``read(1)``, ... in this order; decoding does not hold Python's lock."""
     with ThreadPoolExecutor(max(2, min(32, os.cpu_count() or 1))) as pool:
         try:
-            yield from pool.map(call, range(num))
+            found = pool.map(read, range(num))
+            # disable=None: a bar only where standard error is a terminal.
+            yield from tqdm(found, "checking images", num, leave=False, disable=None, delay=2)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def skip_message(skipped: Sequence[SkippedImage], num_images: int, where: object) -> str:
-    """Return what to warn of where images were left out."""
+def _summary(skipped: Sequence[SkippedImage]) -> str:
     counts = Counter(image.kind for image in skipped)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
     reasons = [image.reason for image in skipped[:_NUM_SHOWN]]
     more = len(skipped) - len(reasons)
-    text = "; ".join([*reasons, *([f"and {more} more"] if more else [])])
-    message = f"{where}: {len(skipped)} of {num_images} images left out ({kinds}): {text}"
-    if len(skipped) == num_images:
-        raise ValueError(f"{message}; there is none left")
-    return message
+    return f"({kinds}): " + "; ".join([*reasons, *([f"and {more} more"] if more else [])])

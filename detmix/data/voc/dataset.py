@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detmix.data.boxes import clean_boxes
-from detmix.data.images import check_image_size, read_image_size, read_jpeg
-from detmix.data.skipping import SkippedImage, check_on_error, find_unusable, skip_message
+from detmix.data.images import check_image_size, read_image, read_image_size
+from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
 from detmix.data.voc.layout import ImageEntry, list_entries
-from detmix.data.voc.xml import VOCAnnotation, read_annotation
+from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation
 
 VOC_CLASSES = (
     "aeroplane",
@@ -83,8 +82,7 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
     1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
 
-    Boxes are clipped to the image; those without area are dropped. Both are counted in
-    ``report`` and told in one warning.
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
     Args:
         root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
@@ -97,11 +95,9 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         on_error: ``"skip"`` leaves out images whose files are missing or cannot be used, tells so
             in one warning, and raises only for what is wrong with the data set as a whole. Every
             image is decoded for it at once, in threads: what is left out depends on the files
-            alone, not on workers, processes or the order of access. Not for evaluation: a score
-            without an image is another score.
+            alone. Not for evaluation: a score without an image is another score.
 
     Attributes:
-        classes: The class names.
         category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
         names: The images' names by index, such as ``"VOC2007/000005"``.
         image_ids: Every sample's ``image_id`` by index: the index itself.
@@ -111,10 +107,8 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     Raises:
         FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
-        ValueError: An argument, a split file or an annotation cannot be used; the message
-            names the file and the value. Also on access, for an image that cannot be decoded
-            or is not of the size its annotation says.
-        IndexError: On access, the index is out of range.
+        ValueError: An argument, a split file or an annotation cannot be used, or on access an
+            image; the message names the file and the value.
     """
 
     def __init__(
@@ -131,31 +125,60 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
             raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
         self.classes = _check_classes(classes)
         self.transforms = transforms
-        reader = _Reader(
-            list_entries(root, image_sets, check_files=on_error == "raise"), self.classes
+        entries = list_entries(root, image_sets, check_files=on_error == "raise")
+        found, self.skipped = read_usable(
+            [entry.name for entry in entries],
+            lambda index: _read(entries[index], self.classes, decode=on_error == "skip"),
+            on_error,
+            f"{root} {tuple(image_sets)}",
         )
-        self._entries = reader.entries
-        self.skipped: tuple[SkippedImage, ...] = ()
-        if on_error == "skip":
-            self._entries, self.skipped = reader.find_usable(f"{root} {tuple(image_sets)}")
+        self._entries = [entries[index] for index in found]
         self.category_ids = tuple(range(1, len(self.classes) + 1))
         self.names = [entry.name for entry in self._entries]
         self.image_ids = list(range(len(self._entries)))
         self.image_sets = [entry.image_set for entry in self._entries]
-        objects, report = reader.read(self._entries).clean(drop_difficult=difficult == "drop")
-        self.report = replace(report, num_skipped=len(self.skipped))
-        self._boxes = torch.from_numpy(objects.boxes)  # (M, 4) float32, as cleaned
-        self._labels = torch.from_numpy(objects.labels)  # (M,)
-        self._difficult = torch.from_numpy(objects.difficult)  # (M,)
-        self._sizes = objects.sizes.tolist()  # I times [height, width]
-        self._offsets = objects.offsets().tolist()  # I + 1
+        self._sizes = [(annotation.height, annotation.width) for annotation in found.values()]
+
+        objects = [item for annotation in found.values() for item in annotation.objects]
+        counts = [len(annotation.objects) for annotation in found.values()]
+        image_index = np.repeat(np.arange(len(counts)), counts)  # (M,)
+        labels = np.array([self.classes.index(item.name) + 1 for item in objects], np.int64)
+        is_difficult = np.array([item.difficult for item in objects], np.bool_)
+        boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+        clean = clean_boxes(boxes, np.array(self._sizes)[image_index])
+        message = clean.message(lambda row: self._describe(objects[row], image_index[row]))
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        is_dropped = is_difficult & clean.has_area & (difficult == "drop")
+        keep = clean.has_area & ~is_dropped
+
+        self._boxes = torch.from_numpy(clean.boxes[keep])  # (M, 4) float32
+        self._labels = torch.from_numpy(labels[keep])  # (M,)
+        self._difficult = torch.from_numpy(is_difficult[keep])  # (M,)
+        kept = np.bincount(image_index[keep], minlength=len(self))
+        # (I + 1,): image i owns the rows offsets[i] to offsets[i + 1].
+        self._offsets = [0, *np.cumsum(kept).tolist()]
+        self.report = VOCReport(
+            num_images=len(self),
+            num_objects=len(self._boxes),
+            num_difficult=int(self._difficult.sum()),
+            num_empty_images=int((kept == 0).sum()),
+            num_clipped=int(clean.is_clipped.sum()),
+            num_without_area=int((~clean.has_area).sum()),
+            num_difficult_dropped=int(is_dropped.sum()),
+            num_skipped=len(self.skipped),
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        index = self._check_index(index)
-        image, target = self._read_image(index), self.target(index)
+        target = self.target(index)
+        entry, size = self._entries[index], self.image_size(index)
+        try:
+            image = _read_image(entry, size)
+        except ValueError as error:
+            raise ValueError(f"sample {target['image_id']}: {error}") from error
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def target(self, index: int) -> dict[str, Any]:
@@ -175,146 +198,24 @@ class VOCDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return one image's height and width in pixels without decoding it."""
-        height, width = self._sizes[self._check_index(index)]
-        return height, width
+        return self._sizes[self._check_index(index)]
 
     def index_of(self, image_id: int) -> int:
-        """Return the index of the sample with this ``image_id``.
-
-        Raises:
-            ValueError: No sample has it.
-        """
+        """Return the index of the sample with this ``image_id``; ValueError if none has it."""
         if not 0 <= image_id < len(self):
             raise ValueError(f"no image has the image_id {image_id}: expected 0 to {len(self) - 1}")
         return image_id
-
-    def _read_image(self, index: int) -> Tensor:
-        try:
-            return _read_image(self._entries[index], self.image_size(index))
-        except ValueError as error:
-            raise ValueError(f"sample {index}: {error}") from error
 
     def _check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         return index % len(self)
 
-
-class _Reader:
-    """Reads the annotations of some images, each once."""
-
-    def __init__(self, entries: list[ImageEntry], classes: tuple[str, ...]) -> None:
-        self.entries = entries
-        self._classes = classes
-        self._labels = {name: label for label, name in enumerate(classes, 1)}
-        self._read: dict[str, VOCAnnotation] = {}
-
-    def find_usable(self, where: str) -> tuple[list[ImageEntry], tuple[SkippedImage, ...]]:
-        """Return the images that can be used, and the others; warn once of these."""
-        entries = self.entries
-        checks = [
-            ("unusable annotation", lambda index: self._annotation(entries[index])),
-            (
-                "unusable image",
-                lambda index: _read_image(entries[index], self._size(entries[index])),
-            ),
-        ]
-        unusable = find_unusable([entry.name for entry in entries], checks)
-        skipped = tuple(unusable.values())
-        if skipped:
-            message = skip_message(skipped, len(entries), where)
-            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
-        return [e for index, e in enumerate(entries) if index not in unusable], skipped
-
-    def read(self, entries: list[ImageEntry]) -> _Objects:
-        """Read the annotations of some of the images, as far as they are not read."""
-        rows: list[tuple[int, int, bool]] = []
-        boxes: list[tuple[float, float, float, float]] = []
-        sizes: list[tuple[int, int]] = []
-        for index, entry in enumerate(entries):
-            sizes.append(self._size(entry))
-            for item in self._annotation(entry).objects:
-                rows.append((self._labels[item.name], index, item.difficult))
-                boxes.append(item.box)
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        return _Objects(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            labels=columns[:, 0].copy(),
-            difficult=columns[:, 2].astype(bool),
-            image_index=columns[:, 1].copy(),
-            sizes=np.array(sizes, dtype=np.int64),
-            entries=entries,
-        )
-
-    def _annotation(self, entry: ImageEntry) -> VOCAnnotation:
-        if entry.name not in self._read:
-            annotation = read_annotation(entry.annotation)
-            for number, item in enumerate(annotation.objects):
-                if item.name not in self._labels:
-                    raise ValueError(
-                        f"{entry.annotation}: object {number} has the unknown class {item.name!r}; "
-                        f"known are {', '.join(self._classes)}"
-                    )
-            self._read[entry.name] = annotation
-        return self._read[entry.name]
-
-    def _size(self, entry: ImageEntry) -> tuple[int, int]:
-        """Return height and width, from the image's header where the annotation lacks them."""
-        annotation = self._annotation(entry)
-        if annotation.width > 0 and annotation.height > 0:
-            return annotation.height, annotation.width
-        return read_image_size(entry.image)
-
-
-@dataclass(frozen=True)
-class _Objects:
-    """All objects of the data set in flat arrays, with the image each belongs to."""
-
-    boxes: npt.NDArray[Any]  # (M, 4) float64 as read, float32 as cleaned
-    labels: npt.NDArray[np.int64]  # (M,)
-    difficult: npt.NDArray[np.bool_]  # (M,)
-    image_index: npt.NDArray[np.int64]  # (M,)
-    sizes: npt.NDArray[np.int64]  # (I, 2) height, width
-    entries: list[ImageEntry]
-
-    def clean(self, *, drop_difficult: bool) -> tuple[_Objects, VOCReport]:
-        """Clip boxes, drop those without area (and difficult ones), count and warn once."""
-        clean = clean_boxes(self.boxes, self.sizes[self.image_index])
-        message = clean.message(self._describe)
-        if message:
-            warnings.warn(message, UserWarning, stacklevel=3)  # of who makes the data set
-        is_dropped = self.difficult & clean.has_area & drop_difficult
-        keep = clean.has_area & ~is_dropped
-        cleaned = _Objects(
-            boxes=clean.boxes[keep],
-            labels=self.labels[keep],
-            difficult=self.difficult[keep],
-            image_index=self.image_index[keep],
-            sizes=self.sizes,
-            entries=self.entries,
-        )
-        report = VOCReport(
-            num_images=len(self.entries),
-            num_objects=int(keep.sum()),
-            num_difficult=int(cleaned.difficult.sum()),
-            num_empty_images=int((np.diff(cleaned.offsets()) == 0).sum()),
-            num_clipped=int(clean.is_clipped.sum()),
-            num_without_area=int((~clean.has_area).sum()),
-            num_difficult_dropped=int(is_dropped.sum()),
-        )
-        return cleaned, report
-
-    def offsets(self) -> npt.NDArray[np.int64]:
-        """Return ``(I + 1,)``: image ``i`` owns the rows ``offsets[i]`` to ``offsets[i + 1]``."""
-        counts = np.bincount(self.image_index, minlength=len(self.entries))
-        return np.concatenate([[0], np.cumsum(counts)])
-
-    def _describe(self, row: int) -> str:
+    def _describe(self, item: VOCObject, index: int) -> str:
         """Say where a box stands and how it is written there, for a warning."""
-        x1, y1, x2, y2 = (float(value) for value in self.boxes[row])
-        height, width = self.sizes[self.image_index[row]]
+        (x1, y1, x2, y2), (height, width) = item.box, self._sizes[index]
         return (
-            f"{self.entries[self.image_index[row]].annotation}, xmin, ymin, xmax, ymax = "
+            f"{self._entries[index].annotation}, xmin, ymin, xmax, ymax = "
             f"{x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g} in {width} x {height} pixels"
         )
 
@@ -329,8 +230,26 @@ def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def _read(entry: ImageEntry, classes: tuple[str, ...], *, decode: bool) -> VOCAnnotation | Problem:
+    """Read the annotation of one image, with the image's size, and decode the image if asked to."""
+    annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes)
+    if isinstance(annotation, Problem):
+        return annotation
+    return attempt("unusable image", _with_size, annotation, entry, decode=decode)
+
+
+def _with_size(annotation: VOCAnnotation, entry: ImageEntry, *, decode: bool) -> VOCAnnotation:
+    """Fill in the size from the image's header where the annotation lacks it."""
+    if not (annotation.width > 0 and annotation.height > 0):
+        height, width = read_image_size(entry.image)
+        annotation = replace(annotation, height=height, width=width)
+    if decode:
+        _read_image(entry, (annotation.height, annotation.width))
+    return annotation
+
+
 def _read_image(entry: ImageEntry, size: tuple[int, int]) -> Tensor:
     """Decode an image that must be of this height and width."""
-    image = read_jpeg(entry.image)
+    image = read_image(entry.image)
     check_image_size(image, entry.image, size, entry.annotation)
     return image

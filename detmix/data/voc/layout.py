@@ -24,46 +24,45 @@ _FLAGS = ("-1", "0", "1")
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image of a data set: its name and its two files."""
+    """One image of a data set, in the folder of its year."""
 
-    name: str
+    image_id: str
     folder: Path
     image_set: tuple[str, str]
 
     @property
+    def name(self) -> str:
+        """Its name in the data set, such as VOC2007/000005."""
+        return f"{self.folder.name}/{self.image_id}"
+
+    @property
     def image(self) -> Path:
         """The JPEG file."""
-        return self.folder / "JPEGImages" / f"{self.name.rpartition('/')[2]}.jpg"
+        return self.folder / "JPEGImages" / f"{self.image_id}.jpg"
 
     @property
     def annotation(self) -> Path:
         """The XML file."""
-        return self.folder / "Annotations" / f"{self.name.rpartition('/')[2]}.xml"
+        return self.folder / "Annotations" / f"{self.image_id}.xml"
 
 
 def list_entries(
-    root: str | Path, image_sets: Sequence[tuple[str, str]], *, check_files: bool = True
+    root: str | Path, image_sets: Sequence[tuple[str, str]], *, check_files: bool
 ) -> list[ImageEntry]:
     """List the images of several splits, one after the other, in the order of the split files."""
-    entries: list[ImageEntry] = []
+    entries: dict[str, ImageEntry] = {}
     for year, split in _check_image_sets(image_sets):
-        listed = _list_split(root, year, split)
+        folder = _find_year(Path(root), year)
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        listed = [ImageEntry(image_id, folder, (year, split)) for image_id in _read_split(path)]
         if check_files:
-            _check_files(listed)
-        entries.extend(listed)
-    _check_no_repeats([entry.name for entry in entries], f"image_sets {tuple(image_sets)}")
-    return entries
-
-
-def _list_split(root: str | Path, year: str, split: str) -> list[ImageEntry]:
-    """List the images of one split, whether their files are there or not."""
-    folder = _find_year(Path(root), year)
-    path = _find_split(folder, split)
-    ids = _read_split(path)
-    if not ids:
-        raise ValueError(f"{path}: the split lists no image")
-    _check_no_repeats(ids, path)
-    return [ImageEntry(f"VOC{year}/{image_id}", folder, (year, split)) for image_id in ids]
+            _check_files([entry.image for entry in listed])
+            _check_files([entry.annotation for entry in listed])
+        for entry in listed:
+            if entry.name in entries:
+                raise ValueError(f"{path}: image {entry.name!r} is listed twice in {image_sets}")
+            entries[entry.name] = entry
+    return list(entries.values())
 
 
 def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -82,8 +81,12 @@ def _find_year(root: Path, year: str) -> Path:
         raise FileNotFoundError(f"{root}: there is no such folder; {_LAYOUT}")
     parents = (root, root / "VOCdevkit")
     for parent in parents:
-        if (parent / f"VOC{year}").is_dir():
-            return parent / f"VOC{year}"
+        folder = parent / f"VOC{year}"
+        if folder.is_dir():
+            for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+                if not (folder / part).is_dir():
+                    raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
+            return folder
     found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
     hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
     raise FileNotFoundError(
@@ -91,59 +94,43 @@ def _find_year(root: Path, year: str) -> Path:
     )
 
 
-def _find_split(folder: Path, split: str) -> Path:
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+def _read_split(path: Path) -> list[str]:
+    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     if not path.is_file():
         found = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise FileNotFoundError(
-            f"{path}: there is no split {split!r}; found {', '.join(found) or 'none'}"
+            f"{path}: there is no split {path.stem!r}; found {', '.join(found) or 'none'}"
         )
-    return path
-
-
-def _read_split(path: Path) -> list[str]:
-    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     ids = []
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        if len(fields) > 2 or (len(fields) == 2 and fields[1] not in _FLAGS):
+        image_id, *flags = line.split() or [""]
+        if len(flags) > 1 or not set(flags) <= set(_FLAGS):
             raise ValueError(
                 f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
                 f"got {line.strip()!r}"
             )
-        if fields and (fields[0] in (".", "..") or set(fields[0]) & set("/\\\0")):
+        if image_id in (".", "..") or set(image_id) & set("/\\\0"):
             raise ValueError(
-                f"{path}, line {number}: expected an image id, got {fields[0]!r}, which leads out "
+                f"{path}, line {number}: expected an image id, got {image_id!r}, which leads out "
                 "of the devkit's folders; refused"
             )
-        if fields and fields[-1] != "-1":
-            ids.append(fields[0])
+        if image_id and flags != ["-1"]:
+            ids.append(image_id)
+    if not ids:
+        raise ValueError(f"{path}: the split lists no image")
     return ids
 
 
-def _check_files(entries: list[ImageEntry]) -> None:
-    """One directory listing each: thousands of ``stat`` calls are slow on network drives."""
-    for part in ("image", "annotation"):
-        paths = [getattr(entry, part) for entry in entries]
-        present = set(os.listdir(paths[0].parent))
-        missing = [path for path in paths if path.name not in present]
-        if missing:
-            raise FileNotFoundError(
-                f"{missing[0]}: there is no such file "
-                f"({len(missing)} of {len(paths)} listed files are missing)"
-            )
-
-
-def _check_no_repeats(names: list[str], where: object) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{where}: image {name!r} is listed twice")
-        seen.add(name)
+def _check_files(paths: list[Path]) -> None:
+    """One listing of their folder: thousands of ``stat`` calls are slow on network drives."""
+    present = set(os.listdir(paths[0].parent))
+    missing = [path for path in paths if path.name not in present]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: there is no such file "
+            f"({len(missing)} of {len(paths)} listed files are missing)"
+        )

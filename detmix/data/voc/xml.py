@@ -8,6 +8,7 @@ uses continuous coordinates, in which that pixel spans [0, 1]. The conversion
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -43,9 +44,9 @@ class VOCAnnotation:
     """The content of one annotation file, as far as detection needs it.
 
     Attributes:
-        filename: The image's file name, ``""`` where the file does not give it.
-        width: The image's width in pixels, 0 where the file does not give it.
-        height: The image's height in pixels, 0 where the file does not give it.
+        filename: The image's file name; ``""`` where the file does not give it.
+        width: The image's width in pixels; like ``height``, 0 where the file does not give it.
+        height: The image's height in pixels.
         objects: The objects in the order of the file.
     """
 
@@ -55,26 +56,26 @@ class VOCAnnotation:
     objects: tuple[VOCObject, ...]
 
 
-def read_annotation(path: str | Path) -> VOCAnnotation:
-    """Read one annotation file.
+def read_annotation(path: str | Path, classes: Collection[str] | None = None) -> VOCAnnotation:
+    """Read one annotation file; fields are found by their names, in whatever order they stand.
 
-    Fields are found by their element names, in whatever order they stand. Only the annotation's
-    own ``<object>`` elements count: the ``<part>`` boxes of the person layout task (head, hand,
-    foot) are inside an object and are passed over.
+    Only the annotation's own ``<object>`` elements count: the ``<part>`` boxes of the person
+    layout task (head, hand, foot) are inside an object and are passed over.
 
     Args:
         path: The XML file.
+        classes: The classes that objects may be of; None for any.
 
     Raises:
         OSError: There is no such file (FileNotFoundError), or it cannot be read.
-        ValueError: The file is not well-formed XML, carries a document type declaration, or lacks
-            a field or has one that cannot be read. The message names the file, the object (counted
-            from 0) and the value.
+        ValueError: The file is not well-formed XML, carries a document type declaration, lacks
+            a field, or has one that cannot be read or an unknown class. The message names the
+            file, the object (counted from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
     objects = [
-        _read_object(element, f"{path}, object {number}")
+        _read_object(element, f"{path}, object {number}", classes)
         for number, element in enumerate(root.iterfind("object"))
     ]
     filename = (root.findtext("filename") or "").strip()
@@ -82,17 +83,10 @@ def read_annotation(path: str | Path) -> VOCAnnotation:
 
 
 def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
-    """Write one annotation file in the devkit's layout.
+    """Write one annotation file in the devkit's layout, replacing one that is there.
 
-    Coordinates that are whole numbers are written as such, others with all their digits, so
-    that :func:`read_annotation` returns what was written.
-
-    Args:
-        path: The XML file to write; an existing file is replaced.
-        annotation: What to write.
-
-    Raises:
-        ValueError: A box has a coordinate that is not finite.
+    Whole coordinates are written as such, others with all their digits, so that
+    :func:`read_annotation` returns what was written. One that is not finite is a ValueError.
     """
     root = Element("annotation")
     _add_fields(root, filename=annotation.filename)
@@ -106,7 +100,7 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
         x1, y1, x2, y2 = item.box
         if not all(map(math.isfinite, item.box)):
             raise ValueError(f"{path}, object {index}: box {item.box} is not finite")
-        corners = dict(zip(_CORNERS, map(_number, (x1 + 1, y1 + 1, x2, y2)), strict=True))
+        corners = dict(zip(_CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True))
         _add_fields(SubElement(element, "bndbox"), **corners)
     ElementTree.indent(root, "\t")
     Path(path).write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
@@ -142,23 +136,22 @@ def _read_size(root: Element, path: str | Path) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _read_object(element: Element, where: str) -> VOCObject:
+def _read_object(element: Element, where: str, classes: Collection[str] | None) -> VOCObject:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError(f"{where}: <name> is missing or empty")
+    if classes is not None and name not in classes:
+        known = ", ".join(classes)
+        raise ValueError(f"{where}: unknown class {name!r}; known are {known}")
     where = f"{where} ({name})"
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise ValueError(f"{where}: <bndbox> is missing")
     xmin, ymin, xmax, ymax = (_read_number(bndbox, key, where) for key in _CORNERS)
-    return VOCObject(name, (xmin - 1, ymin - 1, xmax, ymax), _read_difficult(element, where))
-
-
-def _read_difficult(element: Element, where: str) -> bool:
-    text = (element.findtext("difficult") or "0").strip()
-    if text not in ("0", "1"):
-        raise ValueError(f"{where}: <difficult> must be 0 or 1, got {text!r}")
-    return text == "1"
+    difficult = (element.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise ValueError(f"{where}: <difficult> must be 0 or 1, got {difficult!r}")
+    return VOCObject(name, (xmin - 1, ymin - 1, xmax, ymax), difficult == "1")
 
 
 def _read_number(parent: Element, key: str, where: str) -> float:
@@ -174,10 +167,7 @@ def _read_number(parent: Element, key: str, where: str) -> float:
     return value
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def _add_fields(parent: Element, **fields: object) -> None:
+def _add_fields(parent: Element, **fields: str | float) -> None:
     for key, value in fields.items():
-        SubElement(parent, key).text = str(value)
+        is_whole = isinstance(value, float) and value.is_integer()
+        SubElement(parent, key).text = str(int(value) if is_whole else value)
