@@ -52,12 +52,12 @@ def test_evaluation_is_resize_and_centre_crop():
         ({"scale": (0.2, 0.7)}, [v2.RandomResizedCrop(32, scale=(0.2, 0.7))]),
         ({"crop": "padded", "padding": 3}, [v2.RandomCrop(32, padding=3, fill=list(FILL))]),
         (
-            {"scale": (0.5, 1), "flip": 0.3},
-            [v2.RandomResizedCrop(32, scale=(0.5, 1)), v2.RandomHorizontalFlip(0.3)],
-        ),
-        (
-            {"crop": "padded", "padding": 0, "jitter": 0.4},
-            [v2.RandomCrop(32), v2.ColorJitter(0.4, 0.4, 0.4)],
+            {"scale": (0.5, 1), "flip": 0.3, "jitter": 0.4},
+            [
+                v2.RandomResizedCrop(32, scale=(0.5, 1)),
+                v2.RandomHorizontalFlip(0.3),
+                v2.ColorJitter(0.4, 0.4, 0.4),
+            ],
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_cutout_erases_one_square_with_the_mean(area):
     call = transform("cutout", {"cutout_area": area, "p": 0.3}, crop="padded", padding=0)
     side = round(area**0.5 * 32)
     places = []
-    for found in draw(call, image, 400):
+    for found in draw(call, image, 200):
         erased = (found != 200).all(0)
         if not erased.any():
             assert torch.equal(found, image)
@@ -85,8 +85,8 @@ def test_cutout_erases_one_square_with_the_mean(area):
         assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == side - 1
         assert (found[:, erased] == torch.tensor(FILL)[:, None]).all()
         places.append((int(rows.min()), int(columns.min())))
-    assert len(places) / 400 == pytest.approx(0.3, abs=0.07)
-    assert len(set(places)) > 60
+    assert len(places) / 200 == pytest.approx(0.3, abs=0.1)
+    assert len(set(places)) > 30
 
 
 def mix_batch(mix, seed, **options):
@@ -113,7 +113,7 @@ def test_batches_are_mixed_as_torchvision_does(mix, theirs):
 
 def test_p_is_the_chance_of_a_batch_and_both_ways_come_in_turn():
     untouched = blends = 0
-    for seed in range(400):
+    for seed in range(200):
         mixed, targets = mix_batch("mixup+cutmix", seed, mixup_alpha=1.0, p=0.5)
         if targets.ndim == 1:
             assert torch.equal(mixed, IMAGES)
@@ -122,5 +122,5 @@ def test_p_is_the_chance_of_a_batch_and_both_ways_come_in_turn():
         else:
             torch.testing.assert_close(targets.sum(1), torch.ones(BATCH))
             blends += bool(((mixed != IMAGES) & (mixed != IMAGES.roll(1, 0))).any())
-    assert untouched / 400 == pytest.approx(0.5, abs=0.1)
-    assert blends / (400 - untouched) == pytest.approx(0.5, abs=0.14)
+    assert untouched / 200 == pytest.approx(0.5, abs=0.12)
+    assert blends / (200 - untouched) == pytest.approx(0.5, abs=0.18)
