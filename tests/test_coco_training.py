@@ -59,7 +59,7 @@ def coco_root(tmp_path_factory) -> Path:
     return write_shapes_coco(root, num_train=8, num_test=6, image_size=64)
 
 
-def config_for(root, run_dir, name="fasterrcnn", *overrides, steps=24, **data):
+def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data):
     """Return a training on 8 images with mixup and CutMix in turn, evaluated at the end."""
     settings = {
         **SETTINGS,
@@ -68,7 +68,7 @@ def config_for(root, run_dir, name="fasterrcnn", *overrides, steps=24, **data):
         "eval_every": steps,
         "save_every": steps,
         "log_every": 1,
-        "data": {"format": "coco", "root": str(root), "batch_size": 4, "workers": 0, **data},
+        "data": {"format": "coco", "root": str(folder), "batch_size": 4, "workers": 0, **data},
         "augment": {},
         "mixing": {"name": "mixup+cutmix", "p": 0.5, "fill": 114},
         "backbone": {"name": "resnet18", "norm": "batch", "fpn_channels": 32, "levels": [1, 2]},

@@ -137,7 +137,7 @@ def test_killed_at_random(args_for, tmp_path, place, overrides):
     ):
         assert code == -signal.SIGKILL
         kills += 1
-    assert kills > 3
+    assert kills > 2
     assert run_command(args_for(tmp_path / "whole", *overrides)) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
