@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -80,13 +79,13 @@ def train(*args):
 
 
 def end_early(root, run_dir, rank, kind):
-    """Train until process 1 alone meets a loss that is not finite, or an image it cannot read."""
+    """Train until process 1 alone meets a bad loss, an image it cannot read or a signal."""
     trainer = trainer_of(root, run_dir, 2, "log_every=1")
-    if rank == 1 and kind == "failed":
-        trainer.nan_in = 2
-    if rank == 1 and kind == "broken":
-        trainer.broken_after = 1
-    with pytest.raises((ValueError, OtherProcessError, NonFiniteLossError)) as caught:
+    if rank == 1:
+        trainer.nan_in = 2 if kind == "failed" else None
+        trainer.broken_after = 1 if kind == "broken" else None
+        trainer.in_evaluation = 1 if kind == "stopped" else None
+    with pytest.raises((ValueError, OtherProcessError, NonFiniteLossError, Interrupted)) as caught:
         trainer.fit()
     return {
         "error": (type(caught.value).__name__, str(caught.value)),
@@ -94,15 +93,6 @@ def end_early(root, run_dir, rank, kind):
         "step": trainer.position.step,
         "model": weights_of(trainer),
     }
-
-
-def stop_in_evaluation(root, run_dir, rank):
-    """Train until process 1 alone gets a signal while it evaluates."""
-    trainer = trainer_of(root, run_dir, 2)
-    trainer.in_evaluation = 1 if rank == 1 else None
-    with pytest.raises(Interrupted) as caught:
-        trainer.fit()
-    return caught.value.signum, trainer.position.step
 
 
 def disagree(roots, folder, rank):
@@ -136,9 +126,8 @@ def work(rank, roots, folder):
     try:
         found["whole"] = train(roots[0], runs / "whole", 2)
         found["resumed"] = train(roots[0], runs / "resumed", 2, "resume=auto")
-        for kind in ("failed", "broken"):  # each process has a copy of the images
+        for kind in ("failed", "stopped", "broken"):  # each process has a copy of the images
             found[kind] = end_early(roots[rank], runs / kind, rank, kind)
-        found["stopped"] = stop_in_evaluation(roots[0], runs / "stopped", rank)
         found["disagreed"] = disagree(roots, folder, rank)
     except Exception:
         found["traceback"] = traceback.format_exc()
@@ -201,33 +190,24 @@ def test_a_global_batch_is_the_same(one, two):
     assert mixed > len(shares[0])
 
 
-def assert_same_log(run_dir, other):
-    found, expected = read_metrics(run_dir), read_metrics(other)
-    assert [(m["event"], m["step"]) for m in found] == [(m["event"], m["step"]) for m in expected]
-    for metrics, others in zip(found, expected, strict=True):
-        for key in metrics.keys() - {"event", "images_per_s", "seconds"}:
-            assert metrics[key] == pytest.approx(others[key], rel=1e-4, abs=1e-6), key
-
-
-def test_weights_and_scores_are_the_same(one, two):
+@pytest.mark.parametrize("kind", ["whole", "resumed"])
+def test_weights_scores_and_logs_are_the_same(one, two, kind):
+    """Of the run that began on one process, too."""
     (alone, folder), (parts, folders) = one, two
     assert alone["mean_ap"] > 0
-    for part in parts:
-        assert_rounded(part["whole"]["weights"], alone["weights"], 1e-6)
-        assert_rounded(part["whole"]["updates"], alone["updates"], 1e-4)
-        assert part["whole"]["mean_ap"] == pytest.approx(alone["mean_ap"], abs=1e-6)
-    for key, value in parts[0]["whole"]["weights"].items():
-        assert torch.equal(value, parts[1]["whole"]["weights"][key]), "the processes agree"
-    assert_same_log(folders / "0" / "whole", folder)
-
-
-def test_a_run_on_one_process_goes_on_on_two(one, two):
-    (alone, folder), (parts, folders) = one, two
-    for part in parts:
-        assert len(part["resumed"]["seen"]) == STEPS - RESUMED_AFTER
-        assert_rounded(part["resumed"]["weights"], alone["weights"], 1e-6)
-        assert part["resumed"]["mean_ap"] == pytest.approx(alone["mean_ap"], abs=1e-6)
-    assert_same_log(folders / "0" / "resumed", folder)
+    for part in (part[kind] for part in parts):
+        assert len(part["seen"]) == (STEPS if kind == "whole" else STEPS - RESUMED_AFTER)
+        assert_rounded(part["weights"], alone["weights"], 1e-6)
+        assert part["mean_ap"] == pytest.approx(alone["mean_ap"], abs=1e-6)
+        for key, value in parts[0][kind]["weights"].items():
+            assert torch.equal(value, part["weights"][key]), "the processes agree"
+        if kind == "whole":
+            assert_rounded(part["updates"], alone["updates"], 1e-4)
+    found, expected = read_metrics(folders / "0" / kind), read_metrics(folder)
+    for metrics, others in zip(found, expected, strict=True):
+        assert metrics.keys() == others.keys()
+        for key in metrics.keys() - {"event", "images_per_s", "seconds"}:
+            assert metrics[key] == pytest.approx(others[key], rel=1e-4, abs=1e-6), key
 
 
 def test_only_the_first_process_writes(two):
@@ -240,11 +220,12 @@ def test_only_the_first_process_writes(two):
     assert position["step"] == RESUMED_AFTER
 
 
-@pytest.mark.parametrize("kind", ["failed", "broken"])
-def test_all_stop_where_one_does(two, kind):
+@pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH + 1)])
+def test_all_stop_where_one_does(two, kind, step):
+    """A signal that comes in an evaluation is told in the step after it."""
     parts, folders = two
     state = load_checkpoint(folders / "0" / kind / "last.pt")
-    assert {state["position"]["step"], *(part[kind]["step"] for part in parts)} == {2}
+    assert {state["position"]["step"], *(part[kind]["step"] for part in parts)} == {step}
     for part in parts:
         for key, value in state["model"].items():
             assert torch.equal(value, part[kind]["model"][key])
@@ -262,12 +243,7 @@ def test_the_error_of_one_is_told_by_all(two):
     assert name == "ValueError"
     assert re.search(r"VOC2007/\d{6}|\.jpg", message)
     assert first["broken"]["error"] == ("OtherProcessError", f"another process stops: {message}")
-
-
-def test_a_signal_to_one_that_evaluates_stops_all(two):
-    parts, folders = two
-    assert {part["stopped"] for part in parts} == {(signal.SIGTERM, EPOCH + 1)}
-    assert load_checkpoint(folders / "0/stopped/last.pt")["position"]["step"] == EPOCH + 1
+    assert {part["stopped"]["error"][0] for part in (first, second)} == {"Interrupted"}
 
 
 def test_all_begin_alike_or_not_at_all(two):

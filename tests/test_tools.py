@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
 from runs import TOOLS
-from tiny import tiny_args, tiny_pretrain_args
+from tiny import tiny_args
 
 from detmix.training.console import run_tool
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -76,41 +72,20 @@ def test_arguments_of_evaluate(run, args, named):
 
 
 @pytest.mark.slow
-class TestProcesses:
-    def start(self, tool, *args, **kwargs):
-        command = [sys.executable, str(TOOLS / f"{tool}.py"), *map(str, args)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes, **kwargs)
-
-    def test_pretraining_stops_with_a_checkpoint(self, stripes_root, tmp_path):
-        """Its workers import OpenCV, and with it threads, only after they were forked."""
-        run_dir = tmp_path / "run"
-        overrides = ("epochs=400", "log_every=1", "data.workers=1")
-        args = tiny_pretrain_args(stripes_root, run_dir, *overrides)
-        process = self.start("pretrain", *args, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM, err
-        assert "Traceback" not in out + err
-        assert (run_dir / "last.pt").exists()
-
-    def test_quickstart(self, tmp_path):
-        run_dir = tmp_path / "run"
-        process = self.start(
-            "quickstart", f"--run_dir={run_dir}", f"--data.root={tmp_path / 'shapes'}",
-            "--epochs=2", "--mixing.off_epochs=1", "--data.train_limit=16", "--data.test_limit=8",
-            "--threads=1", "--device=cpu",
-        )  # fmt: skip
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        assert re.search(r"^mAP \d\.\d{4} on 8 unseen images$", out, re.MULTILINE)
-        report = run_dir / "evaluation" / "report.html"
-        assert str(report) in out
-        for name in ("learning_curve", "precision_recall", "mixed_batch", "box_weights", "errors"):
-            assert min(Image.open(report.with_name(f"{name}.png")).size) > 200
-        assert report.read_text().count("<img ") > 8
-        assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", err)
-        assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
+def test_quickstart(tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, str(TOOLS / "quickstart.py"), f"--run_dir={run_dir}"]
+    command += [f"--data.root={tmp_path / 'shapes'}", "--data.train_limit=16", "--epochs=2"]
+    command += ["--mixing.off_epochs=1", "--data.test_limit=8", "--threads=1", "--device=cpu"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^mAP \d\.\d{4} on 8 unseen images$", done.stdout, re.MULTILINE)
+    report = run_dir / "evaluation" / "report.html"
+    assert str(report) in done.stdout
+    for name in ("learning_curve", "precision_recall", "mixed_batch", "box_weights", "errors"):
+        assert min(Image.open(report.with_name(f"{name}.png")).size) > 200
+    assert report.read_text().count("<img ") > 8
+    assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", done.stderr)
+    assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
