@@ -83,7 +83,7 @@ def end_early(root, run_dir, rank, kind):
     trainer = trainer_of(root, run_dir, 2, "log_every=1")
     if rank == 1:
         trainer.nan_in = 2 if kind == "failed" else None
-        trainer.broken_after = 1 if kind == "broken" else None
+        trainer.broken_after = 0 if kind == "broken" else None
         trainer.in_evaluation = 1 if kind == "stopped" else None
     with pytest.raises((ValueError, OtherProcessError, NonFiniteLossError, Interrupted)) as caught:
         trainer.fit()
@@ -220,9 +220,9 @@ def test_only_the_first_process_writes(two):
     assert position["step"] == RESUMED_AFTER
 
 
-@pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH + 1)])
+@pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH)])
 def test_all_stop_where_one_does(two, kind, step):
-    """A signal that comes in an evaluation is told in the step after it."""
+    """A signal that comes in an evaluation is told before the next epoch."""
     parts, folders = two
     state = load_checkpoint(folders / "0" / kind / "last.pt")
     assert {state["position"]["step"], *(part[kind]["step"] for part in parts)} == {step}
