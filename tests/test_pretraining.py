@@ -88,9 +88,7 @@ class TestLoss:
         trainer.compute_losses(batch)
         names = trainer.describe(batch).split(", ")
         for image, name, label in zip(seen, names, batch[1], strict=True):
-            files = sorted((stripes_root / name).parent.iterdir())
-            (path,) = (file for file in files if file.name == name.rsplit("/", 1)[1])
-            torch.testing.assert_close(image, pixels_of(path))
+            torch.testing.assert_close(image, pixels_of(stripes_root / name))
             assert trainer.classes[label] == name.split("/")[1]
 
     @pytest.mark.parametrize("mix", ["none", "cutmix"])
@@ -206,21 +204,14 @@ class TestChain:
 
 
 @pytest.mark.parametrize(
-    ("option", "named"),
+    "option",
     [
-        ("mix=cutmixup", "mix.*cutmixup"),
-        ("mixing.p=2", r"mixing\.p .* 2"),
-        ("mixing.mixup_alpha=0", r"mixing\.mixup_alpha .* 0"),
-        ("mixing.cutout_area=0.999", r"mixing\.cutout_area=0\.999"),
-        ("label_smoothing=1.5", "label_smoothing .* 1.5"),
-        ("data.batch_size=1", r"data\.batch_size=1"),
-        ("data.mean=[124, 117, 104]", r"data\.mean"),
-        ("data.std=[0, 1, 1]", r"data\.std"),
-        ("augment.scale=[0.5, 0.1]", r"augment\.scale"),
-        ("augment.eval_resize=8", r"augment\.eval_resize"),
-        ("model.name=vgg16", r"model\.name.*vgg16"),
+        "mix=cutmixup", "mixing.p=2", "mixing.mixup_alpha=0", "mixing.cutout_area=0.999",
+        "label_smoothing=1.5", "data.batch_size=1", "data.mean=[124, 117, 104]",
+        "data.std=[0, 1, 1]", "augment.scale=[0.5, 0.1]", "augment.eval_resize=8",
+        "model.name=vgg16",
     ],
-)
-def test_wrong_settings_are_named(option, named):
-    with pytest.raises(ValueError, match=f"(?s){named}"):
+)  # fmt: skip
+def test_wrong_settings_are_named(option):
+    with pytest.raises(ValueError, match=re.escape(option.partition("=")[0])):
         tiny_pretrain_config("data", "run", "mix=cutout", option)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import threading
-from contextlib import contextmanager
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -82,8 +82,6 @@ def hold(folder, taken, done):
 
 
 def test_one_process_at_a_time(tmp_path):
-    from multiprocessing import get_context
-
     folder, context = tmp_path / "run", get_context("forkserver")
     taken, done = context.Event(), context.Event()
     other = as_process(hold, folder, taken, done)
@@ -99,36 +97,25 @@ def test_one_process_at_a_time(tmp_path):
     assert not temporary.exists()
 
 
-class TestFullDisk:
-    def test_of_the_metrics(self, tmp_path):
-        """``/dev/full`` takes nothing, as a full disk."""
-        with RunFolder(tmp_path / "run", {}) as folder:
-            folder.metrics.symlink_to("/dev/full")
-            with pytest.raises(OSError, match=f"{folder.metrics}.*No space"):
-                folder.log("train", 1, 0.1, {"loss": 1.0})
+@pytest.mark.parametrize(
+    ("device", "named"), [("/dev/full", "metrics.jsonl"), ("/dev/null", "tensorboard")]
+)
+def test_a_full_disk(tmp_path, monkeypatch, device, named):
+    """TensorBoard's own thread meets it, which must neither be lost nor have the run hang."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    folder = RunFolder(tmp_path / "run", {})
+    folder.metrics.symlink_to(device)  # /dev/full takes nothing, as a full disk
 
-    def test_of_tensorboard(self, tmp_path, monkeypatch):
-        """Its own thread meets the error, which must neither be lost nor have the run hang."""
-        monkeypatch.setattr(threading, "excepthook", lambda args: None)
-        folder = RunFolder(tmp_path / "run", {})
-        folder.metrics.symlink_to("/dev/null")
-        folder.log("train", 1, 0.1, {"loss": 1.0})
-
-        def go_on():
-            for step in range(2, 1000):
+    def log():
+        with folder:
+            for step in range(1, 1000):
                 folder.log("train", step, 0.1, {"loss": 1.0})
-            folder.close()
 
-        with limited_file_size(1000), pytest.raises(OSError, match="tensorboard"):
-            go_on()
-
-
-@contextmanager
-def limited_file_size(size):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        yield
+        with pytest.raises(OSError, match=named):
+            log()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
