@@ -43,7 +43,7 @@ def test_mixing_is_drawn(run, shapes_root, tmp_path, command):
 
 @pytest.mark.parametrize(
     ("override", "named"),
-    [("data.root=nowhere", "nowhere"), ("optim.lr=fast", "optim.lr.*float.*fast")],
+    [("data.root=nowhere", "nowhere"), ("optim.lr=fast", "optim.lr.*fast")],
 )
 def test_bad_input_leaves_one_line_and_nothing_else(run, shapes_root, tmp_path, override, named):
     code, out, err = run("train", *tiny_args(shapes_root, tmp_path / "run", override))
