@@ -117,9 +117,6 @@ def test_killed_again_and_again(args_for, go_on, tmp_path):
         newest = "previous.pt" if moment == "exchange" else "last.pt"
         assert step_of(run_dir / newest) == kept, moment
     go_on(run_dir)
-    points = scalars(run_dir)
-    assert [step for step, _ in points["train/loss"]] == [2, 4, 6], "TensorBoard has none twice"
-    assert {step for step, _ in points["eval/mean_ap"]} == {3, 6}
 
 
 @pytest.mark.slow
@@ -205,6 +202,8 @@ class TestStopped:
             Filling(config_for(path.parent)).fit()
         assert step_of(path) == 3
         go_on(path.parent)
+        steps = [step for step, _ in scalars(path.parent)["train/loss"]]
+        assert steps == [2, 4, 6], "TensorBoard has none twice"
 
 
 @pytest.fixture
