@@ -38,6 +38,18 @@ def shapes_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_run(shapes_root, tmp_path_factory) -> Path:
+    """Return the folder of a training with `STATEFUL` settings that nothing happened to."""
+    from tiny import STATEFUL, tiny_config
+
+    from detmix.training import DetectorTrainer
+
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    DetectorTrainer(tiny_config(shapes_root, run_dir, *STATEFUL)).fit()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
 def stripes_root(tmp_path_factory) -> Path:
     """Return images in four folders, told apart by the direction of their stripes."""
     root = tmp_path_factory.mktemp("stripes")

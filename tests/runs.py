@@ -1,12 +1,18 @@
-"""Two runs compared bit for bit, and a trainer that is stopped on the way."""
+"""A trainer that is stopped on the way, the command in a process, and two runs compared."""
 
 from __future__ import annotations
 
-import json
 import os
+import runpy
 import signal
+import sys
+from multiprocessing import get_context, set_start_method
+from pathlib import Path
 
 import torch
+from tiny import read_metrics
+
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 class StoppingMixin:
@@ -28,11 +34,39 @@ class StoppingMixin:
         return super().evaluate()
 
 
+def as_process(function, *args):
+    """Start a function in a process that has done its imports."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["detmix.training", "albumentations"])
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def run_command(args, arrange=None, *arranged):
+    """Run ``tools/train.py`` after calling ``arrange`` in its process; return its status."""
+    process = as_process(_train, args, arrange, arranged)
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+    return process.exitcode
+
+
+def _train(args, arrange, arranged):
+    torch.set_num_threads(1)
+    set_start_method("fork", force=True)  # of the loader's workers
+    if arrange:
+        arrange(*arranged)
+    sys.argv = [str(TOOLS / "train.py"), *args]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def outcome(run_dir):
     """Return what a run came to: its last checkpoint and its metrics but for the speed."""
     state = torch.load(run_dir / "last.pt", weights_only=True)
     del state["config"]
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(run_dir)
     for line in lines:
         for name in ("images_per_s", "seconds"):
             line.pop(name, None)
@@ -41,6 +75,7 @@ def outcome(run_dir):
 
 
 def assert_same_run(run_dir, other):
+    """Compare bit for bit."""
     for mine, theirs in zip(flat(outcome(run_dir)), flat(outcome(other)), strict=True):
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
@@ -54,3 +89,16 @@ def flat(value):
     if isinstance(value, (list, tuple)):
         return [leaf for item in value for leaf in flat(item)]
     return [value]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def scalars(run_dir):
+    """Return TensorBoard's points of a run, (step, value) by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    return {n: [(p.step, p.value) for p in board.Scalars(n)] for n in board.Tags()["scalars"]}

@@ -1,15 +1,17 @@
-"""Training, evaluating and scoring again on data in the COCO format, by the tools' own path."""
+"""Every family learns; data in the COCO format are scored in training as by the tools after it."""
 
 from __future__ import annotations
 
 import json
 import runpy
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from runs import TOOLS
 from tiny import SETTINGS, read_metrics
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,75 +20,121 @@ from detmix.data import collate
 from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
 from detmix.evaluation import score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, evaluate, parse_args
-from detmix.training.build import build_evaluator, build_test_set, open_dataset, open_datasets
+from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
 from detmix.training.console import run_tool
 
-EVALUATE = Path(__file__).parents[1] / "tools" / "evaluate.py"
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-FAMILIES = {
-    "fasterrcnn": {},
-    "maskrcnn": {},
-    "keypointrcnn": {},
-    "retinanet": {"anchor_sizes": [16, 32, 64]},
-    "fcos": {"anchor_sizes": [4, 8, 16]},
-    # a builder of torchvision with a backbone and an image size of its own
-    "ssdlite320_mobilenet_v3_large": {"options": {"score_thresh": 0.0}},
+PROPOSALS = {
+    "rpn_pre_nms_top_n_train": 60,
+    "rpn_post_nms_top_n_train": 30,
+    "rpn_batch_size_per_image": 64,
+    "box_batch_size_per_image": 16,
+    "box_score_thresh": 0.001,
 }
-METRICS = {"mean_ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"}
+FEW = {"score_thresh": 0.001, "topk_candidates": 20}
+SMALL = {"min_size": 64, "max_size": 64}
+RCNN = {**SMALL, "anchor_sizes": [16, 32, 64], "roi_sampling_ratio": 1, "head_dim": 64}
+RCNN["options"] = PROPOSALS
+ONE_STAGE = {**SMALL, "anchor_sizes": [8, 16, 32], "options": FEW}
+FAMILIES = {
+    "fasterrcnn": RCNN,
+    "maskrcnn": RCNN,
+    "keypointrcnn": RCNN,
+    "retinanet": ONE_STAGE,
+    "fcos": ONE_STAGE,
+    # Builders of torchvision, with backbones and image sizes of their own.
+    "ssdlite320_mobilenet_v3_large": {"options": {"score_thresh": 0.0}},
+    "ssd300_vgg16": {},
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {"min_size": 96, "max_size": 96, "options": PROPOSALS},
+    "retinanet_resnet50_fpn_v2": {"min_size": 96, "max_size": 96},
+}
+MORE = {"maskrcnn": ("segm", "mask_ap"), "keypointrcnn": ("keypoints", "keypoint_ap")}
 
 
 @pytest.fixture(scope="module")
 def coco_root(tmp_path_factory) -> Path:
-    """Return 16 images of shapes to train on and 6 to test on, with masks and keypoints."""
+    """Return 8 images of shapes to train on and 6 to test on, with masks and keypoints."""
     root = tmp_path_factory.mktemp("coco")
-    return write_shapes_coco(root, num_train=16, num_test=6, image_size=64)
+    return write_shapes_coco(root, num_train=8, num_test=6, image_size=64)
 
 
-def config_for(root, run_dir, name="fasterrcnn", *overrides):
-    settings = json.loads(json.dumps(SETTINGS))
-    del settings["data"]["classes"]
-    settings["data"].update(format="coco", root=str(root))
-    settings["run_dir"] = str(run_dir)
-    settings["mixing"]["name"] = "mixup+cutmix"
-    detector = settings["detector"]
-    if name in ("retinanet", "fcos"):
-        options = {"topk_candidates": 20, "score_thresh": 0.0}
-        detector = {"min_size": 64, "max_size": 64, "options": options}
-        settings["backbone"]["fpn_channels"] = 32
-    elif name.startswith("ssdlite"):
+def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data):
+    """Return a training on 8 images with mixup and CutMix in turn, evaluated at the end."""
+    settings = {
+        **SETTINGS,
+        "run_dir": str(run_dir),
+        "epochs": steps // 2,
+        "eval_every": steps,
+        "save_every": steps,
+        "log_every": 1,
+        "data": {"format": "coco", "root": str(folder), "batch_size": 4, "workers": 0, **data},
+        "augment": {},
+        "mixing": {"name": "mixup+cutmix", "p": 0.5, "fill": 114},
+        "backbone": {"name": "resnet18", "norm": "batch", "fpn_channels": 32, "levels": [1, 2]},
+        "detector": {"name": name, **FAMILIES[name]},
+        "optim": {"name": "adamw", "lr": 0.001, "clip_norm": 10.0},
+    }
+    if "_" in name:
         del settings["backbone"]
-        settings["data"]["train_limit"] = 4  # of 320 pixels
-        detector = {}
-    settings["detector"] = {"name": name, **detector, **FAMILIES.get(name, {})}
-    return parse_args(
-        TrainConfig, ["--config", json.dumps(settings), *(f"--{item}" for item in overrides)]
+    options = [f"--{override}" for override in overrides]
+    return parse_args(TrainConfig, ["--config", json.dumps(settings), *options])
+
+
+def assert_falls(run_dir):
+    losses = [line["loss"] for line in read_metrics(run_dir) if line["event"] == "train"]
+    num = len(losses) // 4
+    assert mean(losses[-num:]) < 0.85 * mean(losses[:num])
+
+
+class TestFamilies:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param("fasterrcnn", marks=pytest.mark.slow),  # Mask R-CNN does all it does
+            "maskrcnn",
+            "keypointrcnn",
+            "retinanet",
+            "fcos",
+            "ssdlite320_mobilenet_v3_large",
+        ],
     )
+    def test_learns_and_is_scored(self, coco_root, tmp_path, name, capsys):
+        run, is_large = tmp_path / "run", "_" in name
+        few = {"steps": 2, "train_limit": 4, "test_limit": 3} if is_large else {}
+        DetectorTrainer(config_for(coco_root, run, name, **few)).fit()
+        if not is_large:
+            assert_falls(run)
+        (metrics,) = (line for line in read_metrics(run) if line["event"] == "eval")
+        iou_type, key = MORE.get(name, ("bbox", "mean_ap"))
+        assert metrics.keys() >= {
+            "mean_ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", key
+        }  # fmt: skip
+        # What the data set says is noted, so that evaluating needs no training annotations.
+        noted = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        assert noted["classes"] == ["circle", "cross", "square", "star", "triangle"]
+        assert noted["num_keypoints"] == (4 if name == "keypointrcnn" else None)
+        # Evaluated anew, and scored again from the files, it is the same to the last digit.
+        tool = runpy.run_path(str(TOOLS / "evaluate.py"))["main"]
+        assert run_tool(tool, [str(run / "last.pt"), "--save", str(tmp_path / "saved")]) == 0
+        assert f"{metrics['mean_ap']:.4f}" in capsys.readouterr().out
+        files = [tmp_path / "saved" / f"{stem}.json" for stem in ("predictions", "ground_truth")]
+        again = score_predictions(*files)
+        assert again.ap == metrics["mean_ap"]
+        assert again.num_images == few.get("test_limit", 6)
+        assert score_predictions(*files, iou_type=iou_type).ap == metrics[key]
 
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_run_of_each_family(coco_root, tmp_path, name, capsys):
-    run = tmp_path / "run"
-    DetectorTrainer(config_for(coco_root, run, name)).fit()
-    metrics = [line for line in read_metrics(run) if line["event"] == "eval"]
-    more = {"maskrcnn": {"mask_ap"}, "keypointrcnn": {"keypoint_ap"}}.get(name, set())
-    assert len(metrics) == 2
-    assert METRICS | more <= metrics[-1].keys()
-    # What the data set says is noted, so that evaluating needs no training annotations.
-    noted = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
-    assert noted["classes"] == ["circle", "cross", "square", "star", "triangle"]
-    assert noted["num_keypoints"] == (4 if name == "keypointrcnn" else None)
-    # Evaluated anew, and scored again from the files, it is the same to the last digit.
-    main = runpy.run_path(str(EVALUATE))["main"]
-    assert run_tool(main, [str(run / "last.pt"), "--save", str(tmp_path / "saved")]) == 0
-    assert f"{metrics[-1]['mean_ap']:.4f}" in capsys.readouterr().out
-    files = [tmp_path / "saved" / f"{stem}.json" for stem in ("predictions", "ground_truth")]
-    again = score_predictions(*files)
-    assert again.ap == metrics[-1]["mean_ap"]
-    assert again.num_images == 6
-    if more:
-        iou_type, key = ("segm", "mask_ap") if name == "maskrcnn" else ("keypoints", "keypoint_ap")
-        assert score_predictions(*files, iou_type=iou_type).ap == metrics[-1][key]
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in MORE])
+    def test_learns_on_real_images(self, voc_root, tmp_path, name):
+        data = {"format": "voc", "root": str(voc_root), "train_limit": 8, "test_limit": 1}
+        changes = ["augment.size=160", "optim.lr=0.0005"]
+        if "_" not in name:  # objects are larger here
+            sizes = "[8, 16, 32, 64]" if name == "fcos" else "[16, 32, 64, 96]"
+            changes += ["detector.min_size=96", "detector.max_size=96"]
+            changes += [f"detector.anchor_sizes={sizes}", "backbone.levels=[2, 3, 4]"]
+        DetectorTrainer(config_for("", tmp_path / "run", name, *changes, steps=32, **data)).fit()
+        assert_falls(tmp_path / "run")
 
 
 class KnowsTheTruth(nn.Module):
@@ -111,6 +159,7 @@ class KnowsTheTruth(nn.Module):
 
 def evaluate_the_truth(config):
     """Evaluate a detector that knows the test images, as `config` says."""
+    config = with_data_noted(config)
     dataset = open_dataset(config, train=False)
     test_set = build_test_set(config, dataset)
     evaluator = build_evaluator(config, dataset)
@@ -119,79 +168,52 @@ def evaluate_the_truth(config):
     return dataset, evaluator
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn", "maskrcnn", "keypointrcnn"])
-@pytest.mark.parametrize("size", [None, 48])
-def test_scored_as_the_file_has_it(coco_root, tmp_path, name, size):
-    """In the coordinates on disk, and with the file's own category ids."""
-    overrides = [] if size is None else [f"augment.size={size}"]
-    config = config_for(coco_root, tmp_path, name, *overrides)
-    config, _, _ = open_datasets(config)
-    dataset, evaluator = evaluate_the_truth(config)
-    assert tuple(dataset.category_ids) == SHAPE_CATEGORY_IDS
-    predictions, _ = evaluator.save(tmp_path)
-    annotations = coco_root / "annotations" / "instances_val2017.json"
-    ids = {entry["category_id"] for entry in json.loads(predictions.read_text())}
-    assert ids <= set(SHAPE_CATEGORY_IDS)
-    assert len(ids) > 2
-    for iou_type in evaluator.iou_types:
-        result = evaluator.compute(iou_type)
-        assert result.ap50 > 0.9
-        assert result.ap > (0.99 if size is None else 0.3)
-        assert score_predictions(predictions, annotations, iou_type=iou_type).ap == result.ap
-    counts = [len(dataset.target(index)["boxes"]) for index in range(len(dataset))]
-    assert sum(evaluator.compute("bbox").num_objects.values()) == sum(counts)
+class TestScores:
+    @pytest.mark.parametrize("name", ["maskrcnn", "keypointrcnn"])
+    @pytest.mark.parametrize("size", ["null", 48])
+    def test_as_the_file_has_it(self, coco_root, tmp_path, name, size):
+        """In the coordinates on disk, and with the file's own category ids."""
+        config = config_for(coco_root, tmp_path, name, f"augment.size={size}")
+        dataset, evaluator = evaluate_the_truth(config)
+        assert tuple(dataset.category_ids) == SHAPE_CATEGORY_IDS
+        predictions, _ = evaluator.save(tmp_path)
+        annotations = coco_root / "annotations" / "instances_val2017.json"
+        ids = {entry["category_id"] for entry in json.loads(predictions.read_text())}
+        assert ids <= set(SHAPE_CATEGORY_IDS)
+        assert len(ids) > 2
+        for iou_type in evaluator.iou_types:
+            result = evaluator.compute(iou_type)
+            assert result.ap50 > 0.9
+            assert result.ap > (0.99 if size == "null" else 0.3)
+            assert score_predictions(predictions, annotations, iou_type=iou_type).ap == result.ap
+        counts = [len(dataset.target(index)["boxes"]) for index in range(len(dataset))]
+        assert sum(evaluator.compute("bbox").num_objects.values()) == sum(counts)
 
-
-def test_boxes_beyond_the_image_are_scored_as_the_file_has_them(coco_root, tmp_path):
-    annotations = coco_root / "annotations" / "instances_val2017.json"
-    content = json.loads(annotations.read_text())
-    for number, entry in enumerate(content["annotations"]):
-        if number % 2:
+    def test_of_boxes_beyond_the_image(self, coco_root, tmp_path):
+        content = json.loads((coco_root / "annotations/instances_val2017.json").read_text())
+        for entry in content["annotations"][1::2]:
             entry["bbox"][2] += 60  # reaches over the right edge of an image of 64 pixels
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    config = config_for(coco_root, tmp_path, "fasterrcnn", f"data.coco.test_annotations={other}")
-    config, _, _ = open_datasets(config)
-    _, evaluator = evaluate_the_truth(config)
-    predictions, _ = evaluator.save(tmp_path)
-    result = evaluator.compute()
-    assert 0 < result.ap < 0.9
-    assert score_predictions(predictions, other).ap == result.ap
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(content))
+        changed = f"data.coco.test_annotations={other}"
+        _, evaluator = evaluate_the_truth(config_for(coco_root, tmp_path, "fasterrcnn", changed))
+        predictions, _ = evaluator.save(tmp_path)
+        result = evaluator.compute()
+        assert 0 < result.ap < 0.9
+        assert score_predictions(predictions, other).ap == result.ap
+
+    def test_of_some_classes_in_another_order(self, coco_root, tmp_path):
+        classes = "data.classes=[star, circle]"
+        _, evaluator = evaluate_the_truth(config_for(coco_root, tmp_path, "fasterrcnn", classes))
+        assert evaluator.compute().ap == pytest.approx(1.0)
+        predictions, _ = evaluator.save(tmp_path)
+        annotations = coco_root / "annotations" / "instances_val2017.json"
+        by_class = score_predictions(predictions, annotations).ap_by_class
+        assert by_class["star"] == by_class["circle"] == pytest.approx(1.0)
+        assert by_class["square"] == 0
 
 
-def test_some_classes_in_another_order(coco_root, tmp_path):
-    config = config_for(coco_root, tmp_path, "fasterrcnn", "data.classes=[star, circle]")
-    _, evaluator = evaluate_the_truth(config)
-    assert evaluator.compute().ap == pytest.approx(1.0)
-    predictions, _ = evaluator.save(tmp_path)
-    by_class = score_predictions(
-        predictions, coco_root / "annotations" / "instances_val2017.json"
-    ).ap_by_class
-    assert by_class["star"] == by_class["circle"] == pytest.approx(1.0)
-    assert by_class["square"] == 0
-
-
-class TestErrors:
-    def test_another_number_of_keypoints(self, coco_root, tmp_path):
-        config = config_for(coco_root, tmp_path, "keypointrcnn", "data.num_keypoints=17")
-        with pytest.raises(ValueError, match=r"names 4 keypoints .*num_keypoints=17 needs 17"):
-            DetectorTrainer(config)
-
-    @pytest.mark.parametrize(
-        ("args", "message"),
-        [
-            (["found.json"], "--annotations"),
-            (["best.pt", "--iou_type", "segm"], "--annotations"),
-            (["best.pt", "--backend", "mine"], "mine"),
-            ([".", "--report"], "--report"),
-            (["found.json", "--annotations", "x", "--save", "y"], "--save"),
-        ],
-    )
-    def test_arguments_of_evaluate(self, capsys, args, message):
-        main = runpy.run_path(str(EVALUATE))["main"]
-        try:
-            code = run_tool(main, args)
-        except SystemExit as stop:
-            code = stop.code
-        assert code == 2
-        assert message in capsys.readouterr().err
+def test_another_number_of_keypoints(coco_root, tmp_path):
+    config = config_for(coco_root, tmp_path, "keypointrcnn", "data.num_keypoints=17")
+    with pytest.raises(ValueError, match=r"4 keypoints .*num_keypoints=17"):
+        DetectorTrainer(config)

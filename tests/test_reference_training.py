@@ -4,66 +4,36 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from builders import build
 from mixing_oracle import DEVICES
-from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, weight_losses
+from detmix.data import write_shapes_coco
 
-COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
-
-
-def rle(mask):
-    """COCO's uncompressed run lengths: down the columns, background first."""
-    flat = mask.T.reshape(-1)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
+WITHOUT = 3  # the id of an image without annotations
 
 
 @pytest.fixture(scope="module")
 def coco_root(tmp_path_factory):
-    """Six images of rectangles; the third has no annotations, the fourth a crowd besides."""
-    root, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
-    images, annotations = [], []
-    for index in range(6):
-        height, width = 64 + 8 * (index % 3), 96 - 8 * (index % 2)
-        pixels = rng.integers(90, 140, (height, width, 3), dtype=np.uint8)
-        image_id, name = 100 + index, f"{index}.png"
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for number in range(0 if index == 2 else 1 + index % 3):
-            x, y, w, h = 6 + 28 * number, 5 + 4 * index, 24, 20 + number
-            pixels[y : y + h, x : x + w] = COLORS[number]
-            crowd = int(index == 3 and number == 0)
-            mask = np.zeros((height, width), np.uint8)
-            mask[y : y + h, x : x + w] = 1
-            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": number + 1,
-                    "bbox": [float(x), float(y), float(w), float(h)],
-                    "area": float(w * h),
-                    "iscrowd": crowd,
-                    "segmentation": rle(mask) if crowd else [list(map(float, corners))],
-                }
-            )
-        Image.fromarray(pixels).save(root / name)
-    categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "instances.json").write_text(json.dumps(content))
+    """Return six images of shapes; one has no annotations, the next a crowd besides."""
+    root = write_shapes_coco(tmp_path_factory.mktemp("coco"), 6, 1, image_size=96)
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    kept = [row for row in content["annotations"] if row["image_id"] != WITHOUT]
+    next(row for row in kept if row["image_id"] == WITHOUT + 1)["iscrowd"] = 1
+    for row in kept:
+        row["category_id"] = 1 + row["category_id"] % 4  # the detector's labels, without gaps
+    path.write_text(json.dumps({**content, "annotations": kept}))
     return root
 
 
-KEYS = ["boxes", "labels", "masks", "image_id", "iscrowd", "area"]
+KEYS = {"boxes", "labels", "masks", "image_id", "iscrowd", "area"}
 TYPED = [v2.ToImage(), v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True)]
 TRANSFORMS = {
     "tv_tensors": v2.Compose(TYPED),
@@ -80,12 +50,12 @@ TRANSFORMS = {
 
 
 def load_coco(root, transforms, all_images=True):
-    pytest.importorskip("pycocotools")
-    dataset = datasets.CocoDetection(root, root / "instances.json", transforms=transforms)
-    dataset = datasets.wrap_dataset_for_transforms_v2(dataset, target_keys=KEYS)
+    annotations = root / "annotations" / "instances_train2017.json"
+    dataset = datasets.CocoDetection(root / "train2017", annotations, transforms=transforms)
+    dataset = datasets.wrap_dataset_for_transforms_v2(dataset, target_keys=sorted(KEYS))
     if all_images:
         return dataset
-    return Subset(dataset, [i for i, image_id in enumerate(dataset.ids) if image_id != 102])
+    return Subset(dataset, [i for i, image_id in enumerate(dataset.ids) if image_id != WITHOUT])
 
 
 def reference_collate(batch):
@@ -99,83 +69,81 @@ MIXERS = {
 }
 
 
-def engine_step(model, optimizer, images, targets, device):
-    """Do what torchvision's references/detection/engine.py does with a batch."""
+def loaded(root, name, transforms, place):
+    """Return a mixed batch of all images."""
+    torch.manual_seed(0)
+    dataset = load_coco(root, TRANSFORMS[transforms], all_images=transforms != "pure")
+    mixer = MIXERS[name]()
+    if place == "MixedDataset":
+        dataset = MixedDataset(dataset, mixer, seed=0)
+    collate = mixer if place == "collate_fn" else reference_collate
+    images, targets = next(iter(DataLoader(dataset, batch_size=6, collate_fn=collate)))
+    return mixer(images, targets) if place == "after utils.collate_fn" else (images, targets)
+
+
+@pytest.mark.parametrize("place", ["collate_fn", "after utils.collate_fn", "MixedDataset"])
+@pytest.mark.parametrize("transforms", TRANSFORMS)
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_batch_is_as_torchvisions_code_takes_it(coco_root, name, transforms, place):
+    is_typed = transforms == "tv_tensors"
+    for image, target in zip(*loaded(coco_root, name, transforms, place), strict=True):
+        count = len(target["boxes"])
+        per_object = (KEYS & target.keys()) - {"image_id"} | {"labels", "box_weights"}
+        assert all(len(target[key]) == count for key in per_object)
+        assert target["masks"].shape == (count, *image.shape[-2:])
+        assert isinstance(target["image_id"], int)
+        assert isinstance(image, tv_tensors.Image) == is_typed
+        assert isinstance(target["boxes"], BoundingBoxes) == is_typed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("transforms", TRANSFORMS)
+def test_a_step_of_the_reference_engine(coco_root, transforms, device):
+    """Which does this with a batch, in torchvision's references/detection/engine.py."""
+    images, targets = loaded(coco_root, "choice", transforms, "collate_fn")
+    model = weight_losses(build("maskrcnn_resnet50_fpn")).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     images = [image.to(device) for image in images]
     targets = [
         {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in target.items()}
         for target in targets
     ]
     losses = model(images, targets)
-    total = sum(losses.values())
     optimizer.zero_grad()
-    total.backward()
+    sum(losses.values()).backward()
     optimizer.step()
-    return {key: loss.item() for key, loss in losses.items()}
+    assert losses["loss_mask"] > 0
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    pairs = zip(model.parameters(), before, strict=True)
+    assert any(not torch.equal(parameter, old) for parameter, old in pairs)
 
 
-class TestReferenceTraining:
-    @pytest.mark.parametrize("device", DEVICES)
-    @pytest.mark.parametrize("place", ["collate_fn", "after utils.collate_fn", "MixedDataset"])
-    @pytest.mark.parametrize("transforms", TRANSFORMS)
-    @pytest.mark.parametrize("name", MIXERS)
-    def test_a_step_of_mask_rcnn(self, coco_root, name, transforms, place, device):
-        torch.manual_seed(0)
-        dataset = load_coco(coco_root, TRANSFORMS[transforms], all_images=transforms != "pure")
-        mixer = MIXERS[name]()
-        if place == "MixedDataset":
-            dataset = MixedDataset(dataset, mixer, seed=0)
-        collate = mixer if place == "collate_fn" else reference_collate
-        images, targets = next(iter(DataLoader(dataset, batch_size=6, collate_fn=collate)))
-        if place == "after utils.collate_fn":
-            images, targets = mixer(images, targets)
-        for image, target in zip(images, targets, strict=True):
-            count = len(target["boxes"])
-            assert all(len(target[key]) == count for key in ("labels", "box_weights"))
-            assert all(
-                len(target[key]) == count for key in KEYS if key in target and key != "image_id"
-            )
-            assert target["masks"].shape == (count, *image.shape[-2:])
-            assert isinstance(target["image_id"], int)
-            assert isinstance(image, tv_tensors.Image) == (transforms == "tv_tensors")
-            assert isinstance(target["boxes"], BoundingBoxes) == (transforms == "tv_tensors")
-        model = weight_losses(build("maskrcnn_resnet50_fpn")).to(device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        before = [p.detach().clone() for p in model.parameters()]
-        losses = engine_step(model, optimizer, images, targets, device)
-        assert losses["loss_mask"] > 0
-        assert all(np.isfinite(loss) for loss in losses.values())
-        assert any(
-            not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)
-        )
+def test_ground_truth_is_that_of_the_annotations(coco_root):
+    dataset = load_coco(coco_root, v2.Compose([v2.ToImage()]))
+    file = coco_root / "annotations" / "instances_train2017.json"
+    annotations = json.loads(file.read_text())["annotations"]
+    _, targets = next(iter(DataLoader(dataset, batch_size=6, collate_fn=DetectionMixUp(p=1.0))))
+    for target in targets:
+        own = [row for row in annotations if row["image_id"] == target["image_id"]]
+        crowds, areas = list(target["iscrowd"]), list(target["area"])
+        assert crowds[: len(own)] == [row["iscrowd"] for row in own]
+        assert areas[: len(own)] == [row["area"] for row in own]
+        assert target["masks"][: len(own)].sum((1, 2)).tolist() == [row["area"] for row in own]
+        assert len(crowds) == len(areas) == len(target["boxes"])
+    assert sum(len(target["boxes"]) for target in targets) == 2 * len(annotations)
 
-    def test_ground_truth_is_that_of_the_annotations(self, coco_root):
-        plain_transform = v2.Compose([v2.ToImage()])
-        dataset = load_coco(coco_root, plain_transform)
-        annotations = json.loads((coco_root / "instances.json").read_text())["annotations"]
-        by_image = {}
-        for row in annotations:
-            by_image.setdefault(row["image_id"], []).append(row)
-        loader = DataLoader(dataset, batch_size=6, collate_fn=DetectionMixUp(p=1.0))
-        _, targets = next(iter(loader))
-        for target in targets:
-            own = by_image.get(target["image_id"], [])
-            crowds, areas = list(target["iscrowd"]), list(target["area"])
-            assert crowds[: len(own)] == [row["iscrowd"] for row in own]
-            assert areas[: len(own)] == [row["area"] for row in own]
-            assert target["masks"][: len(own)].sum((1, 2)).tolist() == [row["area"] for row in own]
-            assert len(crowds) == len(areas) == len(target["boxes"])
-        assert sum(len(target["boxes"]) for target in targets) == 2 * len(annotations)
 
-    def test_pil_images_are_refused_with_the_remedy(self, coco_root):
-        dataset = load_coco(coco_root, v2.Compose([v2.RandomHorizontalFlip(0.5)]))
-        with pytest.raises(ValueError, match=r"sample 0 \(image_id 100\): image .*v2\.ToImage\(\)"):
-            next(iter(DataLoader(dataset, batch_size=2, collate_fn=DetectionMixUp())))
+def test_pil_images_are_refused_with_the_remedy(coco_root):
+    dataset = load_coco(coco_root, v2.Compose([v2.RandomHorizontalFlip(0.5)]))
+    with pytest.raises(ValueError, match=r"sample 0 \(image_id 1\).*v2\.ToImage\(\)"):
+        next(iter(DataLoader(dataset, batch_size=2, collate_fn=DetectionMixUp())))
 
-    def test_entries_that_no_longer_fit_the_boxes_are_refused(self, coco_root):
-        # SanitizeBoundingBoxes drops boxes and labels, but not lists that it does not know of
-        dataset = load_coco(coco_root, TRANSFORMS["pure"], all_images=False)
-        image, target = dataset[1]
-        target = {**target, **{key: target[key][:1] for key in ("boxes", "labels", "masks")}}
-        with pytest.raises(ValueError, match=r"'area' must be .* of 1 entries.*list of length 2"):
-            DetectionMixUp()([(image, target)])
+
+def test_entries_that_no_longer_fit_the_boxes_are_refused(coco_root):
+    # SanitizeBoundingBoxes drops boxes and labels, but not lists that it does not know of
+    dataset = load_coco(coco_root, TRANSFORMS["pure"], all_images=False)
+    image, target = next(sample for sample in dataset if len(sample[1]["boxes"]) == 2)
+    target = {**target, **{key: target[key][:1] for key in ("boxes", "labels", "masks")}}
+    with pytest.raises(ValueError, match=r"'area' .* 1 .*list of length 2"):
+        DetectionMixUp()([(image, target)])

@@ -58,6 +58,14 @@ def read_metrics(run_dir):
     return [json.loads(line) for line in lines]
 
 
+# Everything that has a state: an average, clipping, augmentation, mixing, a schedule; and so low a
+# threshold that the score of a bad detector is not 0. Two epochs of three steps.
+STATEFUL = (
+    "data.train_limit=12", "optim.ema_decay=0.9", "optim.clip_norm=1", "optim.lr=0.002",
+    "mixing.p=0.8", "mixing.off_epochs=1", "schedule.name=multistep", "schedule.milestones=[1]",
+    "detector.options.box_score_thresh=1e-4", "detector.options.box_detections_per_img=60",
+    "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
+)  # fmt: skip
 PRETRAIN_SETTINGS = {
     "epochs": 2,
     "log_every": 2,

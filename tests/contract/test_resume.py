@@ -6,41 +6,29 @@ import io
 import itertools
 import os
 import random
-import runpy
 import shutil
 import signal
-import sys
-from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import assert_same_run
-from tiny import read_metrics, tiny_args, tiny_config
+from runs import StoppingMixin, assert_same_run, contents, run_command, scalars
+from tiny import STATEFUL, read_metrics, tiny_args, tiny_config
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from detmix.data import VOCDetection, eval_loader, write_shapes
+from detmix.data import VOCDetection, eval_loader
 from detmix.evaluation import VOCEvaluator
+from detmix.files import temporary_path
 from detmix.training import (
     DetectorTrainer,
+    Interrupted,
     evaluate,
     load_checkpoint,
     load_detector,
-    save_checkpoint,
 )
 
-TRAIN = str(Path(__file__).resolve().parents[2] / "tools" / "train.py")
-# Everything that has a state: an average, momentum, augmentation, mixing, a schedule.
-SETTINGS = (
-    "optim.ema_decay=0.9", "optim.clip_norm=1", "optim.lr=0.002", "mixing.p=0.8", "epochs=2",
-    "mixing.off_epochs=1", "log_every=2", "schedule.name=multistep", "schedule.milestones=[1]",
-    # the detector is bad: only so is its score not 0
-    "detector.options.box_score_thresh=1e-4", "detector.options.box_detections_per_img=60",
-    "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
-)  # fmt: skip
-STEPS_PER_EPOCH = 3
 EVERY_STEP = "save_minutes=1e-9"
 MOMENTS = {
     "step": (torch.Tensor, "backward"),
@@ -58,7 +46,8 @@ COUNTED = {
 
 
 def arrange_signal(signum, moment, count):
-    """Have this process get a signal when a moment comes for the ``count``-th time."""
+    """Have this process and its workers get a signal when a moment comes for the n-th time."""
+    os.setsid()
     owner, name = MOMENTS[moment]
     original = getattr(owner, name)
     calls = itertools.count(1)
@@ -68,7 +57,7 @@ def arrange_signal(signum, moment, count):
         if is_counted(*args) and next(calls) == count:
             if moment == "write":
                 write_half(original, *args)
-            os.kill(os.getpid(), signum)
+            os.killpg(0, signum)
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
@@ -81,205 +70,265 @@ def write_half(save, state, file):
     file.flush()
 
 
-def train(args, arranged):
-    torch.set_num_threads(1)
-    set_start_method("fork", force=True)  # of the loader's workers
-    if arranged:
-        arrange_signal(*arranged)
-    sys.argv = [TRAIN, *args]
-    runpy.run_path(TRAIN, run_name="__main__")
-
-
-def run(args, *arranged):
-    """Run the command in a process that has done its imports; return its status."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["detmix.training", "albumentations"])
-    process = context.Process(target=train, args=(args, arranged))
-    process.start()
-    process.join(120)
-    if process.is_alive():
-        process.kill()
-    return process.exitcode
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("data"), num_train=12, num_test=8, image_size=64)
-
-
-@pytest.fixture(scope="module")
-def whole(root, tmp_path_factory):
-    """Return the folder of a run that nothing happened to."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert run(tiny_args(root, run_dir, *SETTINGS)) == 0
-    return run_dir
-
-
-@pytest.fixture(scope="module")
-def killed(root, tmp_path_factory):
-    """Return the folder of a run that was killed in its last step, after five checkpoints."""
-    run_dir = tmp_path_factory.mktemp("killed") / "run"
-    args = tiny_args(root, run_dir, *SETTINGS, EVERY_STEP)
-    assert run(args, signal.SIGKILL, "step", 6) == -signal.SIGKILL
-    return run_dir
+@pytest.fixture
+def args_for(shapes_root):
+    return lambda run_dir, *more: tiny_args(shapes_root, run_dir, *STATEFUL, "resume=auto", *more)
 
 
 @pytest.fixture
-def copied(killed, tmp_path):
-    return Path(shutil.copytree(killed, tmp_path / "run"))
+def config_for(shapes_root, fresh_accelerator):
+    return lambda run_dir, *overrides: tiny_config(shapes_root, run_dir, *STATEFUL, *overrides)
 
 
-def assert_ends_as(whole, root, run_dir, *overrides):
-    assert run(tiny_args(root, run_dir, *SETTINGS, "resume=auto", *overrides)) == 0
-    assert_same_run(run_dir, whole)
-    assert {p.name for p in run_dir.iterdir()} == {p.name for p in whole.iterdir()}
+@pytest.fixture
+def go_on(config_for, whole_run):
+    """Return a function that resumes a run and asserts that it ends as the whole one."""
+
+    def go_on(run_dir, *overrides):
+        DetectorTrainer(config_for(run_dir, "resume=auto", *overrides)).fit()
+        assert_same_run(run_dir, whole_run)
+        assert {p.name for p in run_dir.iterdir()} == {p.name for p in whole_run.iterdir()}
+
+    return go_on
 
 
-@pytest.mark.parametrize(
-    ("moment", "count", "kept", "overrides"),
-    [
-        ("step", 5, 3, []),  # a line of the log is written again
-        ("step", 3, 2, [EVERY_STEP, "data.workers=1"]),
-        ("write", 3, 3, []),  # after the first evaluation
-        ("exchange", 3, 3, []),
-        ("evaluation", 2, 6, []),
-    ],
-)
-def test_killed(root, tmp_path, whole, moment, count, kept, overrides):
+def step_of(path):
+    return load_checkpoint(path)["position"]["step"]
+
+
+KILLS = [
+    ("write", 3, 3, []),  # after the first evaluation, which is lost
+    ("exchange", 1, 3, []),
+    ("step", 2, 3, []),  # a line of the log is written again
+    ("update", 2, 4, [EVERY_STEP, "data.workers=1"]),
+    ("evaluation", 1, 6, []),
+]
+
+
+def test_killed_again_and_again(args_for, go_on, tmp_path):
+    """By SIGKILL at one moment after the other; ``kept`` is the step of the newest checkpoint."""
     run_dir = tmp_path / "run"
-    args = tiny_args(root, run_dir, *SETTINGS, *overrides, "resume=auto")
-    assert run(args, signal.SIGKILL, moment, count) == -signal.SIGKILL
-    assert (run_dir / "last.pt").exists() == (moment != "exchange")
-    newest = "previous.pt" if moment == "exchange" else "last.pt"
-    assert load_checkpoint(run_dir / newest)["position"]["step"] == kept
-    assert_ends_as(whole, root, run_dir, *overrides)
+    for moment, count, kept, overrides in KILLS:
+        status = run_command(
+            args_for(run_dir, *overrides), arrange_signal, signal.SIGKILL, moment, count
+        )
+        assert status == -signal.SIGKILL, moment
+        assert (run_dir / "last.pt").exists() == (moment != "exchange")
+        newest = "previous.pt" if moment == "exchange" else "last.pt"
+        assert step_of(run_dir / newest) == kept, moment
+    go_on(run_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "overrides"),
-    [("batch", []), ("batch", [EVERY_STEP, "data.workers=1"]), ("dataset", [EVERY_STEP])],
-)
-def test_killed_again_and_again(root, tmp_path, place, overrides):
-    overrides = [f"mixing.place={place}", "epochs=5", *overrides, "resume=auto"]
-    args = tiny_args(root, tmp_path / "run", *SETTINGS, *overrides)
-    rng = random.Random(str(overrides))
-    kills = 0
-    while code := run(args, signal.SIGKILL, rng.choice(list(MOMENTS)), rng.randint(1, 4)):
+@pytest.mark.parametrize("place", ["batch", "dataset"])
+def test_killed_at_random(args_for, tmp_path, place):
+    overrides = [f"mixing.place={place}", "epochs=5", EVERY_STEP, "data.workers=1"]
+    args, rng, kills = args_for(tmp_path / "run", *overrides), random.Random(place), 0
+    while code := run_command(
+        args, arrange_signal, signal.SIGKILL, rng.choice(list(MOMENTS)), rng.randint(1, 4)
+    ):
         assert code == -signal.SIGKILL
         kills += 1
-    assert kills > 3
-    assert run(tiny_args(root, tmp_path / "whole", *SETTINGS, *overrides)) == 0
+    assert kills > 2
+    assert run_command(args_for(tmp_path / "whole", *overrides)) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("signum", "moment", "count", "step"),
-    [(signal.SIGTERM, "step", 2, 2), (signal.SIGTERM, "evaluation", 1, 3)],
-)
-def test_stopped(root, tmp_path, whole, signum, moment, count, step):
-    run_dir = tmp_path / "run"
-    assert run(tiny_args(root, run_dir, *SETTINGS), signum, moment, count) == 128 + signum
-    assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == step
-    assert_ends_as(whole, root, run_dir)
+class Stopping(StoppingMixin, DetectorTrainer):
+    """A detector's training that gets a real signal."""
 
 
-def break_file(path, how):
+class TestStopped:
+    def test_the_command_and_its_workers(self, args_for, go_on, tmp_path):
+        args = args_for(tmp_path / "run", "data.workers=1")
+        status = run_command(args, arrange_signal, signal.SIGTERM, "step", 5)
+        assert status == 128 + signal.SIGTERM
+        assert step_of(tmp_path / "run" / "last.pt") == 5
+        go_on(tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("when", "signum", "step"),
+        [("in_step", signal.SIGINT, 4), ("in_evaluation", signal.SIGTERM, 6)],
+    )
+    def test_the_same_trainer_goes_on(self, config_for, whole_run, tmp_path, when, signum, step):
+        """As in a notebook."""
+        handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        trainer = Stopping(config_for(tmp_path / "run"))
+        trainer.signum = signum
+        setattr(trainer, when, 4 if when == "in_step" else 2)
+        with pytest.raises(Interrupted) as caught:
+            trainer.fit()
+        assert caught.value.signum == signum
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+        assert step_of(tmp_path / "run" / "last.pt") == step
+        trainer.in_step = None
+        trainer.fit()
+        assert_same_run(tmp_path / "run", whole_run)
+
+    @pytest.mark.parametrize(
+        ("signum", "error"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)]
+    )
+    def test_by_a_second_signal(self, config_for, tmp_path, signum, error):
+        """A scheduler and torchrun may each send SIGTERM; a second Ctrl-C ends it at once."""
+
+        class Twice(Stopping):
+            def compute_losses(self, batch):
+                losses = super().compute_losses(batch)
+                os.kill(os.getpid(), signum)
+                return losses
+
+        trainer = Twice(config_for(tmp_path / "run"))
+        trainer.in_step, trainer.signum = 1, signum
+        # A shell has its background jobs ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(error):
+                trainer.fit()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert (tmp_path / "run" / "last.pt").exists() == (error is Interrupted)
+
+    def test_by_a_full_disk(self, config_for, go_on, tmp_path):
+        """At the end of the second epoch."""
+
+        class Filling(DetectorTrainer):
+            def begin_epoch(self, epoch):
+                super().begin_epoch(epoch)
+                if epoch == 1:
+                    temporary_path(self.config.run_dir / "last.pt").symlink_to("/dev/full")
+
+        path = tmp_path / "run" / "last.pt"
+        with pytest.raises(OSError, match=f"{path}.*No space left"):
+            Filling(config_for(path.parent)).fit()
+        assert step_of(path) == 3
+        go_on(path.parent)
+        steps = [step for step, _ in scalars(path.parent)["train/loss"]]
+        assert steps == [2, 4, 6], "TensorBoard has none twice"
+
+
+@pytest.fixture
+def before_the_end(whole_run, tmp_path):
+    """Return a copy of the whole run before its last evaluation."""
+    run_dir = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    shutil.copy(run_dir / "previous.pt", run_dir / "last.pt")
+    assert load_checkpoint(run_dir / "last.pt")["position"]["evaluation_due"]
+    return run_dir
+
+
+def break_file(path, how="flipped"):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1  # in the middle of a tensor
     path.write_bytes(data if how == "flipped" else data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("how", ["flipped", "half"])
-def test_a_broken_checkpoint_gives_way_to_the_one_before(root, whole, copied, how):
-    assert load_checkpoint(copied / "last.pt")["position"]["step"] == 5
-    break_file(copied / "last.pt", how)
-    with open(copied / "metrics.jsonl", "a") as file:
-        file.write('{"event": "train", "st')  # half a line
-    with pytest.raises(ValueError, match=r"last\.pt"):
-        load_checkpoint(copied / "last.pt")
-    assert load_checkpoint(copied / "previous.pt")["position"]["step"] == 4
-    assert_ends_as(whole, root, copied)
+class TestGoesOn:
+    @pytest.mark.parametrize("how", ["flipped", "half"])
+    def test_from_the_checkpoint_before_a_broken_one(self, before_the_end, go_on, how):
+        break_file(before_the_end / "last.pt", how)
+        with open(before_the_end / "metrics.jsonl", "a") as file:
+            file.write('{"event": "train", "st')  # half a line
+        go_on(before_the_end)
+
+    def test_from_format_1(self, before_the_end, go_on):
+        """Which noted in the configuration what the model normalises with."""
+        path = before_the_end / "last.pt"
+        state = torch.load(path, weights_only=True)
+        config = state["config"]
+        found = state.pop("normalization", {})
+        for name in ("image_mean", "image_std"):
+            if name in found:
+                config["detector"]["options"][name] = found[name]
+        config["backbone"].setdefault("norm_eps", found.get("norm_eps"))
+        for name in ("images", "num_images", "batch_size"):  # nor had the first ones these
+            del state[name]
+        del config["augment"]
+        torch.save({**state, "format": 1}, path)
+        go_on(before_the_end)
 
 
-def test_a_checkpoint_of_an_earlier_version(root, whole, copied):
-    state = load_checkpoint(copied / "last.pt")
-    for name in ("images", "num_images", "batch_size"):
-        del state[name]
-    del state["config"]["augment"]
-    save_checkpoint(copied / "last.pt", state)
-    assert_ends_as(whole, root, copied)
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
 class TestRefused:
     """What does not fit is not resumed from, and nothing is changed."""
 
-    def assert_refused(self, root, run_dir, *overrides, named, error=ValueError):
-        before = contents(run_dir)
-        config = tiny_config(root, run_dir, *SETTINGS, "resume=auto", *overrides)
+    def assert_refused(self, config, named, error=ValueError):
+        before = contents(config.run_dir)
         with pytest.raises(error, match=f"(?s){named}"):
             DetectorTrainer(config)
-        assert contents(run_dir) == before
+        assert contents(config.run_dir) == before
 
     @pytest.mark.parametrize(
         ("override", "named"),
         [
-            ("seed=1", "seed"),
-            ("data.batch_size=6", "6"),
-            ("data.train_limit=8", "8"),
-            ("data.test_limit=2", "test_limit"),
-            ("data.classes=[circle, cross, square, triangle, star]", "triangle"),
-            ("detector.head_dim=16", "size mismatch"),
-            ("backbone.levels=[2,3]", ""),
-            ("backbone.trainable_layers=2", ""),
-            ("optim.name=sgd", "optimizer"),
+            ("seed=1", "last.pt.*seed"),
+            ("data.batch_size=6", "last.pt.*6"),
+            ("data.train_limit=8", "last.pt.*8"),
+            ("data.test_limit=2", "last.pt.*test_limit"),
+            ("data.classes=[circle, cross, square, triangle, star]", "last.pt.*triangle"),
+            ("detector.head_dim=16", "last.pt.*box_head"),
+            ("optim.name=sgd", "last.pt.*optimizer"),
+            ("detector.options.image_std=[1, 1, 1]", "last.pt.*image_std"),
         ],
     )
-    def test_other_settings(self, root, whole, override, named):
-        self.assert_refused(root, whole, override, named=f"last.pt.*{named}")
+    def test_other_settings(self, config_for, whole_run, override, named):
+        self.assert_refused(config_for(whole_run, override, "resume=auto"), named)
 
     @pytest.mark.parametrize("split", ["trainval", "test"])
-    def test_as_many_other_images(self, root, whole, tmp_path, split):
-        other = Path(shutil.copytree(root, tmp_path / "data"))
-        (path,) = other.rglob(f"{split}.txt")
+    def test_as_many_other_images(self, shapes_root, config_for, whole_run, tmp_path, split):
+        root = Path(shutil.copytree(shapes_root, tmp_path / "data"))
+        (path,) = root.rglob(f"{split}.txt")
         path.write_text("\n".join(path.read_text().split()[::-1]))
-        self.assert_refused(other, whole, named=f"last.pt.*{split.removesuffix('val')}")
+        named = f"last.pt.*{split.removesuffix('val')}"
+        self.assert_refused(config_for(whole_run, f"data.root={root}", "resume=auto"), named)
 
-    def test_no_whole_checkpoint(self, root, copied):
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"position": {"epoch": "a", "batch": 0, "step": 0}}, "epoch"),
+            ({"position": {"epoch": 0, "batch": -3, "step": 0}}, "batch"),
+            ({"meter": {"sums": {"loss": 1.0}}}, ""),
+            ({"optimizer": {"state": [], "param_groups": []}}, "optimizer"),
+            ({"ema": []}, ""),
+            ({"optimizer": None}, "optimizer"),  # as in best.pt
+            ({"config": {"model": {"name": "resnet18"}}}, "detector"),  # a classifier's
+            ({"format": 3}, "3"),
+        ],
+    )
+    def test_a_checkpoint_of_wrong_values(self, config_for, before_the_end, change, named):
+        """It is not passed over for the one before, either."""
+        path = before_the_end / "last.pt"
+        state = {**torch.load(path, weights_only=True), **change}
+        torch.save({key: value for key, value in state.items() if value is not None}, path)
+        self.assert_refused(config_for(before_the_end, "resume=auto"), f"last.pt.*{named}")
+
+    def test_no_whole_checkpoint(self, config_for, before_the_end):
         for name in ("last.pt", "previous.pt"):
-            break_file(copied / name, "flipped")
-        self.assert_refused(root, copied, named="last.pt.*previous.pt")
+            break_file(before_the_end / name)
+        self.assert_refused(config_for(before_the_end, "resume=auto"), "last.pt.*previous.pt")
 
-    def test_a_newer_checkpoint_is_not_passed_over(self, root, copied):
-        state = torch.load(copied / "last.pt", weights_only=True)
-        torch.save({**state, "format": 3}, copied / "last.pt")
-        self.assert_refused(root, copied, named="last.pt.*3")
-
-    def test_a_run_that_is_there(self, root, whole):
-        self.assert_refused(root, whole, "resume=never", named="run", error=FileExistsError)
-
-    def test_what_has_changed_is_named(self, root, copied, caplog):
-        caplog.set_level("INFO", "detmix")
-        overrides = ("mixing.p=0.25", "optim.lr=0.5", "data.workers=1", "resume=auto")
-        DetectorTrainer(tiny_config(root, copied, *SETTINGS, *overrides))
-        for name, before, now in (("mixing.p", "0.8", "0.25"), ("optim.lr", "0.002", "0.5")):
-            (line,) = (line for line in caplog.messages if line.startswith(name))
-            assert before in line
-            assert now in line
+    def test_a_run_that_is_there(self, config_for, whole_run):
+        self.assert_refused(config_for(whole_run), str(whole_run), FileExistsError)
 
 
-def test_the_best_checkpoint_scores_what_the_metrics_say(root, whole):
-    model, config = load_detector(whole / "best.pt")
-    dataset = VOCDetection(root, (("2007", "test"),), classes=config.data.class_names)
+def test_what_has_changed_is_named(config_for, before_the_end, caplog):
+    caplog.set_level("INFO", "detmix")
+    changes = {
+        "mixing.p": ("0.8", "0.25"),
+        "optim.lr": ("0.002", "0.5"),
+        "detector.options": ("0.0001", "0.0625"),
+    }
+    overrides = ("mixing.p=0.25", "optim.lr=0.5", "detector.options.box_score_thresh=0.0625")
+    DetectorTrainer(config_for(before_the_end, *overrides, "resume=auto"))
+    for name, (before, now) in changes.items():
+        (line,) = (line for line in caplog.messages if line.startswith(name))
+        assert before in line
+        assert now in line
+
+
+def test_the_best_checkpoint_scores_what_the_metrics_say(shapes_root, whole_run):
+    model, config = load_detector(whole_run / "best.pt")
+    dataset = VOCDetection(shapes_root, (("2007", "test"),), classes=config.data.class_names)
     loader = eval_loader(dataset, 4, workers=0)
     evaluator = VOCEvaluator(config.data.class_names)
     evaluate(model, loader, [evaluator], Accelerator(cpu=True), truth=dataset)
-    scores = [line["mean_ap"] for line in read_metrics(whole) if line["event"] == "eval"]
+    scores = [line["mean_ap"] for line in read_metrics(whole_run) if line["event"] == "eval"]
     assert len(scores) == 2
     assert evaluator.compute().mean_ap == max(scores) > 0
