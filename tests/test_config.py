@@ -27,7 +27,6 @@ from detmix.training import (
 from detmix.training.build import build_mixer, build_model
 from detmix.training.classifier import build_batch_mix, build_image_transform
 from detmix.training.config import changed_options, flat_options
-from detmix.training.optim import learning_rate_factor
 from detmix.training.parse import from_dict
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -69,7 +68,6 @@ SCORES = '{"box_score_thresh": 0.1}'
 ACCEPTED = [
     (["epochs: 3", "--epochs=4"], {"epochs": 4}),
     (["--epochs=4", "epochs: 3"], {"epochs": 3}),
-    (["--epochs=9", "--epochs=8"], {"epochs": 8}),
     (
         ["optim: {lr: 0.5, momentum: 0.8}\nseed: 7", "optim: {lr: 0.25}", "--optim.momentum=0.7"],
         {"optim": OptimConfig(lr=0.25, momentum=0.7), "seed": 7},
@@ -77,8 +75,6 @@ ACCEPTED = [
     (["optim.lr: 0.5\nmixing: {<<: {p: 0.25}, alpha: 2}"], {"optim.lr": 0.5, "mixing.p": 0.25}),
     (["--optim.momentum=0.1", "--optim={lr: 0.5}"], {"optim": OptimConfig(lr=0.5, momentum=0.1)}),
     (["data: {coco.empty: keep, format: coco}"], {"data.coco.empty": "keep"}),
-    (["--loss=null"], {"loss": None}),
-    (["loss: null"], {"loss": None}),
     (["--loss.normalizer=weights", "--loss=null"], {"loss": None}),
     (["loss: null", "--loss.normalizer=weights"], {"loss": LossWeighting(1.0, "weights")}),
     (["loss: {normalizer: weights}", "--loss={background_weight: 0.5}"],
@@ -87,26 +83,17 @@ ACCEPTED = [
      {"detector.options": {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}}),
     ([f"detector: {{options: {SCORES}}}", "detector: {options: {box_nms_thresh: 0.3}}"],
      {"detector.options": {"box_nms_thresh": 0.3}}),
-    ([f"detector: {{options: {SCORES}}}", "--detector.options={}"], {"detector.options": {}}),
     (["--optim.lr=1e-3"], {"optim.lr": 0.001}),
-    (["--optim.lr=1.5E2"], {"optim.lr": 150.0}),
     (["optim: {lr: 1e3}"], {"optim.lr": 1000.0}),
     (["--optim.lr=1"], {"optim.lr": 1.0}),
-    (["--seed=99999999999999999999999"], {"seed": 99999999999999999999999}),
-    (["--channels_last=true"], {"channels_last": True}),
-    (["--precision=no"], {"precision": "no"}),
-    (["--threads=null"], {"threads": None}),
-    (["--save_minutes=5"], {"save_minutes": 5.0}),
+    (["--channels_last=true", "--precision=no", "--threads=null"],
+     {"channels_last": True, "precision": "no", "threads": None}),
     (["--run_dir=2007"], {"run_dir": Path("2007")}),
     (["--run_dir=a: b"], {"run_dir": Path("a: b")}),
-    (["run_dir: x/y"], {"run_dir": Path("x/y")}),
-    (["--data.classes=[a, '1']"], {"data.classes": ("a", "1")}),
     (["--data.train=[['2007', val], ['2012', val]]"],
      {"data.train": (("2007", "val"), ("2012", "val"))}),
-    (["--schedule.milestones=[4]"], {"schedule.milestones": (4,)}),
-    (["--backbone.levels=[2, 3]", "--backbone.norm_eps=1e-5"],
-     {"backbone.levels": (2, 3), "backbone.norm_eps": 1e-5}),
-    (["--detector.aspect_ratios=[1, 0.5]"], {"detector.aspect_ratios": (1.0, 0.5)}),
+    (["--backbone.levels=[2, 3]", "--data.classes=[a, '1']"],
+     {"backbone.levels": (2, 3), "data.classes": ("a", "1")}),
 ]  # fmt: skip
 
 
@@ -132,62 +119,43 @@ def test_values_and_their_order(tmp_path, given, expected):
 REFUSED = [
     ("epoch: 3", "epoch .*epochs"),
     ("data: {root: x, trian: []}", r"data\.trian .*data\.train"),
-    ("backbone: {leves: [1]}", r"backbone\.leves .*backbone\.levels"),
-    ("loss: {normaliser: weights}", r"loss\.normaliser"),
     ("1: 2", "1 "),
     ("optim: null", "optim .*None"),
     ("optim: x.yaml", r"optim .*x\.yaml"),
     ("loss: 5", "loss .*5"),
     ("detector: {options: [1]}", r"detector\.options .*1"),
-    ("optim: {lr: fast}", r"optim\.lr .*number.*fast"),
+    ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
     ("optim: {lr: '0.5'}", r"optim\.lr .*number.*'0\.5'"),
     ("optim: {lr: true}", r"optim\.lr .*number.*True"),
     ("optim: {lr: null}", r"optim\.lr .*number.*None"),
     ("optim: {lr: .nan}", r"optim\.lr .*nan"),
-    ("optim: {lr: .inf}", r"optim\.lr .*inf"),
     (f"optim: {{lr: {'9' * 400}}}", r"optim\.lr .*999"),
     ("epochs: 1.5", "epochs .*integer.*1.5"),
     ("epochs: true", "epochs .*integer.*True"),
-    ("epochs: '3'", "epochs .*integer.*'3'"),
-    ("epochs: 0", "epochs .* 0"),
     ("channels_last: 1", "channels_last .*1"),
-    ("precision: fp8", "precision .*bf16.*fp8"),
     ("run_dir: 5", "run_dir .*5"),
     ("data: {train: [['2007']]}", r"data\.train"),
     ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
     ("data: {classes: a}", r"data\.classes .*'a'"),
-    ("data: {classes: [1]}", r"data\.classes.*1"),
-    ("data: {batch_size: 0}", r"data\.batch_size .* 0"),
-    ("data: {workers: -1}", r"data\.workers .* -1"),
-    ("data: {train_limit: 0}", r"data\.train_limit .* 0"),
     ("data: {batch_size: 1}", r".*data\.batch_size=1"),
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
-    ("data: {format: coco, test: [['2012', val]]}", r"data\.test .*2012"),
     ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
-    ("backbone: {fpn_channels: '64'}", r"backbone\.fpn_channels .*integer.*'64'"),
-    ("backbone: {levels: [true]}", r"backbone\.levels.*integer.*True"),
-    ("backbone: {weights: 5}", r"backbone\.weights .*5"),
-    ("detector: {name: yolo}", r"detector\.name .*yolo"),
-    ("detector: {name: maskrcnn}", r".*maskrcnn needs masks.*data\.format=coco"),
-    ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
+    ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*integer.*'1'"),
     ("loss: {background_weight: -1}", ".*background_weight .* -1"),
-    ("seed: -1", "seed .* -1"),
-    ("eval_every: 0", "eval_every .* 0"),
-    ("save_minutes: 0", "save_minutes .* 0"),
-    ("augment: {flip: 1.5}", r"augment\.flip .* 1.5"),
-    ("mixing: {alpha: 0}", r"mixing\.alpha .* 0"),
-    ("mixing: {min_visibility: 2}", r"mixing\.min_visibility .* 2"),
-    ("mixing: {fill: 256}", r"mixing\.fill .* 256"),
+    ("detector: {name: maskrcnn}", r".*maskrcnn needs masks.*data\.format=coco"),
     ("mixing: {off_epochs: 20}", r"mixing\.off_epochs=20 .*epochs=20"),
-    ("optim: {lr: 0}", r"optim\.lr .* 0"),
-    ("optim: {clip_norm: 0}", r"optim\.clip_norm .* 0"),
-    ("optim: {ema_decay: 1}", r"optim\.ema_decay .* 1"),
     ("optim: {nesterov: true, momentum: 0}", r"optim\.nesterov"),
-    ("schedule: {warmup_start: 2}", r"schedule\.warmup_start .* 2"),
     ("schedule: {name: multistep}", r"schedule\.milestones"),
     ("a: [}", ""),
     ("[1, 2]", ""),
 ]
+OUT_OF_RANGE = {
+    "epochs": 0, "seed": -1, "eval_every": 0, "save_minutes": 0, "precision": "fp8",
+    "data.batch_size": 0, "data.workers": -1, "data.train_limit": 0, "data.coco.empty": "no",
+    "augment.flip": 1.5, "mixing.alpha": 0, "mixing.min_visibility": 2, "mixing.fill": 256,
+    "backbone.weights": 5, "detector.name": "yolo", "optim.lr": 0, "optim.clip_norm": 0,
+    "optim.ema_decay": 1, "schedule.warmup_start": 2,
+}  # fmt: skip
 
 
 class TestErrors:
@@ -203,10 +171,7 @@ class TestErrors:
         [
             (["runs/x"], "runs/x"),
             (["--"], "--"),
-            (["-e", "3"], "-e"),
-            (["--epochs"], "--epochs"),
             (["--epochs", "--seed", "1"], "--epochs"),
-            (["--config"], "--config"),
             (["--config", "missing.yaml"], r"missing\.yaml"),
             (["--optim.lrr", "1"], r"optim\.lrr .*optim\.lr"),
             (["--optim.lr", "-1e-3"], r"optim\.lr .*-0\.001"),
@@ -217,14 +182,10 @@ class TestErrors:
             parse(*args)
 
     def test_all_are_told_at_once(self):
-        settings = {"epochs": 0, "optim": {"lrr": 1}, "data": {"coco": {"empty": "no"}},
-                    "loss": {"background_weight": -1}, "detector": {"name": "yolo"},
-                    "backbone": {"levels": ["1"], "stem": 5}}  # fmt: skip
         with pytest.raises(ValueError, match="epochs") as error:
-            from_dict(TrainConfig, settings, ["--mixing.p=7"])
-        for name in ("optim.lrr", "data.coco.empty", "background_weight", "detector.name",
-                     "backbone.levels.0", "backbone.stem", "mixing.p"):  # fmt: skip
-            assert name in str(error.value)
+            from_dict(TrainConfig, OUT_OF_RANGE, ["--mixing.p=7"])
+        for name, value in (OUT_OF_RANGE | {"mixing.p": 7}).items():
+            assert re.search(rf"{re.escape(name)} [^;]*got {value!r}", str(error.value)), name
 
     @pytest.mark.parametrize(
         ("cls", "settings"),
@@ -242,13 +203,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("cls", "values"),
         [
-            (MixingConfig, {"p": 1.5}),
             (OptimConfig, {"lr": "fast"}),
-            (DataConfig, {"batch_size": True}),
             (DataConfig, {"shuffle": True}),
             (ScheduleConfig, {"name": "multistep"}),
             (TrainConfig, {"mixing": MixingConfig(off_epochs=20)}),
-            (TrainConfig, {"data": {"batch_size": 0}}),
         ],
     )
     def test_also_of_what_is_built_in_python(self, cls, values):
@@ -332,12 +290,11 @@ class TestShippedConfigs:
         assert {k: v.shape for k, v in outline.items()} == {k: v.shape for k, v in state.items()}
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
-    @pytest.mark.parametrize("mix", ["cutout", "mixup+cutmix"])
-    def test_pretraining_builds(self, path, mix):
-        config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])
-        assert config.mix == mix
-        build_image_transform(config, train=True)
-        assert (build_batch_mix(config, 10) is None) == (mix == "cutout")
+    def test_pretraining_builds(self, path):
+        for mix in ("cutout", "mixup+cutmix"):
+            config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])
+            build_image_transform(config, train=True)
+            assert (build_batch_mix(config, 10) is None) == (mix == "cutout")
         assert build_classifier(config.model, 10).fc.out_features == 10
 
     def test_imagenet_is_trained_as_in_the_paper(self):
@@ -345,14 +302,8 @@ class TestShippedConfigs:
         path = FOLDER / "pretrain" / "imagenet_resnet50_cutmix.yaml"
         config = parse_args(PretrainConfig, [f"--config={path}"])
         assert (config.epochs, config.data.batch_size, config.optim.lr) == (300, 256, 0.1)
+        assert (config.schedule.milestones, config.schedule.gamma) == ((75, 150, 225), 0.1)
         assert (config.mix, config.mixing.p, config.mixing.cutmix_alpha) == ("cutmix", 1.0, 1.0)
-        rates = [
-            learning_rate_factor(
-                epoch * 5004, config.schedule, steps_per_epoch=5004, num_epochs=300
-            )
-            for epoch in (0, 74, 75, 149, 150, 224, 225, 299)
-        ]
-        assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize("path", CONFIGS + PRETRAIN_CONFIGS, ids=lambda path: path.stem)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -15,11 +17,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from detmix.training import OptimConfig, ScheduleConfig
-from detmix.training.optim import (
-    build_optimizer,
-    learning_rate_factor,
-    load_optimizer,
-)
+from detmix.training.optim import build_optimizer, learning_rate_factor, load_optimizer
 
 STEPS_PER_EPOCH, EPOCHS = 7, 5
 STEPS = STEPS_PER_EPOCH * EPOCHS
@@ -52,7 +50,7 @@ def factors_of(schedule, steps):
 
 
 @pytest.mark.parametrize("name", ["cosine", "multistep", "constant"])
-@pytest.mark.parametrize(("warmup", "start"), [(0, 0.5), (1, 1.0), (5, 0.001), (12, 0.25)])
+@pytest.mark.parametrize(("warmup", "start"), [(0, 0.5), (5, 0.001), (12, 0.25)])
 def test_the_learning_rate_is_torchs(name, warmup, start):
     schedule = ScheduleConfig(name, warmup, start, milestones=(2, 4), gamma=0.3)
     assert factors_of(schedule, range(STEPS)) == pytest.approx(torch_factors(schedule), rel=1e-9)
@@ -63,68 +61,59 @@ def test_cosine_ends_at_zero_and_stays():
     assert factors_of(schedule, (STEPS, STEPS + 1, 100)) == pytest.approx([0.0] * 3, abs=1e-15)
 
 
-class TestBuildOptimizer:
-    @pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
-    def test_steps_as_torchs(self, name):
-        nesterov = name == "nesterov"
-        kind = "adamw" if name == "adamw" else "sgd"
-        config = OptimConfig(kind, lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=nesterov)
-        oracle = {
-            "sgd": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01, nesterov=nesterov),
-            "adamw": lambda p: AdamW(p, 0.1, weight_decay=0.01),
-        }[kind]
-        models = [nn.Linear(3, 2), nn.Linear(3, 2)]
-        models[1].load_state_dict(models[0].state_dict())
-        optimizers = [build_optimizer(models[0], config), oracle(models[1].parameters())]
-        for step in range(3):
-            for model, optimizer in zip(models, optimizers, strict=True):
-                optimizer.zero_grad()
-                model(torch.full((1, 3), step + 1.0)).square().sum().backward()
-                optimizer.step()
-        assert torch.equal(models[0].weight, models[1].weight)
+ORACLES = {
+    "sgd": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01),
+    "nesterov": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01, nesterov=True),
+    "adamw": lambda p: AdamW(p, 0.1, weight_decay=0.01),
+}
 
-    def test_takes_only_what_is_trainable(self):
+
+def build(name, model, **changes):
+    settings = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01, "nesterov": name == "nesterov"}
+    kind = "adamw" if name == "adamw" else "sgd"
+    return build_optimizer(model, OptimConfig(kind, **(settings | changes)))
+
+
+def train(model, optimizer, steps=3):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.full((1, 3), step + 1.0)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ORACLES)
+class TestOptimizers:
+    def test_step_as_torchs_and_only_what_is_trainable(self, name):
         model = nn.Linear(3, 2)
         model.bias.requires_grad_(False)
-        (group,) = build_optimizer(model, OptimConfig()).param_groups
-        assert [id(p) for p in group["params"]] == [id(model.weight)]
+        other, bias = copy.deepcopy(model), model.bias.clone()
+        train(model, build(name, model))
+        train(other, ORACLES[name]([other.weight]))
+        assert torch.equal(model.weight, other.weight)
+        assert torch.equal(model.bias, bias)
         with pytest.raises(ValueError, match="no trainable parameters"):
-            build_optimizer(model.requires_grad_(False), OptimConfig())
+            build(name, model.requires_grad_(False))
 
-
-def trained(config, bias=True):
-    model = nn.Linear(3, 2, bias)
-    optimizer = build_optimizer(model, config)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    return optimizer
-
-
-class TestLoadOptimizer:
-    @pytest.mark.parametrize("name", ["sgd", "adamw"])
-    def test_takes_the_state_and_keeps_the_settings(self, name):
-        """AdamW's groups have gained keys over time."""
-        saved = trained(OptimConfig(name, weight_decay=0.5, momentum=0.5)).state_dict()
-        saved["param_groups"][0].pop("foreach")
-        saved["param_groups"][0]["of_the_future"] = 1
-        optimizer = trained(OptimConfig(name, lr=0.125, weight_decay=0.25, momentum=0.75))
-        load_optimizer(optimizer, saved)
-        for key, state in saved["state"].items():
-            for part, value in state.items():
-                assert torch.equal(optimizer.state_dict()["state"][key][part], value)
+    def test_go_on_from_a_state_with_their_own_settings(self, name):
+        """Groups gain and lose keys from version to version of torch."""
+        model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        saved = build(name, model)
+        train(model, saved)
+        state = copy.deepcopy(saved.state_dict())
+        state["param_groups"][0].pop("foreach")
+        state["param_groups"][0]["of_the_future"] = 1
+        changes = {"lr": 0.125, "weight_decay": 0.25, "momentum": 0.75}
+        optimizer = build(name, other, **changes)
+        load_optimizer(optimizer, state)
+        loaded, expected = optimizer.state_dict()["state"], saved.state_dict()["state"]
+        torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
         (group,) = optimizer.param_groups
         assert (group["initial_lr"], group["weight_decay"]) == (0.125, 0.25)
         assert group.get("momentum", 0.75) == 0.75
 
-    @pytest.mark.parametrize(
-        ("mine", "other", "bias", "named"),
-        [
-            ("sgd", "adamw", True, "kind"),
-            ("adamw", "sgd", True, "kind"),
-            ("sgd", "sgd", False, "parameter group"),
-        ],
-    )
-    def test_another_optimizer(self, mine, other, bias, named):
-        saved = trained(OptimConfig(other)).state_dict()
-        with pytest.raises(ValueError, match=named):
-            load_optimizer(trained(OptimConfig(mine), bias), saved)
+    def test_refuse_the_state_of_another(self, name):
+        model, single = nn.Linear(3, 2), nn.Linear(3, 2, bias=False)
+        other = "sgd" if name == "adamw" else "adamw"
+        for saved, named in ((build(other, model), "kind"), (build(name, single), "group")):
+            with pytest.raises(ValueError, match=named):
+                load_optimizer(build(name, model), saved.state_dict())

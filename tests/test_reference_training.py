@@ -62,31 +62,28 @@ def reference_collate(batch):
     return tuple(zip(*batch, strict=True))
 
 
-MIXERS = {
-    "mixup": lambda: DetectionMixUp(p=1.0),
-    "cutmix": lambda: DetectionCutMix(p=1.0),
-    "choice": lambda: RandomChoice([DetectionMixUp(p=1.0), DetectionCutMix(p=1.0)]),
-}
+CHOICE = RandomChoice([DetectionMixUp(p=1.0), DetectionCutMix(p=1.0)])
 
 
-def loaded(root, name, transforms, place):
+def loaded(root, transforms, place):
     """Return a mixed batch of all images."""
     torch.manual_seed(0)
     dataset = load_coco(root, TRANSFORMS[transforms], all_images=transforms != "pure")
-    mixer = MIXERS[name]()
     if place == "MixedDataset":
-        dataset = MixedDataset(dataset, mixer, seed=0)
-    collate = mixer if place == "collate_fn" else reference_collate
+        dataset = MixedDataset(dataset, CHOICE, seed=0)
+    collate = CHOICE if place == "collate_fn" else reference_collate
     images, targets = next(iter(DataLoader(dataset, batch_size=6, collate_fn=collate)))
-    return mixer(images, targets) if place == "after utils.collate_fn" else (images, targets)
+    return CHOICE(images, targets) if place == "after utils.collate_fn" else (images, targets)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("place", ["collate_fn", "after utils.collate_fn", "MixedDataset"])
 @pytest.mark.parametrize("transforms", TRANSFORMS)
-@pytest.mark.parametrize("name", MIXERS)
-def test_a_batch_is_as_torchvisions_code_takes_it(coco_root, name, transforms, place):
+def test_a_step_of_the_reference_engine(coco_root, transforms, place, device):
+    """Which does this with a batch, in torchvision's references/detection/engine.py."""
     is_typed = transforms == "tv_tensors"
-    for image, target in zip(*loaded(coco_root, name, transforms, place), strict=True):
+    images, targets = loaded(coco_root, transforms, place)
+    for image, target in zip(images, targets, strict=True):
         count = len(target["boxes"])
         per_object = (KEYS & target.keys()) - {"image_id"} | {"labels", "box_weights"}
         assert all(len(target[key]) == count for key in per_object)
@@ -94,29 +91,17 @@ def test_a_batch_is_as_torchvisions_code_takes_it(coco_root, name, transforms, p
         assert isinstance(target["image_id"], int)
         assert isinstance(image, tv_tensors.Image) == is_typed
         assert isinstance(target["boxes"], BoundingBoxes) == is_typed
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("transforms", TRANSFORMS)
-def test_a_step_of_the_reference_engine(coco_root, transforms, device):
-    """Which does this with a batch, in torchvision's references/detection/engine.py."""
-    images, targets = loaded(coco_root, "choice", transforms, "collate_fn")
-    model = weight_losses(build("maskrcnn_resnet50_fpn")).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
     images = [image.to(device) for image in images]
     targets = [
         {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in target.items()}
         for target in targets
     ]
+    model = weight_losses(build("maskrcnn_resnet50_fpn")).to(device)
     losses = model(images, targets)
-    optimizer.zero_grad()
     sum(losses.values()).backward()
-    optimizer.step()
     assert losses["loss_mask"] > 0
     assert all(torch.isfinite(loss) for loss in losses.values())
-    pairs = zip(model.parameters(), before, strict=True)
-    assert any(not torch.equal(parameter, old) for parameter, old in pairs)
+    assert any(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
 
 
 def test_ground_truth_is_that_of_the_annotations(coco_root):
@@ -126,21 +111,16 @@ def test_ground_truth_is_that_of_the_annotations(coco_root):
     _, targets = next(iter(DataLoader(dataset, batch_size=6, collate_fn=DetectionMixUp(p=1.0))))
     for target in targets:
         own = [row for row in annotations if row["image_id"] == target["image_id"]]
-        crowds, areas = list(target["iscrowd"]), list(target["area"])
-        assert crowds[: len(own)] == [row["iscrowd"] for row in own]
-        assert areas[: len(own)] == [row["area"] for row in own]
+        for key in ("iscrowd", "area"):
+            assert list(target[key])[: len(own)] == [row[key] for row in own]
         assert target["masks"][: len(own)].sum((1, 2)).tolist() == [row["area"] for row in own]
-        assert len(crowds) == len(areas) == len(target["boxes"])
     assert sum(len(target["boxes"]) for target in targets) == 2 * len(annotations)
 
 
-def test_pil_images_are_refused_with_the_remedy(coco_root):
-    dataset = load_coco(coco_root, v2.Compose([v2.RandomHorizontalFlip(0.5)]))
+def test_what_does_not_fit_is_refused_with_the_remedy(coco_root):
+    dataset = load_coco(coco_root, v2.Compose([v2.RandomHorizontalFlip(0.5)]))  # images of PIL
     with pytest.raises(ValueError, match=r"sample 0 \(image_id 1\).*v2\.ToImage\(\)"):
         next(iter(DataLoader(dataset, batch_size=2, collate_fn=DetectionMixUp())))
-
-
-def test_entries_that_no_longer_fit_the_boxes_are_refused(coco_root):
     # SanitizeBoundingBoxes drops boxes and labels, but not lists that it does not know of
     dataset = load_coco(coco_root, TRANSFORMS["pure"], all_images=False)
     image, target = next(sample for sample in dataset if len(sample[1]["boxes"]) == 2)

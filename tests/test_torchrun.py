@@ -19,13 +19,9 @@ from detmix.training import ClassifierTrainer, load_checkpoint
 pytestmark = pytest.mark.slow
 
 SETTINGS = (
-    "epochs=6",
-    "optim.ema_decay=0.9",
-    "mixing.p=0.8",
-    "data.batch_size=2",
-    "save_minutes=0.001",
+    "epochs=6", "optim.ema_decay=0.9", "mixing.p=0.8", "data.batch_size=2", "save_minutes=0.001",
     "resume=auto",
-)
+)  # fmt: skip
 
 
 def start(tool, args):
@@ -57,12 +53,12 @@ def worker_of(process, rank):
     return next(c.pid for c in children if c.environ().get("RANK") == str(rank))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("to", [0, 1, "torchrun"])
+@pytest.mark.parametrize(
+    ("to", "signum"),
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)],
+)
 def test_a_run_that_loses_a_process(shapes_root, whole, tmp_path, to, signum):
     """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
-    if (to, signum) == ("torchrun", signal.SIGKILL):
-        pytest.skip("would leave its processes behind")
     run_dir = tmp_path / "run"
     args = tiny_args(shapes_root, run_dir, *SETTINGS)
     process = start("train", args)
