@@ -16,7 +16,7 @@ from tiny import tiny_config
 from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.data.loaders import eval_loader, explain_dead_workers, train_loader
 from detmix.data.shapes import SHAPE_CLASSES
-from detmix.mixing import DetectionMixUp, MixedDataset
+from detmix.mixing import DetectionMixUp
 from detmix.training import DetectorTrainer
 
 MEBIBYTE = 2**20
@@ -37,21 +37,14 @@ def assert_flat(before, after, mebibytes):
 
 class TestMemory:
     @pytest.mark.parametrize(
-        ("place", "epochs", "warm"),
-        [
-            ("batch", 20, 10),
-            *(pytest.param(p, 300, 60, marks=pytest.mark.slow) for p in ("batch", "dataset")),
-        ],
+        ("epochs", "warm"), [(20, 10), pytest.param(300, 60, marks=pytest.mark.slow)]
     )
-    def test_of_a_loader(self, shapes_root, place, epochs, warm):
+    def test_of_a_loader(self, shapes_root, epochs, warm):
         """Six batches an epoch."""
         voc = VOCDetection(shapes_root, classes=SHAPE_CLASSES)
         dataset = AugmentedDataset(voc, detection_transforms(None, train=True, crop=0.5), seed=0)
         mix = DetectionMixUp(p=0.7)
-        if place == "dataset":
-            dataset = MixedDataset(dataset, mix, seed=0)
-        on_batch = mix if place == "batch" else None
-        loader = train_loader(dataset, 4, seed=0, workers=1, mix=on_batch)
+        loader = train_loader(dataset, 4, seed=0, workers=1, mix=mix)
         for epoch in range(epochs):
             if epoch == warm:
                 before = memory()

@@ -19,151 +19,131 @@ from detmix.training import (
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-class TestOptions:
-    def fit(self, shapes_root, run_dir, *overrides):
-        trainer = DetectorTrainer(tiny_config(shapes_root, run_dir, *overrides))
-        return trainer, trainer.fit()
+@pytest.fixture
+def trainer_for(shapes_root, tmp_path):
+    return lambda *options, name="run", kind=DetectorTrainer: kind(
+        tiny_config(shapes_root, tmp_path / name, *options)
+    )
 
-    def test_plain_losses_ignore_the_weights(self, shapes_root, tmp_path, monkeypatch):
+
+class TestOptions:
+    def test_plain_losses_ignore_the_weights(self, trainer_for, monkeypatch):
         """Without `loss` a run is the one that torchvision's own losses give."""
-        short = ("epochs=1", "data.train_limit=8", "mixing.p=1", "log_every=1")
-        plain, _ = self.fit(shapes_root, tmp_path / "plain", "loss=null", *short)
-        assert type(plain.plain_model.roi_heads).__module__.startswith("torchvision")
-        self.fit(shapes_root, tmp_path / "weighted", *short)
-        mix = DetectionMixUp.transform
+        losses, transform = {}, DetectionMixUp.transform
 
         def mix_with_ones(self, samples, params):
-            mixed = mix(self, samples, params)
+            mixed = transform(self, samples, params)
             return [(i, {**t, "box_weights": torch.ones_like(t["box_weights"])}) for i, t in mixed]
 
-        monkeypatch.setattr(DetectionMixUp, "transform", mix_with_ones)
-        self.fit(shapes_root, tmp_path / "ones", *short)
-        losses = {
-            name: [m["loss"] for m in read_metrics(tmp_path / name) if m["event"] == "train"]
-            for name in ("plain", "weighted", "ones")
-        }
+        for name, *options in (["plain", "loss=null"], ["weighted"], ["ones"]):
+            if name == "ones":
+                monkeypatch.setattr(DetectionMixUp, "transform", mix_with_ones)
+            options += ["epochs=1", "data.train_limit=8", "mixing.p=1", "log_every=1"]
+            trainer = trainer_for(*options, name=name)
+            is_plain = type(trainer.plain_model.roi_heads).__module__.startswith("torchvision")
+            assert is_plain == (name == "plain")
+            trainer.fit()
+            metrics = read_metrics(trainer.config.run_dir)
+            losses[name] = [m["loss"] for m in metrics if m["event"] == "train"]
         assert losses["plain"] == losses["ones"]
         assert losses["plain"] != losses["weighted"]
 
-    def test_ema_is_evaluated_and_saved(self, shapes_root, tmp_path):
-        decay = 0.75
-        averages = []
+    def test_the_average_is_saved_and_the_gradient_clipped(self, trainer_for):
+        decay, averages, norms = 0.75, [], []
+        trainer = trainer_for(f"optim.ema_decay={decay}", "optim.lr=0.01", "optim.clip_norm=0.125")
+
+        def watch(optimizer, *_):
+            grads = [p.grad.norm() for p in optimizer.param_groups[0]["params"]]
+            norms.append(float(torch.stack(grads).norm()))
 
         def follow(*_):
             now = {k: v.double() for k, v in trainer.plain_model.state_dict().items()}
             last = averages[-1] if averages else now  # the first step is taken over
             averages.append({k: decay * last[k] + (1 - decay) * now[k] for k in now})
 
-        config = tiny_config(
-            shapes_root, tmp_path / "run", f"optim.ema_decay={decay}", "optim.lr=0.01"
-        )
-        trainer = DetectorTrainer(config)
+        trainer.optimizer.optimizer.register_step_pre_hook(watch)
         trainer.optimizer.optimizer.register_step_post_hook(follow)
         trainer.fit()
-        for name in ("last.pt", "best.pt"):
-            state = load_checkpoint(tmp_path / "run" / name)
-            average = state["ema" if name == "last.pt" else "model"]
-            model, _ = load_detector(tmp_path / "run" / name)
-            assert all(torch.equal(average[k], v) for k, v in model.state_dict().items())
-        last = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert norms == pytest.approx([0.125] * 12, rel=1e-3)
+        run_dir = trainer.config.run_dir
+        last, best = (load_checkpoint(run_dir / name) for name in ("last.pt", "best.pt"))
+        for name, average in (("last.pt", last["ema"]), ("best.pt", best["model"])):
+            model, _ = load_detector(run_dir / name)
+            torch.testing.assert_close(dict(model.state_dict()), dict(average), rtol=0, atol=0)
         assert last["ema_updates"] == 12
         for key, value in last["ema"].items():
             if value.is_floating_point():
                 torch.testing.assert_close(value.double(), averages[-1][key], rtol=1e-4, atol=1e-5)
-        assert not torch.equal(last["ema"]["rpn.head.conv.0.0.weight"],
-                               last["model"]["rpn.head.conv.0.0.weight"])  # fmt: skip
+        conv = "rpn.head.conv.0.0.weight"
+        assert not torch.equal(last["ema"][conv], last["model"][conv])
         assert trainer.eval_model is trainer.ema.module
 
-    def test_bf16(self, shapes_root, tmp_path):
-        trainer, result = self.fit(
-            shapes_root, tmp_path / "run", "precision=bf16", "channels_last=true"
-        )
-        assert result.num_images == 8
-        assert {v.dtype for v in trainer.plain_model.parameters()} == {torch.float32}
-        state = load_checkpoint(tmp_path / "run" / "last.pt")
-        assert all(torch.isfinite(v).all() for v in state["model"].values())
+    def test_bf16(self, trainer_for):
+        trainer = trainer_for("precision=bf16", "channels_last=true", "data.train_limit=8")
+        assert trainer.fit().num_images == 8
+        for value in trainer.plain_model.parameters():
+            assert value.dtype == torch.float32
+            assert torch.isfinite(value).all()
         conv = trainer.plain_model.backbone.body.conv1.weight
         assert conv.is_contiguous(memory_format=torch.channels_last)
 
-    def test_gradient_is_clipped(self, shapes_root, tmp_path):
-        norms = []
 
-        def watch(optimizer, *_):
-            grads = [p.grad.norm() for p in optimizer.param_groups[0]["params"]]
-            norms.append(float(torch.stack(grads).norm()))
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
-        for clip in ("null", "0.125"):
-            name = f"run{clip}"
-            override = f"optim.clip_norm={clip}"
-            trainer = DetectorTrainer(
-                tiny_config(shapes_root, tmp_path / name, "epochs=1", override)
-            )
-            trainer.optimizer.optimizer.register_step_pre_hook(watch)
-            trainer.fit()
-        assert min(norms[:6]) > 0.2
-        assert norms[6:] == pytest.approx([0.125] * 6, rel=1e-3)
+
+class Breaking(DetectorTrainer):
+    """The fourth step has a loss that is not finite."""
+
+    bad = math.nan
+
+    def compute_losses(self, batch):
+        before = copied(self.plain_model)
+        losses = super().compute_losses(batch)
+        if self.position.step == 3:
+            losses["loss_objectness"] = losses["loss_objectness"] * self.bad
+            self.seen = [target["image_id"] for target in batch[1]]
+            self.before, self.after = before, copied(self.plain_model)
+        return losses
+
+
+class Overflowing(DetectorTrainer):
+    """The gradient of the eighth step is not finite, its loss is."""
+
+    def compute_losses(self, batch):
+        losses = super().compute_losses(batch)
+        if self.position.step == 7:
+            weight = self.plain_model.roi_heads.box_predictor.cls_score.weight
+            root = (weight.flatten()[:1] * 0).sqrt()  # 0, with an infinite slope
+            losses["loss_classifier"] = losses["loss_classifier"] + root[0]
+        return losses
 
 
 class TestNonFiniteLoss:
     @pytest.mark.parametrize(("place", "bad"), [("batch", math.nan), ("dataset", math.inf)])
-    def test_stops_with_what_was_before(self, shapes_root, tmp_path, bad, place):
-        class Breaking(DetectorTrainer):
-            """The fourth step has a loss that is not finite."""
-
-            def compute_losses(self, batch):
-                if self.position.step == 3:
-                    self.names = self.describe(batch)
-                    self.seen = [t["image_id"] for t in batch[1]]
-                    before = self.plain_model.state_dict()
-                    self.before = {k: v.clone() for k, v in before.items()}
-                losses = super().compute_losses(batch)
-                if self.position.step == 3:
-                    losses["loss_objectness"] = losses["loss_objectness"] * bad
-                    self.after = self.plain_model.state_dict()
-                    self.after = {k: v.clone() for k, v in self.after.items()}
-                return losses
-
-        config = tiny_config(
-            shapes_root, tmp_path / "run", f"mixing.place={place}", "mixing.p=1",
-            "optim.ema_decay=0.5",
-        )  # fmt: skip
-        trainer = Breaking(config)
+    def test_stops_with_what_was_before(self, trainer_for, bad, place):
+        options = (f"mixing.place={place}", "mixing.p=1", "optim.ema_decay=0.5")
+        trainer = trainer_for(*options, kind=Breaking)
+        trainer.bad = bad
         with pytest.raises(NonFiniteLossError) as error:
             trainer.fit()
-        message = str(error.value)
-        assert "at step 3 (epoch 0)" in message
-        assert f"loss_objectness {bad:g}" in message
-        assert "loss_classifier " in message
-        assert str(config.run_dir / "last.pt") in message
-        for index in trainer.seen:
-            assert f"VOC2007/{index + 1:06d}" in message
+        message, last = str(error.value), trainer.config.run_dir / "last.pt"
+        images = [f"VOC2007/{index + 1:06d}" for index in trainer.seen]
+        loss = f"loss_objectness {bad:g}"
+        for part in ("at step 3 (epoch 0)", loss, "loss_classifier ", str(last), *images):
+            assert part in message
         assert (" mixed with " in message) == (place == "dataset")
-
-        state = load_checkpoint(config.run_dir / "last.pt")
-        changed = [
-            k for k in trainer.before if not torch.equal(trainer.before[k], trainer.after[k])
-        ]
-        assert any("running_mean" in key for key in changed), "the step did change statistics"
-        for key, value in trainer.before.items():
-            assert torch.equal(state["model"][key], value), key
+        state = load_checkpoint(last)
+        norm = "backbone.body.bn1.running_mean"
+        assert not torch.equal(trainer.before[norm], trainer.after[norm]), "statistics had changed"
+        torch.testing.assert_close(dict(state["model"]), trainer.before, rtol=0, atol=0)
         assert state["position"]["step"] == state["position"]["batch"] == 3
         assert state["ema_updates"] == 3
 
-    def test_weights_that_are_lost_do_not_replace_a_checkpoint(self, shapes_root, tmp_path):
-        class Overflowing(DetectorTrainer):
-            """The gradient of the eighth step is not finite, its loss is."""
-
-            def compute_losses(self, batch):
-                losses = super().compute_losses(batch)
-                if self.position.step == 7:
-                    weight = self.plain_model.roi_heads.box_predictor.cls_score.weight
-                    root = (weight.flatten()[:1] * 0).sqrt()  # 0, with an infinite slope
-                    losses["loss_classifier"] = losses["loss_classifier"] + root[0]
-                return losses
-
-        config = tiny_config(shapes_root, tmp_path / "run", "schedule.warmup_steps=0")
+    def test_weights_that_are_lost_do_not_replace_a_checkpoint(self, trainer_for):
+        trainer = trainer_for("schedule.warmup_steps=0", kind=Overflowing)
         with pytest.raises(NonFiniteLossError, match=r"at step 8 .*checkpoint before is left"):
-            Overflowing(config).fit()
-        state = load_checkpoint(config.run_dir / "last.pt")
+            trainer.fit()
+        state = load_checkpoint(trainer.config.run_dir / "last.pt")
         assert state["position"]["step"] == 6
         assert all(torch.isfinite(value).all() for value in state["model"].values())

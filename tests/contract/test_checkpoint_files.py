@@ -30,6 +30,7 @@ from detmix.training import (
 # Frozen batch norm alone has an epsilon of its own.
 SETTINGS = TINY | {"backbone": TINY["backbone"] | {"norm": "frozen"}}
 CLASSES = SETTINGS["data"]["classes"]
+CONV = "backbone.body.conv1.weight"
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)},
     "config": {"optim": {"lr": 0.1, "clip_norm": None}, "data": {"classes": ["a", "b"]}},
@@ -60,13 +61,12 @@ class TestSaving:
             assert_is_state(loaded)
         assert os.listdir(path.parent) == ["last.pt"]
 
-    @pytest.mark.parametrize("error", [OSError("out of order"), KeyboardInterrupt()])
-    def test_a_write_that_is_interrupted_half_way(self, path, error):
+    def test_a_write_that_is_interrupted_half_way(self, path):
         def write(file):
             file.write(b"new, but not wh")
-            raise error
+            raise KeyboardInterrupt
 
-        with pytest.raises(type(error)):
+        with pytest.raises(KeyboardInterrupt):
             write_atomically(path, write)
         with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
             save_checkpoint(path, {**STATE, "bad": lambda: None})
@@ -85,24 +85,19 @@ class TestSaving:
         assert os.listdir(path.parent) == ["last.pt"]
 
 
-def truncated(share):
-    return lambda data: data[: int(len(data) * share)]
-
-
-def with_a_flipped_bit_of_a_tensor(data):
-    """Of which torch does not notice anything."""
-    data = bytearray(data)
-    data[data.index(STATE["model"]["weight"].numpy().tobytes()) + 6] ^= 1
-    return data
+def flipped(data):
+    """Flip a bit of a tensor, of which torch does not notice anything."""
+    place = data.index(STATE["model"]["weight"].numpy().tobytes()) + 6
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 BROKEN = {
-    **{f"{share} of it": truncated(share) for share in (0.0, 0.01, 0.5, 0.99)},
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "nearly whole": lambda data: data[:-20],
     "text": lambda data: b"not a checkpoint at all",
-    "header": lambda data: b"PK\x03\x04",
-    "bytes": lambda data: bytes(range(256)) * 8,
     "pickle": lambda data: b"\x80\x02}q\x00.",
-    "flipped": with_a_flipped_bit_of_a_tensor,
+    "flipped": flipped,
 }
 
 
@@ -119,14 +114,11 @@ class TestRefused:
             load_checkpoint(path)
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-    @pytest.mark.parametrize("most", [1, 50])
-    def test_flipped_bits_are_noticed_or_change_nothing(self, path, most):
-        data = path.read_bytes()
-        rng = random.Random(most)
-        refused = 0
-        for _ in range(150):
+    def test_flipped_bits_are_noticed_or_change_nothing(self, path):
+        data, rng, refused = path.read_bytes(), random.Random(0), 0
+        for case in range(200):
             broken = bytearray(data)
-            for _ in range(rng.randint(1, most)):
+            for _ in range(rng.randint(1, 50) if case % 2 else 1):
                 broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
             path.write_bytes(broken)
             try:
@@ -136,7 +128,7 @@ class TestRefused:
                 refused += 1
             else:
                 assert_is_state(loaded)
-        assert refused > 75
+        assert refused > 100
 
     def test_compressed_to_fill_the_memory(self, tmp_path):
         torch.save({"a": torch.zeros(2**24, dtype=torch.uint8)}, tmp_path / "a.pt")
@@ -158,8 +150,9 @@ class TestRefused:
             ({"weight": torch.zeros(2)}, "classes, config, format, model"),
             ({"model": {}, "epoch": 3, "config": {}, "classes": []}, "format"),
             ([1, 2], "classes, config, format, model"),
-            (torch.zeros(3), "classes, config, format, model"),
-            *((STATE | {"format": number}, str(number)) for number in (1000, "2", None)),
+            (STATE | {"format": 1000}, "1000"),
+            (STATE | {"format": "2"}, "2"),
+            (STATE | {"format": [1]}, "format"),
         ],
     )
     def test_another_content_or_a_newer_format(self, path, content, named):
@@ -193,7 +186,7 @@ def shifted(state):
 class TestDetectors:
     """Those of format 1 are read, which has what a model normalises with in its configuration."""
 
-    @pytest.mark.parametrize(("averaged", "first"), [(False, True), (True, False), (True, True)])
+    @pytest.mark.parametrize(("averaged", "first"), [(False, True), (True, False)])
     def test_predictions_are_those_of_the_weights(self, path, model, averaged, first):
         """Of the averaged ones where there are some."""
         weights, state = model.state_dict(), {"config": SETTINGS, "classes": CLASSES}
@@ -225,19 +218,15 @@ class TestDetectors:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"config": None}, "config"),
             ({"config": [1]}, "config"),
             ({"config": {}}, ""),
             ({"classes": 5}, "classes"),
             ({"classes": [5, None]}, "classes"),
-            ({"format": [1]}, "format"),
             ({"classes": ["a"]}, "classes a"),
             ({"model": torch.zeros(2)}, "model"),
             ({"model": {5: torch.zeros(2)}}, ""),
             ({"ema": 5}, ""),
-            ({"ema": torch.zeros(2)}, ""),
             ({"config": SETTINGS | {"detector": {"anchor_sizes": [1]}}}, "anchor_sizes"),
-            ({"config": SETTINGS | {"detector": {"head_dim": 2**62}}}, ""),
             ({"config": SETTINGS | {"detector": {"head_dim": 200_000}}}, ""),  # 160 GB
             ({"config": SETTINGS | {"optim": {"lr": 10**400}}}, ""),
         ],
@@ -249,16 +238,16 @@ class TestDetectors:
             load_detector(path)
         assert str(path) in str(caught.value)
 
-    @pytest.mark.parametrize("kind", ["complex", "integer", "missing", "unexpected"])
-    def test_other_weights_are_refused(self, path, model, kind):
-        weights, name = model.state_dict(), "backbone.body.conv1.weight"
-        if kind == "missing":
-            del weights[name]
-        elif kind == "unexpected":
-            weights["x"] = torch.zeros(1)
-        else:
-            weights[name] = weights[name].to({"complex": torch.cfloat, "integer": torch.int}[kind])
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [(CONV, torch.cfloat), (CONV, torch.int), (CONV, None), ("x", torch.float)],
+        ids=["complex", "integer", "missing", "unexpected"],
+    )
+    def test_other_weights_are_refused(self, path, model, name, dtype):
+        weights = model.state_dict()
+        tensor = weights.pop(name, torch.zeros(1))
+        if dtype is not None:
+            weights[name] = tensor.to(dtype)
         save_checkpoint(path, {"model": weights, "config": SETTINGS, "classes": CLASSES})
-        named = "x" if kind == "unexpected" else name
-        with pytest.raises(ValueError, match=rf"(?s){path}.*{named}"):
+        with pytest.raises(ValueError, match=rf"(?s){path}.*{name}"):
             load_detector(path)
