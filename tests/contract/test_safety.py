@@ -52,16 +52,7 @@ def devkit(tmp_path):
     return tmp_path / "devkit/VOC2007"
 
 
-def load_body(path):
-    load_backbone_weights(torchvision.models.resnet18(), path)
-
-
-def build_body(path):
-    build_backbone(BackboneConfig("resnet18", str(path)))
-
-
-def evaluate_command(path):
-    runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]([str(path)])
+EVALUATE = runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]
 
 
 class Malicious:
@@ -86,35 +77,38 @@ def write_malicious(path, how, touched):
         torch.save(state, path, _use_new_zipfile_serialization=how == "archive")
 
 
+READERS = {
+    "checkpoint": load_checkpoint,
+    "detector": load_detector,
+    "backbone": lambda path: load_backbone_weights(torchvision.models.resnet18(), path),
+    "build": lambda path: build_backbone(BackboneConfig("resnet18", str(path))),
+    "evaluate": lambda path: EVALUATE([str(path)]),
+}
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["archive", "old format", "plain", "in a namespace"])
 class TestPickles:
     @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-    @pytest.mark.parametrize(
-        "load", [load_checkpoint, load_detector, load_body, build_body, evaluate_command]
-    )
-    def test_code_is_not_run(self, tmp_path, name, how, load):
+    @pytest.mark.parametrize("reader", READERS)
+    def test_code_is_not_run(self, tmp_path, name, how, reader):
         path = tmp_path / name
         write_malicious(path, how, tmp_path / "touched")
         with pytest.raises(ValueError, match=re.escape(str(path))):
-            load(path)
+            READERS[reader](path)
         assert not (tmp_path / "touched").exists()
 
     def test_nor_by_a_run_that_goes_on(self, shapes_root, tmp_path, how, fresh_accelerator):
-        (tmp_path / "run").mkdir()
-        write_malicious(tmp_path / "run" / "last.pt", how, tmp_path / "touched")
+        path, touched = tmp_path / "last.pt", tmp_path / "touched"
+        write_malicious(path, how, touched)
         with pytest.raises(ValueError, match=r"last\.pt"):
-            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run", "resume=auto"))
-        assert not (tmp_path / "touched").exists()
-
-    def test_it_would_have_run(self, tmp_path, how):
-        path = tmp_path / "a.pt"
-        write_malicious(path, how, tmp_path / "touched")
+            DetectorTrainer(tiny_config(shapes_root, tmp_path, "resume=auto"))
+        assert not touched.exists()
         if how == "plain":
             pickle.loads(path.read_bytes())
         else:
             torch.load(path, weights_only=False)
-        assert (tmp_path / "touched").exists()
+        assert touched.exists(), "it would have run"
 
 
 CALL = {"class_path": "subprocess.Popen", "init_args": {"args": "touch MADE", "shell": True}}
@@ -178,7 +172,7 @@ class TestConfigurations:
         self.refuse(tmp_path, config.replace("FILE", str(tmp_path / "pipe")))
 
 
-OUTSIDE = ("../../../etc/passwd", "/etc/passwd", "..", ".", "a/../a", "sub/a", "..\\a", "a\0")
+OUTSIDE = ("../secret", "/etc/passwd", "..", ".", "a/../a", "sub/a", "..\\a", "a\0")
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -187,15 +181,10 @@ class TestNames:
 
     @pytest.mark.parametrize("name", OUTSIDE)
     def test_in_lists(self, devkit, name, on_error):
-        (devkit / "ImageSets/Main/trainval.txt").write_text(f"a\n{name}\n")
-        with pytest.raises(ValueError, match=rf"trainval\.txt, line 2: .*{re.escape(repr(name))}"):
-            VOCDetection(devkit.parent, on_error=on_error)
-
-    def test_of_files_that_are_there(self, devkit, on_error):
         (devkit / "secret.jpg").write_bytes(jpeg())
         (devkit / "secret.xml").write_bytes(XML)
-        (devkit / "ImageSets/Main/trainval.txt").write_text("../secret\n")
-        with pytest.raises(ValueError, match=r"\.\./secret"):
+        (devkit / "ImageSets/Main/trainval.txt").write_text(f"a\n{name}\n")
+        with pytest.raises(ValueError, match=rf"trainval\.txt, line 2: .*{re.escape(repr(name))}"):
             VOCDetection(devkit.parent, on_error=on_error)
 
     @pytest.mark.parametrize("name", ["../b.png", "/etc/passwd", "a/../../b.png", "..", "a\0.png"])
