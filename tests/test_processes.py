@@ -16,8 +16,6 @@ from runs import StoppingMixin, as_process
 from tiny import read_metrics, tiny_config
 
 from detmix.data import write_shapes
-from detmix.data.loaders import train_loader
-from detmix.mixing import DetectionMixUp
 from detmix.training import DetectorTrainer, Interrupted, NonFiniteLossError, load_checkpoint
 from detmix.training.stopping import OtherProcessError
 
@@ -253,34 +251,3 @@ def test_all_begin_alike_or_not_at_all(two):
     for message, name in zip(first, names, strict=True):
         assert re.search(rf"{name}: process 0 has \S+.* process 1 has", message)
     assert re.search(r"'step': \d+.* process 1 has None", first[0])
-
-
-def test_ratios_of_batches_do_not_depend_on_the_processes():
-    """Only the partners are of the process's own share."""
-    dataset = [sample(index) for index in range(24)]
-    ratios = []
-    for num_processes in (1, 2, 3):
-        found = {}
-        for rank in range(num_processes):
-            loader = train_loader(
-                dataset, 12 // num_processes, seed=3, workers=0, rank=rank,
-                num_processes=num_processes, mix=DetectionMixUp(p=0.7),
-            )  # fmt: skip
-            for _, targets in loader:
-                ids = {int(target["image_id"]) for target in targets}
-                for target in targets:
-                    found[int(target["image_id"])] = target["box_weights"][0].item()
-                    assert set(target["labels"].tolist()) <= ids
-        ratios.append(found)
-    assert len(set(ratios[0].values())) > 12
-    assert ratios[1:] == ratios[:1] * 2
-
-
-def sample(index):
-    """An image of one object, whose label says which it is."""
-    target = {
-        "boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
-        "labels": torch.tensor([index]),
-        "image_id": torch.tensor(index),
-    }
-    return torch.full((3, 8, 8), index, dtype=torch.uint8), target

@@ -98,7 +98,7 @@ def test_the_loop_and_the_scoring_run(capsys):
     (loop,), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
-    names = {"dataset": samples(9), "test_loader": test_loader}
+    names = {"dataset": samples(3), "test_loader": test_loader}
     exec(loop, names)
     assert torch.isfinite(names["loss"])
     assert not names["mix"].active  # the last epochs are unmixed
