@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
 from tiny import read_metrics
+
+from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -51,6 +55,18 @@ def run_command(args, arrange=None, *arranged):
     if process.is_alive():
         process.kill()
     return process.exitcode
+
+
+def command(tool, *args):
+    """Run a tool in this process, for its imports take seconds; return status, output, errors."""
+    main = runpy.run_path(str(TOOLS / f"{tool}.py"))["main"]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = run_tool(main, [str(arg) for arg in args])
+        except SystemExit as end:  # of argparse
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
 
 
 def _train(args, arrange, arranged):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from statistics import mean
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from runs import TOOLS
+from runs import command
 from tiny import SETTINGS, read_metrics
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,7 +20,6 @@ from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
 from detmix.evaluation import score_predictions
 from detmix.training import DetectorTrainer, TrainConfig, evaluate, parse_args
 from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
-from detmix.training.console import run_tool
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -85,7 +83,7 @@ class TestFamilies:
     @pytest.mark.parametrize(
         "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES]
     )
-    def test_learns_and_is_scored(self, coco_root, tmp_path, name, capsys):
+    def test_learns_and_is_scored(self, coco_root, tmp_path, name):
         run, takes_long = tmp_path / "run", "_" in name or name == "keypointrcnn"
         few = {"steps": 2, "train_limit": 4, "test_limit": 3} if takes_long else {}
         DetectorTrainer(config_for(coco_root, run, name, **few)).fit()
@@ -102,9 +100,9 @@ class TestFamilies:
         assert noted["classes"] == ["circle", "cross", "square", "star", "triangle"]
         assert noted["num_keypoints"] == (4 if name == "keypointrcnn" else None)
         # Evaluated anew, and scored again from the files, it is the same to the last digit.
-        tool = runpy.run_path(str(TOOLS / "evaluate.py"))["main"]
-        assert run_tool(tool, [str(run / "last.pt"), "--save", str(tmp_path / "saved")]) == 0
-        assert f"{metrics['mean_ap']:.4f}" in capsys.readouterr().out
+        status, out, _ = command("evaluate", run / "last.pt", "--save", tmp_path / "saved")
+        assert status == 0
+        assert f"{metrics['mean_ap']:.4f}" in out
         files = [tmp_path / "saved" / f"{stem}.json" for stem in ("predictions", "ground_truth")]
         again = score_predictions(*files)
         assert again.ap == metrics["mean_ap"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import runpy
 import shutil
 import signal
 
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import TOOLS, StoppingMixin, assert_same_run
+from runs import StoppingMixin, assert_same_run, command
 from tiny import tiny_args, tiny_config, tiny_pretrain_args, tiny_pretrain_config
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -28,7 +25,6 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
-from detmix.training.console import run_tool
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -42,13 +38,9 @@ class Stopping(StoppingMixin, ClassifierTrainer):
 
 
 def run(tool, *args):
-    """Run a command in this process: its imports take seconds."""
-    main = runpy.run_path(str(TOOLS / f"{tool}.py"))["main"]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run_tool(main, [str(arg) for arg in args])
-    assert status == 0, err.getvalue()
-    return out.getvalue(), err.getvalue()
+    status, out, err = command(tool, *args)
+    assert status == 0, err
+    return out, err
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +125,10 @@ class TestRuns:
         assert f"epoch 2: {result}" in out
 
     def test_stopped_and_resumed_it_is_the_same(self, trainer_for, tmp_path, pretrained):
-        for when in ({"in_step": 9}, {"in_evaluation": 1}):
-            trainer = trainer_for(*SETTINGS, "resume=auto", kind=Stopping)
-            vars(trainer).update(when, signum=signal.SIGINT)
-            with pytest.raises(Interrupted):
-                trainer.fit()
+        trainer = trainer_for(*SETTINGS, kind=Stopping)
+        trainer.in_step, trainer.signum = 9, signal.SIGINT
+        with pytest.raises(Interrupted):
+            trainer.fit()
         trainer_for(*SETTINGS, "resume=auto").fit()
         assert_same_run(tmp_path / "run", pretrained[0])
 
@@ -145,17 +136,19 @@ class TestRuns:
         with pytest.raises(NonFiniteLossError, match=r"train/\w+/\d+\.png, train/"):
             trainer_for("optim.lr=1e30", "epochs=1").fit()
 
-    def test_what_it_is_not_resumed_with(self, stripes_root, trainer_for, tmp_path, pretrained):
-        root = tmp_path / "data"
-        shutil.copytree(stripes_root, root)
+    @pytest.mark.parametrize(
+        ("override", "named"),
+        [("data.root=OTHER", "rising.*round"), ("data.mean=[0.5, 0.5, 0.5]", r"mean.*0\.4.*0\.5")],
+    )
+    def test_what_it_is_not_resumed_with(
+        self, stripes_root, trainer_for, tmp_path, pretrained, override, named
+    ):
+        other = shutil.copytree(stripes_root, tmp_path / "data")
         for split in ("train", "val"):
-            (root / split / "rising").rename(root / split / "round")
-        for override, named in (
-            (f"data.root={root}", "rising.*round"),
-            ("data.mean=[0.5, 0.5, 0.5]", r"mean.*0\.4.*0\.5"),
-        ):
-            with pytest.raises(ValueError, match=rf"last\.pt.*{named}"):
-                trainer_for(*SETTINGS, "resume=auto", override, folder=pretrained[0])
+            (other / split / "rising").rename(other / split / "round")
+        options = (*SETTINGS, "resume=auto", override.replace("OTHER", str(other)))
+        with pytest.raises(ValueError, match=rf"last\.pt.*{named}"):
+            trainer_for(*options, folder=pretrained[0])
 
 
 class TestChain:
@@ -166,6 +159,8 @@ class TestChain:
         average = load_checkpoint(weights)["ema"]
         for name, value in trainer.plain_model.backbone.body.state_dict().items():
             assert torch.equal(value, average[name]), name
+        with pytest.raises(ValueError, match=r"last\.pt.*detector.*classifier"):
+            load_detector(weights)
 
     def test_the_commands_one_after_the_other(self, shapes_root, tmp_path, pretrained):
         """Mean and deviation of the weights stay without the weights' file."""
@@ -197,10 +192,6 @@ class TestChain:
         out, _ = run("visualize", "predictions", run_dir / "last.pt", "--out", tmp_path / "a.png")
         assert str(tmp_path / "a.png") in out
         assert min(Image.open(tmp_path / "a.png").size) > 200
-
-    def test_a_classifier_is_no_detector(self, pretrained):
-        with pytest.raises(ValueError, match=r"last\.pt.*detector.*classifier"):
-            load_detector(pretrained[0] / "last.pt")
 
 
 @pytest.mark.parametrize(
