@@ -58,13 +58,12 @@ def stripes_root(tmp_path_factory) -> Path:
     waves = {"across": y, "along": x, "falling": x + y, "rising": x - y}
     for split, num in (("train", 12), ("val", 5)):
         for name, phase in waves.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for index in range(num):
                 wave = np.sin(1.5 * phase + rng.uniform(0, 6))[..., None] * rng.uniform(40, 90, 3)
                 pixels = 128 + wave + rng.normal(0, 10, (16, 16, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                image.save(folder / f"{index}.png")
+                image.save(root / split / name / f"{index}.png")
     return root
 
 

@@ -278,12 +278,7 @@ class TestShippedConfigs:
         detector, part = MODELS[config.detector.name]
         assert type(model) is detector
         assert "Weighted" in type(model.get_submodule(part)).__name__
-        classes = len(config.data.class_names) + 1
-        heads = ("cls_score", "cls_logits", "classification_head.module_list")
         state = model.state_dict()
-        last = [name for name in state if any(head in name for head in heads)][-1]
-        anchors = {"retinanet": 9, "ssd300_vgg16": 4, "ssdlite320_mobilenet_v3_large": 6}
-        assert len(state[last]) == classes * anchors.get(config.detector.name, 1)
         assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
         with torch.device("meta"):  # what load_detector compares a checkpoint with
             outline = build_model(config, saved={}).state_dict()

@@ -1,63 +1,43 @@
-"""A detector so small that a training step takes some hundredths of a second."""
+"""A detector and a classifier so small that a training step takes some hundredths of a second."""
 
 from __future__ import annotations
 
 import json
 
-from detmix.data import SHAPE_CLASSES
+import yaml
+
 from detmix.training import PretrainConfig, TrainConfig, parse_args
 
-SETTINGS = {
-    "epochs": 2,
-    "log_every": 2,
-    "device": "cpu",
-    "threads": 1,
-    "data": {
-        "classes": list(SHAPE_CLASSES),
-        "batch_size": 4,
-        "eval_batch_size": 4,
-        "workers": 0,
-    },
-    "augment": {"photometric": 0.5, "crop": 0.5},
-    "mixing": {"p": 0.5, "fill": 114},
-    "backbone": {"name": "resnet18", "fpn_channels": 16, "levels": [1, 2]},
-    "detector": {
-        "min_size": 64,
-        "max_size": 64,
-        "anchor_sizes": [16, 32, 64],
-        "roi_sampling_ratio": 1,
-        "head_dim": 32,
-        "options": {
-            "rpn_pre_nms_top_n_train": 40,
-            "rpn_pre_nms_top_n_test": 20,
-            "rpn_post_nms_top_n_train": 20,
-            "rpn_post_nms_top_n_test": 10,
-            "rpn_batch_size_per_image": 32,
-            "box_batch_size_per_image": 16,
-            "box_detections_per_img": 5,
-        },
-    },
-    "optim": {"name": "adamw", "lr": 0.001},
-    "schedule": {"warmup_steps": 2},
-}
-
-
-def tiny_args(root, run_dir, *overrides):
-    """Return command-line arguments; overrides are given as ``"optim.lr=0.1"``."""
-    settings = ["--config", json.dumps(SETTINGS), f"--data.root={root}", f"--run_dir={run_dir}"]
-    return [*settings, *(f"--{override}" for override in overrides)]
-
-
-def tiny_config(root, run_dir, *overrides):
-    return parse_args(TrainConfig, tiny_args(root, run_dir, *overrides))
-
-
-def read_metrics(run_dir):
-    """Return the lines of a run's metrics."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
+SETTINGS = yaml.safe_load("""
+epochs: 2
+log_every: 2
+device: cpu
+threads: 1
+data: {classes: [circle, cross, square, star, triangle], batch_size: 4, eval_batch_size: 4,
+       workers: 0}
+augment: {photometric: 0.5, crop: 0.5}
+mixing: {p: 0.5, fill: 114}
+backbone: {name: resnet18, fpn_channels: 16, levels: [1, 2]}
+detector:
+    {min_size: 64, max_size: 64, anchor_sizes: [16, 32, 64], roi_sampling_ratio: 1, head_dim: 32,
+     options: {rpn_pre_nms_top_n_train: 40, rpn_pre_nms_top_n_test: 20,
+               rpn_post_nms_top_n_train: 20, rpn_post_nms_top_n_test: 10,
+               rpn_batch_size_per_image: 32, box_batch_size_per_image: 16,
+               box_detections_per_img: 5}}
+optim: {name: adamw, lr: 0.001}
+schedule: {warmup_steps: 2}
+""")
+PRETRAIN_SETTINGS = yaml.safe_load("""
+epochs: 2
+log_every: 2
+device: cpu
+threads: 1
+data: {batch_size: 8, eval_batch_size: 5, workers: 0}
+augment: {size: 16, crop: padded, padding: 2, flip: 0}
+model: {name: resnet18}
+optim: {name: sgd, lr: 0.02, nesterov: true}
+schedule: {warmup_steps: 2}
+""")
 # Everything that has a state: an average, clipping, augmentation, mixing, a schedule; and so low a
 # threshold that the score of a bad detector is not 0. Two epochs of three steps.
 STATEFUL = (
@@ -66,25 +46,27 @@ STATEFUL = (
     "detector.options.box_score_thresh=1e-4", "detector.options.box_detections_per_img=60",
     "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
 )  # fmt: skip
-PRETRAIN_SETTINGS = {
-    "epochs": 2,
-    "log_every": 2,
-    "device": "cpu",
-    "threads": 1,
-    "data": {"batch_size": 8, "eval_batch_size": 5, "workers": 0},
-    "augment": {"size": 16, "crop": "padded", "padding": 2, "flip": 0},
-    "model": {"name": "resnet18"},
-    "optim": {"name": "sgd", "lr": 0.02, "nesterov": True},
-    "schedule": {"warmup_steps": 2},
-}
+
+
+def tiny_args(root, run_dir, *overrides, settings=SETTINGS):
+    """Return command-line arguments; overrides are given as ``"optim.lr=0.1"``."""
+    options = (f"data.root={root}", f"run_dir={run_dir}", *overrides)
+    return ["--config", json.dumps(settings), *(f"--{option}" for option in options)]
+
+
+def tiny_config(root, run_dir, *overrides):
+    return parse_args(TrainConfig, tiny_args(root, run_dir, *overrides))
 
 
 def tiny_pretrain_args(root, run_dir, *overrides):
-    """Return command-line arguments for a classifier; overrides as for `tiny_args`."""
-    settings = json.dumps(PRETRAIN_SETTINGS)
-    args = ["--config", settings, f"--data.root={root}", f"--run_dir={run_dir}"]
-    return [*args, *(f"--{override}" for override in overrides)]
+    return tiny_args(root, run_dir, *overrides, settings=PRETRAIN_SETTINGS)
 
 
 def tiny_pretrain_config(root, run_dir, *overrides):
     return parse_args(PretrainConfig, tiny_pretrain_args(root, run_dir, *overrides))
+
+
+def read_metrics(run_dir):
+    """Return the lines of a run's metrics."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import io
 import json
 import os
 import pickle
@@ -12,12 +13,11 @@ import zipfile
 
 import pytest
 import torch
-import torchvision
 from fuzz import limits
 from tiny import SETTINGS as TINY
 from torchvision.ops import FrozenBatchNorm2d
 
-from detmix.detectors import build_detector, load_backbone_weights
+from detmix.detectors import build_detector
 from detmix.files import temporary_path, write_atomically
 from detmix.training import (
     TrainConfig,
@@ -91,6 +91,18 @@ def flipped(data):
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
+def compressed(data):
+    """Pack it as torch does not: what fills the memory may have few bytes."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as good,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name))
+    return file.getvalue()
+
+
 BROKEN = {
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
@@ -98,6 +110,7 @@ BROKEN = {
     "text": lambda data: b"not a checkpoint at all",
     "pickle": lambda data: b"\x80\x02}q\x00.",
     "flipped": flipped,
+    "compressed": compressed,
 }
 
 
@@ -129,20 +142,6 @@ class TestRefused:
             else:
                 assert_is_state(loaded)
         assert refused > 100
-
-    def test_compressed_to_fill_the_memory(self, tmp_path):
-        torch.save({"a": torch.zeros(2**24, dtype=torch.uint8)}, tmp_path / "a.pt")
-        with (
-            zipfile.ZipFile(tmp_path / "a.pt") as good,
-            zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
-        ):
-            for name in good.namelist():
-                bomb.writestr(name, good.read(name))
-        assert torch.load(tmp_path / "b.pt", weights_only=True)["a"].nbytes == 2**24
-        body = torchvision.models.resnet18()
-        for load in (load_checkpoint, lambda path: load_backbone_weights(body, path)):
-            with pytest.raises(ValueError, match=r"b\.pt"):
-                load(tmp_path / "b.pt")
 
     @pytest.mark.parametrize(
         ("content", "named"),

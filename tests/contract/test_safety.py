@@ -9,11 +9,9 @@ import os
 import pickle
 import re
 import runpy
-import struct
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -40,8 +38,7 @@ needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no
 
 def jpeg(width=60, height=40):
     file = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "JPEG")
+    Image.effect_noise((width, height), 99).convert("RGB").save(file, "JPEG")
     return file.getvalue()
 
 
@@ -206,34 +203,20 @@ class TestNames:
         assert torch.equal(dataset[0][0], expected)
 
 
-class TestEntities:
-    @pytest.mark.parametrize("doctype", DOCTYPES)
-    def test_are_refused(self, devkit, doctype):
-        text = XML.decode().replace("<annotation>", doctype + "<annotation>")
-        (devkit / "Annotations/a.xml").write_text(text.replace("dog", "&l9;"))
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.xml"):
-            VOCDetection(devkit.parent, classes=["person", "dog"])
+@pytest.mark.parametrize("doctype", DOCTYPES)
+def test_entities_are_refused(devkit, doctype):
+    text = XML.decode().replace("<annotation>", doctype + "<annotation>")
+    (devkit / "Annotations/a.xml").write_text(text.replace("dog", "&l9;"))
+    with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.xml"):
+        VOCDetection(devkit.parent, classes=["person", "dog"])
 
 
-class TestMemory:
-    """Small files that would fill it."""
-
-    def test_an_image(self, devkit):
-        data = jpeg()
-        start = data.find(b"\xff\xc0") + 5
-        data = data[:start] + struct.pack(">HH", 65_500, 65_500) + data[start + 4 :]
-        (devkit / "JPEGImages/a.jpg").write_bytes(data)
-        size = re.compile(rb"(<width>|<height>)\d+")
-        (devkit / "Annotations/a.xml").write_bytes(size.sub(rb"\g<1>65500", XML))
-        with limits(), time_limit(), pytest.raises(ValueError, match=r"a\.jpg.*pixels"):
-            VOCDetection(devkit.parent)[0]
-
-    @pytest.mark.parametrize("shape", [(20, 1e6), (60_000, 20)])
-    def test_outlines(self, tmp_path, shape):
-        folder, path = write_coco(tmp_path, [box_object(segmentation=[zigzag(*shape)])])
-        (tmp_path / "found.json").write_text("[]")
-        with limits(), time_limit():
-            with pytest.raises(ValueError, match=r"instances\.json, annotation 1 "):
-                CocoDetection(folder, path, masks=True)
-            with pytest.raises(ValueError, match=r"instances\.json"):
-                score_predictions(tmp_path / "found.json", path, iou_type="segm")
+@pytest.mark.parametrize("shape", [(20, 1e6), (60_000, 20)])
+def test_outlines_that_would_fill_the_memory_are_refused(tmp_path, shape):
+    folder, path = write_coco(tmp_path, [box_object(segmentation=[zigzag(*shape)])])
+    (tmp_path / "found.json").write_text("[]")
+    with limits(), time_limit():
+        with pytest.raises(ValueError, match=r"instances\.json, annotation 1 "):
+            CocoDetection(folder, path, masks=True)
+        with pytest.raises(ValueError, match=r"instances\.json"):
+            score_predictions(tmp_path / "found.json", path, iou_type="segm")
