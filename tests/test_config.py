@@ -274,15 +274,12 @@ class TestShippedConfigs:
         config = parse(*args, f"--config={path}")
         if config.data.format == "coco":  # whose classes are those of its file
             config = replace(config, data=replace(config.data, classes=("one", "two")))
-        model = build_model(config, saved={})
+        with torch.device("meta"):  # which takes neither time nor memory
+            model = build_model(config, saved={})
         detector, part = MODELS[config.detector.name]
         assert type(model) is detector
         assert "Weighted" in type(model.get_submodule(part)).__name__
-        state = model.state_dict()
         assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
-        with torch.device("meta"):  # what load_detector compares a checkpoint with
-            outline = build_model(config, saved={}).state_dict()
-        assert {k: v.shape for k, v in outline.items()} == {k: v.shape for k, v in state.items()}
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
     def test_pretraining_builds(self, path):

@@ -1,8 +1,9 @@
-"""A training from its configuration to the files of its run."""
+"""A training from its configuration to the files of its run, and what its options do."""
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import threading
 from multiprocessing import get_context
@@ -13,10 +14,25 @@ from runs import as_process, scalars
 from tiny import STATEFUL, read_metrics, tiny_config
 
 from detmix.files import temporary_path
-from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.mixing import DetectionMixUp
+from detmix.training import (
+    DetectorTrainer,
+    NonFiniteLossError,
+    TrainConfig,
+    load_checkpoint,
+    load_detector,
+    parse_args,
+)
 from detmix.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.fixture
+def trainer_for(shapes_root, tmp_path):
+    return lambda *options, name="run", kind=DetectorTrainer: kind(
+        tiny_config(shapes_root, tmp_path / name, *options)
+    )
 
 
 class TestFiles:
@@ -69,9 +85,9 @@ class TestFiles:
             ("precision=fp16", ValueError),  # needs a GPU
         ],
     )
-    def test_wrong_settings_leave_nothing_behind(self, shapes_root, tmp_path, override, error):
+    def test_wrong_settings_leave_nothing_behind(self, trainer_for, tmp_path, override, error):
         with pytest.raises(error):
-            DetectorTrainer(tiny_config(shapes_root, tmp_path / "run", override))
+            trainer_for(override)
         assert not (tmp_path / "run").exists()
 
 
@@ -120,23 +136,20 @@ def test_a_full_disk(tmp_path, monkeypatch, device, named):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_mixing_on_the_device_is_that_of_batches(shapes_root, tmp_path):
+def test_mixing_on_the_device_is_that_of_batches(trainer_for):
     """And the last epochs are plain, in workers that go on running too."""
-    steps, settings = {}, ("mixing.p=0.8", "mixing.fill=114", "mixing.off_epochs=1")
-    for place, workers in (("batch", 1), ("device", 0)):
-        trainer = DetectorTrainer(
-            tiny_config(
-                shapes_root, tmp_path / place, f"mixing.place={place}", f"data.workers={workers}",
-                "data.train_limit=12", "eval_every=2", *settings,
-            )
+    steps = {"batch": [], "device": []}
+    for (place, seen), workers in zip(steps.items(), (1, 0), strict=True):
+        trainer = trainer_for(
+            f"mixing.place={place}", f"data.workers={workers}", "data.train_limit=12",
+            "eval_every=2", "mixing.p=0.8", "mixing.fill=114", "mixing.off_epochs=1", name=place,
         )  # fmt: skip
-        seen = steps[place] = []
         trainer.plain_model.register_forward_pre_hook(
             lambda model, inputs, seen=seen: seen.append(inputs) if model.training else None
         )
         trainer.fit()
     assert len(steps["batch"]) == 6
-    for (images, targets), (others, theirs) in zip(steps["batch"], steps["device"], strict=True):
+    for (images, targets), (others, theirs) in zip(*steps.values(), strict=True):
         torch.testing.assert_close(targets, theirs, rtol=0, atol=0)
         for image, other in zip(images, others, strict=True):
             assert image.dtype == other.dtype == torch.float32
@@ -144,3 +157,126 @@ def test_mixing_on_the_device_is_that_of_batches(shapes_root, tmp_path):
     weights = [torch.cat([t["box_weights"] for t in targets]) for _, targets in steps["batch"]]
     assert 0 < torch.cat(weights[:3]).min() < 0.5
     assert (torch.cat(weights[3:]) == 1).all()
+
+
+class TestOptions:
+    def test_plain_losses_ignore_the_weights(self, trainer_for, monkeypatch):
+        """Without `loss` a run is the one that torchvision's own losses give."""
+        losses, transform = {}, DetectionMixUp.transform
+
+        def mix_with_ones(self, samples, params):
+            mixed = transform(self, samples, params)
+            return [(i, {**t, "box_weights": torch.ones_like(t["box_weights"])}) for i, t in mixed]
+
+        for name, *options in (["plain", "loss=null"], ["weighted"], ["ones"]):
+            if name == "ones":
+                monkeypatch.setattr(DetectionMixUp, "transform", mix_with_ones)
+            options += ["epochs=1", "data.train_limit=8", "mixing.p=1", "log_every=1"]
+            trainer = trainer_for(*options, name=name)
+            is_plain = type(trainer.plain_model.roi_heads).__module__.startswith("torchvision")
+            assert is_plain == (name == "plain")
+            trainer.fit()
+            metrics = read_metrics(trainer.config.run_dir)
+            losses[name] = [m["loss"] for m in metrics if m["event"] == "train"]
+        assert losses["plain"] == losses["ones"]
+        assert losses["plain"] != losses["weighted"]
+
+    def test_the_average_is_saved_and_the_gradient_clipped(self, trainer_for):
+        decay, averages, norms = 0.75, [], []
+        trainer = trainer_for(f"optim.ema_decay={decay}", "optim.lr=0.01", "optim.clip_norm=0.125")
+
+        def watch(optimizer, *_):
+            grads = [p.grad.norm() for p in optimizer.param_groups[0]["params"]]
+            norms.append(float(torch.stack(grads).norm()))
+
+        def follow(*_):
+            now = {k: v.double() for k, v in trainer.plain_model.state_dict().items()}
+            last = averages[-1] if averages else now  # the first step is taken over
+            averages.append({k: decay * last[k] + (1 - decay) * now[k] for k in now})
+
+        trainer.optimizer.optimizer.register_step_pre_hook(watch)
+        trainer.optimizer.optimizer.register_step_post_hook(follow)
+        trainer.fit()
+        assert norms == pytest.approx([0.125] * 12, rel=1e-3)
+        run_dir = trainer.config.run_dir
+        last, best = (load_checkpoint(run_dir / name) for name in ("last.pt", "best.pt"))
+        for name, average in (("last.pt", last["ema"]), ("best.pt", best["model"])):
+            model, _ = load_detector(run_dir / name)
+            torch.testing.assert_close(dict(model.state_dict()), dict(average), rtol=0, atol=0)
+        assert last["ema_updates"] == 12
+        for key, value in last["ema"].items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value.double(), averages[-1][key], rtol=1e-4, atol=1e-5)
+        conv = "rpn.head.conv.0.0.weight"
+        assert not torch.equal(last["ema"][conv], last["model"][conv])
+        assert trainer.eval_model is trainer.ema.module
+
+    def test_bf16(self, trainer_for):
+        trainer = trainer_for("precision=bf16", "channels_last=true", "data.train_limit=8")
+        assert trainer.fit().num_images == 8
+        for value in trainer.plain_model.parameters():
+            assert value.dtype == torch.float32
+            assert torch.isfinite(value).all()
+        conv = trainer.plain_model.backbone.body.conv1.weight
+        assert conv.is_contiguous(memory_format=torch.channels_last)
+
+
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class Breaking(DetectorTrainer):
+    """The fourth step has a loss that is not finite."""
+
+    bad = math.nan
+
+    def compute_losses(self, batch):
+        before = copied(self.plain_model)
+        losses = super().compute_losses(batch)
+        if self.position.step == 3:
+            losses["loss_objectness"] = losses["loss_objectness"] * self.bad
+            self.seen = [target["image_id"] for target in batch[1]]
+            self.before, self.after = before, copied(self.plain_model)
+        return losses
+
+
+class Overflowing(DetectorTrainer):
+    """The gradient of the eighth step is not finite, its loss is."""
+
+    def compute_losses(self, batch):
+        losses = super().compute_losses(batch)
+        if self.position.step == 7:
+            weight = self.plain_model.roi_heads.box_predictor.cls_score.weight
+            root = (weight.flatten()[:1] * 0).sqrt()  # 0, with an infinite slope
+            losses["loss_classifier"] = losses["loss_classifier"] + root[0]
+        return losses
+
+
+class TestNonFiniteLoss:
+    @pytest.mark.parametrize(("place", "bad"), [("batch", math.nan), ("dataset", math.inf)])
+    def test_stops_with_what_was_before(self, trainer_for, bad, place):
+        options = (f"mixing.place={place}", "mixing.p=1", "optim.ema_decay=0.5")
+        trainer = trainer_for(*options, kind=Breaking)
+        trainer.bad = bad
+        with pytest.raises(NonFiniteLossError) as error:
+            trainer.fit()
+        message, last = str(error.value), trainer.config.run_dir / "last.pt"
+        images = [f"VOC2007/{index + 1:06d}" for index in trainer.seen]
+        loss = f"loss_objectness {bad:g}"
+        for part in ("at step 3 (epoch 0)", loss, "loss_classifier ", str(last), *images):
+            assert part in message
+        assert (" mixed with " in message) == (place == "dataset")
+        state = load_checkpoint(last)
+        norm = "backbone.body.bn1.running_mean"
+        assert not torch.equal(trainer.before[norm], trainer.after[norm]), "statistics had changed"
+        torch.testing.assert_close(dict(state["model"]), trainer.before, rtol=0, atol=0)
+        assert state["position"]["step"] == state["position"]["batch"] == 3
+        assert state["ema_updates"] == 3
+
+    def test_weights_that_are_lost_do_not_replace_a_checkpoint(self, trainer_for):
+        trainer = trainer_for("schedule.warmup_steps=0", kind=Overflowing)
+        with pytest.raises(NonFiniteLossError, match=r"at step 8 .*checkpoint before is left"):
+            trainer.fit()
+        state = load_checkpoint(trainer.config.run_dir / "last.pt")
+        assert state["position"]["step"] == 6
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
