@@ -82,10 +82,8 @@ def outcome(run_dir):
     """Return what a run came to: its last checkpoint and its metrics but for the speed."""
     state = torch.load(run_dir / "last.pt", weights_only=True)
     del state["config"]
-    lines = read_metrics(run_dir)
-    for line in lines:
-        for name in ("images_per_s", "seconds"):
-            line.pop(name, None)
+    speed = {"images_per_s", "seconds"}
+    lines = [{k: v for k, v in line.items() if k not in speed} for line in read_metrics(run_dir)]
     best = torch.load(run_dir / "best.pt", weights_only=True)
     return state, best["model"], best["position"], lines
 
@@ -93,10 +91,7 @@ def outcome(run_dir):
 def assert_same_run(run_dir, other):
     """Compare bit for bit."""
     for mine, theirs in zip(flat(outcome(run_dir)), flat(outcome(other)), strict=True):
-        if isinstance(mine, torch.Tensor):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-        else:
-            assert mine == theirs
+        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
 
 
 def flat(value):

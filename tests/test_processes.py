@@ -80,9 +80,10 @@ def end_early(root, run_dir, rank, kind):
     """Train until process 1 alone meets a bad loss, an image it cannot read or a signal."""
     trainer = trainer_of(root, run_dir, 2, "log_every=1")
     if rank == 1:
-        trainer.nan_in = 2 if kind == "failed" else None
-        trainer.broken_after = 0 if kind == "broken" else None
-        trainer.in_evaluation = 1 if kind == "stopped" else None
+        name, when = {
+            "failed": ("nan_in", 2), "broken": ("broken_after", 0), "stopped": ("in_evaluation", 1)
+        }[kind]  # fmt: skip
+        setattr(trainer, name, when)
     with pytest.raises((ValueError, OtherProcessError, NonFiniteLossError, Interrupted)) as caught:
         trainer.fit()
     return {
@@ -93,21 +94,22 @@ def end_early(root, run_dir, rank, kind):
     }
 
 
+# What each of two processes begins with: the number of its images' root, and its options.
+DISAGREEMENTS = {
+    "checkpoint": [(0, "resume=auto"), (0, "resume=auto")],  # which the first alone has
+    "model": [(0,), (0, "backbone.fpn_channels=32")],
+    "images": [(0,), (2,)],
+    "configuration": [(0,), (0, "seed=3")],
+}
+
+
 def disagree(roots, folder, rank):
-    """Begin in each process with another checkpoint, other images, another configuration."""
-    cases = {
-        "checkpoint": (roots[0], ["resume=auto"]),
-        "model": (roots[0], [], ["backbone.fpn_channels=32"]),
-        "images": (roots[2 * rank], []),
-        "configuration": (roots[0], [], ["seed=3"]),
-    }
     found = []
-    for name, (data, *overrides) in cases.items():
-        # the folder of process 0 alone has a checkpoint
+    for name, ofs in DISAGREEMENTS.items():
+        root, *options = ofs[rank]
         run_dir = folder / str(rank) / ("resumed" if name == "checkpoint" and not rank else name)
-        options = overrides[min(rank, len(overrides) - 1)]
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            trainer_of(data, run_dir, 2, *options)
+            trainer_of(roots[root], run_dir, 2, *options)
         found.append(str(caught.value))
     return found
 

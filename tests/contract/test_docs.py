@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from functools import partial, reduce
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from operator import getitem
 from pathlib import Path
 
@@ -37,11 +37,6 @@ ALL = "\n".join(PAGES.values())
 def blocks(language: str, page: str | None = None) -> list[str]:
     text = ALL if page is None else PAGES[page]
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(part) for line in lines if line for part in line.split("&&")]
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +158,10 @@ def run(monkeypatch, capsys):
 
 def tool_commands() -> list[list[str]]:
     """Return the commands from the tool's name on, whoever starts the tool."""
-    places = [(c, [i for i, arg in enumerate(c) if arg.startswith("tools/")]) for c in commands()]
-    return [command[found[0] :] for command, found in places if found]
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(part) for line in lines for part in line.split("&&")]
+    tools = [list(dropwhile(lambda arg: not arg.startswith("tools/"), c)) for c in commands]
+    return [command for command in tools if command]
 
 
 @pytest.mark.parametrize("command", tool_commands(), ids=" ".join)
