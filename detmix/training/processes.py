@@ -83,3 +83,13 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     # Else accelerate would take an accelerator that is neither, such as Apple's.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     return Accelerator(mixed_precision=config.precision, cpu=cpu)
+
+
+def loader_share(accelerator: Accelerator, workers: int) -> dict[str, Any]:
+    """Return what a loader must be told for this process to read its share of the data."""
+    return {
+        "workers": workers,
+        "rank": accelerator.process_index,
+        "num_processes": accelerator.num_processes,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
