@@ -41,7 +41,7 @@ class StepNews(NamedTuple):
 
 
 def share_step(
-    accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
+    accelerator: Accelerator, losses: Mapping[str, Tensor], is_broken: bool, signum: int | None
 ) -> StepNews:
     """Exchange what a step came to; its last loss is the sum of the others."""
     # Waits for the device once a step, as torchvision's detectors do throughout their forward pass.
