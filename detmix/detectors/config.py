@@ -20,6 +20,8 @@ ClassifierNorm = Literal["batch", "sync", "group"]
 
 # What torchvision counts in the MobileNet of a detector that brings its own backbone.
 _MOST_LAYERS = 6
+_SIZE_FIELDS = ("min_size", "max_size")
+_ROI_FIELDS = ("roi_sampling_ratio", "head_dim")
 _ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
 
 
@@ -55,14 +57,11 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         kind = find_detector(self.name)
         self._check_applicable(kind)
-        for name in ("min_size", "max_size", "roi_sampling_ratio", "head_dim"):
+        for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            numbers = value if name in _ANCHOR_FIELDS else [value]
+            if value is not None and not (numbers and all(number > 0 for number in numbers)):
                 raise ValueError(f"detector.{name} must be positive, got {value}")
-        for name in _ANCHOR_FIELDS:
-            values = getattr(self, name)
-            if values is not None and not (values and all(value > 0 for value in values)):
-                raise ValueError(f"detector.{name} must be positive numbers, got {values}")
         for name, value in self.options.items():
             wanted = _wanted(name, value, kind.options[name])
             if wanted is not None:
@@ -70,16 +69,13 @@ class DetectorConfig:
 
     def _check_applicable(self, kind: DetectorKind) -> None:
         """Refuse at once all that means nothing to this detector."""
-        given = {
-            name: reason
-            for name, reason in _inapplicable(kind).items()
-            if getattr(self, name) is not None
-        }
-        problems = [
-            f"detector.{name} does not apply to {self.name} ({reason}), got {getattr(self, name)}"
-            for name, reason in given.items()
-        ]
-        reset: dict[str, Any] = dict.fromkeys(given)
+        problems, reset = [], dict[str, Any]()
+        for name, reason in _inapplicable(kind).items():
+            if (value := getattr(self, name)) is not None:
+                problems.append(
+                    f"detector.{name} does not apply to {self.name} ({reason}), got {value}"
+                )
+                reset[name] = None
         unknown = [name for name in self.options if name not in kind.options]
         if unknown:
             reset["options"] = {}
@@ -92,14 +88,13 @@ class DetectorConfig:
 
 def _inapplicable(kind: DetectorKind) -> dict[str, str]:
     """Return the fields of `DetectorConfig` that mean nothing to a detector, each with why."""
-    roi_fields = ("roi_sampling_ratio", "head_dim")
     fields = {}
     if not kind.is_family:
-        fields = dict.fromkeys(roi_fields, "torchvision's builder has heads of its own")
+        fields = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
     elif not issubclass(kind.cls, FasterRCNN):
-        fields = dict.fromkeys(roi_fields, "it pools no proposals")
+        fields = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
     if kind.cls is SSD:
-        fields |= dict.fromkeys(("min_size", "max_size"), "its images have a fixed size")
+        fields |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
         fields |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
     elif kind.cls is FCOS:
         fields["aspect_ratios"] = "it has no anchors but locations"
