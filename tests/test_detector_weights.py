@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from weight_files import (
     DOWNLOAD,
     assert_equal_tensors,
     epsilons,
-    on_meta,
     random_resnet,
     shake,
     statistics,
@@ -110,16 +108,6 @@ class TestTorchvisions:
         assert not any(found[key].any() for key in found if key not in expected)
         assert f"left out: {', '.join(expected)} (the head of " in caplog.text
         assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in caplog.text
-
-    def test_no_file_and_no_route(self, monkeypatch):
-        monkeypatch.setattr(DOWNLOAD, Mock(side_effect=OSError("no route")))
-        body = BackboneConfig()
-        for weights, error, told in (
-            ("DEFAULT", ConnectionError, r"no route.*detector\.weights"),
-            ("a/b.pt", FileNotFoundError, r"detector\.weights=a/b\.pt"),
-        ):
-            with pytest.raises(error, match=told):
-                on_meta(lambda w=weights: build_detector(DetectorConfig(weights=w), body, 3))
 
 
 class TestFiles:
