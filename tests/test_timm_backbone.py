@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from weight_files import assert_equal_tensors, norms_of, pretraining_checkpoint, shake
+from weight_files import assert_equal_tensors, norms_of, on_meta, pretraining_checkpoint, shake
 
 from detmix.detectors import (
     BackboneConfig,
@@ -71,6 +71,12 @@ def test_every_parameter_is_trained():
     target = {"boxes": torch.tensor([[5.0, 5, 40, 50]]), "labels": torch.tensor([1])}
     sum(model([torch.rand(3, 64, 64)], [target]).values()).backward()
     assert not {n for n, p in model.named_parameters() if p.grad is None}
+
+
+def test_the_last_of_two_stages_with_one_stride():
+    """csatv2's stem has the stride of its first stage."""
+    body = on_meta(lambda: build_backbone(timm_config("csatv2", levels=(2,)))).body
+    assert any("stages.0." in name for name, _ in body.named_parameters())
 
 
 @pytest.mark.parametrize(
