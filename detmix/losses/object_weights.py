@@ -25,15 +25,10 @@ Targets = list[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class LossWeighting:
-    """How the losses of a detector are weighted.
+    """How the losses of a detector are weighted."""
 
-    Attributes:
-        background_weight: Weight of every sample that matches no object.
-        normalizer: What the weighted sum is divided by: torchvision's number of ``"samples"``,
-            or the sum of their ``"weights"``.
-    """
-
-    background_weight: float = 1.0
+    background_weight: float = 1.0  #: of every sample that matches no object
+    #: what the weighted sum is divided by: the number of samples, or the sum of their weights
     normalizer: Normalizer = "samples"
 
     def __post_init__(self) -> None:
