@@ -23,9 +23,8 @@ from detmix.evaluation import (
     write_voc_results,
 )
 from detmix.evaluation.coco.backend import Backend, check_choices
-from detmix.evaluation.coco.result import IouType
+from detmix.evaluation.results import IouType, align, ap_text
 from detmix.evaluation.voc.devkit_files import file_name
-from detmix.evaluation.voc.result import align, ap_text
 from detmix.files import write_text
 from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.coco.result import COCOResult, IouType
+from detmix.evaluation.results import COCOResult, IouType
 
 _MOST_EXACT = 2**53
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]

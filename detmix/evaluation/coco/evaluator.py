@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from detmix.data.coco.file import paused_collection
 from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
 from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels
-from detmix.evaluation.coco.result import COCOResult, IouType
 from detmix.evaluation.records import Record, checked_classes
+from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
 
 PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]

@@ -20,7 +20,7 @@ from detmix.data.coco.file import (
 from detmix.data.coco.masks import pack_item, shorten, strip_item, to_rle
 from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
 from detmix.evaluation.coco.masks import mask_areas
-from detmix.evaluation.coco.result import COCOResult, IouType
+from detmix.evaluation.results import COCOResult, IouType
 
 
 def score_predictions(

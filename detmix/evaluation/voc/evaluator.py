@@ -6,9 +6,9 @@ Shape legend: D detections and G ground-truth objects of one image, C classes wi
 from collections.abc import Sequence
 
 from detmix.evaluation.records import Batch, ImageId, Record, checked_classes, read_batch
+from detmix.evaluation.results import VOCResult
 from detmix.evaluation.voc.ap import Interpolation, average_precisions, check_interpolation
 from detmix.evaluation.voc.matching import VOCMatching, match
-from detmix.evaluation.voc.result import VOCResult
 
 
 class VOCEvaluator:
