@@ -6,7 +6,7 @@ What comes out of here is trusted. Shape legend: N detections or objects of all 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -82,6 +82,13 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if repeated:
         raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
     return tuple(classes)
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's."""
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:

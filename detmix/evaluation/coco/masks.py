@@ -66,9 +66,10 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
 
 def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     """``(H, W, N)`` of 0 and 1, in the memory order that RLE counts in."""
+    inside: Any
     if isinstance(masks, Tensor):  # a byte for each pixel is less to move to the CPU than a float
-        inside = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
-        inside = inside.numpy(force=True)
+        chosen = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
+        inside = chosen.numpy(force=True)
     else:
         inside = masks > _THRESHOLD if masks.dtype.kind == "f" else masks != 0
     return np.asfortranarray(inside.transpose(1, 2, 0), np.uint8)

@@ -74,7 +74,7 @@ class CocoReader:
 
     def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        ordered = (item.boxes[:, :2] <= item.boxes[:, 2:]).all(axis=1)
+        ordered = item.boxes[:, :2] <= item.boxes[:, 2:]
         item.check_rows(ordered, "boxes", item.boxes, "x1 <= x2, y1 <= y2")
         entries = self._entries(item, points)
         for entry, score in zip(entries, item.extra.tolist(), strict=True):
@@ -122,9 +122,9 @@ class _Item:
     def check_rows(
         self, good: NDArray[np.bool_], key: str, values: NDArray[Any], expected: str
     ) -> None:
-        """Raise unless all of ``good (N,)`` holds."""
+        """Raise unless all of ``good (N, …)`` holds."""
         if not good.all():
-            row = int(np.argmin(good))
+            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
             raise self.error(f"{key}[{row}] is {values[row].tolist()}, expected {expected}")
 
 
@@ -216,8 +216,7 @@ def _keypoints(item: _Item, points: int | None) -> list[list[float]]:
     if len(shape) != 3 or shape[::2] != (num, 3) or shape[1] != (points or max(shape[1], 1)):
         expected = f"({num}, {points or 'K'}, 3)"
         raise item.error(f"keypoints have shape {shape}, expected {expected}")
-    is_finite = np.isfinite(keypoints).all(axis=(1, 2))
-    item.check_rows(is_finite, "keypoints", keypoints, "finite numbers")
+    item.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
     flat: list[list[float]] = keypoints.reshape(num, -1).tolist()
     return flat
 
