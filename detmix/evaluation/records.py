@@ -34,7 +34,7 @@ class Columns:
 
     counts: IntArray
     boxes: NDArray[Any]
-    labels: NDArray[np.int32]
+    labels: IntArray
     extra: NDArray[Any]
 
     @property
@@ -91,8 +91,14 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
-def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
-    """Check a batch of predictions and targets and join it into flat arrays."""
+def read_batch(
+    predictions: Sequence[Record],
+    targets: Sequence[Record],
+    num_classes: int,
+    *,
+    any_label: bool = False,
+) -> Batch:
+    """Check a batch and join it into flat arrays; predictions may have ``any_label``."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
@@ -102,7 +108,8 @@ def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_cla
     reader = RecordReader("targets", image_ids, num_classes)
     for index, target in enumerate(targets):
         image_ids[index] = reader.image_id(index, target)
-    detections = RecordReader("predictions", image_ids, num_classes).read(predictions, "scores")
+    most = None if any_label else num_classes
+    detections = RecordReader("predictions", image_ids, most).read(predictions, "scores")
     objects = reader.read(targets, "difficult")
     return Batch(image_ids, detections, objects, reader.flags("iscrowd", targets, objects.counts))
 
@@ -113,7 +120,7 @@ class RecordReader:
 
     name: str
     image_ids: list[ImageId]
-    num_classes: int
+    num_classes: int | None
 
     def image_id(self, index: int, target: Record) -> ImageId:
         """The id as int or str; None where there is none."""
@@ -139,15 +146,16 @@ class RecordReader:
         boxes, labels, values = (
             self._column(key, records, counts) for key in ("boxes", "labels", extra)
         )
-        known = (labels >= 1) & (labels <= self.num_classes)
-        self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
+        if self.num_classes is not None:
+            known = (labels >= 1) & (labels <= self.num_classes)
+            self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
         for key, column in (("boxes", boxes), (extra, values)):
             self._check_rows(counts, np.isfinite(column), key, column, "finite numbers")
         if extra == "difficult":
             ordered = boxes[:, :2] <= boxes[:, 2:]
             self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
             values = values.astype(bool)
-        return Columns(counts, boxes, labels.astype(np.int32), values)
+        return Columns(counts, boxes, labels.astype(np.int64, copy=False), values)
 
     def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
         """A flag ``(N,)`` for each object, False where it is absent."""

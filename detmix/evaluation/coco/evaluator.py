@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from detmix.data.coco.file import paused_collection
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
-from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels
+from detmix.evaluation.coco.records import CocoImage, CocoReader
 from detmix.evaluation.records import Record, check_choice, checked_classes
 from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
@@ -67,10 +67,11 @@ class COCOEvaluator:
         check_choice("prediction_labels", prediction_labels, PredictionLabels)
         if prediction_labels == "category_id" and category_ids is None:
             raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
-        self.prediction_labels = prediction_labels
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
-        self._reader = CocoReader(self.category_ids, self.iou_types)
+        self._reader = CocoReader(
+            self.category_ids, self.iou_types, by_id=prediction_labels == "category_id"
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -99,8 +100,6 @@ class COCOEvaluator:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
                 negative area, a prediction with ``x2 < x1``, an image with masks of several sizes.
         """
-        if self.prediction_labels == "category_id":
-            predictions = contiguous_labels(predictions, self.category_ids)
         images, points = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
             self._images.setdefault(image.entry["id"], image)

@@ -14,8 +14,6 @@ from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
 from detmix.evaluation.records import Columns, ImageId, Record, as_array, read_batch
 
-_OF_DETECTIONS = ("boxes", "scores", "masks", "keypoints")
-
 
 @dataclass(frozen=True)
 class CocoImage:
@@ -28,16 +26,17 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoReader:
-    """Reads batches."""
+    """Reads batches; ``by_id``: predictions have category ids, also others, in place of labels."""
 
     category_ids: tuple[int, ...]
     iou_types: tuple[str, ...]
+    by_id: bool
 
     def read(
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
     ) -> tuple[list[CocoImage], int | None]:
         """Check a batch; return its images, and the number of keypoints once it is known."""
-        batch = read_batch(predictions, targets, len(self.category_ids))
+        batch = read_batch(predictions, targets, len(self.category_ids), any_label=self.by_id)
         image_ids = _checked_ids(batch.image_ids)
         crowds = np.split(batch.is_crowd, np.cumsum(batch.objects.counts))[:-1]
         images = []
@@ -51,6 +50,8 @@ class CocoReader:
             points = points or _num_keypoints(annotations)
             results = self._results(prediction, points)
             points = points or _num_keypoints(results)
+            if self.by_id:
+                results = [each for each in results if each["category_id"] in self.category_ids]
             entry = {"id": target.image_id, **_about(target, [*annotations, *results])}
             images.append(CocoImage(entry, annotations, results))
         return images, points
@@ -60,7 +61,7 @@ class CocoReader:
     ) -> list[dict[str, Any]]:
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
-        entries = self._entries(item, points)
+        entries = self._entries(item, self._categories(item.labels), points)
         areas = np.where(item.extra, IGNORED_AREA, _areas(item, entries)).tolist()
         flags = zip(entries, areas, is_crowd.tolist(), item.extra.tolist(), strict=True)
         for entry, area, crowd, difficult in flags:
@@ -76,18 +77,24 @@ class CocoReader:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
         ordered = item.boxes[:, :2] <= item.boxes[:, 2:]
         item.check_rows(ordered, "boxes", item.boxes, "x1 <= x2, y1 <= y2")
-        entries = self._entries(item, points)
+        categories = item.labels if self.by_id else self._categories(item.labels)
+        entries = self._entries(item, categories, points)
         for entry, score in zip(entries, item.extra.tolist(), strict=True):
             entry["score"] = score
         return entries
 
-    def _entries(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+    def _categories(self, labels: Sequence[int]) -> list[int]:
+        return [self.category_ids[label - 1] for label in labels]
+
+    def _entries(
+        self, item: "_Item", categories: list[int], points: int | None
+    ) -> list[dict[str, Any]]:
         """What objects and detections share: image, category, box, and masks and keypoints."""
         boxes = item.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
         columns = {
             "image_id": [item.image_id] * len(boxes),
-            "category_id": [self.category_ids[label - 1] for label in item.labels],
+            "category_id": categories,
             "bbox": boxes.tolist(),
         }
         if "segm" in self.iou_types:
@@ -136,31 +143,6 @@ def _items(
     for index, (boxes, labels, extra) in enumerate(zip(*parts, strict=True)):
         where = f"{name}[{index}]"
         yield _Item(where, image_ids[index], records[index], boxes, labels.tolist(), extra)
-
-
-def contiguous_labels(predictions: Any, category_ids: Sequence[int]) -> Any:
-    """Predictions with labels 1..C in place of category ids, without those of other categories."""
-    if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
-        return predictions
-    label_of = {number: label for label, number in enumerate(category_ids, start=1)}
-    return [_relabelled(prediction, label_of) for prediction in predictions]
-
-
-def _relabelled(prediction: Any, label_of: Mapping[int, int]) -> Any:
-    if not isinstance(prediction, Mapping) or "labels" not in prediction:
-        return prediction
-    ids = as_array(prediction["labels"])
-    columns = {key: prediction[key] for key in _OF_DETECTIONS if key in prediction}
-    of_one_length = all(tuple(np.shape(column)[:1]) == ids.shape for column in columns.values())
-    if ids.dtype.kind not in "iu" or not of_one_length:
-        return prediction  # refused when it is read
-    labels = np.array([label_of.get(number, 0) for number in ids.tolist()], dtype=np.int64)
-    rows = np.flatnonzero(labels).tolist()
-    kept = {
-        key: [column[row] for row in rows] if isinstance(column, list) else column[rows]
-        for key, column in columns.items()
-    }
-    return kept | {"labels": labels[rows]}
 
 
 def _num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
