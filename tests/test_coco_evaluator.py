@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coco_oracle import (
+    CLASSES,
     DETECTION_STATS,
     detection,
     evaluator_of,
@@ -50,6 +51,27 @@ def test_more_masks_in_an_image_than_pycocotools_counts():
     records = [found | {"masks": masks}], [target | {"masks": masks}]
     assert plain_evaluator(*records, iou_types=["segm"]).compute().num_objects == {"cat": 300}
     np.testing.assert_array_equal(mask_areas(encode_masks(masks)), masks.sum(axis=(1, 2)))
+
+
+def test_number_of_keypoints_of_an_image_without_objects():
+    box = [[0, 0, 9, 9]]
+    found, more = (detection(box, [0.5], keypoints=torch.ones(1, num, 3)) for num in (5, 6))
+    evaluator = plain_evaluator([found], [truth([])], iou_types=["keypoints"])
+    with pytest.raises(ValueError, match=r"predictions\[0\].*keypoints.*1, 6, 3.*1, 5, 3"):
+        evaluator.update([more], [truth([], 2)])
+
+
+@pytest.mark.parametrize("evaluator", [COCOEvaluator(CLASSES), VOCEvaluator(CLASSES)])
+def test_table(evaluator):
+    boxes, labels = [[0, 0, 9, 9], [9, 9, 30, 30], [30, 0, 50, 9]], [1, 2, 2]
+    evaluator.update([detection(boxes, [0.5] * 3, labels)], [truth(boxes[:2], 1, labels[:2])])
+    result = evaluator.compute()
+    header, _, cat, dog, cow, _, mean = (line.split() for line in str(result).splitlines()[:7])
+    assert header[-2:] == ["objects", "detections"]
+    assert [cat[1], cat[-2], cat[-1]] == ["1.0000", "1", "1"]
+    assert [dog[-2:], cow[1], cow[-2:]] == [["1", "2"], "n/a", ["0", "0"]]
+    assert f"{result.mean_ap:.4f}" in mean
+    assert mean[-2:] == ["2", "3"]
 
 
 def test_dense_masks_are_not_held():

@@ -319,6 +319,7 @@ def test_precision_recall_curves(tmp_path, drawn, classes, num_panels):
         ((recall, precision),) = np.nan_to_num(dot.get_xydata())
         best = 2 * precision * recall / max(precision + recall, 1e-9)  # zero where nothing is found
         assert best == pytest.approx(max(f1))
+        assert [recall, precision] in np.nan_to_num(line.get_xydata()).tolist()
 
 
 # ----------------------------------------------------------------------------- learning curve
