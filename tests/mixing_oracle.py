@@ -124,7 +124,7 @@ def visible_pixels(box, rectangle, inside, size, mask=None):
         left = [int(edge) - 32 for edge in left]
         limits = [0, 0, size[1], size[0]]
         whole = [*np.maximum(box[:2], 0).tolist(), *np.minimum(box[2:], limits[2:]).tolist()]
-        left = list(box) if left == whole else left
+        left = list(box) if left == whole and not inside else left  # pasted, it is clipped
     share = len(rows) / in_box.sum() if in_box.any() else 0.0
     if mask is None:
         return share, left, None
