@@ -19,7 +19,7 @@ from detmix.detectors import build_detector, target_keys
 from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
 from detmix.evaluation.coco.backend import Backend
-from detmix.evaluation.coco.result import IouType
+from detmix.evaluation.results import IouType
 from detmix.losses import weight_losses
 from detmix.mixing import (
     DetectionCutMix,
