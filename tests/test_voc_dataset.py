@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detmix.data import VOC_CLASSES, VOCAnnotation, VOCDetection, VOCObject
-from detmix.data.voc.xml import read_annotation, write_annotation
+from detmix.data.voc.devkit import read_annotation, write_annotation
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

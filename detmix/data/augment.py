@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,7 @@ from detmix.data.augment_fields import (
     to_plain,
     typed_as,
 )
+from detmix.data.detection import check_index
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 from detmix.mixing.target import Target, check_sample, plain
 
@@ -181,9 +183,7 @@ def detection_transforms(
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
     alb = _import_albumentations()
-    from detmix.data.limit_side import LimitLongestSide
-
-    shrink = [] if size is None else [LimitLongestSide(size)]
+    shrink = [] if size is None else [_limit_longest_side(size)]
     if not train:
         return AlbumentationsTransform(
             shrink,
@@ -242,9 +242,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
             self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} samples")
-        index %= len(self)
+        index = check_index(index, len(self))
         image, target = self.dataset[index]
         seed = sample_seed(self.seed, self._epoch.value, index, "augment")
         return self.transform(image, target, seed=seed)
@@ -257,6 +255,43 @@ def _import_albumentations() -> ModuleType:
 
     module: ModuleType = albumentations
     return module
+
+
+def _limit_longest_side(longest: int) -> Any:
+    """Return a transform that shrinks larger images to a longest side; it enlarges none."""
+    # Enlarging is left to the detector: here it would only slow down what follows. Shrinking
+    # averages over areas, which does not alias; masks take the pixel in the middle of each.
+    import cv2
+
+    return _import_albumentations().Lambda(
+        image=partial(_shrink, longest=longest, interpolation=cv2.INTER_AREA),
+        mask=partial(_shrink, longest=longest, interpolation=cv2.INTER_NEAREST_EXACT),
+        keypoints=partial(_shrink_keypoints, longest=longest),
+    )
+
+
+def _shrink(
+    image: npt.NDArray[np.uint8], *, longest: int, interpolation: int, **_: Any
+) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    height, width = _shrunk_size(image.shape[:2], longest)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation))
+
+
+def _shrink_keypoints(
+    keypoints: npt.NDArray[np.float64], *, longest: int, shape: tuple[int, ...], **_: Any
+) -> npt.NDArray[np.float64]:
+    """Return keypoints ``(P, 2+)``, x and y first, in the shrunk image."""
+    height, width = _shrunk_size(shape[:2], longest)
+    moved: npt.NDArray[np.float64] = keypoints.copy()
+    moved[:, :2] *= (width / shape[1], height / shape[0])
+    return moved
+
+
+def _shrunk_size(size: tuple[int, ...], longest: int) -> list[int]:
+    scale = min(1.0, longest / max(size))
+    return [max(1, round(side * scale)) for side in size]
 
 
 def _to_channels_last(image: Tensor) -> npt.NDArray[np.uint8]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from detmix.data.detection import check_index
 from detmix.data.images import read_image
-from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
+from detmix.data.skipping import Problem, attempt, read_usable
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 
@@ -54,7 +55,6 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
-        check_on_error(on_error)
         folder = Path(root) / split
         if not folder.is_dir():
             unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
@@ -91,9 +91,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} images")
-        index %= len(self)  # the same image from the end gets the same seed
+        index = check_index(index, len(self))  # the same image from the end gets the same seed
         path, label = self._samples[index]
         image = read_image(path)
         if self.transform is not None:
