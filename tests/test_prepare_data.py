@@ -19,7 +19,8 @@ COUNTS = {("2007", "trainval"): 3, ("2007", "test"): 2, ("2012", "trainval"): 4}
 def voc(tmp_path, monkeypatch, capsys):
     """Return a function that runs the command and returns its code, output and errors."""
     main = runpy.run_path(str(TOOLS / "prepare_voc.py"))["main"]
-    monkeypatch.setitem(main.__globals__, "IMAGES", COUNTS)
+    parts = {part: (name, COUNTS[part]) for part, (name, _) in main.__globals__["PARTS"].items()}
+    monkeypatch.setitem(main.__globals__, "PARTS", parts)
 
     def run(*args):
         try:
@@ -87,7 +88,8 @@ def test_without_a_network_it_says_what_to_do(voc, monkeypatch, tmp_path):
 
 def test_archive_names_are_torchvisions():
     known = {entry["filename"] for entry in torchvision.datasets.voc.DATASET_YEAR_DICT.values()}
-    assert set(runpy.run_path(str(TOOLS / "prepare_voc.py"))["ARCHIVES"].values()) <= known
+    parts = runpy.run_path(str(TOOLS / "prepare_voc.py"))["PARTS"]
+    assert {name for name, _ in parts.values()} <= known
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("coco", "val2017"), ("voc", "VOC2007")])

@@ -23,7 +23,6 @@ SHAPE_CATEGORY_IDS = (1, 3, 7, 8, 20)
 
 # The keypoints of every category: the outermost pixels that are seen of an object.
 _KEYPOINTS = ["top", "bottom", "left_side", "right_side"]
-_SKELETON = [[1, 2], [3, 4]]  # counted from 1, as COCO's
 _SPLITS = ("train2017", "val2017")
 _VISIBLE = 2
 
@@ -76,17 +75,13 @@ def _write_splits(root: Path, description: dict[str, Any]) -> None:
                 for number in range(len(scene.objects))
             ]
         content = {
-            "info": {"description": f"synthetic shapes, {name}", "version": "1.0"},
-            "licenses": [],
             "images": images,
             "annotations": annotations,
             "categories": [
                 {
                     "id": category_id,
                     "name": class_name,
-                    "supercategory": "shape",
                     "keypoints": _KEYPOINTS,
-                    "skeleton": _SKELETON,
                 }
                 for category_id, class_name in zip(SHAPE_CATEGORY_IDS, SHAPE_CLASSES, strict=True)
             ],

@@ -95,9 +95,6 @@ def _find_year(root: Path, year: str) -> Path:
     for parent in parents:
         folder = parent / f"VOC{year}"
         if folder.is_dir():
-            for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-                if not (folder / part).is_dir():
-                    raise FileNotFoundError(f"{folder / part}: there is no such folder; {_LAYOUT}")
             return folder
     found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
     hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
@@ -141,11 +138,8 @@ def _read_split(path: Path) -> list[str]:
 class VOCObject:
     """One ``<object>`` of an annotation.
 
-    Attributes:
-        name: The class name.
-        box: ``(x1, y1, x2, y2)`` in pixels, continuous coordinates; as written in the file, so
-            it may lie outside the image or have no area.
-        difficult: Whether the devkit leaves the object out of the evaluation.
+    Its ``box`` is ``(x1, y1, x2, y2)`` in pixels, continuous coordinates; as written in the file,
+    so it may lie outside the image or have no area.
     """
 
     name: str
@@ -157,11 +151,7 @@ class VOCObject:
 class VOCAnnotation:
     """The content of one annotation file, as far as detection needs it.
 
-    Attributes:
-        filename: The image's file name; ``""`` where the file does not give it.
-        width: The image's width in pixels; like ``height``, 0 where the file does not give it.
-        height: The image's height in pixels.
-        objects: The objects in the order of the file.
+    Where the file does not give them, ``filename`` is ``""``, ``width`` and ``height`` are 0.
     """
 
     filename: str
