@@ -29,15 +29,13 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         split: The split's folder in it, with a folder for each class and the images in these.
         transform: Called with each image; may draw from torch's global CPU generator, as
             torchvision's transforms do, which is seeded for it and afterwards put back.
-        classes: The classes in the order of their labels, usually those of the training split;
-            by default those of this split, sorted.
-        on_error: ``"skip"`` leaves out images that cannot be decoded, as
-            :class:`detmix.data.VOCDetection` does; not for validation.
+        classes: The classes in the order of their labels; by default those of this split, sorted.
+        on_error: ``"skip"`` leaves out images that cannot be decoded, as `VOCDetection` does.
         seed: The run's seed.
 
     Attributes:
         names: Every image's name, such as ``"train/n02124075/n02124075_0.JPEG"``.
-        skipped: The images that ``on_error="skip"`` left out, and why.
+        skipped: The images that were left out, each a `SkippedImage`.
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.

@@ -66,14 +66,9 @@ def _write_splits(root: Path, description: dict[str, Any]) -> None:
             images.append(
                 {"id": image_id, "file_name": path.name, "width": width, "height": height}
             )
-            annotations += [
-                {
-                    "id": next(annotation_ids),
-                    "image_id": image_id,
-                    **_describe_object(scene, number),
-                }
-                for number in range(len(scene.objects))
-            ]
+            for number in range(len(scene.objects)):
+                ids = {"id": next(annotation_ids), "image_id": image_id}
+                annotations.append(ids | _describe_object(scene, number))
         content = {
             "images": images,
             "annotations": annotations,
@@ -109,16 +104,16 @@ def _describe_object(scene: Scene, number: int) -> dict[str, Any]:
 
 
 def _outermost(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return (x, y) of the top, bottom, leftmost and rightmost pixel of a mask."""
+    """Return (x, y) of the top, bottom, leftmost and rightmost pixel, of several the middle one."""
     rows, columns = np.nonzero(mask)
-    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
-    return [
-        (_middle(columns[rows == top]), int(top)),
-        (_middle(columns[rows == bottom]), int(bottom)),
-        (int(left), _middle(rows[columns == left])),
-        (int(right), _middle(rows[columns == right])),
-    ]
-
-
-def _middle(values: npt.NDArray[np.int64]) -> int:
-    return int(np.sort(values)[(len(values) - 1) // 2])
+    points = []
+    for places, end in (
+        (rows, rows.min()),
+        (rows, rows.max()),
+        (columns, columns.min()),
+        (columns, columns.max()),
+    ):
+        (found,) = np.nonzero(places == end)
+        middle = found[(len(found) - 1) // 2]
+        points.append((int(columns[middle]), int(rows[middle])))
+    return points
