@@ -88,7 +88,7 @@ COCO_CASES = [
         )
         for value, named in SEGMENTATIONS
     ),
-    ({"categories": CAT, "annotations": []}, {"keypoints": True}, "'cat' has 1 .*'person' has 3"),
+    ({"categories": CAT, "annotations": []}, {"keypoints": True}, "'person' has 3 .*'cat' has 1"),
     ({}, {"keypoints": True, "classes": ["dog"]}, r"instances\.json: .*keypoints"),
 ]  # fmt: skip
 

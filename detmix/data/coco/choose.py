@@ -129,18 +129,15 @@ def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> C
 
 def common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
     """Return the keypoints' names that all categories share; one without any does not count."""
-    with_keypoints = [category for category in categories if category.keypoints]
-    if not with_keypoints:
-        raise ValueError(f"{path}: keypoints=True, but no category names keypoints")
-    first = with_keypoints[0]
-    for other in with_keypoints[1:]:
-        if other.keypoints != first.keypoints:
-            raise ValueError(
-                f"{path}: category {other.name!r} has {len(other.keypoints)} keypoints "
-                f"({', '.join(other.keypoints)}), but {first.name!r} has {len(first.keypoints)} "
-                f"({', '.join(first.keypoints)}); expected the same for all that have any"
-            )
-    return first.keypoints
+    found = {category.keypoints: category.name for category in categories if category.keypoints}
+    if len(found) != 1:
+        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
+        raise ValueError(
+            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
+            f"any, got {'; '.join(got) or 'none'}"
+        )
+    (names,) = found
+    return names
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
