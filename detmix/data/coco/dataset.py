@@ -1,7 +1,6 @@
 """Detection data in the COCO format as a map-style data set.
 
-Annotations are read once, at construction: mistakes show before training starts instead of in a
-worker, and what is held afterwards is a few flat tensors, so that forked workers share them.
+Annotations are read once, at construction: mistakes show before training starts.
 Legend: I images, M objects of the whole data set, N objects of one image, K keypoints.
 """
 

@@ -1,8 +1,7 @@
 """Pascal VOC detection (and any data set in its layout) as a map-style data set.
 
-Annotations are read once, at construction: mistakes show before training starts instead of in a
-worker, and what is held afterwards is a few flat tensors, so that forked workers share them.
-Legend: I images, M objects of the whole data set, N objects of one image.
+Annotations are read once, at construction: mistakes show before training starts.
+Legend: M objects of the whole data set, N objects of one image.
 """
 
 from __future__ import annotations
