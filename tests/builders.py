@@ -1,4 +1,4 @@
-"""Torchvision's own detection builders at their smallest, a batch for them, and a training step.
+"""Torchvision's own detectors at their smallest, a batch for them, and a training step.
 
 The networks are the real ones with random weights; only images, proposals and samples are few.
 """
@@ -6,15 +6,19 @@ The networks are the real ones with random weights; only images, proposals and s
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models
 
+from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
+
 NAMES: list[str] = list_models(module=detection)
 # A two-stage and a one-stage detector, for what would take too long with all of them.
 FASTEST = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
+FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", FASTEST[1])
 CLASSES = 5  # with background
 KEYPOINTS = 3
 
@@ -45,8 +49,8 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 Step = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """Build the detector of this name for training, with the weights of this seed."""
+def build(name: str) -> nn.Module:
+    """Build the detector of this name for training."""
     options: dict[str, Any] = dict(_ANY)
     options |= _RCNN if "rcnn" in name else _ONE_STAGE
     if not name.startswith(("ssd", "fasterrcnn", "maskrcnn", "keypointrcnn")):
@@ -54,8 +58,30 @@ def build(name: str, seed: int = 0) -> nn.Module:
     if "keypoint" in name:
         # Its head takes most of the time, in proportion to the samples.
         options |= {"num_keypoints": KEYPOINTS, "box_batch_size_per_image": 4}
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model: nn.Module = get_model(name, **options)
+    return model.train()
+
+
+@cache
+def small(name: str) -> nn.Module:
+    """Build the smallest detector of a family, without weighted losses. Change twins of it only."""
+    if name == FASTEST[1]:
+        return build(name)
+    torch.manual_seed(0)
+    rcnn, sizes = "rcnn" in name, {"min_size": 64, "max_size": 96, "anchor_sizes": (16, 32, 64)}
+    options = _ONE_STAGE
+    if rcnn:
+        options = {"rpn_post_nms_top_n_train": 30, "box_score_thresh": 0.0}
+    model: nn.Module = build_detector(
+        DetectorConfig(name=name, **sizes, options=options, **({"head_dim": 32} if rcnn else {})),
+        BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group"),
+        CLASSES,
+        **({"num_keypoints": KEYPOINTS} if "keypoint" in name else {}),
+    )
+    for module in model.modules():
+        if type(module).__module__.startswith("detmix.losses"):
+            module.__class__ = type(module).__base__
     return model.train()
 
 
@@ -82,20 +108,17 @@ def batch(kind: str = "objects", weights: Any = None) -> Batch:
 
 def _target(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
     """Fill the left half of each box with its mask; every second object hides a keypoint."""
-    count = len(boxes)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    columns = torch.arange(width) + 0.5
-    rows = torch.arange(height) + 0.5
-    inside = (columns > boxes[:, :1]) & (columns < centre[:, :1])
-    across = inside[:, None, :]
-    down = ((rows > boxes[:, 1:2]) & (rows < boxes[:, 3:]))[:, :, None]
+    count, centre = len(boxes), (boxes[:, :2] + boxes[:, 2:]) / 2
+    x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
+    x1, y1, _, y2 = boxes[:, :, None, None].unbind(1)
+    inside = (x > x1) & (x < centre[:, 0, None, None]) & (y > y1) & (y < y2)
     points = torch.stack([boxes[:, :2] + 2, centre, boxes[:, 2:] - 3], dim=1)
     visible = torch.ones(count, KEYPOINTS, 1)
     visible[::2, -1] = 0
     return {
         "boxes": boxes,
         "labels": torch.arange(count) % (CLASSES - 1) + 1,
-        "masks": (across & down).to(torch.uint8),
+        "masks": inside.to(torch.uint8),
         "keypoints": torch.cat([points, visible], dim=2),
     }
 
@@ -136,19 +159,20 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 class KnownFeatures(nn.Module):
-    """In a backbone's place, for tests of what comes after it: what it made of these images."""
+    """In a backbone's place, what it made of these images: what comes after it may train them."""
 
     def __init__(self, backbone: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.images = images
         with torch.no_grad():
-            self.features = backbone(images)
+            features = backbone(images)
+        self.names = list(features)
+        self.values = nn.ParameterList(features.values())
 
     def forward(self, images: Tensor) -> Any:
-        """Return the feature maps of the images, perhaps several times over, and of no others."""
-        times = (len(images) // len(self.images), 1, 1, 1)
-        assert torch.equal(images, self.images.repeat(times))
-        return {key: value.repeat(times) for key, value in self.features.items()}
+        """Return the feature maps of the images, and of no others."""
+        assert torch.equal(images, self.images)
+        return dict(zip(self.names, self.values, strict=True))
 
 
 def with_known_features(model: nn.Module) -> nn.Module:
