@@ -120,3 +120,13 @@ def assert_same_target(target, expected):
             assert found.format == value.format
         if isinstance(value, TVTensor) and hasattr(value, "canvas_size"):
             assert found.canvas_size == value.canvas_size
+
+
+def assert_same_samples(samples, expected):
+    for (image, target), (other, other_target) in zip(samples, expected, strict=True):
+        assert torch.equal(image, other)
+        assert_same_target(target, other_target)
+
+
+def assert_same_batch(batch, expected):
+    assert_same_samples(zip(*batch, strict=True), zip(*expected, strict=True))

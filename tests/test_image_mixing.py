@@ -68,16 +68,6 @@ def test_augmentation_is_torchvisions(settings, theirs):
     assert transform(**settings)(noise(64, 48)).shape == (3, 32, 32)
 
 
-def test_cutout_erases_a_square_with_the_mean():
-    image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
-    found = transform("cutout", mixing={"cutout_area": 0.25}, crop="padded", padding=0)(image)
-    erased = (found != 200).all(0)
-    rows, columns = torch.nonzero(erased).T
-    assert len(rows) == 16**2
-    assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == 15
-    assert (found[:, erased] == torch.tensor(FILL)[:, None]).all()
-
-
 MIXUP, CUTMIX = v2.MixUp(alpha=0.4, num_classes=CLASSES), v2.CutMix(alpha=3.0, num_classes=CLASSES)
 
 
