@@ -15,6 +15,7 @@ from torchvision.models import detection, get_model, list_models
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 
 NAMES = list_models(module=detection)
+assert len(NAMES) >= 12
 # A two-stage and a one-stage detector, for what would take too long with all of them.
 FASTEST = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
 FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", FASTEST[1])

@@ -54,7 +54,7 @@ def centerness_loss(logits, anchors, boxes):
     return F.binary_cross_entropy_with_logits(logits, (near / far).prod(1).sqrt(), reduction="none")
 
 
-def sums_of_image(name, coder, target, outputs, anchors, matched, normalizer):
+def sums_of_image(name, normalizer, coder, target, outputs, anchors, matched):
     """The sums over one image's anchors, and what they are to be divided by."""
     is_object = matched >= 0
     own = matched[is_object]
@@ -95,18 +95,9 @@ def test_one_stage(name, normalizer):
     with torch.no_grad():
         losses = model(*batch("objects", WEIGHTS))
         targets, outputs, anchors, matched = seen
-        images = [
-            sums_of_image(
-                name,
-                coder,
-                targets[i],
-                {key: value[i].double() for key, value in outputs.items()},
-                anchors[i],
-                matched[i],
-                normalizer,
-            )
-            for i in range(2)
-        ]
+        outputs = [{key: value[i].double() for key, value in outputs.items()} for i in range(2)]
+        parts = zip(targets, outputs, anchors, matched, strict=True)
+        images = [sums_of_image(name, normalizer, coder, *part) for part in parts]
     if "retinanet" not in name:  # one divisor for the batch
         images = [{key: images[0][key] + images[1][key] for key in images[0]}]
     assert losses.keys() == images[0].keys() - {"divisor"}

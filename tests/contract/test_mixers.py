@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import random
 
 import pytest
 import torch
@@ -38,7 +37,7 @@ COPIES = {
     "mixer": lambda mix: mix,
     "deepcopy": copy.deepcopy,
     "pickle": lambda mix: pickle.loads(pickle.dumps(mix)),
-    "torch.save": lambda mix: saved(mix),
+    "torch.save": lambda mix: torch.load(saved(mix), weights_only=False),
 }
 with_each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
 
@@ -50,7 +49,7 @@ def samples_of(size=12, device="cpu"):
 def saved(mix):
     torch.save(mix, file := io.BytesIO())
     file.seek(0)
-    return torch.load(file, weights_only=False)
+    return file
 
 
 def untouched(sample, index):
@@ -86,7 +85,8 @@ class TestBatch:
         images, targets = collate(samples)
         before = copy.deepcopy(samples)
         params = mix.make_params(12, seeded(5))
-        assert 0 < sum(param is None for param in params) < 12 or p != 0.5
+        least, most = {0.0: (12, 12), 0.5: (1, 11), 1.0: (0, 0)}[p]
+        assert least <= params.count(None) <= most
         expected = collate(mix.transform(samples, params))
         state = torch.get_rng_state()
         assert_same_batch(mix(images, targets, generator=seeded(5)), expected)
@@ -227,12 +227,6 @@ class TestSchedule:
         assert always.active
 
     @with_each_mixer
-    def test_a_drawn_pair_is_always_mixed(self, make):
-        mix, rng = make(p=0.0), random.Random(0)
-        assert all(mix.draw_pair(rng) is not None for _ in range(50))
-        assert all(mix.draw(rng) is None for _ in range(50))
-
-    @with_each_mixer
     @pytest.mark.parametrize("twin", [*COPIES.values()][1:], ids=[*COPIES][1:])
     def test_copies_keep_settings_and_have_an_epoch_of_their_own(self, make, twin):
         mix = make(p=0.7, epochs=5, off_epochs=2)
@@ -246,14 +240,17 @@ class TestSchedule:
 
 def test_is_a_module_without_a_state_and_says_its_settings():
     settings = {"alpha": 2.0, "p": 0.25, "epochs": 5, "off_epochs": 2}
-    blended = DetectionMixUp(fill=(1, 2, 3), **settings)
-    pasted = DetectionCutMix(min_visibility=0.2, **settings)
-    choice = RandomChoice([blended, pasted], (1, 3)).to("cpu").eval()
-    when = "p=0.25, epochs=5, off_epochs=2)"
-    assert repr(blended) == f"DetectionMixUp(alpha=2.0, fill=(1, 2, 3), {when}"
-    assert repr(pasted) == f"DetectionCutMix(alpha=2.0, min_visibility=0.2, {when}"
-    for text in ("probabilities=(0.25, 0.75)", repr(blended), repr(pasted)):
-        assert text in repr(choice)
+    mixers = (
+        DetectionMixUp(fill=(1, 2), **settings),
+        DetectionCutMix(min_visibility=0.2, **settings),
+    )
+    choice = RandomChoice(mixers, (1, 3)).to("cpu").eval()
+    for told in (
+        "probabilities=(0.25, 0.75)",
+        "DetectionMixUp(alpha=2.0, fill=(1, 2), p=0.25, epochs=5, off_epochs=2)",
+        "DetectionCutMix(alpha=2.0, min_visibility=0.2, p=0.25, epochs=5, off_epochs=2)",
+    ):
+        assert told in repr(choice)
     assert isinstance(choice, nn.Module)
     assert not choice.state_dict()
     assert repr(copy.deepcopy(SharedEpoch(3))) == "SharedEpoch(3)"
