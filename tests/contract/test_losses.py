@@ -183,7 +183,7 @@ def test_small_weights_leave_the_background(family, normalizer):
         losses, grads, _ = step(model, batch("objects", weight))
         assert_finite(losses, grads)
         for name in losses.keys() - (OF_OBJECTS if normalizer == "weights" else set()):
-            assert float(losses[name]) == pytest.approx(float(limit[name]), rel=1e-4, abs=1e-3)
+            assert float(losses[name]) == pytest.approx(limit[name].item(), rel=1e-4, abs=1e-3)
 
 
 def test_a_mean_of_small_weights(family):

@@ -62,13 +62,13 @@ class TestBatch:
     @pytest.mark.parametrize("device", DEVICES)
     def test_transform_mixes_the_pairs_it_is_given(self, device):
         samples, cut = samples_of(3, device), Cut(0.4, 0.3, 0.7)
-        choice = RandomChoice([DetectionMixUp(), DetectionCutMix(min_visibility=0.3)])
+        choice = RandomChoice([DetectionMixUp(), DetectionCutMix(min_visibility=0.5)])
         # the third image is 18 x 22, the first 16 x 24: common are 16 x 22
-        pasted = cutmix(*samples[0], *samples[2], cut.rectangle((16, 22)), min_visibility=0.3)
+        pasted = cutmix(*samples[0], *samples[2], cut.rectangle((16, 22)), min_visibility=0.5)
         blended = mixup(*samples[0], *samples[2], 0.25)
         for mixer, how, expected in (
             (DetectionMixUp(fill=9), 0.25, mixup(*samples[0], *samples[2], 0.25, 9)),
-            (DetectionCutMix(min_visibility=0.3), cut, pasted),
+            (DetectionCutMix(min_visibility=0.5), cut, pasted),
             (choice, (0, 0.25), blended),
             (choice, (1, cut), pasted),
         ):
