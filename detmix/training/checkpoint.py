@@ -43,7 +43,7 @@ Normalization = Mapping[str, Any]
 """What a model normalises with; None is torchvision's own."""
 _log = logging.getLogger(__name__)
 # Options that a run goes on with as they were.
-_FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
+_FIXED = ("seed", "data.format", "data.test", "data.test_limit")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
 _KINDS_OF = {"config": dict, "classes": list, "model": dict, "normalization": dict}

@@ -123,6 +123,7 @@ def test_what_is_beyond_the_image_is_no_part_of_an_object(bottom):
         ("a", (15, 0, 30, 20), [5, 10, 15, 20], 0.5),
         ("b", (15, 0, 30, 20), [15, 10, 25, 20], 0.5),
         ("a", (0, 0, 30, 5), target["boxes"][0].tolist(), 1.0),  # not cut, it stays as it is
+        ("b", (0, 0, 30, 20), [5, 10, 25, 20], 1.0),  # but not when pasted
     ):
         mixed = cut_only(target, rectangle, side)
         assert mixed["boxes"].tolist() == [box]
@@ -235,7 +236,8 @@ def seen_part(row, rectangle, inside, size, with_masks):
     mask = row.mask & seen[: size[0], : size[1]]
     whole, left = (row.mask, mask) if with_masks and row.mask.any() else (of_box, of_box & seen)
     share, around = left.sum() / whole.sum(), box_around(of_box & seen)
-    box = row.box if around == box_around(of_box) else around
+    # left as it is where nothing was cut; but what is pasted is clipped to its image
+    box = row.box if around == box_around(of_box) and not inside else around
     return share, replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
 
 

@@ -24,10 +24,10 @@ from detmix.files import temporary_path
 from detmix.training import (
     DetectorTrainer,
     Interrupted,
-    evaluate,
     load_checkpoint,
     load_detector,
 )
+from detmix.training.inference import detect, score
 
 EVERY_STEP = "save_minutes=1e-9"
 MOMENTS = {
@@ -328,7 +328,7 @@ def test_the_best_checkpoint_scores_what_the_metrics_say(shapes_root, whole_run)
     dataset = VOCDetection(shapes_root, (("2007", "test"),), classes=config.data.class_names)
     loader = eval_loader(dataset, 4, workers=0)
     evaluator = VOCEvaluator(config.data.class_names)
-    evaluate(model, loader, [evaluator], Accelerator(cpu=True), truth=dataset)
+    score(detect(model, loader, Accelerator(cpu=True), truth=dataset), [evaluator], dataset)
     scores = [line["mean_ap"] for line in read_metrics(whole_run) if line["event"] == "eval"]
     assert len(scores) == 2
     assert evaluator.compute().mean_ap == max(scores) > 0
