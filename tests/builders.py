@@ -1,4 +1,4 @@
-"""Torchvision's own detection builders at their smallest, a batch for them, and a training step.
+"""Torchvision's own detectors at their smallest, a batch for them, and a training step.
 
 The networks are the real ones with random weights; only images, proposals and samples are few.
 """
@@ -6,15 +6,19 @@ The networks are the real ones with random weights; only images, proposals and s
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import detection, get_model, list_models
 
-NAMES: list[str] = list_models(module=detection)
+from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
+
+NAMES = list_models(module=detection)
+assert len(NAMES) >= 12
 # A two-stage and a one-stage detector, for what would take too long with all of them.
 FASTEST = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
+FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", FASTEST[1])
 CLASSES = 5  # with background
 KEYPOINTS = 3
 
@@ -41,30 +45,45 @@ BATCHES = {"objects": (True, True), "half": (False, True), "none": (False, False
 # Binary fractions would hide a rounding that torchvision does not do.
 WEIGHTS = ([0.3, 0.9], [0.15, 1.0, 0.6])
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-Step = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
-
-def build(name: str, seed: int = 0) -> nn.Module:
-    """Build the detector of this name for training, with the weights of this seed."""
-    options: dict[str, Any] = dict(_ANY)
-    options |= _RCNN if "rcnn" in name else _ONE_STAGE
+def build(name):
+    """Build the detector of this name for training."""
+    options = _ANY | (_RCNN if "rcnn" in name else _ONE_STAGE)
     if not name.startswith(("ssd", "fasterrcnn", "maskrcnn", "keypointrcnn")):
         options |= _RESIZED
     if "keypoint" in name:
         # Its head takes most of the time, in proportion to the samples.
         options |= {"num_keypoints": KEYPOINTS, "box_batch_size_per_image": 4}
-    torch.manual_seed(seed)
-    model: nn.Module = get_model(name, **options)
+    torch.manual_seed(0)
+    return get_model(name, **options).train()
+
+
+@cache
+def small(name):
+    """Build the smallest detector of a family, without weighted losses. Change twins of it only."""
+    if name == FASTEST[1]:
+        return with_known_features(build(name))
+    torch.manual_seed(0)
+    rcnn, sizes = "rcnn" in name, {"min_size": 64, "max_size": 96, "anchor_sizes": (16, 32, 64)}
+    options = _ONE_STAGE
+    if rcnn:
+        options = {"rpn_post_nms_top_n_train": 30, "box_score_thresh": 0.0}
+    model = build_detector(
+        DetectorConfig(name=name, **sizes, options=options, **({"head_dim": 32} if rcnn else {})),
+        BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group"),
+        CLASSES,
+        **({"num_keypoints": KEYPOINTS} if "keypoint" in name else {}),
+    )
+    for module in model.modules():
+        if type(module).__module__.startswith("detmix.losses"):
+            module.__class__ = type(module).__base__
     return model.train()
 
 
-def batch(kind: str = "objects", weights: Any = None) -> Batch:
+def batch(kind="objects", weights=None):
     """Make two images of different sizes with boxes, labels, masks and keypoints.
 
-    Args:
-        kind: One of `BATCHES`: all objects, those of the second image only, or none.
-        weights: ``box_weights`` of each image's objects, or one number for all, or None.
+    ``kind`` is one of `BATCHES`; ``weights`` are each image's ``box_weights``, or one for all.
     """
     generator = torch.Generator().manual_seed(3)
     images, targets = [], []
@@ -80,80 +99,79 @@ def batch(kind: str = "objects", weights: Any = None) -> Batch:
     return images, targets
 
 
-def _target(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
+def _target(boxes, height, width):
     """Fill the left half of each box with its mask; every second object hides a keypoint."""
-    count = len(boxes)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    columns = torch.arange(width) + 0.5
-    rows = torch.arange(height) + 0.5
-    inside = (columns > boxes[:, :1]) & (columns < centre[:, :1])
-    across = inside[:, None, :]
-    down = ((rows > boxes[:, 1:2]) & (rows < boxes[:, 3:]))[:, :, None]
+    count, centre = len(boxes), (boxes[:, :2] + boxes[:, 2:]) / 2
+    x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
+    x1, y1, _, y2 = boxes[:, :, None, None].unbind(1)
+    inside = (x > x1) & (x < centre[:, 0, None, None]) & (y > y1) & (y < y2)
     points = torch.stack([boxes[:, :2] + 2, centre, boxes[:, 2:] - 3], dim=1)
     visible = torch.ones(count, KEYPOINTS, 1)
     visible[::2, -1] = 0
     return {
         "boxes": boxes,
         "labels": torch.arange(count) % (CLASSES - 1) + 1,
-        "masks": (across & down).to(torch.uint8),
+        "masks": inside.to(torch.uint8),
         "keypoints": torch.cat([points, visible], dim=2),
     }
 
 
-def step(model: nn.Module, data: Batch, seed: int = 7) -> Step:
+def step(model, data):
     """Return the losses, the gradients and the random state after one training step."""
-    losses = losses_of(model, data, seed)
+    losses = losses_of(model, data)
     model.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(list(losses.values())).sum().backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {key: loss.detach() for key, loss in losses.items()}, grads, torch.get_rng_state()
 
 
-def losses_of(model: nn.Module, data: Batch, seed: int = 7) -> dict[str, Tensor]:
-    """Return the losses of one forward pass from this seed."""
-    torch.manual_seed(seed)
-    losses: dict[str, Tensor] = model(*data)
-    return losses
+def losses_of(model, data):
+    """Return the losses of one forward pass, always from the same random state."""
+    torch.manual_seed(7)
+    return model(*data)
 
 
-def assert_identical(ours: Any, theirs: Any) -> None:
+def assert_identical(ours, theirs):
     """Compare tensors bit for bit, in dicts and sequences of them as deep as need be."""
-    if isinstance(theirs, Tensor):
+    if isinstance(theirs, torch.Tensor):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
-    elif isinstance(theirs, dict):
+        return
+    if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
-        for key, value in theirs.items():
-            assert_identical(ours[key], value)
-    else:
-        for mine, its in zip(ours, theirs, strict=True):
-            assert_identical(mine, its)
+        ours, theirs = ours.values(), theirs.values()
+    for mine, its in zip(ours, theirs, strict=True):
+        assert_identical(mine, its)
 
 
-def twin(model: nn.Module) -> nn.Module:
+def twin(model):
     """Copy everything of a model but its parameters, which both then have in common."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 class KnownFeatures(nn.Module):
-    """In a backbone's place, for tests of what comes after it: what it made of these images."""
+    """In a backbone's place, what it made of these images: what comes after it may train them."""
 
-    def __init__(self, backbone: nn.Module, images: Tensor) -> None:
+    def __init__(self, backbone, images):
         super().__init__()
         self.images = images
         with torch.no_grad():
-            self.features = backbone(images)
+            features = backbone(images)
+        self.names = list(features)
+        self.values = nn.ParameterList(features.values())
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images):
         """Return the feature maps of the images, perhaps several times over, and of no others."""
         times = (len(images) // len(self.images), 1, 1, 1)
-        assert torch.equal(images, self.images.repeat(times))
-        return {key: value.repeat(times) for key, value in self.features.items()}
+        # a GPU resizes with other roundings
+        assert images.is_cuda or torch.equal(images, self.images.repeat(times))
+        features = [value.repeat(times) for value in self.values]
+        return dict(zip(self.names, features, strict=True))
 
 
-def with_known_features(model: nn.Module) -> nn.Module:
+def with_known_features(model):
     """Return a twin whose backbone knows the features of any `batch`."""
-    changed: Any = twin(model)
+    changed = twin(model)
     images, _ = changed.transform(batch()[0])
     changed.backbone = KnownFeatures(changed.backbone, images.tensors)
-    return changed  # type: ignore[no-any-return]
+    return changed

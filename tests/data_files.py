@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from coco_oracle import uncompressed
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -52,14 +53,7 @@ def write_coco(root: Path, annotations, images=None, categories=CATEGORIES):
 
 
 def plain_rle(mask) -> dict:
-    """Return an uncompressed RLE, made the slow way."""
-    counts, value = [0], 0
-    for pixel in mask.T.ravel().tolist():
-        if pixel != value:
-            counts.append(0)
-            value = pixel
-        counts[-1] += 1
-    return {"size": list(mask.shape), "counts": counts}
+    return {"size": list(mask.shape), "counts": uncompressed(mask)}
 
 
 def compressed_rle(mask) -> dict:

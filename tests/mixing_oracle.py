@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
-from torchvision.tv_tensors import BoundingBoxes, TVTensor
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 from detmix.mixing import SharedEpoch
 
@@ -25,11 +24,11 @@ TOLERANCE = {
     torch.float32: 2e-7,
     torch.float64: 4e-16,
 }
-LAMS = [0.0, 1.0, 0.5, 0.3, 1e-12, 1e-3, 1 - 1e-3, math.nextafter(1.0, 0.0)]
+FORMATS = ("XYXY", "XYWH", "CXCYWH")
 
 
 def make_image(height, width, dtype=torch.uint8, seed=0, channels=3, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     if dtype == torch.uint8:
         image = torch.randint(0, 256, (channels, height, width), generator=generator, dtype=dtype)
     else:
@@ -38,11 +37,24 @@ def make_image(height, width, dtype=torch.uint8, seed=0, channels=3, device="cpu
 
 
 def make_target(count, seed=0, **extra):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     corners = torch.rand((count, 4), generator=generator) * 20
     boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 1], 1)
     labels = torch.randint(1, 21, (count,), generator=generator)
     return {"boxes": boxes, "labels": labels, "image_id": seed, **extra}
+
+
+def make_boxes(rows, size, kind=None):
+    """Return boxes, given as (x1, y1, x2, y2), plain or in a format of torchvision's."""
+    boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    if kind is None:
+        return boxes
+    typed = BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+    return convert_bounding_box_format(typed, new_format=BoundingBoxFormat[kind])
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 class Plain(Dataset):
@@ -60,14 +72,10 @@ class Plain(Dataset):
 
     def __getitem__(self, index):
         height, width = 16 + index % 3, 24 - index % 4
-        image = torch.full((3, height, width), self.value(index), dtype=torch.uint8)
+        image = torch.full((3, height, width), 20 * index % 256, dtype=torch.uint8)
         boxes = torch.tensor([[0.0, 0.0, width, height]])
         target = {"boxes": boxes, "labels": torch.tensor([index + 1]), "image_id": index}
         return image, {**target, "epoch": self.epoch.value}
-
-    @staticmethod
-    def value(index):
-        return 20 * index % 256
 
 
 def on(device, sample):
@@ -97,41 +105,6 @@ def assert_pixels(result, image_a, image_b, lam, fill=0):
     assert error <= TOLERANCE[result.dtype]
 
 
-def visible_pixels(box, rectangle, inside, size, mask=None):
-    """Count pixel by pixel what is seen of an object.
-
-    Args:
-        box: Four integers (x1, y1, x2, y2).
-        rectangle: Four integers, the pasted rectangle.
-        inside: Whether its inside is seen, or all but that.
-        size: (H, W) of the object's image; what is beyond is no part of the object.
-        mask: The pixels of the object, in place of all in its box.
-
-    Returns:
-        The share that is seen, the smallest box around what is seen of ``box`` (None if nothing
-        is), and the mask that is seen (None without one).
-    """
-    y, x = np.mgrid[-32:96, -32:96]
-    x1, y1, x2, y2 = rectangle
-    seen = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
-    seen = seen if inside else ~seen
-    in_box = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
-    in_box &= (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
-    rows, columns = np.nonzero(in_box & seen)
-    left = None
-    if len(rows):
-        left = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        left = [int(edge) - 32 for edge in left]
-        limits = [0, 0, size[1], size[0]]
-        whole = [*np.maximum(box[:2], 0).tolist(), *np.minimum(box[2:], limits[2:]).tolist()]
-        left = list(box) if left == whole else left
-    share = len(rows) / in_box.sum() if in_box.any() else 0.0
-    if mask is None:
-        return share, left, None
-    cut = mask & seen[32 : 32 + mask.shape[0], 32 : 32 + mask.shape[1]]
-    return (cut.sum() / mask.sum() if mask.any() else share), left, cut
-
-
 def assert_same_target(target, expected):
     """The same keys with the same values, types and dtypes, to the last bit."""
     assert target.keys() == expected.keys()
@@ -147,3 +120,13 @@ def assert_same_target(target, expected):
             assert found.format == value.format
         if isinstance(value, TVTensor) and hasattr(value, "canvas_size"):
             assert found.canvas_size == value.canvas_size
+
+
+def assert_same_samples(samples, expected):
+    for (image, target), (other, other_target) in zip(samples, expected, strict=True):
+        assert torch.equal(image, other)
+        assert_same_target(target, other_target)
+
+
+def assert_same_batch(batch, expected):
+    assert_same_samples(zip(*batch, strict=True), zip(*expected, strict=True))

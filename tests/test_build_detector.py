@@ -34,9 +34,9 @@ from detmix.training.parse import parse_args
 BUILDERS = list_models(module=detection)
 FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
 SSDLITE = "ssdlite320_mobilenet_v3_large"
+# What may start from a trained detector of torchvision, and whose builder that has.
+STARTED = {**{name: name for name in BUILDERS}, **{n: f"{n}_resnet50_fpn" for n in FAMILIES[:3]}}
 FIXED_SIZE = {"ssd300_vgg16": 300, SSDLITE: 320}
-SIZE = 96
-NUM_KEYPOINTS = 5
 # Few proposals and detections: what is compared is the same, and quick.
 RCNN_FEW = {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 30, "box_detections_per_img": 10}
 FEW = {"score_thresh": 0.0, "topk_candidates": 30, "detections_per_img": 10}
@@ -54,18 +54,6 @@ def build(name, num_classes=4, num_keypoints=17, backbone=None, load_weights=Tru
     return build_detector(config, body, num_classes, **keys)
 
 
-def small(name, *, num_classes=4, options=None, fpn_channels=32, levels=(2, 3, 4), **settings):
-    """Build a family on a narrow pyramid."""
-    if "rcnn" in name:
-        settings = {"roi_sampling_ratio": 1, "head_dim": 16, **settings}
-        few = {"rpn_post_nms_top_n_train": 30, "box_batch_size_per_image": 16}
-        options = {**few, **(options or {})}
-    torch.manual_seed(0)
-    settings |= {"min_size": SIZE, "max_size": SIZE, "options": options or {}}
-    body = {"name": "resnet18", "fpn_channels": fpn_channels, "levels": levels}
-    return build(name, num_classes, NUM_KEYPOINTS, body, **settings)
-
-
 def anchor_generator(model):
     return model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
 
@@ -76,29 +64,31 @@ def image_for(name):
     return torch.rand(3, FIXED_SIZE.get(name, 96), FIXED_SIZE.get(name, 128))
 
 
-class TestBuilders:
-    @pytest.fixture(scope="class", params=BUILDERS)
+class TestDefaults:
+    @pytest.fixture(scope="class", params=STARTED)
     @classmethod
     def pair(cls, request):
-        """Return a builder's name, torchvision's own detector and ours, from the same seed."""
+        """Return a detector's name, torchvision's own and ours, with the same numbers in both."""
         name = request.param
         settings = {} if name in FIXED_SIZE else {"min_size": 96, "max_size": 128}
         torch.manual_seed(0)
-        theirs = get_model(name, **RANDOM, num_classes=5, **settings, **few(name))
+        theirs = get_model(STARTED[name], **RANDOM, num_classes=5, **settings, **few(name))
         torch.manual_seed(0)
-        return name, theirs, build(name, 5, **settings, options=few(name))
+        ours = build(name, 5, **settings, options=few(name))
+        if name in FAMILIES:
+            ours.load_state_dict(theirs.state_dict())
+        return name, theirs, ours
 
-    def test_state_dict_is_torchvisions(self, pair):
-        _, theirs, ours = pair
-        assert list(ours.state_dict()) == list(theirs.state_dict())
-        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), theirs.state_dict())
-        assert structure(ours) == structure(theirs)
-
-    def test_predictions_are_torchvisions(self, pair):
+    def test_are_torchvisions(self, pair):
         name, theirs, ours = pair
+        assert structure(ours) == structure(theirs)
+        assert assert_equal_tensors(ours.state_dict(), theirs.state_dict(), theirs.state_dict())
         with torch.inference_mode():
             expected, found = (model.eval()([image_for(name)]) for model in (theirs, ours))
         assert len(expected[0]["boxes"]) > 3
+        keys = {"boxes", "labels", "scores", *target_keys(name)}
+        assert expected[0].keys() - {"keypoints_scores"} == keys
+        assert takes_backbone(name) is (name in FAMILIES)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
     def test_boxes_are_decoded_in_float32_under_autocast(self, pair):
@@ -114,7 +104,6 @@ class TestBuilders:
                 found = ours([image_for(name)])[0]
         handle.remove()
         torch.testing.assert_close(*anchors, rtol=0, atol=0)
-        assert {"boxes", "labels", "scores", *target_keys(name)} <= found.keys()
         assert len(found["boxes"]) > 3
         for key, values in found.items():
             if values.is_floating_point():
@@ -131,13 +120,18 @@ class TestPretrainedBuilders:
             return get_model(name, **settings)
 
     @pytest.mark.parametrize(
-        ("name", "member"), [(name, each) for name in BUILDERS for each in get_model_weights(name)]
+        ("name", "builder", "member"),
+        [
+            (name, builder, member)
+            for name, builder in STARTED.items()
+            for member in get_model_weights(builder)
+        ],
     )
-    def test_from_a_whole_detector(self, name, member, monkeypatch):
+    def test_from_a_whole_detector(self, name, builder, member, monkeypatch):
         num = len(member.meta["categories"])
         with torch.device("meta"):
-            state = get_model(name, **RANDOM, num_classes=num).state_dict()
-            theirs = self.theirs(name, monkeypatch, state, weights=member)
+            state = get_model(builder, **RANDOM, num_classes=num).state_dict()
+            theirs = self.theirs(builder, monkeypatch, state, weights=member)
             ours = build(name, num, weights=str(member), load_weights=False)
         assert structure(ours) == structure(theirs)
 
@@ -183,24 +177,6 @@ class TestPretrainedBuilders:
 
 
 class TestFamilies:
-    @pytest.mark.parametrize(
-        ("name", "num_classes"), [("fasterrcnn", 21), ("maskrcnn", 91), ("keypointrcnn", 2)]
-    )
-    def test_default_is_torchvisions(self, name, num_classes):
-        torch.manual_seed(0)
-        builder = f"{name}_resnet50_fpn"
-        theirs = get_model(builder, **RANDOM, num_classes=num_classes, **few(name))
-        ours = on_meta(lambda: build(name, num_classes, options=few(name)))
-        assert structure(ours) == structure(theirs)
-        ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
-        images = [torch.rand(3, 60, 80)]
-        for model in (theirs, ours):
-            model.transform.min_size = (96,)
-        with torch.inference_mode():
-            expected, found = (model.eval()(images) for model in (theirs, ours))
-        assert len(expected[0]["boxes"]) > 3
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
     @pytest.mark.parametrize("name", ["retinanet", "fcos"])
     def test_one_stage(self, name):
         """All but the pyramid, which has one coarser level instead of two, is torchvision's."""
@@ -212,23 +188,22 @@ class TestFamilies:
         differ = {key for key in theirs if ours.get(key) != theirs[key]}
         assert {key.partition(".")[0] for key in differ} == {"backbone", "anchor_generator"}
 
-    def test_settings_reach_the_detector(self):
-        options = {"rpn_post_nms_top_n_train": 17, "box_score_thresh": 0.25}
-        model = small("fasterrcnn", head_dim=24, roi_sampling_ratio=3, options=options)
-        assert (model.transform.min_size, model.transform.max_size) == ((SIZE,), SIZE)
-        assert model.rpn.post_nms_top_n() == 17
-        assert model.roi_heads.score_thresh == 0.25
-        assert model.roi_heads.box_predictor.cls_score.weight.shape == (4, 24)
-        assert model.roi_heads.box_roi_pool.sampling_ratio == 3
-        assert small("fcos", options={"topk_candidates": 7}).topk_candidates == 7
-
-    def test_heads_are_as_wide_as_the_pyramid(self):
-        masks = small("maskrcnn", fpn_channels=16).roi_heads
-        assert [conv[0].out_channels for conv in masks.mask_head] == [16] * 4
-        assert masks.mask_predictor.conv5_mask.out_channels == 16
-        keypoints = small("keypointrcnn", fpn_channels=16).roi_heads
-        assert [conv.out_channels for conv in list(keypoints.keypoint_head)[::2]] == [32] * 8
-        assert masks.mask_roi_pool.sampling_ratio == keypoints.keypoint_roi_pool.sampling_ratio == 1
+    def test_settings_reach_the_parts(self):
+        settings = {"min_size": 64, "max_size": 96, "head_dim": 24, "roi_sampling_ratio": 3}
+        masks, keypoints = (
+            on_meta(lambda n=name: build(n, 4, 5, {"fpn_channels": 16}, **settings))
+            for name in ("maskrcnn", "keypointrcnn")
+        )
+        assert (masks.transform.min_size, masks.transform.max_size) == ((64,), 96)
+        parts, others = masks.roi_heads, keypoints.roi_heads
+        pools = (parts.box_roi_pool, parts.mask_roi_pool, others.keypoint_roi_pool)
+        assert [pool.sampling_ratio for pool in pools] == [3] * 3
+        assert parts.box_predictor.cls_score.weight.shape == (4, 24)
+        # They are as wide as the pyramid.
+        assert [conv[0].out_channels for conv in parts.mask_head] == [16] * 4
+        assert parts.mask_predictor.conv5_mask.out_channels == 16
+        assert [conv.out_channels for conv in list(others.keypoint_head)[::2]] == [32] * 8
+        assert others.keypoint_predictor.kps_score_lowres.out_channels == 5
 
 
 class TestAnchors:
@@ -281,6 +256,8 @@ class TestAnchors:
         assert model.anchor_generator.sizes == ((16, 20, 25), *theirs.sizes[:-1])
 
 
+DEFAULT = {"weights": "DEFAULT"}
+RESNET = "ResNet50_Weights.DEFAULT"
 LISTS = {
     "image_mean": [0.1, 0.2, 0.3],
     "image_std": [0.4, 0.5, 0.6],
@@ -305,11 +282,9 @@ class TestOptions:
             key: LISTS.get(key, 37 if isinstance(default, int) else 0.37)
             for key, default in self.options(name).items()
         }
-        models = [on_meta(lambda o=o: build(name, options=o)) for o in ({}, options)]
-        assert statistics(models[1]) == [LISTS["image_mean"], LISTS["image_std"]]
-        before, after = (plain_settings(model) for model in models)
-        changed = {key for key in before if before[key] != after[key]}
-        assert len(changed) >= (8 if "rcnn" in name else 4)
+        ours = on_meta(lambda: build(name, options=options))
+        theirs = on_meta(lambda: get_model(name, **RANDOM, num_classes=4, **options))
+        assert plain_settings(ours) == plain_settings(theirs)
 
     @pytest.mark.parametrize("name", [*FAMILIES, "ssd300_vgg16"])
     def test_takes_its_default_and_its_like_alone(self, name):
@@ -331,28 +306,18 @@ class TestOptions:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("rcnn", {}, r"detector\.name .*'rcnn'"),
-        ("fasterrcnn", {"head_dim": 0}, r"detector\.head_dim .*got 0"),
-        ("fasterrcnn", {"anchor_sizes": ()}, r"detector\.anchor_sizes .*got \(\)"),
-        ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, r"aspect_ratios .*got \(1\.0, 0\.0\)"),
-        ("retinanet", {"head_dim": 64}, r"head_dim .*retinanet .*got 64"),
-        ("fcos", {"aspect_ratios": (1.0,)}, r"detector\.aspect_ratios .*fcos"),
-        ("fcos", {"options": {"box_nms_thresh": 0.5}}, "box_nms_thresh.* fcos; .*nms_thresh"),
-        ("fasterrcnn", {"options": {"num_classes": 3}}, r"detector\.options\.num_classes"),
-        ("ssd300_vgg16", {"min_size": 300}, r"detector\.min_size .*got 300"),
-        ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, "anchor_sizes"),
-    ],
-)
-def test_bad_settings(name, settings, message):
-    with pytest.raises(ValueError, match=message):
-        DetectorConfig(name, **settings)
-
-
-@pytest.mark.parametrize(
     ("name", "detector", "backbone", "message"),
     [
+        ("rcnn", {}, {}, r"detector\.name .*'rcnn'"),
+        ("fasterrcnn", {"head_dim": 0}, {}, r"detector\.head_dim .*got 0"),
+        ("fasterrcnn", {"anchor_sizes": ()}, {}, r"detector\.anchor_sizes .*got \(\)"),
+        ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, {}, r"aspect_ratios .*got \(1\.0, 0\.0\)"),
+        ("retinanet", {"head_dim": 64}, {}, r"head_dim .*retinanet .*got 64"),
+        ("fcos", {"aspect_ratios": (1.0,)}, {}, r"detector\.aspect_ratios .*fcos"),
+        ("fcos", {"options": {"box_nms_thresh": 0.5}}, {}, "box_nms_thresh.* fcos; .*nms_thresh"),
+        ("fasterrcnn", {"options": {"num_classes": 3}}, {}, r"detector\.options\.num_classes"),
+        ("ssd300_vgg16", {"min_size": 300}, {}, r"detector\.min_size .*got 300"),
+        ("fasterrcnn_mobilenet_v3_large_fpn", {"anchor_sizes": (8,)}, {}, "anchor_sizes"),
         ("retinanet", {"anchor_sizes": (16, 32)}, {}, r"anchor_sizes .* 5 .*\(16, 32\)"),
         ("fcos", {}, {"fpn_channels": 48}, "fpn_channels must be a multiple of 32.*got 48"),
         # Between the ranges that two levels are responsible for.
@@ -362,19 +327,26 @@ def test_bad_settings(name, settings, message):
         ("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}, r"ratios .*3.*\(1\.0,\)"),
         ("fcos_resnet50_fpn", {}, {"name": "resnet18"}, r"backbone\.name='resnet18'"),
         ("ssd300_vgg16", {}, {"levels": (2, 3)}, r"backbone\.levels=\(2, 3\)"),
-        (SSDLITE, {}, {"weights": "DEFAULT"}, "--detector.weights COCO_V1"),
+        (SSDLITE, {}, DEFAULT, "--detector.weights COCO_V1"),
         ("ssd300_vgg16", {}, {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),
         ("fcos_resnet50_fpn", {}, {"weights": "V9"}, r"weights of resnet50 .*'V9'"),
-        (
-            "fcos_resnet50_fpn",
-            {},
-            {"weights": "DEFAULT", "trainable_layers": 6},
-            r"trainable_layers of fcos_resnet50_fpn .*0\.\.5, got 6",
-        ),
+        ("fcos_resnet50_fpn", {}, DEFAULT | {"trainable_layers": 6}, r"fcos.*0\.\.5, got 6"),
         ("ssd300_vgg16", {}, {"trainable_layers": 3}, "trainable_layers of ssd300_vgg16 .*got 3"),
+        # What cannot be started from.
+        ("fasterrcnn", {"weights": "COCO_V1"}, DEFAULT, r"detector\.weights.*backbone\.weights"),
+        ("fasterrcnn", {"weights": "COCO_V2"}, {}, "r.weights .*COCO_V1 .*'COCO_V2'"),
+        ("fasterrcnn", {"weights": RESNET}, {}, rf"detector\.weights .*'{RESNET}'"),
+        ("fasterrcnn", {"weights": "timm:resnet50"}, {}, r"r\.weights .*timm:resnet50"),
+        ("fcos", {"weights": "COCO_V9"}, {}, "r.weights .*'COCO_V9'"),
+        # Names are for the builders.
+        ("fcos", {"weights": "COCO_V1"}, {}, r"r\.weights .*detector\.name=fcos_resnet50_fpn"),
+        # Torchvision's trained detectors stand on its ResNet-50.
+        ("fasterrcnn", DEFAULT, {"name": "resnet18"}, "r.weights=DEFAULT .*resnet50"),
+        ("fasterrcnn", DEFAULT, {"norm": "group"}, "r.weights=DEFAULT .*resnet50"),
+        ("fasterrcnn", DEFAULT, {"stem": "small"}, "r.weights=DEFAULT .*resnet50"),
     ],
 )
-def test_what_does_not_fit_together(name, detector, backbone, message):
+def test_refused(name, detector, backbone, message):
     with pytest.raises(ValueError, match=message):
         build(name, backbone=backbone, **detector)
 
@@ -405,17 +377,3 @@ def test_all_is_named_and_resetting_it_is_enough(name, settings, fields):
     text, reset = str(caught.value).split("; to reset: ")
     assert all(field in text for field in fields)
     from_args([*args, *reset.split()])
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "on_backbone"),
-    [
-        ("fasterrcnn", (), True),
-        ("maskrcnn", ("masks",), True),
-        ("keypointrcnn_resnet50_fpn", ("keypoints",), False),
-        ("ssd300_vgg16", (), False),
-    ],
-)
-def test_what_they_take(name, keys, on_backbone):
-    assert target_keys(name) == keys
-    assert takes_backbone(name) is on_backbone

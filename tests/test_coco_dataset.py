@@ -12,7 +12,6 @@ import torch
 from data_files import (
     CATEGORIES,
     POINTS,
-    TRIANGLE,
     box_object,
     compressed_rle,
     image_entry,
@@ -112,13 +111,6 @@ def test_everything_equals_pycocotools(random_files, capsys):
     for missing in (-1, 1001):
         with pytest.raises(ValueError, match=rf"has the id {missing}"):
             dataset.index_of(missing)
-
-
-def test_a_polygon_of_two_points_counts_for_nothing(tmp_path):
-    both = box_object(2, segmentation=[[1, 1, 9, 9], *TRIANGLE])
-    target = CocoDetection(*write_coco(tmp_path, [box_object(), both]), masks=True).target(0)
-    assert target["masks"].sum() > 100
-    assert torch.equal(target["masks"][0], target["masks"][1])
 
 
 def test_outlines_are_bounded(tmp_path):

@@ -1,12 +1,15 @@
-"""COCOEvaluator: its faster backend on many images, masks and keypoints, bad arguments."""
+"""COCOEvaluator: its faster backend on many images, many masks, bad settings, time, memory."""
 
 import gc
+import time
+import tracemalloc
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from coco_oracle import (
+    CLASSES,
     DETECTION_STATS,
     detection,
     evaluator_of,
@@ -15,8 +18,10 @@ from coco_oracle import (
     truth,
     write_json,
 )
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from detmix.evaluation import COCOEvaluator, encode_masks, score_predictions
+from detmix.data import VOC_CLASSES
+from detmix.evaluation import COCOEvaluator, VOCEvaluator, encode_masks, score_predictions
 from detmix.evaluation.coco.masks import mask_areas
 
 
@@ -48,6 +53,27 @@ def test_more_masks_in_an_image_than_pycocotools_counts():
     np.testing.assert_array_equal(mask_areas(encode_masks(masks)), masks.sum(axis=(1, 2)))
 
 
+def test_number_of_keypoints_of_an_image_without_objects():
+    box = [[0, 0, 9, 9]]
+    found, more = (detection(box, [0.5], keypoints=torch.ones(1, num, 3)) for num in (5, 6))
+    evaluator = plain_evaluator([found], [truth([])], iou_types=["keypoints"])
+    with pytest.raises(ValueError, match=r"predictions\[0\].*keypoints.*1, 6, 3.*1, 5, 3"):
+        evaluator.update([more], [truth([], 2)])
+
+
+@pytest.mark.parametrize("evaluator", [COCOEvaluator(CLASSES), VOCEvaluator(CLASSES)])
+def test_table(evaluator):
+    boxes, labels = [[0, 0, 9, 9], [9, 9, 30, 30], [30, 0, 50, 9]], [1, 2, 2]
+    evaluator.update([detection(boxes, [0.5] * 3, labels)], [truth(boxes[:2], 1, labels[:2])])
+    result = evaluator.compute()
+    header, _, cat, dog, cow, _, mean = (line.split() for line in str(result).splitlines()[:7])
+    assert header[-2:] == ["objects", "detections"]
+    assert [cat[1], cat[-2], cat[-1]] == ["1.0000", "1", "1"]
+    assert [dog[-2:], cow[1], cow[-2:]] == [["1", "2"], "n/a", ["0", "0"]]
+    assert f"{result.mean_ap:.4f}" in mean
+    assert mean[-2:] == ["2", "3"]
+
+
 def test_dense_masks_are_not_held():
     masks = torch.ones(1, 1, 50, 50)
     kept = weakref.ref(masks)
@@ -58,18 +84,6 @@ def test_dense_masks_are_not_held():
     gc.collect()
     assert kept() is None
     assert evaluator.compute().ap == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"labels": torch.tensor([[90]])}, {"labels": torch.tensor([90.0])},
-              {"scores": torch.tensor(0.5)}, {"labels": ...}],
-)  # fmt: skip
-def test_category_id_labels_that_cannot_be_read(wrong):
-    found = detection([[0, 0, 9, 9]], [0.5], labels=[90]) | wrong
-    found = {key: value for key, value in found.items() if value is not ...}
-    options = {"category_ids": [90], "prediction_labels": "category_id"}
-    with pytest.raises(ValueError, match=rf"predictions\[0\] \(image_id 1\): .*{min(wrong)}"):
-        plain_evaluator([found], [truth([[0, 0, 9, 9]])], **options)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +107,53 @@ def test_ids_of_64_bits(tmp_path):
     def score(first_image, first_category, backend="auto"):
         images = [{"id": first_image + index, "height": 9, "width": 9} for index in range(3)]
         categories = [{"id": first_category + index, "name": f"{index}"} for index in range(2)]
+        pairs = zip(range(3), images, [*categories, categories[0]], strict=True)
         entries = [
-            {
-                "image_id": image["id"],
-                "category_id": categories[index % 2]["id"],
-                "bbox": [index, 1, 5, 5],
-                "score": 0.5,
-            }
-            for index, image in enumerate(images)
+            {"image_id": image["id"], "category_id": of["id"], "bbox": [x, 1, 5, 5], "score": 0.5}
+            for x, image, of in pairs
         ]
         truth = {"images": images, "categories": categories, "annotations": entries[:2]}
         files = write_json(tmp_path / "p.json", entries), write_json(tmp_path / "gt.json", truth)
         return score_predictions(*files, backend=backend).as_dict()
 
     assert score(2**62, 1) == score(1, 2**62) == score(1, 1, backend="pycocotools")
+
+
+# --------------------------------------------------------------------------------- time and memory
+
+
+def test_memory_is_linear():
+    peaks = []
+    for num in (50, 200):
+        evaluator = evaluator_of(*random_case(0, num, most=100))
+        tracemalloc.start()
+        evaluator.compute()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]
+
+
+@pytest.mark.slow
+def test_at_most_a_twentieth_of_inference():
+    """In processor time, so that what else runs on the machine does not matter."""
+    torch.manual_seed(0)
+    model = ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21, score_thresh=0, detections_per_img=100
+    ).eval()
+    predictions, targets = random_case(0, 96, 20, most=230)  # 100 of an image, as the detector's
+    COCOEvaluator(VOC_CLASSES).compute()  # whatever is imported late
+    times = [time.process_time()]
+    with torch.inference_mode():
+        for _ in range(12):
+            model(list(torch.rand(8, 3, 320, 320)))
+    times.append(time.process_time())
+    voc, coco = VOCEvaluator(VOC_CLASSES), COCOEvaluator(VOC_CLASSES)
+    for first in range(0, 96, 8):
+        for evaluator in (voc, coco):
+            evaluator.update(predictions[first : first + 8], targets[first : first + 8])
+    results = [voc.compute("all-point"), voc.compute("11point"), coco.compute()]
+    times.append(time.process_time())
+    assert all(sum(result.num_detections.values()) > 90 * 96 for result in results)
+    inference, evaluation = np.diff(times)
+    print(f"{1000 * inference / 96:.1f} ms an image, evaluation {evaluation / inference:.4f} of it")
+    assert evaluation <= 0.05 * inference

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from detmix.data import collate
 from detmix.data.shapes_coco import SHAPE_CATEGORY_IDS, write_shapes_coco
 from detmix.evaluation import score_predictions
-from detmix.training import DetectorTrainer, TrainConfig, evaluate, parse_args
+from detmix.training import DetectorTrainer, TrainConfig, parse_args
 from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
+from detmix.training.inference import detect, score
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -137,7 +138,8 @@ def evaluate_the_truth(config):
     test_set = build_test_set(config, dataset)
     evaluator = build_evaluator(config, dataset)
     loader = DataLoader(test_set, batch_size=4, collate_fn=collate)
-    evaluate(KnowsTheTruth(test_set), loader, [evaluator], Accelerator(cpu=True), truth=dataset)
+    found = detect(KnowsTheTruth(test_set), loader, Accelerator(cpu=True), truth=dataset)
+    score(found, [evaluator], dataset)
     return dataset, evaluator
 
 

@@ -43,6 +43,7 @@ SEGMENTATIONS = [
 ]
 
 
+CAT = [*CATEGORIES, {"id": 4, "name": "cat", "keypoints": ["nose"]}]
 # Of the second annotation, whose id is 5.
 ANNOTATION_FIELDS = [
     ("image_id", "1", "'1'"),
@@ -77,7 +78,35 @@ OTHER_FILES = [
 ]
 
 
+# Content of the JSON, options and what is named.
+COCO_CASES = [
+    *((content, {"keypoints": True}, rf"instances\.json, {named}") for content, named in PARTS),
+    *(
+        (
+            {"annotations": [box_object(), box_object(5, segmentation=value)]}, {"masks": True},
+            rf"annotation 5 of image 1 \(a\.jpg\).*{named}",
+        )
+        for value, named in SEGMENTATIONS
+    ),
+    ({"categories": CAT, "annotations": []}, {"keypoints": True}, "'person' has 3 .*'cat' has 1"),
+    ({}, {"keypoints": True, "classes": ["dog"]}, r"instances\.json: .*keypoints"),
+]  # fmt: skip
+
+
 class TestCoco:
+    @pytest.mark.parametrize(("content", "options", "named"), COCO_CASES)
+    def test_content(self, tmp_path, content, options, named):
+        arguments = write_coco(tmp_path, **{"annotations": [box_object()]} | content)
+        with pytest.raises(ValueError, match=named):
+            CocoDetection(*arguments, **options)
+
+    @pytest.mark.parametrize("content", OTHER_FILES)
+    def test_files_of_another_kind(self, tmp_path, content):
+        folder, path = write_coco(tmp_path, [])
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"instances\.json: "):
+            CocoDetection(folder, path)
+
     def test_missing_files(self, tmp_path):
         folder, path = write_coco(tmp_path, [], [image_entry(), image_entry(2, "x/./b.jpg")])
         assert len(CocoDetection(folder, path)) == 2
@@ -89,36 +118,6 @@ class TestCoco:
                 CocoDetection(*files)
         with pytest.raises(ValueError, match="images: is a folder"):
             CocoDetection(folder, folder)
-
-    @pytest.mark.parametrize("content", OTHER_FILES)
-    def test_files_of_another_kind(self, tmp_path, content):
-        folder, path = write_coco(tmp_path, [])
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"instances\.json: "):
-            CocoDetection(folder, path)
-
-    @pytest.mark.parametrize(("content", "named"), PARTS)
-    def test_parts_of_files(self, tmp_path, content, named):
-        arguments = write_coco(tmp_path, **{"annotations": [box_object()]} | content)
-        with pytest.raises(ValueError, match=rf"instances\.json, {named}"):
-            CocoDetection(*arguments, keypoints=True)
-
-    @pytest.mark.parametrize(("value", "named"), SEGMENTATIONS)
-    def test_segmentations(self, tmp_path, value, named):
-        arguments = write_coco(tmp_path, [box_object(), box_object(5, segmentation=value)])
-        with pytest.raises(ValueError, match=rf"annotation 5 of image 1 \(a\.jpg\).*{named}"):
-            CocoDetection(*arguments, masks=True)
-        assert len(CocoDetection(*arguments).target(0)["boxes"]) == 2  # not asked for, not read
-
-    def test_keypoints_that_categories_do_not_agree_on(self, tmp_path):
-        categories = [*CATEGORIES, {"id": 4, "name": "cat", "keypoints": ["nose"]}]
-        arguments = write_coco(tmp_path, [box_object(category_id=4)], categories=categories)
-        with pytest.raises(ValueError, match=r"'cat' has 1 .*'person' has 3"):
-            CocoDetection(*arguments, keypoints=True)
-        with pytest.raises(ValueError, match=r"instances\.json: .*keypoints"):
-            CocoDetection(*arguments, keypoints=True, classes=["dog"])
-        cat = CocoDetection(*arguments, keypoints=True, classes=["cat", "dog"])
-        assert cat.target(0)["keypoints"].tolist() == [[[0, 0, 0]]]
 
 
 ANNOTATIONS = [
@@ -132,9 +131,31 @@ ANNOTATIONS = [
     ("<size><width>-4</width><height>3</height></size>", "<size>.*-4 x 3"),
     ("<size><width>1e300</width><height>3</height></size>", "<size>.*300"),
 ]
+# What the devkit is made of, options and what is named.
+VOC_CASES = [
+    *(
+        ({"xml": {"good": SIZE + DOG, "bad": xml}}, {}, rf"bad\.xml.*{named}")
+        for xml, named in ANNOTATIONS
+    ),
+    ({"split": "a\nb\na"}, {}, r"trainval\.txt.*'VOC2007/a'"),
+    ({"split": "a -1"}, {}, r"trainval\.txt.*lists no image"),
+    ({"split": "a\nb 7"}, {}, r"trainval\.txt.*line 2: .*'b 7'"),
+    ({"split": "a b c"}, {}, r"trainval\.txt.*line 1: .*'a b c'"),
+    ({"split": "caf\udce9"}, {}, r"trainval\.txt.*UTF-8"),
+    ({}, {"image_sets": ("2007", "trainval")}, "pairs of year and split"),
+    ({}, {"image_sets": (("2007", "trainval"),) * 2}, "'VOC2007/a'"),
+    ({}, {"classes": ("dog", "cat", "dog")}, "'dog'"),
+    ({}, {"difficult": "ignore"}, "'ignore'"),
+]
 
 
 class TestVOC:
+    @pytest.mark.parametrize(("files", "options", "named"), VOC_CASES)
+    def test_content(self, tmp_path, files, options, named):
+        root = make_devkit(tmp_path, **{"xml": {"a": SIZE + DOG, "b": SIZE}} | files)
+        with pytest.raises(ValueError, match=named):
+            VOCDetection(root, **options)
+
     def test_missing_files(self, tmp_path):
         root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE})
         for folder, image_set, named in (
@@ -146,13 +167,6 @@ class TestVOC:
             with pytest.raises(FileNotFoundError, match=named):
                 VOCDetection(folder, (image_set,))
 
-    @pytest.mark.parametrize(("xml", "named"), ANNOTATIONS)
-    def test_annotations(self, tmp_path, xml, named):
-        body = xml if xml.startswith("<?") or "<size>" in xml else SIZE + xml
-        root = make_devkit(tmp_path, {"good": SIZE + DOG, "bad": body})
-        with pytest.raises(ValueError, match=rf"bad\.xml.*{named}"):
-            VOCDetection(root)
-
     @pytest.mark.parametrize("end", ["", "</a>"])
     def test_deep_nesting_does_not_exhaust_the_stack(self, tmp_path, end):
         inner = "<a>" * 200_000 + end * 200_000
@@ -163,32 +177,3 @@ class TestVOC:
             else:
                 with pytest.raises(ValueError, match=r"a\.xml: not well-formed"):
                     read_annotation(path)
-
-    @pytest.mark.parametrize(
-        ("lines", "named"),
-        [
-            ("a\nb\na", "'VOC2007/a'"),
-            ("a -1", "lists no image"),
-            ("a\nb 7", "line 2: .*'b 7'"),
-            ("a b c", "line 1: .*'a b c'"),
-            ("caf\udce9", "UTF-8"),
-        ],
-    )
-    def test_lists(self, tmp_path, lines, named):
-        root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE}, split=lines)
-        with pytest.raises(ValueError, match=rf"trainval\.txt.*{named}"):
-            VOCDetection(root)
-
-    @pytest.mark.parametrize(
-        ("options", "named"),
-        [
-            ({"image_sets": ("2007", "trainval")}, "pairs of year and split"),
-            ({"image_sets": (("2007", "trainval"),) * 2}, "'VOC2007/a'"),
-            ({"classes": ("dog", "cat", "dog")}, "'dog'"),
-            ({"difficult": "ignore"}, "'ignore'"),
-        ],
-    )
-    def test_arguments(self, tmp_path, options, named):
-        root = make_devkit(tmp_path, {"a": SIZE + DOG})
-        with pytest.raises(ValueError, match=named):
-            VOCDetection(root, **options)

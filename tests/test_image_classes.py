@@ -114,13 +114,13 @@ def test_broken_images_are_named_or_left_out(root):
         assert label == whole[name][1]
 
 
-def cropped(root, seed=0):
-    return ImageClasses(root, transform=v2.RandomResizedCrop(16), seed=seed)
-
-
 def test_randomness_is_a_function_of_seed_epoch_and_index(root):
     """In running workers too; torch's own generator plays no part and stays as it was."""
-    first, second = cropped(root), cropped(root)
+
+    def cropped(seed):
+        return ImageClasses(root, transform=v2.RandomResizedCrop(16), seed=seed)
+
+    first, second, other = cropped(0), cropped(0), cropped(1)
     torch.manual_seed(5)
     before = [image for image, _, _ in first]
     torch.manual_seed(6)
@@ -128,7 +128,7 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(root):
     assert all(torch.equal(second[i][0], before[i]) for i in range(-1, -7, -1))
     second.set_epoch(1)
     assert not any(torch.equal(second[i][0], before[i]) for i in range(6))
-    assert not any(torch.equal(cropped(root, 1)[i][0], before[i]) for i in range(6))
+    assert not any(torch.equal(other[i][0], before[i]) for i in range(6))
     with pytest.raises(TypeError):
         _ = ImageClasses(root, transform=lambda image: torch.rand(3) + "")[0]
     assert torch.equal(torch.get_rng_state(), state)

@@ -30,7 +30,7 @@ def with_size(data, width, height):
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6  # rotate by 90 degrees to display
-LARGE_THUMBNAIL = {"comment": with_size(encoded(), 65_500, 65_500)}
+BOMB = with_size(encoded(), 65_500, 65_500)  # 12.9 GB of pixels in a few thousand bytes
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ LARGE_THUMBNAIL = {"comment": with_size(encoded(), 65_500, 65_500)}
     [
         ("RGB", "png", {}), ("L", "png", {}), ("P", "png", {}), ("RGBA", "png", {}),
         ("1", "png", {}), ("RGB", "webp", {"lossless": True}), ("RGBA", "webp", {}),
-        ("L", "bmp", {}), ("P", "gif", {}), ("L", "jpeg", {"progressive": True}),
-        ("RGB", "jpeg", {"exif": TURNED}), ("CMYK", "jpeg", {"restart_marker_blocks": 1}),
-        ("RGB", "jpeg", {"progressive": True, **LARGE_THUMBNAIL}), ("L", "jpeg", LARGE_THUMBNAIL),
+        ("L", "bmp", {}), ("P", "gif", {}), ("RGB", "jpeg", {"exif": TURNED}),
+        ("CMYK", "jpeg", {"restart_marker_blocks": 1}), ("L", "jpeg", {"comment": BOMB}),
+        ("RGB", "jpeg", {"progressive": True, "comment": BOMB}),
     ],
 )  # fmt: skip
 def test_pixels_are_pillows(tmp_path, mode, kind, options):
@@ -52,7 +52,6 @@ def test_pixels_are_pillows(tmp_path, mode, kind, options):
     tolerance = 2 if kind == "jpeg" else 0
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=tolerance)
     assert read_image_size(tmp_path / "a.jpg") == (33, 47)
-    assert decode_image_bytes(data, "x").equal(image)
     with mock.patch("detmix.data.images.decode_jpeg", None):  # a torchvision without decoders
         other = decode_image_bytes(data, "x")
     np.testing.assert_array_equal(other.permute(1, 2, 0).numpy(), expected)
@@ -66,27 +65,33 @@ def test_sixteen_bits():
     np.testing.assert_array_equal(image[0], values >> 8)
 
 
-def refused(path, data, named):
-    """Assert that a file is refused, decoded or asked for its size, without taking memory."""
+HEAD = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + HEAD + struct.pack(">I", zlib.crc32(HEAD))
+# A comment that looks like a frame is none.
+COMMENT = b"\xff\xfe\0\x08\xff\xc0\0\x0b\x08\0"
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (BOMB, "4290250000 pixels"),
+        (BOMB[:2] + COMMENT + BOMB[2:], "4290250000 pixels"),
+        (with_size(encoded(progressive=True), 65_500, 65_500), "4290250000 pixels"),
+        (PNG + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4, "bomb"),
+        (EPS, "not an image"),  # Pillow would hand it to Ghostscript, an interpreter
+    ],
+)
+def test_refused(tmp_path, monkeypatch, data, named):
+    """Decoded or asked for its size, without taking memory or running anything."""
+    run = mock.Mock(side_effect=AssertionError)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    path = tmp_path / "a.jpg"
     path.write_bytes(data)
-    for call in (lambda: decode_image_bytes(data, path), lambda: read_image_size(path)):
+    for call in (read_image, read_image_size):
         with limits(), time_limit(), pytest.raises(ValueError, match=rf"{path}: .*{named}"):
-            call()
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("before", [b"", b"\xff\xfe\0\x08\xff\xc0\0\x0b\x08\0"])
-def test_a_jpeg_bomb(tmp_path, progressive, before):
-    """12.9 GB of pixels in a few thousand bytes; a comment that looks like a frame is none."""
-    data = with_size(encoded(progressive=progressive), 65_500, 65_500)
-    refused(tmp_path / "a.jpg", data[:2] + before + data[2:], "4290250000 pixels")
-
-
-def test_a_png_bomb(tmp_path):
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-    data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4
-    refused(tmp_path / "a.png", data, "bomb")
+            call(path)
+    assert not run.called
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
@@ -98,16 +103,3 @@ def test_large_images_are_decoded_if_pillow_is_told_to(monkeypatch):
     for limit in (2400, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert decode_image_bytes(data, "x").shape == (3, 60, 80)
-
-
-def test_no_postscript_is_run(tmp_path, monkeypatch):
-    """Pillow hands an EPS file to Ghostscript, an interpreter."""
-
-    def run(*args, **kwargs):
-        raise AssertionError("Ghostscript was called")
-
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
-    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    refused(tmp_path / "a.png", data, "not an image")
-    with Image.open(io.BytesIO(data)) as image, pytest.raises(AssertionError):
-        image.load()  # Pillow would

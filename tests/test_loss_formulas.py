@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
-from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import (
-    CLASSES,
-    FASTEST,
-    WEIGHTS,
-    assert_identical,
-    batch,
-    build,
-    step,
-    twin,
-    with_known_features,
-)
+from builders import CLASSES, FASTEST, WEIGHTS, assert_identical, batch, small, step, twin
 from torch import nn
-from torchvision.models.detection import KeypointRCNN, MaskRCNN
 from torchvision.ops import box_iou, generalized_box_iou, roi_align, sigmoid_focal_loss
 
 from detmix import weight_losses
 
 BACKGROUND_WEIGHT = 0.6
-ONE_STAGE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", FASTEST[1])
-RCNN = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
+ONE_STAGE = ("retinanet", "fcos", FASTEST[1])
 with_each_normalizer = pytest.mark.parametrize("normalizer", ["samples", "weights"])
-
-
-@cache
-def known(name):
-    return with_known_features(build(name))
 
 
 def spread(model):
@@ -56,10 +37,6 @@ def smooth_l1(coder, deltas, anchors, boxes):
     return F.smooth_l1_loss(deltas, coder.encode_single(boxes, anchors), reduction="none").sum(1)
 
 
-def giou(coder, deltas, anchors, boxes):
-    return 1 - generalized_box_iou(coder.decode_single(deltas, anchors), boxes).diag()
-
-
 def giou_of_distances(coder, deltas, anchors, boxes):
     """FCOS predicts distances from the anchor's centre in units of its size."""
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2
@@ -68,7 +45,7 @@ def giou_of_distances(coder, deltas, anchors, boxes):
     return 1 - generalized_box_iou(predicted, boxes).diag()
 
 
-BOX_LOSS = dict(zip(ONE_STAGE, (l1, giou, giou_of_distances, smooth_l1), strict=True))
+BOX_LOSS = dict(zip(ONE_STAGE, (l1, giou_of_distances, smooth_l1), strict=True))
 
 
 def centerness_loss(logits, anchors, boxes):
@@ -77,7 +54,7 @@ def centerness_loss(logits, anchors, boxes):
     return F.binary_cross_entropy_with_logits(logits, (near / far).prod(1).sqrt(), reduction="none")
 
 
-def sums_of_image(name, coder, target, outputs, anchors, matched, normalizer):
+def sums_of_image(name, normalizer, coder, target, outputs, anchors, matched):
     """The sums over one image's anchors, and what they are to be divided by."""
     is_object = matched >= 0
     own = matched[is_object]
@@ -109,27 +86,18 @@ def sums_of_image(name, coder, target, outputs, anchors, matched, normalizer):
 @with_each_normalizer
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_one_stage(name, normalizer):
-    model = weight_losses(spread(deepcopy(known(name))), BACKGROUND_WEIGHT, normalizer)
+    model = spread(deepcopy(small(name)))
+    weight_losses(model, BACKGROUND_WEIGHT, normalizer)
     owner = model if "ssd" in name else model.head
-    coder = model.head.regression_head.box_coder if "retina" in name else model.head
-    coder = getattr(owner, "box_coder", coder)
+    coder = getattr(owner, "box_coder", None) or owner.regression_head.box_coder
     compute_loss, seen = owner.compute_loss, []
     owner.compute_loss = lambda *arguments: [seen.extend(arguments), compute_loss(*arguments)][1]
     with torch.no_grad():
         losses = model(*batch("objects", WEIGHTS))
         targets, outputs, anchors, matched = seen
-        images = [
-            sums_of_image(
-                name,
-                coder,
-                targets[i],
-                {key: value[i].double() for key, value in outputs.items()},
-                anchors[i],
-                matched[i],
-                normalizer,
-            )
-            for i in range(2)
-        ]
+        outputs = [{key: value[i].double() for key, value in outputs.items()} for i in range(2)]
+        parts = zip(targets, outputs, anchors, matched, strict=True)
+        images = [sums_of_image(name, normalizer, coder, *part) for part in parts]
     if "retinanet" not in name:  # one divisor for the batch
         images = [{key: images[0][key] + images[1][key] for key in images[0]}]
     assert losses.keys() == images[0].keys() - {"divisor"}
@@ -138,9 +106,9 @@ def test_one_stage(name, normalizer):
         assert loss.item() == pytest.approx(sum(means) / len(means), rel=1e-4), key
 
 
-@pytest.mark.parametrize("loss_type", ["smooth_l1", "diou", "ciou"])
+@pytest.mark.parametrize("loss_type", ["giou", "smooth_l1", "diou", "ciou"])
 def test_other_box_losses_of_a_retinanet_equal_torchvision_s_bit_for_bit(loss_type):
-    plain = twin(known(ONE_STAGE[0]))
+    plain = deepcopy(small("retinanet"))
     plain.head.regression_head._loss_type = loss_type  # there is no option for it
     expected = step(twin(plain), batch())
     assert all(expected[0].values())
@@ -148,17 +116,17 @@ def test_other_box_losses_of_a_retinanet_equal_torchvision_s_bit_for_bit(loss_ty
 
 
 def test_keypoints_of_which_none_is_visible_equal_torchvision_s_bit_for_bit():
-    plain, (images, targets) = twin(known(RCNN[1])), batch()
+    plain, (images, targets) = small("keypointrcnn"), batch()
     for target in targets:
         target["keypoints"][..., 2] = 0
     expected = step(twin(plain), (images, targets))
     assert expected[0]["loss_keypoint"] == 0
-    assert_identical(step(weight_losses(plain), (images, targets)), expected)
+    assert_identical(step(weight_losses(twin(plain)), (images, targets)), expected)
 
 
 def test_too_few_negatives_of_an_ssd_equal_torchvision_bit_for_bit():
     """More than a quarter of the anchors match: torchvision then counts positives twice."""
-    model = build(FASTEST[1])
+    model = twin(small(FASTEST[1]))
     generator = torch.Generator().manual_seed(0)
     outputs = {
         "bbox_regression": torch.randn(1, 8, 4, generator=generator),
@@ -201,10 +169,11 @@ def keypoint_loss(heads, logits, objects):
     """Keypoint by keypoint, of those that are visible and within the proposal."""
     size = logits.shape[-1]
     for row, (target, chosen, box) in enumerate(objects):
-        x1, y1, x2, y2 = box.tolist()
-        for point, (x, y, visible) in enumerate(target["keypoints"][chosen].tolist()):
-            column = size - 1 if x == x2 else math.floor((x - x1) / (x2 - x1) * size)
-            line = size - 1 if y == y2 else math.floor((y - y1) / (y2 - y1) * size)
+        low, high = box.unflatten(0, (2, 2))
+        for point, (*place, visible) in enumerate(target["keypoints"][chosen]):
+            place = torch.stack(place)  # in float32, as some are at the very edge of a cell
+            cell = ((place - low) * (size / (high - low))).floor()
+            column, line = torch.where(place == high, size - 1, cell).int().tolist()
             if visible and 0 <= column < size and 0 <= line < size:
                 log_probs = logits[row, point].double().flatten().log_softmax(0)
                 loss = -log_probs[line * size + column]
@@ -223,22 +192,20 @@ def objects_of(proposals, targets):
 
 
 @with_each_normalizer
-@pytest.mark.parametrize("name", RCNN)
-def test_roi_heads(name, normalizer):
-    model = weight_losses(twin(known(name)), BACKGROUND_WEIGHT, normalizer)
-    assert isinstance(model, MaskRCNN if "mask" in name else KeypointRCNN)
+@pytest.mark.parametrize("branch", ["mask", "keypoint"])
+def test_roi_heads(branch, normalizer):
+    model = weight_losses(twin(small(f"{branch}rcnn")), BACKGROUND_WEIGHT, normalizer)
     heads, caught = model.roi_heads, {}
     heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction = 12, 0.5
     heads.register_forward_pre_hook(lambda _, args: caught.update(targets=args[3]))
-    kinds = ("box", "mask" if "mask" in name else "keypoint")
-    for kind in kinds:
+    for kind in ("box", branch):
         pool, predictor = getattr(heads, f"{kind}_roi_pool"), getattr(heads, f"{kind}_predictor")
         pool.register_forward_hook(lambda _, args, __, k=kind: caught.update({k: args[1]}))
         predictor.register_forward_hook(lambda _, __, out, k=kind: caught.update({k + "s": out}))
     with torch.no_grad():
         torch.manual_seed(7)
         losses = model(*batch("objects", WEIGHTS))
-        for kind in kinds:
+        for kind in ("box", branch):
             objects = list(objects_of(caught[kind], caught["targets"]))
             found = [chosen for _, chosen, _ in objects if chosen is not None]
             assert len(found) >= 5  # each object at the least
@@ -250,27 +217,35 @@ def test_roi_heads(name, normalizer):
                 assert losses[key].item() == pytest.approx(total / divisor, rel=1e-5), key
 
 
-def test_each_anchor_of_an_rpn_has_the_weight_of_its_object():
-    """What its score changes of the objectness loss, relative to torchvision's."""
-    plain, grads, anchors, targets = with_known_features(build(FASTEST[0])), [], [], []
-    plain.roi_heads.register_forward_pre_hook(lambda _, args: targets.extend(args[3]))
-    plain.rpn.anchor_generator.register_forward_hook(lambda _, __, out: anchors.extend(out))
-    for prepare in (lambda m: m, lambda m: weight_losses(m, BACKGROUND_WEIGHT)):
-        model, scores = prepare(plain), []
-        hook = lambda _, __, out, kept=scores: kept.extend(out[0])  # noqa: E731
-        handle = model.rpn.head.register_forward_hook(hook)
-        torch.manual_seed(7)
-        loss = model(*batch("objects", WEIGHTS))["loss_objectness"]
-        handle.remove()
-        parts = torch.autograd.grad(loss, scores)
-        grads.append(torch.cat([part.permute(0, 2, 3, 1).flatten(1) for part in parts], 1))
-    seen = set()
-    for i, (target, own) in enumerate(zip(targets[2:], anchors[2:], strict=True)):
-        overlaps = box_iou(target["boxes"], own)
+@with_each_normalizer
+def test_rpn(normalizer):
+    model, caught = weight_losses(twin(small("fasterrcnn")), BACKGROUND_WEIGHT, normalizer), {}
+    rpn, sampler = model.rpn, model.rpn.fg_bg_sampler
+    rpn.fg_bg_sampler = lambda labels: caught.setdefault("sampled", sampler(labels))
+    rpn.anchor_generator.register_forward_hook(lambda _, __, out: caught.update(anchors=out))
+    rpn.head.register_forward_hook(lambda _, __, out: caught.update(scores=out[0], deltas=out[1]))
+    model.roi_heads.register_forward_pre_hook(lambda _, args: caught.update(targets=args[3]))
+    with torch.no_grad():
+        losses = model(*batch("objects", WEIGHTS))
+    # of each level, (image, anchor at a place, row, column) and four of them
+    scores = [part.permute(0, 2, 3, 1).flatten(1) for part in caught["scores"]]
+    deltas = [part.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2) for part in caught["deltas"]]
+    scores, deltas = torch.cat(scores, 1), torch.cat([part.flatten(1, 3) for part in deltas], 1)
+    score_sum = box_sum = divisor = 0.0
+    images = zip(caught["targets"], caught["anchors"], *caught["sampled"], strict=True)
+    for i, (target, anchors, positive, negative) in enumerate(images):
+        overlaps = box_iou(target["boxes"], anchors)
         best, rows = overlaps.max(0)
-        is_best = (overlaps == overlaps.max(1, keepdim=True).values).any(0)
-        weights = torch.where((best >= 0.7) | is_best, target["box_weights"][rows], 0.6)
-        sampled = grads[0][i] != 0
-        torch.testing.assert_close((grads[1][i] / grads[0][i])[sampled], weights[sampled])
-        seen |= set(weights[sampled].tolist())
-    assert len(seen) >= 4  # objects of either image, and the background
+        is_object = (best >= 0.7) | (overlaps == overlaps.max(1, keepdim=True).values).any(0)
+        weights = torch.where(is_object, target["box_weights"][rows], BACKGROUND_WEIGHT).double()
+        sampled = (positive + negative).bool()
+        assert set(rows[sampled & is_object].tolist()) == set(range(len(target["boxes"])))
+        found, goals = scores[i].double(), is_object.double()
+        losses_of_scores = F.binary_cross_entropy_with_logits(found, goals, reduction="none")
+        score_sum += (weights * losses_of_scores)[sampled].sum()
+        goals = rpn.box_coder.encode_single(target["boxes"][rows], anchors)
+        losses_of_boxes = F.smooth_l1_loss(deltas[i], goals, beta=1 / 9, reduction="none").sum(1)
+        box_sum += (weights * losses_of_boxes)[sampled & is_object].sum()
+        divisor += weights[sampled].sum() if normalizer == "weights" else sampled.sum()
+    assert losses["loss_objectness"].item() == pytest.approx(float(score_sum / divisor), rel=1e-5)
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx(float(box_sum / divisor), rel=1e-5)

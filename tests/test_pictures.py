@@ -1,5 +1,7 @@
-"""Pictures of images: every box with its text, colours that say what they should, errors named."""
+"""Pictures: every box, curve and bar is what it should be, texts are apart, errors are named."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +9,107 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from pngs import check_png
+from matplotlib.text import Text
+from PIL import Image
+from voc_oracle import random_case
 
 import detmix.pictures
-from detmix.evaluation import encode_masks
-from detmix.pictures import plot_batch, plot_predictions
-from detmix.pictures.style import BLUE, BOX_COLORS, GREY, VERMILLION
+from detmix.data import VOC_CLASSES
+from detmix.evaluation import VOCEvaluator, analyze_errors, encode_masks
+from detmix.evaluation.errors.result import KINDS
+from detmix.pictures import (
+    plot_batch,
+    plot_box_weights,
+    plot_errors,
+    plot_learning_curve,
+    plot_precision_recall,
+    plot_predictions,
+)
+from detmix.pictures.style import (
+    BLUE,
+    BOX_COLORS,
+    GREY,
+    VERMILLION,
+    new_figure,
+    save_figure,
+    shorten,
+)
 
-CLASSES = [f"class number {i}" for i in range(1, 21)]
+EIGHTY = [f"class number {i}" for i in range(1, 81)]
+CLASSES = EIGHTY[:20]
+LONG = "a class with a name too long for any chart, and then some"
+
+
+def check_png(path, min_width=300, min_height=200, max_side=2500):
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        width, height = picture.size
+        colors = picture.convert("RGB").getcolors(1 << 24)
+    assert min_width <= width <= max_side
+    assert min_height <= height <= max_side
+    assert len(colors) > 1  # not blank
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The panels of each picture that is saved."""
-    found = []
+    """The figures that are saved; in none is a name with two $ a formula."""
+    figures = []
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, path: found.append(figure.axes) or save(figure, path)
-    )
-    return found
+
+    def savefig(figure, path):
+        assert not any(text.get_parse_math() for text in figure.findobj(Text))
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def check_apart(figure, boxes, slack=1):
+    """Assert that boxes, in pixels, lie inside the picture and apart."""
+    for index, box in enumerate(boxes):
+        assert -slack <= box.x0 < box.x1 <= figure.bbox.x1 + slack
+        assert -slack <= box.y0 < box.y1 <= figure.bbox.y1 + slack
+        others = (other.padded(-slack) for other in boxes[index + 1 :])
+        assert not any(box.padded(-slack).overlaps(other) for other in others)
+
+
+def extents(texts):
+    return [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+
+
+# ----------------------------------------------------------------------------- all pictures
+
+
+def test_pyplot_is_not_involved():
+    """Its global state, backends and warnings stay out of training runs."""
+    files = list(Path(detmix.pictures.__file__).parent.glob("*.py"))
+    lines = [line.strip() for path in files for line in path.read_text().splitlines()]
+    imports = [line for line in lines if line.startswith(("from matplotlib", "import"))]
+    assert imports
+    assert not any("pyplot" in line for line in imports)
+
+
+@pytest.mark.parametrize("given", ["a", "v1.5/a", "a.svg"])
+def test_the_path_is_that_of_the_file(tmp_path, given):
+    path = save_figure(new_figure(1, 1), f"{tmp_path}/{given}")
+    assert path == tmp_path / (given if given.endswith("svg") else f"{given}.png")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_names_are_cut_in_the_middle():
+    text = "".join(map(chr, range(ord("a"), ord("z") + 1)))
+    assert shorten(text, 26) == text
+    for length in range(1, 26):
+        head, tail = shorten(text, length).split("…")
+        assert len(head) + 1 + len(tail) == length
+        assert 0 <= len(head) - len(tail) <= 1
+        assert text.startswith(head)
+        assert text.endswith(tail)
+
+
+# -------------------------------------------------------------------- boxes on images
 
 
 def picture(height=90, width=120, dtype=torch.uint8):
@@ -57,7 +141,7 @@ def test_every_box_of_a_batch_with_its_weight(tmp_path, drawn):
     weights = torch.tensor([0.7, 0.7, 0.3, 0.3, 0.3])
     targets = [target(5, box_weights=weights), target(0, 200, 100), target(2, 40, 60)]
     check_png(plot_batch(images, targets, CLASSES, tmp_path / "new" / "batch.png"))
-    first, empty, plain = drawn[0]
+    first, empty, plain = drawn[0].axes
     heavy, light = BOX_COLORS[:2]  # without sources, boxes of equal weight share a colour
     assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.70")} == {heavy}
     assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.30")} == {light}
@@ -68,7 +152,7 @@ def test_every_box_of_a_batch_with_its_weight(tmp_path, drawn):
     np.testing.assert_allclose(boxes, targets[0]["boxes"], rtol=1e-5)
     assert labels_of(empty) == ([], [])
     assert [text[-4:] for text, _ in labels_of(plain)[0]] == ["1.00", "1.00"]
-    for axes, image in zip(drawn[0], images, strict=True):
+    for axes, image in zip(drawn[0].axes, images, strict=True):
         expected = image if image.dtype == torch.uint8 else (image.float() * 255).round()
         np.testing.assert_array_equal(axes.images[0].get_array(), expected.permute(1, 2, 0))
 
@@ -84,7 +168,7 @@ def test_colors_are_those_of_the_sources(tmp_path, drawn, num_more):
     more = [target(1, source=torch.tensor([50 + i])) for i in range(num_more)]
     targets = [mix, alone, empty, *more]
     plot_batch([picture()] * len(targets), targets, CLASSES, tmp_path / "a.png")
-    first, second, third = map(labels_of, drawn[0][:3])
+    first, second, third = map(labels_of, drawn[0].axes[:3])
     a, none, b = BOX_COLORS[:3]
     assert [color for _, color in first[0]] == [a, a, b, b, a]
     above = [("a.jpg: weight 0.30 to 1.00", a), ("empty.jpg: no objects", none)]
@@ -106,24 +190,20 @@ def test_panels_and_texts_stay_apart_and_inside(tmp_path, drawn, num_images):
     named = [one | {"missed": [True] * 12, "name": "a name " * 30} for one in targets]
     plot_batch(images, targets, CLASSES, tmp_path / "a.png")
     plot_predictions(images, found, named, CLASSES, tmp_path / "b.png")
-    assert [len(panels) for panels in drawn] == [num_images, 2 * num_images]
-    for panels in drawn:
-        figure = panels[0].figure
-        boxes = [axes.get_window_extent() for axes in panels]
-        boxes += [text.get_window_extent() for axes in panels for text in axes.texts[12:]]
-        for i, a in enumerate(boxes):
-            assert not any(a.padded(-1).overlaps(b.padded(-1)) for b in boxes[i + 1 :])
-        for box in boxes + [text.get_window_extent() for axes in panels for text in axes.texts]:
-            assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
-            assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
+    assert [len(figure.axes) for figure in drawn] == [num_images, 2 * num_images]
+    for figure in drawn:
+        headings = [text for axes in figure.axes for text in axes.texts[12:]]
+        boxes = [axes.get_window_extent() for axes in figure.axes]
+        check_apart(figure, boxes + extents(headings))
+        for label in extents(text for axes in figure.axes for text in axes.texts):
+            check_apart(figure, [label], slack=0)
 
 
 def test_labels_hide_no_other(tmp_path, drawn):
     """As many as there is room for, though the boxes are the same."""
     same = {"boxes": torch.tensor([[40.0, 30, 80, 60]]).repeat(6, 1), "labels": torch.arange(6) + 1}
     plot_batch([picture()], [same], CLASSES, tmp_path / "a.png")
-    boxes = [text.get_window_extent() for text in drawn[0][0].texts]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    check_apart(drawn[0], extents(drawn[0].axes[0].texts), slack=0)
 
 
 def test_outcomes_color_and_name_what_is_wrong(tmp_path, drawn):
@@ -133,7 +213,7 @@ def test_outcomes_color_and_name_what_is_wrong(tmp_path, drawn):
     truth = target(4, difficult=torch.tensor([0, 0, 1, 0]), iscrowd=torch.tensor([0, 0, 0, 1]))
     truth |= {"missed": [False, True, False, False], "name": "000123.jpg"}
     plot_predictions([picture()], [found], [truth], CLASSES, tmp_path / "predictions.png")
-    (truths, above), (founds, _) = map(labels_of, drawn[0])
+    (truths, above), (founds, _) = map(labels_of, drawn[0].axes)
     assert [color for _, color in truths] == [BLUE, VERMILLION, GREY, GREY]
     # The weakest, from the threshold on, is drawn first.
     assert [color for _, color in founds] == [GREY, VERMILLION, VERMILLION, VERMILLION, BLUE]
@@ -143,7 +223,7 @@ def test_outcomes_color_and_name_what_is_wrong(tmp_path, drawn):
         ["0.80", "localization"], ["0.90"],
     ]  # fmt: skip
     assert [text.split()[3:] for text, _ in truths] == [[], ["missed"], ["difficult"], ["crowd"]]
-    styles = [patch.get_linestyle() != "-" for patch in drawn[0][0].patches]
+    styles = [patch.get_linestyle() != "-" for patch in drawn[0].axes[0].patches]
     assert styles == [False, True, True, True]
     assert [text for text, _ in above] == ["ground truth: 4", "000123.jpg"]
 
@@ -153,7 +233,7 @@ def test_keypoints_are_dots_and_rings(tmp_path, drawn):
     plot_batch(
         [picture()], [target(2, keypoints=torch.tensor(points))], CLASSES, tmp_path / "a.png"
     )
-    for marks, rows in zip(drawn[0][0].collections, points, strict=True):
+    for marks, rows in zip(drawn[0].axes[0].collections, points, strict=True):
         seen = [row for row in rows if row[2]]
         # The middle of a pixel is half a pixel from its corner.
         assert marks.get_offsets().tolist() == [[x + 0.5, y + 0.5] for x, y, _ in seen]
@@ -169,7 +249,7 @@ def test_predictions_have_masks_and_keypoints(tmp_path, drawn):
     found = target(2) | {"scores": torch.tensor([0.9, 0.1]), "keypoints": points}
     for given in (masks, encode_masks(masks)):
         plot_predictions([black], [found | {"masks": given}], [target(0)], CLASSES, tmp_path / "a")
-        axes = drawn.pop()[1]
+        axes = drawn.pop().axes[1]
         (dots,) = axes.collections
         assert dots.get_offsets().tolist() == [[10.5, 20.5]]
         assert dots.get_facecolors()[0][3] == 1
@@ -195,10 +275,217 @@ def test_bad_pictures(tmp_path, images, targets, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pyplot_is_not_involved():
-    """Its global state, backends and warnings stay out of training runs."""
-    files = list(Path(detmix.pictures.__file__).parent.glob("*.py"))
-    lines = [line for path in files for line in path.read_text().splitlines()]
-    imports = [line for line in lines if line.split()[:1] in (["from"], ["import"])]
-    assert any("matplotlib" in line for line in imports)
-    assert not any("pyplot" in line for line in imports)
+# ------------------------------------------------------------------------------------- charts
+
+
+def evaluated(classes, num_images=60):
+    evaluator = VOCEvaluator(classes)
+    predictions, targets = random_case(0, num_images, len(classes))
+    for record in (*predictions, *targets):
+        record["boxes"] = 3 * record["boxes"]  # of all sizes
+    evaluator.update(predictions, targets)
+    return evaluator
+
+
+def legend_texts(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+# ----------------------------------------------------------------------- precision and recall
+
+
+@pytest.mark.parametrize(("classes", "num_panels"), [(VOC_CLASSES, 1), (EIGHTY[:41], 3)])
+def test_precision_recall_curves(tmp_path, drawn, classes, num_panels):
+    result = evaluated(classes).compute()
+    path = plot_precision_recall(result, tmp_path / "new folder" / "pr.png")
+    check_png(path, max_side=6000)
+    (figure,) = drawn
+    check_apart(figure, [axes.get_tightbbox() for axes in figure.axes])
+    assert len(figure.axes) == num_panels
+    for axes in figure.axes:
+        curves = [line for line in axes.lines if line.get_linestyle() != "None"]
+        styles = {(line.get_color(), line.get_linestyle()) for line in curves}
+        assert len(styles) == len(curves) <= 20
+    texts = [text for axes in figure.axes for text in legend_texts(axes)]
+    ranked = sorted(result.ap.items(), key=lambda item: (-np.nan_to_num(item[1], nan=-1), item[0]))
+    aps = ["n/a" if math.isnan(ap) else f"{ap:.4f}" for _, ap in ranked]
+    assert aps[-1] == "n/a"  # of a class without objects
+    assert texts == [f"{name}  {ap}" for (name, _), ap in zip(ranked, aps, strict=True)]
+    lines = [line for axes in figure.axes for line in axes.lines]
+    for (name, _), line, dot in zip(ranked[:-1], lines[::2], lines[1::2], strict=False):
+        curve = result.curves[name]
+        np.testing.assert_array_equal(line.get_xydata().T, [curve.recall, curve.precision])
+        f1 = [0 if p == 0 else 2 / (1 / p + 1 / r) for r, p in line.get_xydata()]
+        ((recall, precision),) = np.nan_to_num(dot.get_xydata())
+        best = 2 * precision * recall / max(precision + recall, 1e-9)  # zero where nothing is found
+        assert best == pytest.approx(max(f1))
+        assert [recall, precision] in np.nan_to_num(line.get_xydata()).tolist()
+
+
+# ----------------------------------------------------------------------------- learning curve
+
+
+def write_lines(path, *records):
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def train(step, **more):
+    return {"event": "train", "step": step, "epoch": step / 10, "loss": 2.0, "lr": 0.01} | more
+
+
+@pytest.mark.parametrize(
+    ("scores", "legend"),
+    [
+        ({"mean_ap": 0.625}, ["mAP, best 0.625 at step 50"]),
+        (
+            {"top1": 0.25, "top5": 0.5},
+            ["top-1 accuracy, best 0.250 at step 50", "top-5 accuracy"],
+        ),
+        (
+            {"mean_ap": 0.75, "ap50": 0.97, "ap75": 0.8, "ap_large": None, "mask_ap": 0.5},
+            ["AP, best 0.750 at step 50", "AP50", "mask AP"],
+        ),
+        ({"mean_ap": None}, ["mAP"]),
+    ],
+)
+def test_learning_curve(tmp_path, drawn, scores, legend):
+    metrics = write_lines(
+        tmp_path / "metrics.jsonl",
+        {"event": "start", "versions": {}},
+        *[train(step, loss=3 / step, images_per_s=20.0) for step in range(1, 101)],
+        {"event": "eval", "epoch": 5, "step": 50} | scores,
+        {"event": "eval", "epoch": 10, "step": 100} | {name: 0 for name in scores if scores[name]},
+        train(100, loss=7.0),  # a resumed run
+    )
+    check_png(plot_learning_curve(metrics, tmp_path / "curve.png"))
+    check_apart(drawn[0], [axes.get_tightbbox() for axes in drawn[0].axes])
+    loss, rate, score = drawn[0].axes
+    name = legend[0].partition(",")[0]
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["training loss", "learning rate", name]
+    steps = np.arange(1, 101)
+    losses = np.append(3 / steps[:-1], 7)  # the later line counts
+    np.testing.assert_allclose(loss.lines[0].get_xydata().T, [steps, losses])
+    means = [losses[max(0, i - 2) : i + 3].mean() for i in range(100)]
+    np.testing.assert_allclose(loss.lines[1].get_xydata().T, [steps, means])
+    assert legend_texts(loss) == ["mean of 5 records"]
+    assert rate.lines[0].get_ydata().tolist() == [0.01] * 100
+    expected = [[50, next(iter(scores.values()))], [100, 0]][: len(score.lines[0].get_xdata())]
+    np.testing.assert_equal(score.lines[0].get_xydata(), np.array(expected, float))
+    assert legend_texts(score) == legend
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"event": "train", "st', "is no record"),
+        ("[1, 2]", "is no record"),
+        ({"step": 3}, "event"),
+    ],
+)
+def test_broken_metrics_name_file_and_line(tmp_path, line, message):
+    metrics = write_lines(tmp_path / "metrics.jsonl", train(1), line, train(2))
+    with pytest.raises(ValueError, match=message) as error:
+        plot_learning_curve(metrics, tmp_path / "curve.png")
+    assert str(error.value).startswith(f"{metrics}, line 2: ")
+    lines = write_lines(tmp_path / "start.jsonl", {"event": "start"})
+    with pytest.raises(ValueError, match=r"start\.jsonl: no training step"):
+        plot_learning_curve(lines, tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+# --------------------------------------------------------------------------- weights of boxes
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cdf"),
+    [(0.5, lambda x: 2 / np.pi * np.arcsin(np.sqrt(x))), (2.0, lambda x: 3 * x**2 - 2 * x**3)],
+)
+def test_histogram_of_box_weights(tmp_path, drawn, alpha, cdf):
+    weights = torch.tensor([1.0] * 6 + [0.01, 0.5, 0.5, 0.99])
+    check_png(plot_box_weights(weights, tmp_path / "w.png", alpha=alpha))
+    (axes,) = drawn[0].axes
+    check_apart(drawn[0], [axes.get_tightbbox() for axes in drawn[0].axes])
+    of_boxes, of_beta = (patch.get_data().values for patch in axes.patches)
+    expected = np.zeros(25)
+    expected[[0, 12, 24]] = 0.25, 0.5, 0.25
+    np.testing.assert_allclose(of_boxes, expected)
+    np.testing.assert_allclose(of_beta, np.diff(cdf(np.linspace(0, 1, 26))), atol=1e-3)
+    assert axes.get_title("left") == "10 boxes, mean weight 0.800; 60.0% weigh 1"
+    assert legend_texts(axes) == ["4 boxes below 1", f"mixup: Beta({alpha:g}, {alpha:g})"]
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.0], [1.5], [0.5, float("nan")], [[0.5]], []])
+def test_bad_weights(tmp_path, weights):
+    with pytest.raises(ValueError, match="weights"):
+        plot_box_weights(weights, tmp_path / "w.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def panels(figure):
+    """The three axes with the names of their rows and each one's bars: (start, length)."""
+    found = []
+    for axes in figure.axes:
+        rows = [[] for _ in axes.get_yticks()]
+        for bar in axes.patches:
+            row = round(bar.get_y() + bar.get_height() / 2)
+            rows[row].append((bar.get_x(), bar.get_width()))
+        found.append(([tick.get_text() for tick in axes.get_yticklabels()], rows))
+    return found
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog", LONG], VOC_CLASSES, EIGHTY], ids=len)
+def test_bars_of_errors_are_the_numbers(tmp_path, drawn, classes):
+    analysis = analyze_errors(evaluated(classes, num_images=150).matching())
+    check_png(plot_errors(analysis, tmp_path / "new" / "errors.png"))
+    check_apart(drawn[0], extents(drawn[0].findobj(Text)), slack=2)
+    (names, bars), (kinds, gains), (sizes, missed) = panels(drawn[0])
+    num = {name: num for name, num in analysis.num_objects.items() if num}
+    counts = analysis.counts["top_n"]
+    lacking = {shorten(name, 20): num[name] - counts[name]["correct"] for name in num}
+    assert len(names) == min(len(num), 24)  # those with most errors
+    least = min(lacking[name] for name in names)
+    assert all(lacking[name] <= least for name in lacking.keys() - set(names))
+    shares = []
+    for name in num:
+        if shorten(name, 20) in names:
+            row = bars[names.index(shorten(name, 20))]
+            of_class = [counts[name][kind] for kind in ("correct", *KINDS)]
+            lengths = np.array(of_class) / num[name]
+            np.testing.assert_allclose([length for _, length in row], lengths)
+            np.testing.assert_allclose([start for start, _ in row], np.cumsum(lengths) - lengths)
+    shares = [row[0][1] for row in bars]
+    assert shares == sorted(shares, reverse=True)
+    assert kinds == [kind.replace("_", " ") for kind in KINDS]
+    gain = np.array(list(analysis.ap_gain.values()))
+    np.testing.assert_allclose([row[0][1] for row in gains], gain / max(*gain, 0.01))
+    written = [text.get_text() for text in drawn[0].axes[1].texts]
+    assert written == [f"{each:.3f}" for each in gain]
+    expected = {
+        size + suffix: [by_size[size].share_at_best_f1, by_size[size].share]
+        for suffix, by_size in (("", analysis.missed), (", difficult", analysis.missed_difficult))
+        for size in ("small", "medium", "large")
+        if by_size[size].objects
+    }
+    assert sizes == list(expected)
+    np.testing.assert_allclose([[size for _, size in row] for row in missed], [*expected.values()])
+
+
+def test_errors_of_nothing(tmp_path, drawn):
+    """A class without objects is not drawn, one without detections has no bar."""
+    evaluator = VOCEvaluator(["cat", "dog", "cow"])
+    plot_errors(analyze_errors(evaluator.matching()), tmp_path / "none.png")
+    box = np.array([[0, 0, 50, 50]], np.float32)
+    evaluator.update(
+        [{"boxes": box, "labels": np.array([1]), "scores": np.array([0.9])}],
+        [{"boxes": np.concatenate([box, box]), "labels": np.array([1, 2])}],
+    )
+    plot_errors(analyze_errors(evaluator.matching()), tmp_path / "errors.png")
+    (none, _), *_ = panels(drawn[0])
+    (names, bars), _, (sizes, _) = panels(drawn[1])
+    assert (none, names, sizes) == ([], ["cat", "dog"], ["medium"])
+    assert [sum(length for _, length in row) for row in bars] == [1, 0]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -149,17 +150,25 @@ def test_pictures_are_embedded(report, page):
     assert all(image["alt"] for image in page.attributes("img"))
 
 
-def test_what_is_not_there_is_said(run, tmp_path):
+@pytest.mark.parametrize(
+    ("metrics", "said", "mixing"),
+    [(None, "metrics.jsonl", "none"), ('{"event": "train", "st', "line 1: ", "mixup")],
+)
+def test_what_is_not_there_is_said(run, tmp_path, metrics, said, mixing):
+    """No metrics, or a line that a killed run has left half-written; no images to mix."""
     config, _ = run
-    overrides = ("data.format=coco", "data.classes=null", "mixing.name=none", "data.test_limit=1")
-    plain = with_data_noted(tiny_config(config.data.root, tmp_path, *overrides))
-    _, path = write_report(plain, tmp_path, tmp_path / "new")
-    page = Page(path)
+    if metrics is not None:
+        (tmp_path / "metrics.jsonl").write_text(metrics)
+    coco = replace(config.data.coco, train_annotations=Path("nowhere.json"))
+    data = replace(config.data, test_limit=1, coco=coco)
+    config = replace(config, data=data, mixing=replace(config.mixing, name=mixing))
+    page = Page(write_report(config, tmp_path, tmp_path / "new")[1])
     paragraphs = page.texts("p")
-    assert len([text for text in paragraphs if text.startswith("Not shown: ")]) == 2
-    assert any("metrics.jsonl" in text for text in paragraphs)
-    assert "nothing is mixed" in " ".join(paragraphs)
-    assert page.texts("p")[0].startswith("fasterrcnn, best.pt, on the first 1 images of ")
+    not_shown = [text for text in paragraphs if text.startswith("Not shown: ")]
+    assert len(not_shown) == 2
+    assert said in not_shown[0]
+    assert ("nothing is mixed" if mixing == "none" else "nowhere.json") in not_shown[1]
+    assert paragraphs[0].startswith("fasterrcnn, best.pt, on the first 1 images of ")
 
 
 def test_the_template_is_part_of_the_package(tmp_path):

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from weight_files import assert_equal_tensors, norms_of, pretraining_checkpoint, shake
+from weight_files import assert_equal_tensors, norms_of, on_meta, pretraining_checkpoint, shake
 
 from detmix.detectors import (
     BackboneConfig,
@@ -35,10 +35,6 @@ def timm_config(architecture, weights=None, **settings):
     return BackboneConfig(f"timm:{architecture}", weights, fpn_channels=8, **settings)
 
 
-def random_timm(architecture, seed=0):
-    return shake(timm.create_model(architecture, num_classes=4), seed).eval()
-
-
 def frozen(module):
     return {name for name, value in module.named_parameters() if not value.requires_grad}
 
@@ -48,13 +44,14 @@ def frozen(module):
     [(ARCHITECTURES[0], (3, 2)), *((name, (1, 2, 3, 4)) for name in ARCHITECTURES)],
 )
 def test_features_are_timms(architecture, levels, tmp_path):
-    model, path = random_timm(architecture), tmp_path / "best.pt"
+    path, images = tmp_path / "best.pt", torch.rand(1, 3, 64, 128)
+    model = shake(build_classifier(ClassifierConfig(f"timm:{architecture}"), 4))
+    assert model.eval()(images).shape == (1, 4)
     torch.save(pretraining_checkpoint(model, name=f"timm:{architecture}"), path)
     pyramid = build_backbone(timm_config(architecture, path, levels=levels)).eval()
     reference = timm.create_model(architecture, features_only=True, feature_cls="getter").eval()
     own = reference.model.state_dict()
     reference.model.load_state_dict({key: model.state_dict()[key] for key in own})
-    images = torch.rand(1, 3, 64, 128)
     with torch.inference_mode():
         by_stride = {64 // feature.shape[-2]: feature for feature in reference(images)}
         found, maps = pyramid.body(images), pyramid(images)
@@ -76,6 +73,12 @@ def test_every_parameter_is_trained():
     assert not {n for n, p in model.named_parameters() if p.grad is None}
 
 
+def test_the_last_of_two_stages_with_one_stride():
+    """csatv2's stem has the stride of its first stage."""
+    body = on_meta(lambda: build_backbone(timm_config("csatv2", levels=(2,)))).body
+    assert any("stages.0." in name for name, _ in body.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("architecture", "weights", "norm", "kind"),
     [
@@ -90,43 +93,38 @@ def test_norm(architecture, weights, norm, kind):
     assert norms_of(build_backbone(config, load_weights=False).body) == {kind}
 
 
-class TestTrainableLayers:
-    @pytest.mark.parametrize(
-        ("layers", "last_frozen"), [(3, "layer1"), (None, "layer1"), (1, "layer3"), (4, "bn1")]
-    )
-    def test_parts_of_a_resnet(self, layers, last_frozen):
-        config = timm_config(
-            "resnet10t", "timm:resnet10t.c3_in1k", trainable_layers=layers, norm="batch"
-        )
-        model = build_backbone(config, load_weights=False).body.model
-        order = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
-        expected = set(order[: order.index(last_frozen) + 1])
-        assert {name.partition(".")[0] for name in frozen(model)} == expected
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (4, ("conv1", "bn1")),
+        (3, ("conv1", "bn1", "layer1")),
+        (None, ("conv1", "bn1", "layer1")),
+        (1, ("conv1", "bn1", "layer1", "layer2", "layer3")),
+    ],
+)
+def test_frozen_parts_of_a_resnet(layers, expected):
+    settings = {"weights": "timm:resnet10t.c3_in1k", "norm": "batch", "trainable_layers": layers}
+    body = build_backbone(timm_config("resnet10t", **settings), load_weights=False).body
+    assert {name.split(".")[1] for name in frozen(body)} == set(expected)
 
-    def test_others_are_trained_as_a_whole_or_not(self):
-        name = "mobilenetv3_small_050"
-        weights = f"timm:{name}.lamb_in1k"
-        start = build_backbone(timm_config(name, weights, norm="batch"), load_weights=False)
-        assert not frozen(start.body)
-        still = build_backbone(timm_config(name, trainable_layers=0)).body
-        assert frozen(still) == {n for n, _ in still.named_parameters()}
-        with pytest.raises(ValueError, match=rf"layers of timm:{name} .*0, 5 or null.*got 3"):
-            build_backbone(timm_config(name, trainable_layers=3))
+
+def test_others_are_trained_as_a_whole_or_not():
+    name = "mobilenetv3_small_050"
+    settings = {"weights": f"timm:{name}.lamb_in1k", "norm": "batch"}
+    assert not frozen(build_backbone(timm_config(name, **settings), load_weights=False).body)
+    still = build_backbone(timm_config(name, trainable_layers=0)).body
+    assert frozen(still) == {n for n, _ in still.named_parameters()}
+    with pytest.raises(ValueError, match=rf"layers of timm:{name} .*0, 5 or null.*got 3"):
+        build_backbone(timm_config(name, trainable_layers=3))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_classifier_goes_into_the_body(architecture, tmp_path):
-    path = tmp_path / "best.pt"
-    model = shake(build_classifier(ClassifierConfig(f"timm:{architecture}"), 4))
-    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
-    torch.save(pretraining_checkpoint(model, name=f"timm:{architecture}"), path)
-    config = timm_config(architecture, path, levels=(4,), norm="batch")
-    found = build_backbone(config).body.model.state_dict()
-    assert_equal_tensors(found, model.state_dict(), found)
-    head = model.pretrained_cfg["classifier"]
-    report = load_backbone_weights(timm.create_model(architecture), path)
+def test_all_but_the_head_must_be_there(architecture, tmp_path):
+    model, path = timm.create_model(architecture), tmp_path / "state.pt"
+    state, head = model.state_dict(), model.pretrained_cfg["classifier"]
+    torch.save(state, path)
+    report = load_backbone_weights(model, path)
     assert report.left_out == report.new == (f"{head}.weight", f"{head}.bias")
-    state = model.state_dict()
     key = next(key for key in reversed(state) if head not in key and "num_batches" not in key)
     del state[key]
     torch.save(state, path)
@@ -177,25 +175,22 @@ class TestPretrained:
         with pytest.raises(kind, match=r"timm:resnet18\.a1_in1k"):
             build_backbone(BackboneConfig("resnet18", "timm:resnet18.a1_in1k"))
 
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("timm:resnet18.none", r"'resnet18\.none'.*a1_in1k"),
-            ("timm:resnet1", "'resnet1'.*resnet18"),
-            ("timm:resnet50_mlp", "resnet50_mlp"),
-        ],
-    )
-    def test_unknown(self, name, message):
-        with pytest.raises(ValueError, match=rf"^backbone\.weights: .*{message}"):
-            build_backbone(BackboneConfig("resnet18", name))
-
 
 class TestErrors:
-    @pytest.mark.parametrize("name", ["nothing", "vit_tiny_patch16_224"])
-    def test_architecture(self, name):
-        """A transformer takes images of one size only."""
-        with pytest.raises(ValueError, match=rf"^backbone\.name.*{name}"):
-            build_backbone(timm_config(name))
+    @pytest.mark.parametrize(
+        ("name", "weights", "message"),
+        [
+            ("resnet18", "timm:resnet18.none", r"weights: .*'resnet18\.none'.*a1_in1k"),
+            ("resnet18", "timm:resnet1", "weights: .*'resnet1'.*resnet18"),
+            ("resnet18", "timm:resnet50_mlp", "weights: .*resnet50_mlp"),
+            ("timm:nothing", None, "name.*nothing"),
+            # A transformer takes images of one size only.
+            ("timm:vit_tiny_patch16_224", None, "name.*vit_tiny_patch16_224"),
+        ],
+    )
+    def test_unknown(self, name, weights, message):
+        with pytest.raises(ValueError, match=rf"^backbone\.{message}"):
+            build_backbone(BackboneConfig(name, weights))
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)

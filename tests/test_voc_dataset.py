@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detmix.data import VOC_CLASSES, VOCAnnotation, VOCDetection, VOCObject
-from detmix.data.voc.xml import read_annotation, write_annotation
+from detmix.data.voc.devkit import read_annotation, write_annotation
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -28,11 +28,12 @@ def test_sample_follows_the_contract(tmp_path):
     assert dataset[0][1]["boxes"].tolist() == [[10, 5, 30, 20], [59, 39, 60, 40]]
     assert target["labels"].tolist() == [VOC_CLASSES.index("dog") + 1] * 2
     assert target["difficult"].tolist() == [False, True]
+    types = {"boxes": (torch.float32, 4), "labels": (torch.int64,), "difficult": (torch.bool,)}
     for index, num in ((0, 2), (1, 0)):
         columns = dataset[index][1]
-        assert (columns["boxes"].dtype, columns["boxes"].shape) == (torch.float32, (num, 4))
-        assert (columns["labels"].dtype, columns["labels"].shape) == (torch.int64, (num,))
-        assert (columns["difficult"].dtype, columns["difficult"].shape) == (torch.bool, (num,))
+        assert columns.keys() == {*types, "image_id"}
+        for key, (dtype, *shape) in types.items():
+            assert (columns[key].dtype, columns[key].shape) == (dtype, (num, *shape))
     assert dataset.names == ["VOC2007/a", "VOC2007/b"]
     assert dataset.image_size(0) == (40, 60)
     assert dataset.image_path(-1) == tmp_path / "VOC2007/JPEGImages/b.jpg"

@@ -30,19 +30,6 @@ def random_resnet(name="resnet18", seed=0, **options):
     return shake(torchvision.models.get_model(name, weights=None, **options), seed)
 
 
-def official_checkpoint(model):
-    """Return what train.py of the official CutMix repository saves for a model."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, nesterov=True, momentum=0.9)
-    return {
-        "epoch": 300,
-        "arch": "resnet",
-        "state_dict": nn.DataParallel(model).state_dict(),
-        "best_err1": 21.4,
-        "best_err5": 5.92,
-        "optimizer": optimizer.state_dict(),
-    }
-
-
 def pretraining_checkpoint(model, *, name="resnet18", stem="standard", data=None, **more):
     """Return what ``tools/pretrain.py`` saves for a model, as far as a detector reads it."""
     config = {"model": {"name": name, "stem": stem, "norm": "batch"}, "data": data or {}}

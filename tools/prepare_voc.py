@@ -20,14 +20,13 @@ from pathlib import Path
 from detmix.data import VOCDetection, VOCReport
 from detmix.training.console import run_tool
 
-SPLITS = {"2007": ("trainval", "test"), "2012": ("trainval",)}
-# The devkit's own counts of images.
-IMAGES = {("2007", "trainval"): 5011, ("2007", "test"): 4952, ("2012", "trainval"): 11540}
-ARCHIVES = {
-    ("2007", "trainval"): "VOCtrainval_06-Nov-2007.tar",
-    ("2007", "test"): "VOCtest_06-Nov-2007.tar",
-    ("2012", "trainval"): "VOCtrainval_11-May-2012.tar",
+# The archive of each year and split, and the devkit's own count of images.
+PARTS = {
+    ("2007", "trainval"): ("VOCtrainval_06-Nov-2007.tar", 5011),
+    ("2007", "test"): ("VOCtest_06-Nov-2007.tar", 4952),
+    ("2012", "trainval"): ("VOCtrainval_11-May-2012.tar", 11540),
 }
+YEARS = ("2007", "2012")
 
 
 def main(args: Sequence[str]) -> None:
@@ -36,10 +35,10 @@ def main(args: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="where VOCdevkit goes")
-    parser.add_argument("--years", nargs="+", default=["2007"], choices=tuple(SPLITS))
+    parser.add_argument("--years", nargs="+", default=["2007"], choices=YEARS)
     parser.add_argument("--check-only", action="store_true", help="download nothing")
     options = parser.parse_args(args)
-    image_sets = [(year, split) for year in dict.fromkeys(options.years) for split in SPLITS[year]]
+    image_sets = [part for part in PARTS if part[0] in options.years]
     if not options.check_only:
         for year, split in image_sets:
             if isinstance(find(options.root, year, split), str):
@@ -54,7 +53,7 @@ def find(root: Path, year: str, split: str) -> VOCReport | str:
         found = VOCDetection(root, ((year, split),)).report
     except (FileNotFoundError, ValueError) as error:
         return str(error)
-    official = IMAGES[year, split]
+    _, official = PARTS[year, split]
     if found.num_images != official:
         return f"{found.num_images} images, expected {official}"
     return found
@@ -64,13 +63,13 @@ def download(root: Path, year: str, split: str) -> None:
     """Download one archive, unless it lies in ``root`` already, and unpack it."""
     import torchvision
 
-    archive = ARCHIVES[year, split]
+    archive, _ = PARTS[year, split]
     print(f"VOC{year} {split}: fetching {archive} ...", flush=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
         torchvision.datasets.VOCDetection(str(root), year=year, image_set=split, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:  # URLError is an OSError
-        archives = " and ".join(ARCHIVES[year, split] for split in SPLITS[year])
+        archives = " and ".join(name for part, (name, _) in PARTS.items() if part[0] == year)
         raise OSError(
             f"{archive} could not be downloaded or unpacked: {error}. Without a network: fetch "
             f"{archives} from the official Pascal VOC site or a mirror, put the archives, as they "
@@ -94,8 +93,7 @@ def report(root: Path, image_sets: Sequence[tuple[str, str]]) -> bool:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        joined = {year for year, _ in image_sets} == set(SPLITS)
-        config = "voc0712_fasterrcnn_resnet50" if joined else "voc2007_cpu"
+        config = "voc0712_fasterrcnn_resnet50" if len(image_sets) == len(PARTS) else "voc2007_cpu"
         command = f"python tools/train.py --config configs/{config}.yaml"
         print(f"complete; next: {command} --data.root {root / 'VOCdevkit'}")
     return not problems

@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> None:
         config = replace(config, backbone=replace(config.backbone, weights=str(weights)))
     trainer = DetectorTrainer(config)
     trainer.fit()
-    found = trainer.detect()
+    found = trainer.found or trainer.detect()  # of a run that was whole already
     if trainer.accelerator.is_main_process:
         evaluation, _ = evaluate_fully(found, trainer.test_data, trainer.config)
         print(evaluation)

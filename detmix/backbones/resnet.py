@@ -29,7 +29,7 @@ def resnet_names() -> list[str]:
     return names
 
 
-def build_resnet(name: str, *, norm: str, stem: Stem, num_classes: int = 1000) -> ResNet:
+def build_resnet(name: str, norm: str, stem: Stem, num_classes: int = 1000) -> ResNet:
     """Build a ResNet with random weights."""
     model: ResNet = get_model(name, weights=None, num_classes=num_classes, norm_layer=_NORMS[norm])
     if stem == "small":
@@ -39,9 +39,3 @@ def build_resnet(name: str, *, norm: str, stem: Stem, num_classes: int = 1000) -
         model.conv1 = conv1
         model.maxpool = nn.Identity()
     return model
-
-
-def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a setting has one of the values there are."""
-    if value not in choices:
-        raise ValueError(f"{setting} must be one of {', '.join(choices)}, got {value!r}")

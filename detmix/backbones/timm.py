@@ -1,7 +1,4 @@
-"""The optional library timm: its classifiers, their weights and their batch norm.
-
-And one of them as the body under a feature pyramid.
-"""
+"""Classifiers of the optional library timm: alone, or as the body under a feature pyramid."""
 
 from __future__ import annotations
 
@@ -20,12 +17,18 @@ TIMM_PREFIX = "timm:"
 _SHOWN = 8
 
 
-def create_timm_model(name: str, setting: str, num_classes: int | None = None) -> nn.Module:
-    """Create a classifier of timm with random weights."""
+def create_timm_model(
+    name: str, setting: str, norm: str, num_classes: int | None = None
+) -> nn.Module:
+    """Create a classifier of timm with random weights, its batch norm frozen or synchronized."""
     timm = _import_timm(setting)
     options = {} if num_classes is None else {"num_classes": num_classes}
     architecture = _known_architecture(timm, name, setting)
     model: nn.Module = timm.create_model(architecture, pretrained=False, **options)
+    if norm == "frozen":
+        importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
+    elif norm == "sync":
+        importlib.import_module("timm.layers").convert_sync_batchnorm(model)
     return model
 
 
@@ -64,11 +67,6 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     # None of torchvision's ResNets has this attribute, all models of timm do.
     names = getattr(model, "pretrained_cfg", {"classifier": "fc"}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def sync_batch_norm(model: nn.Module) -> None:
-    """Turn all batch norm of a model of timm into batch norm over all processes, in place."""
-    importlib.import_module("timm.layers").convert_sync_batchnorm(model)
 
 
 def _import_timm(setting: str) -> Any:
@@ -125,15 +123,9 @@ class TimmBody(nn.Module):
 class TimmPyramid(BackboneWithFPN):  # type: ignore[misc]
     """Torchvision's backbone with a pyramid, on a classifier of timm, which is changed in place."""
 
-    def __init__(
-        self, model: nn.Module, name: str, norm: str, levels: list[int], out_channels: int
-    ) -> None:
+    def __init__(self, model: nn.Module, name: str, levels: list[int], out_channels: int) -> None:
         # Not torchvision's own constructor: it would take the body apart layer by layer.
         nn.Module.__init__(self)
-        if norm == "frozen":
-            importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
-        elif norm == "sync":
-            sync_batch_norm(model)
         self.body = TimmBody(model, name, levels)
         extra = LastLevelMaxPool()
         self.fpn = FeaturePyramidNetwork(self.body.channels, out_channels, extra_blocks=extra)

@@ -24,7 +24,7 @@ from detmix.data.shapes import SHAPE_CLASSES, write_shape_crops, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.data.skipping import SkippedImage
 from detmix.data.voc.dataset import VOC_CLASSES, VOCDetection, VOCReport
-from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation, write_annotation
+from detmix.data.voc.devkit import VOCAnnotation, VOCObject, read_annotation, write_annotation
 
 __all__ = [
     "SHAPE_CLASSES",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,7 @@ from detmix.data.augment_fields import (
     to_plain,
     typed_as,
 )
+from detmix.data.detection import check_index
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 from detmix.mixing.target import Target, check_sample, plain
 
@@ -36,10 +38,9 @@ _SEEDS = 2**32
 class AlbumentationsTransform:
     """Apply albumentations transforms to an image and its target.
 
-    Only a row number travels with each box; afterwards every per-object entry of the target
-    (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, and whatever else has one row for
-    each box) is taken from the rows that are left. Keys that belong to the image pass unchanged.
-    These move with the image, where present:
+    Of the objects that are left all entries of the target are kept that have one row for each box
+    (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, ...); what belongs to the image
+    passes unchanged. These move with the image, where present:
 
     - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
       resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
@@ -57,15 +58,12 @@ class AlbumentationsTransform:
         transforms: albumentations transforms, applied in this order.
         min_area: Boxes with less area than this, in square pixels, are left out.
         min_visibility: So are boxes of which less than this share is left in the image, in [0, 1].
-        check_each_transform: Clip boxes and leave them out after each transform, instead of
-            once at the end, where ``min_visibility`` then refers to the whole box. Once is
-            faster, and right where no transform but the last moves boxes out of the image.
-        drop_empty_masks: Leave out objects whose mask has no pixel (left): a mask loss has
-            nothing to learn from them.
+        check_each_transform: Clip boxes and leave them out after each transform; once at the end is
+            faster, and right where none but the last moves boxes out of the image.
+        drop_empty_masks: Leave out objects whose mask has no pixel (left).
         keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
-            where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Any
-            transform that turns the image over counts, be it a flip, a transposition or a
-            negative scale; two of them cancel out. None keeps the order always.
+            where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Whatever
+            turns the image over counts; two such transforms cancel out. None keeps the order.
     """
 
     def __init__(
@@ -163,8 +161,7 @@ def detection_transforms(
     """Build the usual pipeline for detection: crop, shrink, flip, colours.
 
     The crop holds every box whole; as the detector enlarges it again, it serves as a change of
-    scale. In training, objects whose mask has no pixel left are dropped. For evaluation only the
-    shrinking is left, and every object with an area inside its image is kept.
+    scale. For evaluation only the shrinking is left, and every object with an area is kept.
 
     Args:
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
@@ -172,8 +169,7 @@ def detection_transforms(
         flip: The probability of a horizontal flip.
         photometric: The probability of changed brightness, contrast, saturation and hue.
         crop: The probability of a crop.
-        keypoint_flip: The order of the keypoints in a mirrored image, as in
-            :class:`AlbumentationsTransform`; :class:`CocoDetection` has it from the data.
+        keypoint_flip: As `AlbumentationsTransform` has it; `CocoDetection` knows it.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel or None, got {size}")
@@ -181,9 +177,7 @@ def detection_transforms(
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
     alb = _import_albumentations()
-    from detmix.data.limit_side import LimitLongestSide
-
-    shrink = [] if size is None else [LimitLongestSide(size)]
+    shrink = [] if size is None else [_limit_longest_side(size)]
     if not train:
         return AlbumentationsTransform(
             shrink,
@@ -216,8 +210,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
 
     Args:
         dataset: Yields ``(image, target)`` by index and has a length.
-        transform: Called as ``transform(image, target, seed=...)``, such as
-            :class:`AlbumentationsTransform`.
+        transform: Called as ``transform(image, target, seed=...)``.
         seed: The run's seed.
     """
 
@@ -242,9 +235,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
             self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} samples")
-        index %= len(self)
+        index = check_index(index, len(self))
         image, target = self.dataset[index]
         seed = sample_seed(self.seed, self._epoch.value, index, "augment")
         return self.transform(image, target, seed=seed)
@@ -257,6 +248,43 @@ def _import_albumentations() -> ModuleType:
 
     module: ModuleType = albumentations
     return module
+
+
+def _limit_longest_side(longest: int) -> Any:
+    """Return a transform that shrinks larger images to a longest side; it enlarges none."""
+    # Enlarging is left to the detector: here it would only slow down what follows. Shrinking
+    # averages over areas, which does not alias; masks take the pixel in the middle of each.
+    import cv2
+
+    return _import_albumentations().Lambda(
+        image=partial(_shrink, longest=longest, interpolation=cv2.INTER_AREA),
+        mask=partial(_shrink, longest=longest, interpolation=cv2.INTER_NEAREST_EXACT),
+        keypoints=partial(_shrink_keypoints, longest=longest),
+    )
+
+
+def _shrink(
+    image: npt.NDArray[np.uint8], *, longest: int, interpolation: int, **_: Any
+) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    height, width = _shrunk_size(image.shape[:2], longest)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation))
+
+
+def _shrink_keypoints(
+    keypoints: npt.NDArray[np.float64], *, longest: int, shape: tuple[int, ...], **_: Any
+) -> npt.NDArray[np.float64]:
+    """Return keypoints ``(P, 2+)``, x and y first, in the shrunk image."""
+    height, width = _shrunk_size(shape[:2], longest)
+    moved: npt.NDArray[np.float64] = keypoints.copy()
+    moved[:, :2] *= (width / shape[1], height / shape[0])
+    return moved
+
+
+def _shrunk_size(size: tuple[int, ...], longest: int) -> list[int]:
+    scale = min(1.0, longest / max(size))
+    return [max(1, round(side * scale)) for side in size]
 
 
 def _to_channels_last(image: Tensor) -> npt.NDArray[np.uint8]:

@@ -63,13 +63,10 @@ def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> 
 
 def to_plain(target: Target) -> Target:
     """Return a copy in which all that moves is plain tensors, boxes float32 (x1, y1, x2, y2)."""
-    moving = {
-        key: plain(target[key]).detach()
-        for key in ("masks", "keypoints")
-        if target.get(key) is not None
-    }
-    boxes = with_objects(target)["boxes"].detach().to(torch.float32)
-    return with_objects(target) | moving | {"boxes": xyxy(boxes)}
+    moving = [key for key in ("masks", "keypoints") if target.get(key) is not None]
+    target = with_objects(target)
+    boxes = xyxy(target["boxes"].detach().to(torch.float32))
+    return target | {key: plain(target[key]).detach() for key in moving} | {"boxes": boxes}
 
 
 def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from detmix.data.detection import check_index
 from detmix.data.images import read_image
-from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
+from detmix.data.skipping import Problem, attempt, read_usable
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 
@@ -28,15 +29,13 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         split: The split's folder in it, with a folder for each class and the images in these.
         transform: Called with each image; may draw from torch's global CPU generator, as
             torchvision's transforms do, which is seeded for it and afterwards put back.
-        classes: The classes in the order of their labels, usually those of the training split;
-            by default those of this split, sorted.
-        on_error: ``"skip"`` leaves out images that cannot be decoded, as
-            :class:`detmix.data.VOCDetection` does; not for validation.
+        classes: The classes in the order of their labels; by default those of this split, sorted.
+        on_error: ``"skip"`` leaves out images that cannot be decoded, as `VOCDetection` does.
         seed: The run's seed.
 
     Attributes:
         names: Every image's name, such as ``"train/n02124075/n02124075_0.JPEG"``.
-        skipped: The images that ``on_error="skip"`` left out, and why.
+        skipped: The images that were left out, each a `SkippedImage`.
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
@@ -54,7 +53,6 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
-        check_on_error(on_error)
         folder = Path(root) / split
         if not folder.is_dir():
             unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
@@ -91,9 +89,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} images")
-        index %= len(self)  # the same image from the end gets the same seed
+        index = check_index(index, len(self))  # the same image from the end gets the same seed
         path, label = self._samples[index]
         image = read_image(path)
         if self.transform is not None:

@@ -55,16 +55,17 @@ def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
         return _decode(image)
 
 
-def check_image_size(image: Tensor, path: Path, size: tuple[int, int], source: Path) -> None:
-    """Raise ValueError unless an image has the height and width that its annotation says."""
+def read_sized_image(path: Path, size: tuple[int, int], source: Path) -> Tensor:
+    """Decode an image file that must have the height and width that its annotation says."""
+    image = read_image(path)
     height, width = image.shape[-2:]
-    if (height, width) == size:
-        return
-    hint = _TURNED if (width, height) == size else ""
-    raise ValueError(
-        f"{path}: the image is {width} x {height} pixels, but {source} says "
-        f"{size[1]} x {size[0]}{hint}"
-    )
+    if (height, width) != size:
+        hint = _TURNED if (width, height) == size else ""
+        raise ValueError(
+            f"{path}: the image is {width} x {height} pixels, but {source} says "
+            f"{size[1]} x {size[0]}{hint}"
+        )
+    return image
 
 
 def read_image_size(path: Path) -> tuple[int, int]:

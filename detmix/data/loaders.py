@@ -125,10 +125,8 @@ def train_loader(
         batch_size: B, in one process.
         seed: The run's seed.
         workers: Worker processes; they persist over the epochs.
-        mix: Mixes each batch of detection samples in the worker, if given; instead of
-            ``collate_fn``, or it is a ValueError.
-        collate_fn: Makes a batch of B samples that are not mixed here, such as torch's
-            ``default_collate`` for classification.
+        mix: Mixes each batch of detection samples in the worker.
+        collate_fn: Makes a batch where ``mix`` does not; ValueError if both are given.
         rank: Number of this process, from 0.
         num_processes: Number of processes.
         pin_memory: Whether batches are put into page-locked memory for a GPU.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from detmix.data.voc.xml import VOCAnnotation, VOCObject, read_annotation, write_annotation
+from detmix.data.voc.devkit import VOCAnnotation, VOCObject, read_annotation, write_annotation
 from detmix.files import write_once
 
 SHAPE_CLASSES = ("circle", "cross", "square", "star", "triangle")

@@ -23,7 +23,6 @@ SHAPE_CATEGORY_IDS = (1, 3, 7, 8, 20)
 
 # The keypoints of every category: the outermost pixels that are seen of an object.
 _KEYPOINTS = ["top", "bottom", "left_side", "right_side"]
-_SKELETON = [[1, 2], [3, 4]]  # counted from 1, as COCO's
 _SPLITS = ("train2017", "val2017")
 _VISIBLE = 2
 
@@ -67,26 +66,17 @@ def _write_splits(root: Path, description: dict[str, Any]) -> None:
             images.append(
                 {"id": image_id, "file_name": path.name, "width": width, "height": height}
             )
-            annotations += [
-                {
-                    "id": next(annotation_ids),
-                    "image_id": image_id,
-                    **_describe_object(scene, number),
-                }
-                for number in range(len(scene.objects))
-            ]
+            for number in range(len(scene.objects)):
+                ids = {"id": next(annotation_ids), "image_id": image_id}
+                annotations.append(ids | _describe_object(scene, number))
         content = {
-            "info": {"description": f"synthetic shapes, {name}", "version": "1.0"},
-            "licenses": [],
             "images": images,
             "annotations": annotations,
             "categories": [
                 {
                     "id": category_id,
                     "name": class_name,
-                    "supercategory": "shape",
                     "keypoints": _KEYPOINTS,
-                    "skeleton": _SKELETON,
                 }
                 for category_id, class_name in zip(SHAPE_CATEGORY_IDS, SHAPE_CLASSES, strict=True)
             ],
@@ -114,16 +104,16 @@ def _describe_object(scene: Scene, number: int) -> dict[str, Any]:
 
 
 def _outermost(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return (x, y) of the top, bottom, leftmost and rightmost pixel of a mask."""
+    """Return (x, y) of the top, bottom, leftmost and rightmost pixel, of several the middle one."""
     rows, columns = np.nonzero(mask)
-    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
-    return [
-        (_middle(columns[rows == top]), int(top)),
-        (_middle(columns[rows == bottom]), int(bottom)),
-        (int(left), _middle(rows[columns == left])),
-        (int(right), _middle(rows[columns == right])),
-    ]
-
-
-def _middle(values: npt.NDArray[np.int64]) -> int:
-    return int(np.sort(values)[(len(values) - 1) // 2])
+    points = []
+    for places, end in (
+        (rows, rows.min()),
+        (rows, rows.max()),
+        (columns, columns.min()),
+        (columns, columns.max()),
+    ):
+        (found,) = np.nonzero(places == end)
+        middle = found[(len(found) - 1) // 2]
+        points.append((int(columns[middle]), int(rows[middle])))
+    return points

@@ -55,12 +55,6 @@ class Problem:
     error: ValueError | OSError
 
 
-def check_on_error(on_error: str) -> None:
-    """Raise ValueError unless it is ``"raise"`` or ``"skip"``."""
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
-
-
 def attempt(
     kind: str, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | Problem:
@@ -86,6 +80,8 @@ def read_usable(
     With ``"raise"`` the first problem is raised. With ``"skip"``, in threads, all are told in one
     warning, of whoever calls the function that calls this one.
     """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     results: dict[int, Result] = {}
     skipped = []
     found = map(read, range(len(names))) if on_error == "raise" else _in_threads(read, len(names))

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from detmix.detectors.config import STATISTICS, BackboneConfig, DetectorConfig
-from detmix.detectors.construct import build_by_name, build_family
-from detmix.detectors.half_precision import keep_boxes_in_float32
+from detmix.detectors.config import BackboneConfig, DetectorConfig
+from detmix.detectors.construct import build_by_name, build_family, keep_boxes_in_float32
 from detmix.detectors.pyramid import build_pyramid, norm_epsilon, set_norm_epsilon
 from detmix.detectors.spec import DetectorSpec, resolve
 from detmix.pretrained.match_state import LoadReport, load_matching
+from detmix.pretrained.read_state import STATISTICS
 from detmix.pretrained.sources import Source, read_source
 
 # What depends on the classes: SSDlite has a convolution of each channel before that into them.
@@ -38,7 +38,7 @@ def build_detector(
     num_keypoints: int = 17,
     load_weights: bool = True,
 ) -> nn.Module:
-    """Build a detector with torchvision's plain losses.
+    """Build a detector of torchvision, with its plain losses, in training mode.
 
     Pretrained weights bring the mean and deviation that images are normalised with. What was
     loaded is logged as one line. Under autocast, boxes are decoded in float32.
@@ -46,14 +46,11 @@ def build_detector(
     Args:
         detector: The detector above the backbone, or with a backbone of its own.
         backbone: The backbone.
-        num_classes: K, the classes with background.
+        num_classes: The classes with background.
         num_keypoints: Keypoints of each object, for Keypoint R-CNN; 17 in COCO.
-        load_weights: Whether to load pretrained weights; not when a checkpoint of the whole
-            detector follows. Nothing is opened or downloaded then: a mean, deviation or epsilon
-            that only the weights tell must be in the configuration, or be set afterwards.
-
-    Returns:
-        One of torchvision's detectors, in training mode.
+        load_weights: Whether to load pretrained weights. Without, as when a checkpoint follows,
+            nothing is opened or downloaded: a mean, deviation or epsilon that only the weights
+            tell must be in the configuration, or be set afterwards.
 
     Raises:
         FileNotFoundError: If the file of the weights is not there.

@@ -2,6 +2,10 @@
 
 The builders download what they are asked to start from. `_StandIn` lets them build the same
 architecture (frozen norm, frozen layers) from tensors at hand.
+
+In bfloat16 only every second whole number exists from 256 on, only every fourth from 512 on. Under
+autocast torchvision would decode boxes from such numbers, and place anchors on such a grid:
+`keep_boxes_in_float32` has what predicts answer in float32.
 """
 
 from __future__ import annotations
@@ -10,23 +14,28 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torchvision.models import WeightsEnum, get_model
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from detmix.detectors.spec import DetectorSpec
 from detmix.pretrained.match_state import LoadReport
-from detmix.pretrained.sources import load_classifier, read_classifier, read_source
+from detmix.pretrained.sources import load_classifier, read_source
 
 _HEAD_DIM = 1024
 _SAMPLING_RATIO = 2
 _BOX_POOL, _ROI_POOL = 7, 14  # bins per side of a proposal: for its box, for masks and keypoints
 _NUM_MASK_CONVS, _NUM_KEYPOINT_CONVS = 4, 8
+_PREDICTORS = ("box_predictor", "mask_predictor", "keypoint_predictor")
+_HALF = (torch.bfloat16, torch.float16)
 
 _log = logging.getLogger(__name__)
 
@@ -97,10 +106,7 @@ def build_by_name(
     if not kind.sets_anchors:
         arguments |= spec.anchors
     start: dict[str, Any] = {"weights": None, "weights_backbone": None}
-    read = None
     if source is not None:
-        if kind.stands_on_resnet and load_weights:
-            read = read_classifier(source, "standard")
         if kind.stands_on_resnet or not load_weights:
             state = get_model(kind.network, weights=None).state_dict()
         else:
@@ -120,5 +126,30 @@ def build_by_name(
         for name, generator in spec.anchors.items():
             part = model.rpn if name == "rpn_anchor_generator" else model
             part.anchor_generator = generator
-    report = None if read is None else load_classifier(model.backbone.body, read, kind.network)
-    return model, report
+    if source is None or not (kind.stands_on_resnet and load_weights):
+        return model, None
+    return model, load_classifier(model.backbone.body, source, kind.network, "standard")
+
+
+def keep_boxes_in_float32(model: Any) -> None:
+    """Let a detector place anchors and decode boxes, masks and keypoints in float32, in place."""
+    is_rcnn = isinstance(model, GeneralizedRCNN)
+    heads = [model.rpn.head] if is_rcnn else [model.head]
+    if is_rcnn:
+        heads += [part for name, part in model.roi_heads.named_children() if name in _PREDICTORS]
+    for head in heads:
+        head.register_forward_hook(_return_float32)
+    generator = model.rpn.anchor_generator if is_rcnn else model.anchor_generator
+    generator.register_forward_pre_hook(_give_float32)
+
+
+def _return_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.float() if t.dtype in _HALF else t, outputs)
+
+
+def _give_float32(module: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
+    """Hand feature maps of float32 to a generator, which reads nothing but their shape and type."""
+    images, features = inputs
+    # One number seen as a whole map: nothing is copied.
+    maps = [f.new_zeros((), dtype=torch.float32).expand(f.shape) for f in features]
+    return images, maps

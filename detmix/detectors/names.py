@@ -95,10 +95,7 @@ def _signature(builder: str) -> inspect.Signature:
 
 
 def takes_backbone(name: str) -> bool:
-    """Return whether a detector stands on the configured backbone, or brings its own.
-
-    Args:
-        name: As `DetectorConfig.name`.
+    """Return whether the detector of that name stands on the configured backbone, or its own.
 
     Raises:
         ValueError: If there is no such detector.
@@ -107,13 +104,7 @@ def takes_backbone(name: str) -> bool:
 
 
 def target_keys(name: str) -> tuple[str, ...]:
-    """Return what a target needs for a detector, beyond ``boxes`` and ``labels``.
-
-    Args:
-        name: As `DetectorConfig.name`.
-
-    Returns:
-        ``("masks",)`` for Mask R-CNN, ``("keypoints",)`` for Keypoint R-CNN, else nothing.
+    """Return what a target needs for a detector beyond boxes and labels: masks or keypoints.
 
     Raises:
         ValueError: If there is no such detector.

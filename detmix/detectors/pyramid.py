@@ -10,16 +10,10 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
 from detmix.backbones.resnet import build_resnet
-from detmix.backbones.timm import (
-    TIMM_PREFIX,
-    TimmBody,
-    TimmPyramid,
-    create_timm_model,
-    sync_batch_norm,
-)
+from detmix.backbones.timm import TIMM_PREFIX, TimmBody, TimmPyramid, create_timm_model
 from detmix.detectors.config import BackboneConfig, ClassifierConfig
 from detmix.pretrained.match_state import LoadReport
-from detmix.pretrained.sources import Source, find_source, load_classifier, read_classifier
+from detmix.pretrained.sources import Source, find_source, load_classifier
 
 # A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
 _LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
@@ -27,10 +21,7 @@ _PRETRAINED_LAYERS = 3
 
 
 def build_classifier(config: ClassifierConfig, num_classes: int) -> nn.Module:
-    """Build a classifier with random weights.
-
-    Its state dict has torchvision's (or timm's) own keys, so that `BackboneConfig.weights` reads
-    a file of it.
+    """Build a classifier with random weights, whose state dict has torchvision's or timm's keys.
 
     Args:
         config: The classifier.
@@ -40,31 +31,22 @@ def build_classifier(config: ClassifierConfig, num_classes: int) -> nn.Module:
         A module from float images (B, 3, H, W) to scores (B, K), in training mode.
 
     Raises:
-        ValueError: If ``num_classes`` is below 1, or timm is asked for and not there or without
-            that architecture.
+        ValueError: If ``num_classes`` is below 1, or timm is needed and has not that.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be positive, got {num_classes}")
-    if not config.name.startswith(TIMM_PREFIX):
-        resnet: nn.Module = build_resnet(
-            config.name, norm=config.norm, stem=config.stem, num_classes=num_classes
-        )
-        return resnet
-    model = create_timm_model(config.name, "model.name", num_classes)
-    if config.norm == "sync":
-        sync_batch_norm(model)
-    return model
+    if config.name.startswith(TIMM_PREFIX):
+        return create_timm_model(config.name, "model.name", config.norm, num_classes)
+    resnet: nn.Module = build_resnet(config.name, config.norm, config.stem, num_classes)
+    return resnet
 
 
 def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> BackboneWithFPN:
-    """Build a classifier's body with a feature pyramid on top.
-
-    What was loaded is logged as one line.
+    """Build a classifier's body with a feature pyramid on top, and log what was loaded.
 
     Args:
         config: The backbone.
-        load_weights: Whether to load its pretrained weights; nothing is opened or downloaded
-            otherwise, and the architecture is the same.
+        load_weights: Whether to load its pretrained weights, or only to build as if.
 
     Returns:
         A module from images to feature maps by level name, with ``out_channels``.
@@ -102,16 +84,17 @@ def build_pyramid(
     norm = config.norm
     if norm == "auto":
         norm = "frozen" if pretrained else "batch"
-    weights = None if source is None else read_classifier(source, config.stem)
     stages = sorted(config.levels)
     is_timm = config.name.startswith(TIMM_PREFIX)
     if is_timm:
-        model = create_timm_model(config.name, "backbone.name")
+        model = create_timm_model(config.name, "backbone.name", norm)
     else:
-        model = build_resnet(config.name, norm=norm, stem=config.stem)
-    report = None if weights is None else load_classifier(model, weights, config.name)
+        model = build_resnet(config.name, norm, config.stem)
+    report = None
+    if source is not None:
+        report = load_classifier(model, source, config.name, config.stem)
     if is_timm:
-        pyramid = TimmPyramid(model, config.name, norm, stages, config.fpn_channels)
+        pyramid = TimmPyramid(model, config.name, stages, config.fpn_channels)
     else:
         pyramid = _resnet_pyramid(model, stages, config.fpn_channels)
     set_norm_epsilon(pyramid, config.norm_eps)

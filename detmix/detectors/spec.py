@@ -8,20 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torchvision.models.detection import (
-    FCOS,
-    FasterRCNN,
-    FasterRCNN_ResNet50_FPN_Weights,
-    KeypointRCNN_ResNet50_FPN_Weights,
-    MaskRCNN_ResNet50_FPN_Weights,
-    RetinaNet,
-    RetinaNet_ResNet50_FPN_Weights,
-)
+from torchvision.models import get_model_weights
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from detmix.detectors.config import STATISTICS, BackboneConfig, DetectorConfig, refuse
+from detmix.detectors.config import BackboneConfig, DetectorConfig, refuse
 from detmix.detectors.names import DetectorKind, find_detector
 from detmix.detectors.pyramid import backbone_source
+from detmix.pretrained.read_state import STATISTICS
 from detmix.pretrained.sources import Source, find_source
 
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -38,11 +32,9 @@ _BUILDER_FIELDS = {"weights", "trainable_layers", "norm_eps"}
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
 # From before frozen batch norm had any epsilon (pytorch/vision#2933); torchvision's builders set 0
 # for them too. It is no part of the state dict.
-_WITHOUT_EPSILON = (
-    FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
-    MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
-    KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
-    RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+_WITHOUT_EPSILON = tuple(
+    get_model_weights(f"{family}_resnet50_fpn")["COCO_V1"]
+    for family in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet")
 )
 _FILES_WITHOUT_EPSILON = {Path(member.url).name for member in _WITHOUT_EPSILON}
 

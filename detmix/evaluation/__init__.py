@@ -7,10 +7,9 @@ COCO result computed.
 from detmix.evaluation.coco.evaluator import COCOEvaluator
 from detmix.evaluation.coco.files import score_predictions
 from detmix.evaluation.coco.masks import encode_masks
-from detmix.evaluation.coco.result import COCOResult
 from detmix.evaluation.errors.analysis import analyze_errors
-from detmix.evaluation.errors.result import ErrorAnalysis
-from detmix.evaluation.errors.worst_images import ImageErrors, worst_images
+from detmix.evaluation.errors.result import ErrorAnalysis, ImageErrors, worst_images
+from detmix.evaluation.results import COCOResult, VOCResult
 from detmix.evaluation.voc.ap import (
     Interpolation,
     OperatingPoint,
@@ -20,7 +19,6 @@ from detmix.evaluation.voc.ap import (
 from detmix.evaluation.voc.devkit_files import read_voc_results, write_voc_results
 from detmix.evaluation.voc.evaluator import VOCEvaluator
 from detmix.evaluation.voc.matching import VOCMatching
-from detmix.evaluation.voc.result import VOCResult
 
 __all__ = [
     "COCOEvaluator",

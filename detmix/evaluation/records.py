@@ -1,13 +1,12 @@
 """Reading and checking what detectors give and data sets hold, batch by batch.
 
-Here every value is checked, once: what comes out of here is trusted. Shape legend: D detections and
-G ground-truth objects of one image, or of the whole batch once its images are joined; N of either.
+What comes out of here is trusted. Shape legend: N detections or objects of all images read.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ class Columns:
 
     counts: IntArray
     boxes: NDArray[Any]
-    labels: NDArray[np.int32]
+    labels: IntArray
     extra: NDArray[Any]
 
     @property
@@ -85,8 +84,21 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
-    """Check a batch of predictions and targets and join it into flat arrays."""
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's."""
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
+def read_batch(
+    predictions: Sequence[Record],
+    targets: Sequence[Record],
+    num_classes: int,
+    *,
+    any_label: bool = False,
+) -> Batch:
+    """Check a batch and join it into flat arrays; predictions may have ``any_label``."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
@@ -96,8 +108,9 @@ def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_cla
     reader = RecordReader("targets", image_ids, num_classes)
     for index, target in enumerate(targets):
         image_ids[index] = reader.image_id(index, target)
-    detections = RecordReader("predictions", image_ids, num_classes).detections(predictions)
-    objects = reader.objects(targets)
+    most = None if any_label else num_classes
+    detections = RecordReader("predictions", image_ids, most).read(predictions, "scores")
+    objects = reader.read(targets, "difficult")
     return Batch(image_ids, detections, objects, reader.flags("iscrowd", targets, objects.counts))
 
 
@@ -107,7 +120,7 @@ class RecordReader:
 
     name: str
     image_ids: list[ImageId]
-    num_classes: int
+    num_classes: int | None
 
     def image_id(self, index: int, target: Record) -> ImageId:
         """The id as int or str; None where there is none."""
@@ -116,71 +129,53 @@ class RecordReader:
         if is_array and np.prod(value.shape) == 1:
             value = value.item()
         if value is not None and not isinstance(value, int | str):
-            raise self.error(index, f"image_id is {value!r}, expected one int or str")
+            raise self._error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
-    def detections(self, predictions: Sequence[Record]) -> Columns:
-        """Join the images' detections; ``extra`` are the scores."""
-        counts, columns = self._columns(predictions, ("boxes", "labels", "scores"))
-        return Columns(counts, columns["boxes"], columns["labels"], columns["scores"])
-
-    def objects(self, targets: Sequence[Record]) -> Columns:
-        """Join the images' objects; ``extra`` is ``difficult``, False where it is absent."""
-        counts, columns = self._columns(targets, ("boxes", "labels"))
-        boxes = columns["boxes"]
-        ordered = boxes[:, :2] <= boxes[:, 2:]
-        self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
-        difficult = self.flags("difficult", targets, counts)
-        return Columns(counts, boxes, columns["labels"], difficult)
-
-    def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
-        """A flag ``(G,)`` for each object, False where it is absent."""
-        return self._column(key, targets, counts).astype(bool)
-
-    def _columns(
-        self, records: Sequence[Record], keys: tuple[str, ...]
-    ) -> tuple[IntArray, dict[str, NDArray[Any]]]:
-        """How many boxes each image has, and the fields that each must have."""
+    def read(self, records: Sequence[Record], extra: str) -> Columns:
+        """The images' detections (``extra`` is "scores") or objects ("difficult"), joined."""
+        keys = ("boxes", "labels", "scores") if extra == "scores" else ("boxes", "labels")
         for index, record in enumerate(records):
             if not isinstance(record, Mapping):
-                raise self.error(index, f"is a {type(record).__name__}, expected a dict")
+                raise self._error(index, f"is a {type(record).__name__}, expected a dict")
             if missing := [key for key in keys if key not in record]:
                 got = f"has no {missing[0]!r}, only {sorted(map(str, record))}"
-                raise self.error(index, f"{got}; expected {', '.join(keys)}")
+                raise self._error(index, f"{got}; expected {', '.join(keys)}")
         shapes = [as_array(record["boxes"]).shape for record in records]
         counts = np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
-        columns = {key: self._column(key, records, counts) for key in keys}
-        labels = columns["labels"]
-        known = (labels >= 1) & (labels <= self.num_classes)
-        self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
-        columns["labels"] = labels.astype(np.int32)
-        for key, column in columns.items():
+        boxes, labels, values = (
+            self._column(key, records, counts) for key in ("boxes", "labels", extra)
+        )
+        if self.num_classes is not None:
+            known = (labels >= 1) & (labels <= self.num_classes)
+            self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
+        for key, column in (("boxes", boxes), (extra, values)):
             self._check_rows(counts, np.isfinite(column), key, column, "finite numbers")
-        return counts, columns
+        if extra == "difficult":
+            ordered = boxes[:, :2] <= boxes[:, 2:]
+            self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
+            values = values.astype(bool)
+        return Columns(counts, boxes, labels.astype(np.int64, copy=False), values)
+
+    def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
+        """A flag ``(N,)`` for each object, False where it is absent."""
+        return self._column(key, targets, counts).astype(bool)
 
     def _column(self, key: str, records: Sequence[Record], counts: IntArray) -> NDArray[Any]:
         """A copy of a field of all images, zeros where it is absent."""
         kinds, least, row = _FIELDS[key]
         arrays = [np.zeros((0, *row), least)]
         for index, (record, num) in enumerate(zip(records, counts.tolist(), strict=True)):
-            value = record.get(key, np.zeros((num, *row), least))
-            array = self.vector(index, key, value, num, kinds, row)
+            array = as_array(record.get(key, np.zeros((num, *row), least)))
+            if array.shape != (num, *row):
+                expected = f"expected {(num, *row)}: one for each box"
+                raise self._error(index, f"{key} have shape {array.shape}, {expected}")
+            if num and array.dtype.kind not in kinds:
+                expected = "numbers" if "f" in kinds else "integers"
+                raise self._error(index, f"{key} are {array.dtype}, expected {expected}")
             if num:  # an empty list says nothing of the precision
                 arrays.append(array)
         return np.concatenate(arrays)
-
-    def vector(
-        self, index: int, key: str, value: Any, num: int, kinds: str, row: tuple[int, ...] = ()
-    ) -> NDArray[Any]:
-        """A field with one value or row for each box, of one of the NumPy dtype kinds ``kinds``."""
-        array = as_array(value)
-        if array.shape != (num, *row):
-            expected = f"expected {(num, *row)}: one for each box"
-            raise self.error(index, f"{key} have shape {array.shape}, {expected}")
-        if num and array.dtype.kind not in kinds:
-            expected = "numbers" if "f" in kinds else "integers"
-            raise self.error(index, f"{key} are {array.dtype}, expected {expected}")
-        return array
 
     def _check_rows(
         self, counts: IntArray, good: BoolArray, key: str, values: NDArray[Any], expected: str
@@ -191,9 +186,9 @@ class RecordReader:
         row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
         index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
         within = row - counts[:index].sum()
-        raise self.error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
+        raise self._error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
 
-    def error(self, index: int, message: str) -> ValueError:
+    def _error(self, index: int, message: str) -> ValueError:
         """An error that says which record of which list, and which image, it is about."""
         image_id = self.image_ids[index]
         suffix = "" if image_id is None else f" (image_id {image_id!r})"

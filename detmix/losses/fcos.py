@@ -17,7 +17,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import foreground_normalizer, weighted_sum
+from detmix.losses.terms import weighted_sum
 
 
 class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
@@ -60,7 +60,7 @@ class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
             "bbox_regression": weighted_sum(generalized_box_iou_loss(predicted, boxes), weights),
             "bbox_ctrness": weighted_sum(centerness, weights),
         }
-        divisor = foreground_normalizer(len(labels), weights, self.loss_weighting.normalizer)
+        divisor = self.loss_weighting.divisor(len(labels), weights)
         return {name: total / divisor for name, total in sums.items()}
 
 

@@ -1,6 +1,7 @@
 """What every family of weighted detectors shares: the settings, and each sample's weight.
 
-Targets are checked once, where they come to the first loss; what follows trusts them.
+Targets are checked where they come to the first loss that needs them: boxes and weights in an
+R-CNN's RPN, labels in its RoI heads, all of them in the head of a one-stage detector.
 
 Shapes: B images, N objects in one of them, S sampled or matched anchors or proposals, A anchors of
 an image over all levels.
@@ -24,15 +25,10 @@ Targets = list[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class LossWeighting:
-    """How the losses of a detector are weighted.
+    """How the losses of a detector are weighted."""
 
-    Attributes:
-        background_weight: Weight of every sample that matches no object.
-        normalizer: What the weighted sum is divided by: torchvision's number of ``"samples"``,
-            or the sum of their ``"weights"``.
-    """
-
-    background_weight: float = 1.0
+    background_weight: float = 1.0  #: of every sample that matches no object
+    #: what the weighted sum is divided by: the number of samples, or the sum of their weights
     normalizer: Normalizer = "samples"
 
     def __post_init__(self) -> None:
@@ -52,6 +48,15 @@ class LossWeighting:
         total = weights.sum()
         # All weights 0: the loss is 0, and 0 / 0 must not make it NaN.
         return loss * (weights.numel() / total.clamp_min(torch.finfo(total.dtype).eps))
+
+    def divisor(self, num_foreground: Tensor | int, weights: Tensor) -> Tensor | int:
+        """Return what one-stage detectors divide their sums by, of the foreground's weights."""
+        # Not less than 1: a few objects of little weight must not blow up the loss of the
+        # background. A count that is a tensor in torchvision is one here: a GPU divides by a host
+        # number differently.
+        if self.normalizer == "weights":
+            return weights.sum().clamp(min=1)
+        return max(num_foreground, 1)
 
 
 def sample_weights(

@@ -24,7 +24,7 @@ from torchvision.ops import (
 )
 
 from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import foreground_normalizer, weighted_sum
+from detmix.losses.terms import weighted_sum
 
 # The box losses that torchvision's regression head knows, by its names for them.
 _REGRESSION_LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
@@ -78,9 +78,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
         goals[foreground, labels[matched[foreground]]] = 1.0
         kept = matched != Matcher.BETWEEN_THRESHOLDS
         total = weighted_sum(sigmoid_focal_loss(logits[kept], goals[kept]), weights[kept])
-        return total / foreground_normalizer(
-            foreground.sum(), weights[foreground], self.loss_weighting.normalizer
-        )
+        return total / self.loss_weighting.divisor(foreground.sum(), weights[foreground])
 
     def box_loss(
         self, regression: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, weights: Tensor
@@ -91,8 +89,8 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
         losses = self._box_losses(
             regression[foreground], anchors[foreground], boxes[matched[foreground]]
         )
-        return weighted_sum(losses, weights) / foreground_normalizer(
-            foreground.numel(), weights, self.loss_weighting.normalizer
+        return weighted_sum(losses, weights) / self.loss_weighting.divisor(
+            foreground.numel(), weights
         )
 
     def _box_losses(self, regression: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 Unlike in the other families the losses sit on the model itself, so the model's own class is
 replaced. The subclass adds no parameters, buffers or random numbers.
 
-Shapes: B images, A anchors of one image over all levels, N objects of one image, F anchors of
-one image matched to an object, K classes with background 0.
+Shapes: B images, A anchors of one image over all levels, K classes with background 0.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
 from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import foreground_normalizer, weighted_smooth_l1
-
-# Transition point of torchvision's smooth L1 loss in SSD: the default of `torch.nn`.
-SMOOTH_L1_BETA = 1.0
+from detmix.losses.terms import weighted_sum
 
 
 class WeightedSSD(SSD):  # type: ignore[misc]
@@ -52,16 +48,13 @@ class WeightedSSD(SSD):  # type: ignore[misc]
             goals = self.box_coder.encode_single(target["boxes"][own], anchors[i][foreground])
             foreground_weights.append(weights[foreground])
             box_sums.append(
-                weighted_smooth_l1(
-                    regression[i][foreground],
-                    goals,
+                weighted_sum(
+                    F.smooth_l1_loss(regression[i][foreground], goals, reduction="none"),
                     weights[foreground],
-                    beta=SMOOTH_L1_BETA,
-                    num_samples=1,  # the sum; the normalizer is that of the whole batch
                 )
             )
         joined = torch.cat(foreground_weights)
-        normalizer = foreground_normalizer(len(joined), joined, self.loss_weighting.normalizer)
+        normalizer = self.loss_weighting.divisor(len(joined), joined)
         class_sum = self.class_sum(logits, labels, all_weights)
         return {
             "bbox_regression": torch.stack(box_sums).sum() / normalizer,

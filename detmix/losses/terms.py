@@ -5,7 +5,7 @@ torchvision's own normalizer n, so it is linear in the weights. The forms are ch
 with all weights 1 values and gradients equal torchvision's bit for bit, which
 ``(w * loss(reduction="none")).sum() / n`` does not achieve for the cross-entropies.
 
-Shapes: R sampled anchors or proposals, P of them foreground, K classes with background 0.
+Shapes: S sampled anchors or proposals, P of them foreground, K classes with background 0.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detmix.losses.object_weights import Normalizer
-
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of weight times cross-entropy, of ``(R, K)`` logits and ``(R,)`` labels."""
+    """Mean over S of weight times cross-entropy, of ``(S, K)`` logits and ``(S,)`` labels."""
     if logits.dtype in _HALF:  # not every device's autocast treats log_softmax as cross-entropy
         logits = logits.float()
     return F.nll_loss(F.log_softmax(logits, dim=1) * weights[:, None], labels)
 
 
 def weighted_binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over R of weight times binary cross-entropy, of ``(R,)`` logits and targets."""
+    """Mean over S of weight times binary cross-entropy, of ``(S,)`` logits and targets."""
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
 
 
 def weighted_smooth_l1(
     predictions: Tensor, targets: Tensor, weights: Tensor, *, beta: float, num_samples: int
 ) -> Tensor:
-    """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, divided by R."""
+    """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, divided by S."""
     losses = F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none")
-    return (losses * weights[:, None]).sum() / num_samples
+    return weighted_sum(losses, weights) / num_samples
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
@@ -44,14 +42,3 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
     trailing = (1,) * (losses.ndim - weights.ndim)
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
-
-
-def foreground_normalizer(
-    num_foreground: Tensor | int, weights: Tensor, normalizer: Normalizer
-) -> Tensor | int:
-    """What one-stage detectors divide their sums by, of P samples with ``(P,)`` weights."""
-    # Not less than 1: a few objects of little weight must not blow up the loss of the background. A
-    # count that is a tensor in torchvision is one here: a GPU divides by a host number differently.
-    if normalizer == "weights":
-        return weights.sum().clamp(min=1)
-    return max(num_foreground, 1)

@@ -121,10 +121,10 @@ def cutmix(
     sample_b = checked_sample(image_b, target_b, "sample b")
     _check_min_visibility(min_visibility)
     height, width = _common_size(image_a, image_b)
-    whole = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
-    if whole:
+    is_integral = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
+    if is_integral:
         x1, y1, x2, y2 = rectangle
-    if not whole or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+    if not is_integral or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
         raise ValueError(
             f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
             f"pixels that both images cover, got {rectangle}"
@@ -217,13 +217,16 @@ def _visible(
     # beyond its image is not seen to begin with: resizing alone can move an edge there.
     image, target = sample
     height, width = image_size(image)
-    boxes = _intersection(xyxy(target["boxes"]), (0, 0, width, height))
+    given = xyxy(target["boxes"])
+    boxes = _intersection(given, (0, 0, width, height))
     common = _intersection(boxes, rectangle)
     seen = common if inside else _remainder(boxes, common)
-    whole, covered = _area(boxes), _area(common)
-    # not 1 - covered / whole, which is off by a rounding where little is left
-    share = torch.where(whole > 0, (covered if inside else whole - covered) / whole, 0.0)
-    cut = {**target, "boxes": _replaced(target["boxes"], boxes, seen, size)}
+    area, covered = _area(boxes), _area(common)
+    # not 1 - covered / area, which is off by a rounding where little is left
+    share = torch.where(area > 0, (covered if inside else area - covered) / area, 0.0)
+    # Beyond its image a box of A may stay as it was given, but one of B would lie on A's pixels.
+    before = given if inside else boxes
+    cut = {**target, "boxes": _replaced(target["boxes"], before, seen, size)}
     if target.get("masks") is not None:
         cut["masks"] = _cut_masks(target["masks"], rectangle, inside, size)
         share = _mask_share(target["masks"], cut["masks"], share)

@@ -24,12 +24,14 @@ Images = Tensor | Sequence[Tensor]
 class MixParams(NamedTuple):
     """How one sample of a batch is mixed."""
 
-    partner: int  # index of the other sample in the batch
+    partner: int  # index of the other sample: in the batch, or in the data set
     how: Any  # what the mixer drew for the pair: `draw_pair` of its class says what
 
 
 class DetectionMixer(nn.Module, abc.ABC):
     """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
+
+    A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it.
 
     Args:
         p: The chance that a sample is mixed, in [0, 1].
@@ -83,12 +85,10 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Mix two samples that `transform` has checked and completed, as `draw_pair` drew it."""
 
     def draw(self, rng: random.Random) -> Any | None:
-        """Draw whether and how one sample is mixed: what `draw_pair` drew, or None if it is not.
-
-        As many of the sample's own random numbers are drawn whether it is mixed or not.
-        """
-        chosen, how = rng.random() < self.p, self.draw_pair(rng)
-        return how if chosen and self.active else None
+        """Draw whether and how one sample is mixed: what `draw_pair` drew, or None if it is not."""
+        if not self.active or rng.random() >= self.p:
+            return None
+        return self.draw_pair(rng)
 
     def make_params(
         self,
@@ -106,8 +106,8 @@ class DetectionMixer(nn.Module, abc.ABC):
             batch_size: B.
             generator: A CPU generator; None for torch's global one.
             seeds: B seeds in place of a generator. Whether and how a sample is mixed are then a
-                function of its own seed, whatever else is in the batch; partners are one of all
-                the batch's seeds, whatever their order.
+                function of its own seed, whatever else is in the batch; partners are a function of
+                the set of all seeds, whatever their order.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
@@ -131,13 +131,12 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Mix the samples of a batch as ``params`` say.
 
         Args:
-            samples: B pairs of an image ``(3, H, W)`` and a target.
+            samples: B pairs of an image ``(C, H, W)`` and a target.
             params: What `make_params` returned.
             numbers: What errors call the samples; 0 to B - 1 by default.
 
         Returns:
-            B new samples, all with ``boxes``, ``labels`` and ``box_weights``; the inputs are not
-            changed.
+            B new samples, all with ``boxes`` and ``box_weights``; the inputs are not changed.
 
         Raises:
             ValueError: Naming a sample that breaks the contract, or two that do not match.
@@ -168,7 +167,7 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Mix a batch.
 
         Args:
-            images: A list of B images ``(3, H_i, W_i)`` or one tensor ``(B, 3, H, W)``. Without
+            images: A list of B images ``(C, H_i, W_i)`` or one tensor ``(B, C, H, W)``. Without
                 ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them.
             targets: B targets.
             generator: A CPU generator to draw from; None for torch's global one.
@@ -237,7 +236,7 @@ class RandomChoice(DetectionMixer):
                     f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
                 )
         shares = _shares(len(mixers), probabilities)
-        # as a share of all samples: what the mixers do in the epochs in which they mix
+        # the share of all samples that is mixed in an epoch in which all mixers mix
         chance = math.fsum(share * mixer.p for share, mixer in zip(shares, mixers, strict=True))
         super().__init__(min(chance, 1.0))
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]

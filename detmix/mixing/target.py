@@ -180,12 +180,12 @@ def join(
 ) -> Target:
     """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
     # Decided before any object is left out: by chance as many could be left as another key has.
-    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _joins(targets, key)]
+    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _is_joined(targets, key)]
     parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
-    return {**targets[0], **{key: _join(targets, parts, key, size) for key in keys}}
+    return {**targets[0], **{key: _concatenate(targets, parts, key, size) for key in keys}}
 
 
-def _joins(targets: Pair, key: str) -> bool:
+def _is_joined(targets: Pair, key: str) -> bool:
     """Tell whether ``key`` has a row for each object in every target that holds it."""
     holders = [target for target in targets if target.get(key) is not None]
     known = key in PER_OBJECT_KEYS
@@ -206,9 +206,9 @@ def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
     }
 
 
-def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
+def _concatenate(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
     """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
-    like = _model(targets[0].get(key), targets[1].get(key))
+    like = _typed_like(targets[0].get(key), targets[1].get(key))
     rows = [_rows(target, part, key, like) for target, part in zip(targets, parts, strict=True)]
     if isinstance(like, list):
         return [*rows[0], *rows[1]]
@@ -222,7 +222,7 @@ def _join(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
     return wrap_like(torch.cat(filled), like, size)
 
 
-def _model(value_a: Any, value_b: Any) -> Any:
+def _typed_like(value_a: Any, value_b: Any) -> Any:
     """Return that one of two values (one may be None) after whose kind both are joined."""
     # A's, unless it has no rows and B's says more: a type, or the rows to come.
     held = [value for value in (value_a, value_b) if value is not None]

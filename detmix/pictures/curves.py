@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from detmix.evaluation.voc.result import VOCResult, ap_text
+from detmix.evaluation.results import VOCResult, ap_text
 from detmix.files import read_file
 from detmix.pictures import style
 

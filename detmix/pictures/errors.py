@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from detmix.evaluation.errors.result import KINDS, SIZES, ErrorAnalysis, label_of
-from detmix.evaluation.voc.result import ap_text
+from detmix.evaluation.results import ap_text
 from detmix.pictures import style
 
 _MAX_CLASSES, _LEAST_ROWS = 24, 12  # of the panel of classes

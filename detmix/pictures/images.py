@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detmix.evaluation.errors.result import label_of
+from detmix.evaluation.records import as_array
 from detmix.pictures import style
 from detmix.pictures.boxes import contrasting, draw_boxes
 
@@ -54,9 +55,9 @@ def plot_batch(
             per-object value without N entries, no image at all.
     """
     _check(images, targets=targets)
-    weights = [as_numpy(t.get("box_weights", np.ones(len(t["boxes"])))) for t in targets]
+    weights = [as_array(t.get("box_weights", np.ones(len(t["boxes"])))) for t in targets]
     # Mixup gives the objects of an image the same weight.
-    origins = [as_numpy(t.get("source", w)).tolist() for t, w in zip(targets, weights, strict=True)]
+    origins = [as_array(t.get("source", w)).tolist() for t, w in zip(targets, weights, strict=True)]
     sources = [
         dict.fromkeys([*target.get("sources", {}), *sorted(origin, reverse=True)])
         for target, origin in zip(targets, origins, strict=True)
@@ -125,7 +126,7 @@ def _truth(target: Target, classes: Sequence[str]) -> dict[str, Any]:
     drawn = _objects(target, classes)
     notes = np.full(len(target["boxes"]), "", dtype=object)
     for key, note in (("difficult", "difficult"), ("iscrowd", "crowd"), ("missed", "missed")):
-        notes[as_numpy(target.get(key, [])).nonzero()] = note
+        notes[as_array(target.get(key, [])).nonzero()] = note
     _append(drawn["texts"], notes)
     drawn["dashed"] = (notes != "").tolist()
     if "missed" in target:
@@ -136,7 +137,7 @@ def _truth(target: Target, classes: Sequence[str]) -> dict[str, Any]:
 
 def _found(prediction: Target, classes: Sequence[str], threshold: float) -> dict[str, Any]:
     """What is drawn of predictions: the weakest first, the strongest lie on top."""
-    scores = as_numpy(prediction["scores"])
+    scores = as_array(prediction["scores"])
     rows = np.argsort(scores, kind="stable")
     rows = rows[scores[rows] >= np.asarray(threshold, dtype=scores.dtype)].tolist()
     chosen = {
@@ -160,7 +161,7 @@ def _objects(
     record: Target, classes: Sequence[str], values: NDArray[Any] | None = None
 ) -> dict[str, Any]:
     """What `draw_boxes` takes of objects, each class in its colour, perhaps with values."""
-    labels = as_numpy(record["labels"]).astype(int).tolist()
+    labels = as_array(record["labels"]).astype(int).tolist()
     if not all(1 <= label <= len(classes) for label in labels):
         raise ValueError(f"labels are {labels}, expected 1..{len(classes)}")
     texts = [style.shorten(classes[label - 1], _LONGEST_CLASS) for label in labels]
@@ -168,12 +169,12 @@ def _objects(
         _append(texts, [f"{value:.2f}" for value in values])
     keypoints = record.get("keypoints")
     return {
-        "boxes": as_numpy(record["boxes"]).reshape(-1, 4),
+        "boxes": as_array(record["boxes"]).reshape(-1, 4),
         "texts": texts,
         "colors": [style.BOX_COLORS[(label - 1) % len(style.BOX_COLORS)] for label in labels],
         "dashed": [False] * len(labels),
         "masks": record.get("masks"),
-        "keypoints": None if keypoints is None else as_numpy(keypoints),
+        "keypoints": None if keypoints is None else as_array(keypoints),
     }
 
 
@@ -204,14 +205,6 @@ def _save(panels: Sequence[Panel], columns: int, path: str | Path) -> Path:
                 axes.annotate(text, (0, 1), **above_image, color=contrasting(color), bbox=look)
         top -= _GAP
     return style.save_figure(figure, path)
-
-
-def as_numpy(values: Any) -> NDArray[Any]:
-    """A tensor of any device or dtype, or anything NumPy takes, as an array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
 
 
 def _check(images: Sequence[Tensor], **records: Sequence[Target]) -> None:

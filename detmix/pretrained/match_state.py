@@ -21,34 +21,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded; its text is one line.
+    """What was loaded; its text is one line."""
 
-    Attributes:
-        source: Where the weights are from.
-        model: What they were loaded into.
-        loaded: Keys of the module's tensors that were loaded.
-        total: How many tensors the module has, without a head of its own: what was not loaded of
-            them are counters of batches.
-        left_out: Keys that were not used, of the head that is of no use here.
-        absent: Names of parts that were not used, as the module does not have them.
-        new: Keys of the module's tensors that stay as they were: its own head.
-        mean: What the weights expect to be subtracted from an image's channels in [0, 1].
-        std: What they expect the channels to be divided by then.
-        head: What the head is, for the text.
-        norm_eps: The epsilon of frozen batch norm that belongs to them, where that is known.
-    """
-
-    source: str
-    model: str
-    loaded: tuple[str, ...]
-    total: int
-    left_out: tuple[str, ...]
-    absent: tuple[str, ...]
-    new: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    head: str
-    norm_eps: float | None = None
+    source: str  #: where the weights are from
+    model: str  #: what they were loaded into
+    loaded: tuple[str, ...]  #: keys of the module's tensors that were loaded
+    total: int  #: the module's tensors without its head; counters of batches may not be loaded
+    left_out: tuple[str, ...]  #: keys that were not used: the weights' head
+    absent: tuple[str, ...]  #: names of parts that were not used, as the module has them not
+    new: tuple[str, ...]  #: keys of the module's tensors that stay as they were: its own head
+    mean: tuple[float, ...]  #: what the weights expect images in [0, 1] to be normalised with
+    std: tuple[float, ...]  #: the same
+    head: str  #: what the head is, for the text
+    norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"

@@ -34,6 +34,8 @@ _ARCHIVE = b"PK\x03\x04"
 _FOLDER = 0x10
 CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
 """What every checkpoint of detmix holds."""
+STATISTICS = ("image_mean", "image_std")
+"""What images are normalised with, by torchvision's names."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,12 @@ def read_weight_file(path: Path | str) -> PretrainedState:
     else:
         content = read_torch_file(path, "file of weights")
     is_own = isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS
-    state = model_state(content) if is_own else _find_state(content)
+    state = content
+    if is_own:
+        state = model_state(content)
+    elif isinstance(content, dict):
+        nested = (content.get(name) for name in _CONTAINERS)
+        state = next((each for each in nested if isinstance(each, dict)), content)
     if not _is_state(state):
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else None
         found = type(content).__name__ if keys is None else f"a dict of {keys or 'nothing'}"
@@ -121,32 +128,36 @@ def read_weight_file(path: Path | str) -> PretrainedState:
 
 def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint of detmix says beside its weights, as `PretrainedState` has it."""
-    config, noted = _section(checkpoint, "config"), _section(checkpoint, "normalization")
-    # Format 1 has the numbers in the configuration.
-    data, options = _section(config, "data"), _section(config, "detector", "options")
-    eps = noted.get("norm_eps", _section(config, "backbone").get("norm_eps"))
-    return {
-        "mean": _statistic(noted.get("image_mean"), options.get("image_mean"), data.get("mean")),
-        "std": _statistic(noted.get("image_std"), options.get("image_std"), data.get("std")),
-        "norm_eps": float(eps) if isinstance(eps, (int, float)) else None,
-        "network": _section(config, "model"),
-    }
+    config = section(checkpoint, "config")
+    noted = section(checkpoint, "normalization") or take_normalization(config)
+    mean, std = (_statistic(noted.get(name)) for name in STATISTICS)
+    eps = noted.get("norm_eps")
+    eps = float(eps) if isinstance(eps, (int, float)) else None
+    return {"mean": mean, "std": std, "norm_eps": eps, "network": section(config, "model")}
 
 
-def _section(content: Any, *keys: str) -> Mapping[str, Any]:
-    """Return a nested mapping; an empty one where there is none."""
+def take_normalization(config: dict[str, Any]) -> dict[str, Any]:
+    """Take what a model normalises with out of the configuration that format 1 has it in."""
+    if "model" in config:  # of a classifier
+        data = section(config, "data")
+        found = {"image_mean": data.get("mean"), "image_std": data.get("std")}
+    else:
+        options = section(config, "detector", "options")
+        found = {name: options.pop(name, None) for name in STATISTICS}
+    return {**found, "norm_eps": section(config, "backbone").pop("norm_eps", None)}
+
+
+def section(content: Any, *keys: str) -> dict[str, Any]:
+    """Return a section of plain values, in a file of whoever; an empty one where there is none."""
     for key in keys:
-        content = content.get(key) if isinstance(content, Mapping) else None
-    return content if isinstance(content, Mapping) else {}
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
 
 
-def _statistic(*values: Any) -> tuple[float, ...]:
-    """Return the first of the values that is a number for each channel; nothing if none is."""
-    for value in values:
-        is_one = isinstance(value, (list, tuple)) and len(value) == 3
-        if is_one and all(isinstance(number, (int, float)) for number in value):
-            return tuple(value)
-    return ()
+def _statistic(value: Any) -> tuple[float, ...]:
+    """Return a number for each channel, if a value is that."""
+    is_one = isinstance(value, (list, tuple)) and len(value) == 3
+    return tuple(value) if is_one and all(isinstance(n, (int, float)) for n in value) else ()
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> Any:
@@ -162,20 +173,11 @@ def kind_of(tensor: Tensor) -> str:
     return "real" if tensor.is_floating_point() else "whole"
 
 
-def _find_state(content: Any) -> Any:
-    if isinstance(content, dict):
-        for name in _CONTAINERS:
-            if isinstance(content.get(name), dict):
-                return content[name]
-    return content
-
-
 def _is_state(state: Any) -> bool:
     return (
         isinstance(state, dict)
         and bool(state)
-        and all(isinstance(key, str) for key in state)
-        and all(isinstance(value, Tensor) for value in state.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     )
 
 

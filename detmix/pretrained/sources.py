@@ -120,26 +120,23 @@ def _existing(source: Source, path: Path) -> Path:
     )
 
 
-def read_classifier(source: Source, stem: str | None = None) -> PretrainedState:
-    """Read a classifier, and refuse a detector or what was trained as another network."""
+def load_classifier(
+    module: nn.Module, source: Source, name: str, stem: str | None = None
+) -> LoadReport:
+    """Load a classifier into another or a body, all but the head, if it is of that network."""
     weights = read_source(source)
     if any(key.startswith(_DETECTOR_KEYS) for key in weights.state):
         raise ValueError(
             f"{source.what} holds a whole detector, expected a classifier: set "
             "detector.weights instead"
         )
-    for name, wanted in (("name", source.network), ("stem", stem)):
-        found = weights.network.get(name)
+    for option, wanted in (("name", source.network), ("stem", stem)):
+        found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
             raise ValueError(
-                f"{source.what} was trained with model.{name}={found}, got "
-                f"backbone.{name}={wanted}: set backbone.{name}={found}"
+                f"{source.what} was trained with model.{option}={found}, got "
+                f"backbone.{option}={wanted}: set backbone.{option}={found}"
             )
-    return weights
-
-
-def load_classifier(module: nn.Module, weights: PretrainedState, name: str) -> LoadReport:
-    """Load a classifier that was read into another or a body, all but the head."""
     return load_matching(
         module,
         weights,
@@ -154,20 +151,13 @@ def load_classifier(module: nn.Module, weights: PretrainedState, name: str) -> L
 def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
     """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
 
-    For training loops of your own: ``load_backbone_weights(model.backbone.body, "cutmix.pth")``.
-    Every tensor of the module must be in the weights with its shape, and no other may be left
-    over, the classifier's head excepted, which is never loaded. What was loaded is logged as one
-    line. Set ``model.transform.image_mean`` and ``image_std`` to the report's ``mean`` and
-    ``std``.
+    Every tensor but those of the classifier's head must be in the weights with its shape, and no
+    other may be left over. Set ``model.transform.image_mean`` and ``image_std`` to the report's.
 
     Args:
-        module: A torchvision ResNet or a classifier of timm, with live, frozen or any other
-            normalization; or ``model.backbone.body`` of a detector with a ResNet.
+        module: A ResNet of torchvision, a classifier of timm, or ``model.backbone.body``.
         source: A file as `BackboneConfig.weights` takes it, a full name such as
             ``"ResNet50_Weights.IMAGENET1K_V2"``, or ``"timm:NAME"``.
-
-    Returns:
-        What was loaded.
 
     Raises:
         TypeError: If the module is a whole detector or a backbone with its pyramid.
@@ -182,4 +172,4 @@ def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
             f"expected a classifier or a detector's body, got {name}: give it model.backbone.body"
         )
     known = [member for each in resnet_names() for member in get_model_weights(each)]
-    return load_classifier(module, read_classifier(find_source(source, "source", known)), name)
+    return load_classifier(module, find_source(source, "source", known), name)

@@ -16,7 +16,7 @@ from detmix.training.config import (
     TrainConfig,
 )
 from detmix.training.detector import DetectorTrainer
-from detmix.training.inference import evaluate, load_detector, predict
+from detmix.training.inference import load_detector, predict
 from detmix.training.parse import parse_args
 from detmix.training.stopping import Interrupted, NonFiniteLossError
 
@@ -37,7 +37,6 @@ __all__ = [
     "PretrainConfig",
     "ScheduleConfig",
     "TrainConfig",
-    "evaluate",
     "load_checkpoint",
     "load_detector",
     "parse_args",

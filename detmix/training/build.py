@@ -16,11 +16,10 @@ from detmix.data import (
     detection_transforms,
 )
 from detmix.detectors import build_detector, target_keys
-from detmix.detectors.config import STATISTICS
 from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
 from detmix.evaluation.coco.backend import Backend
-from detmix.evaluation.coco.result import IouType
+from detmix.evaluation.results import IouType
 from detmix.losses import weight_losses
 from detmix.mixing import (
     DetectionCutMix,
@@ -30,6 +29,7 @@ from detmix.mixing import (
     RandomChoice,
     Sample,
 )
+from detmix.pretrained.read_state import STATISTICS
 from detmix.training.checkpoint import Normalization
 from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation

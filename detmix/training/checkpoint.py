@@ -14,7 +14,6 @@ Format 1 has the normalization in its configuration.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,24 +25,26 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from detmix.detectors.config import STATISTICS
 from detmix.files import write_atomically
-from detmix.pretrained.read_state import CHECKPOINT_KEYS, read_torch_file
+from detmix.pretrained.read_state import (
+    CHECKPOINT_KEYS,
+    read_torch_file,
+    section,
+    take_normalization,
+)
 from detmix.training.config import changed_options, flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 2
-# Options of earlier versions, by section and name, with the values that mean what is done now.
-_GONE = {("backbone", "reduced_tail"): (None, True)}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """The names of a run's newest checkpoint and of the one before it."""
 Normalization = Mapping[str, Any]
 """What a model normalises with; None is torchvision's own."""
 _log = logging.getLogger(__name__)
 # Options that a run goes on with as they were.
-_FIXED = ("seed", "data.format", "data.test", "data.test_limit", "data.val")
+_FIXED = ("seed", "data.format", "data.test", "data.test_limit")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
 _KINDS_OF = {"config": dict, "classes": list, "model": dict, "normalization": dict}
@@ -121,27 +122,13 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
 
 def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
     """Move what a run noted of its pretrained weights, and leave out options that are gone."""
-    config = copy.deepcopy(state["config"])
-    for keys, meant in _GONE.items():
-        value = _pop(config, *keys)
-        if value not in meant:
-            raise ValueError(
-                f"{path} is of an earlier version, with {'.'.join(keys)}={value}: this one has no "
-                f"such option, and does what {meant[-1]} meant"
-            )
-    normalization = {name: _pop(config, "detector", "options", name) for name in STATISTICS}
-    if "model" in config:  # of a classifier
-        data = config["data"] if isinstance(config.get("data"), dict) else {}
-        normalization = {"image_mean": data.get("mean"), "image_std": data.get("std")}
-    normalization["norm_eps"] = _pop(config, "backbone", "norm_eps")
-    return {**state, "config": config, "normalization": normalization}
-
-
-def _pop(config: Any, *keys: str) -> Any:
-    """Take a nested entry out of a configuration; None where there is none."""
-    for key in keys[:-1]:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config.pop(keys[-1], None) if isinstance(config, dict) else None
+    tail = section(state["config"], "backbone").pop("reduced_tail", None)
+    if tail not in (None, True):
+        raise ValueError(
+            f"{path} is of an earlier version, with backbone.reduced_tail={tail}: this one has no "
+            "such option, and does what True meant"
+        )
+    return {**state, "normalization": take_normalization(state["config"])}
 
 
 @dataclass(frozen=True)

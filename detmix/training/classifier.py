@@ -21,7 +21,7 @@ from detmix.training.checkpoint import Normalization
 from detmix.training.config import PretrainConfig
 from detmix.training.inference import evaluating
 from detmix.training.loop import Trainer
-from detmix.training.processes import make_accelerator
+from detmix.training.processes import loader_share, make_accelerator
 from detmix.training.progress import Evaluation
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -82,13 +82,7 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         val_set = ImageClasses(
             data.root, "val", build_image_transform(config, train=False), classes=classes
         )
-        share: dict[str, Any] = {
-            "workers": data.workers,
-            "rank": accelerator.process_index,
-            "num_processes": accelerator.num_processes,
-            "pin_memory": accelerator.device.type == "cuda",
-            "collate_fn": default_collate,
-        }
+        share = {**loader_share(accelerator, data.workers), "collate_fn": default_collate}
         loader = train_loader(self.train_set, data.batch_size, seed=config.seed, **share)
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
         self._label_smoothing = config.label_smoothing

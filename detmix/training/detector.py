@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
@@ -23,7 +21,7 @@ from detmix.training.checkpoint import Normalization
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, detect, score, to_device
 from detmix.training.loop import Trainer
-from detmix.training.processes import make_accelerator
+from detmix.training.processes import loader_share, make_accelerator
 from detmix.training.progress import Evaluation
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -51,12 +49,7 @@ class DetectorTrainer(Trainer[Score]):
         )
         on_dataset = self._mix if place == "dataset" else None
         self.train_set = build_train_set(config, self._data, on_dataset)
-        share: dict[str, Any] = {
-            "workers": config.data.workers,
-            "rank": accelerator.process_index,
-            "num_processes": accelerator.num_processes,
-            "pin_memory": accelerator.device.type == "cuda",
-        }
+        share = loader_share(accelerator, config.data.workers)
         loader = train_loader(
             self.train_set,
             config.data.batch_size,
@@ -67,6 +60,7 @@ class DetectorTrainer(Trainer[Score]):
         test_set = build_test_set(config, self.test_data)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         self.config: TrainConfig = config
+        self.found: list[tuple[int, Prediction]] = []  # by the last evaluation
         names = {"train": self._data.names, "test": self.test_data.names}
         super().__init__(config, accelerator, loader, config.data.class_names, names)
 
@@ -107,7 +101,8 @@ class DetectorTrainer(Trainer[Score]):
     def evaluate(self) -> Evaluation[Score]:
         """Score the detector on the test images by the rule of the VOC devkit, or by COCO's."""
         evaluator = build_evaluator(self.config, self.test_data)
-        score(self.detect(), [evaluator], self.test_data)
+        self.found = self.detect()
+        score(self.found, [evaluator], self.test_data)
         return summarize(evaluator)
 
     def detect(self) -> list[tuple[int, Prediction]]:

@@ -22,10 +22,9 @@ from detmix.evaluation import (
     read_voc_results,
     write_voc_results,
 )
-from detmix.evaluation.coco.backend import Backend, check_choices
-from detmix.evaluation.coco.result import IouType
+from detmix.evaluation.coco.backend import Backend, check_backend
+from detmix.evaluation.results import IouType, align, ap_text
 from detmix.evaluation.voc.devkit_files import file_name
-from detmix.evaluation.voc.result import align, ap_text
 from detmix.files import write_text
 from detmix.training.build import DetectionData, build_coco_evaluator
 from detmix.training.config import TrainConfig
@@ -91,7 +90,7 @@ class FullEvaluation:
 
 def check_before(dataset: DetectionData, config: TrainConfig, backend: Backend | None) -> None:
     """Raise, before a detector is run, what would keep its evaluation from being made or saved."""
-    check_choices("bbox", backend or config.data.coco.backend)
+    check_backend(backend or config.data.coco.backend)
     if isinstance(dataset, VOCDetection):
         for name in dataset.classes:
             file_name("comp4", "test", name)

@@ -117,30 +117,6 @@ def evaluating(
         model.train(training)
 
 
-def evaluate(
-    model: nn.Module,
-    loader: DataLoader[Any],
-    evaluators: Sequence[Evaluator],
-    accelerator: Accelerator,
-    *,
-    truth: DetectionData,
-    after_batch: Callable[[], None] | None = None,
-) -> None:
-    """Run a detector over a loader and hand what it finds to evaluators: `detect`, then `score`.
-
-    Args:
-        model: A torchvision detector; its training mode is restored.
-        loader: Yields lists of images and targets with ``image_id``.
-        evaluators: Such as `VOCEvaluator`; updated with the images of all processes.
-        accelerator: Says the device and the precision, and gathers.
-        truth: The data set under the loader, as it is on disk.
-        after_batch: Called after each batch; may raise to end the evaluation.
-    """
-    score(
-        detect(model, loader, accelerator, truth=truth, after_batch=after_batch), evaluators, truth
-    )
-
-
 def detect(
     model: nn.Module,
     loader: DataLoader[Any],

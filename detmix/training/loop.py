@@ -15,6 +15,7 @@ from typing import Any, Generic
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
@@ -63,14 +64,14 @@ class Trainer(abc.ABC, Generic[Result]):
         accelerator: Accelerator,
         loader: DataLoader[Any],
         classes: tuple[str, ...],
-        images: Mapping[str, Sequence[str]],
+        image_names: Mapping[str, Sequence[str]],
     ) -> None:
         if config.precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("precision=fp16 needs a GPU: bf16 works on a CPU as well")
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
         self.config, self.accelerator = config, accelerator
         self.loader, self.sampler, self.classes = loader, loader.batch_sampler, classes
-        self._images = {subset: digest_of(names) for subset, names in images.items()}
+        self._digests = {subset: digest_of(names) for subset, names in image_names.items()}
         self.position = Position()
         self.folder: RunFolder | None = None
         self._meter, self._guard = LossMeter(), InterruptGuard()
@@ -80,31 +81,40 @@ class Trainer(abc.ABC, Generic[Result]):
         # Nobody else may go on from the checkpoint that is read here.
         with lock_folder(config.run_dir) if is_to_lock else nullcontext():
             newest = load_newest(config.run_dir) if resume else None
-            torch.manual_seed(config.seed)
-            model = self.build_model(newest and newest.state["normalization"])
-            check_norm(model, accelerator)
-            if config.channels_last:
-                model = model.to(memory_format=torch.channels_last)
-            self.plain_model = model.to(accelerator.device)
-            self.ema = moving_average(self.plain_model, config.optim.ema_decay)
-            optimizer = build_optimizer(self.plain_model, config.optim)
+            optimizer = self._build(newest)
             # Before processes with other models wait for each other, and before the main process
             # moves what all must have read.
             if accelerator.num_processes > 1:
-                self._check_agreement(images, newest)
+                self._check_agreement(newest)
             self.model, self.optimizer = accelerator.prepare(self.plain_model, optimizer)
-            self._changing = TrainingState(
+            self._state = TrainingState(
                 self.plain_model, self.ema, self.optimizer, accelerator.scaler, self._meter
             )
             if newest is not None:
                 self._restore(newest)
             if accelerator.is_main_process:
-                self.folder = RunFolder(config.run_dir, config.as_dict(), resume=resume)
-                if newest is not None and newest.problem is not None:
-                    self.folder.take_previous()
-                self.folder.forget_after(
-                    self.position.step, evaluation=self.position.evaluation_due
-                )
+                self.folder = self._open_folder(newest)
+
+    def _build(self, newest: Newest | None) -> Optimizer:
+        """Build the model that a checkpoint fits, its average and its optimizer."""
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(config.seed)
+        model = self.build_model(None if newest is None else newest.state["normalization"])
+        check_norm(model, accelerator)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.plain_model = model.to(accelerator.device)
+        self.ema = moving_average(self.plain_model, config.optim.ema_decay)
+        return build_optimizer(self.plain_model, config.optim)
+
+    def _open_folder(self, newest: Newest | None) -> RunFolder:
+        """Open the run's folder, without what this run does again."""
+        config, position = self.config, self.position
+        folder = RunFolder(config.run_dir, config.as_dict(), resume=config.resume == "auto")
+        if newest is not None and newest.problem is not None:
+            folder.take_previous()
+        folder.forget_after(position.step, evaluation=position.evaluation_due)
+        return folder
 
     @abc.abstractmethod
     def build_model(self, saved: Normalization | None) -> nn.Module:
@@ -120,7 +130,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
     @abc.abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch by name, each a scalar; their sum is minimised."""
+        """Return the losses of a batch, whose first entry is its images: scalars by name."""
 
     @abc.abstractmethod
     def describe(self, batch: Any) -> str:
@@ -136,7 +146,7 @@ class Trainer(abc.ABC, Generic[Result]):
         return self.plain_model if self.ema is None else self.ema.module
 
     def fit(self) -> Result | None:
-        """Train to the end."""
+        """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
         steps = config.epochs * len(self.sampler)
         bar = progress_bar(steps, position.step, shown=self.accelerator.is_main_process)
@@ -149,15 +159,21 @@ class Trainer(abc.ABC, Generic[Result]):
                     result = self._evaluate(bar)
         return result
 
+    def stop_if_asked(self) -> None:
+        """Save a checkpoint and raise `Interrupted` if a signal has come."""
+        # Several processes go on until they hear of it together, in the next step.
+        if self.accelerator.num_processes == 1:
+            self._stop_at(self._guard.signum)
+
     def _train_epoch(self, bar: Any) -> None:
         """Train to the end of an epoch, from its beginning or from where a run was stopped."""
         config, position = self.config, self.position
         self.begin_epoch(position.epoch)
         self.sampler.set_epoch(position.epoch, start=position.batch)
         self.model.train()
-        self._meter.start(afresh=position.batch == 0)
+        self._meter.start_clock()
         for batch, problem in self._batches():
-            news = self._step(batch, is_last=problem is not None)
+            news = self._step(batch, next_is_broken=problem is not None)
             position.batch += 1
             position.step += 1
             self._meter.update(news.means, len(batch[0]) * self.accelerator.num_processes)
@@ -179,13 +195,13 @@ class Trainer(abc.ABC, Generic[Result]):
         # A batch ahead: where the next one is broken, all processes hear of it in the step before.
         batches = iter(self.loader)
         batch, problem = _take(batches)
-        self._stop_if_told(self._share({}, is_last=problem is not None), problem)
+        self._stop_if_told(self._share({}, problem is not None), problem)
         while batch is not None:
             following, problem = _take(batches)
             yield batch, problem
             batch = following
 
-    def _step(self, batch: Any, *, is_last: bool) -> StepNews:
+    def _step(self, batch: Any, *, next_is_broken: bool) -> StepNews:
         """Take one optimizer step; return what all processes tell of it."""
         config, step = self.config, self.position.step
         # Randomness within the model is a function of the step, so that a run resumes exactly
@@ -198,7 +214,7 @@ class Trainer(abc.ABC, Generic[Result]):
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        news = self._share({**losses, "loss": total}, is_last=is_last)
+        news = self._share({**losses, "loss": total}, next_is_broken)
         if not all(news.are_finite):
             restore_statistics(self.plain_model, statistics)
             own_is_finite = news.are_finite[self.accelerator.process_index]
@@ -212,13 +228,13 @@ class Trainer(abc.ABC, Generic[Result]):
             self.ema.update_parameters(self.plain_model)
         return news
 
-    def _share(self, losses: Mapping[str, Tensor], *, is_last: bool) -> StepNews:
-        return share_step(self.accelerator, losses, is_broken=is_last, signum=self._guard.signum)
+    def _share(self, losses: Mapping[str, Tensor], next_is_broken: bool) -> StepNews:
+        return share_step(self.accelerator, losses, next_is_broken, self._guard.signum)
 
     def _log(self, bar: Any) -> None:
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
         values = {**meter.means(), "lr": rate, "images_per_s": meter.images_per_second()}
-        meter.start(afresh=True)
+        meter.reset()
         text = f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s"
         bar.set_postfix_str(text, refresh=False)
         self._record("train", values)
@@ -234,8 +250,7 @@ class Trainer(abc.ABC, Generic[Result]):
         start = time.perf_counter()
         share_statistics(self.eval_model)
         evaluation = self.evaluate()
-        seconds = time.perf_counter() - start
-        self._record("eval", {**evaluation.metrics, "seconds": seconds})
+        self._record("eval", {**evaluation.metrics, "seconds": time.perf_counter() - start})
         position, score = self.position, evaluation.score
         if self.folder:
             bar.write(f"epoch {position.epoch}: {evaluation.summary}")
@@ -248,12 +263,12 @@ class Trainer(abc.ABC, Generic[Result]):
         return evaluation.result
 
     def _save(self) -> None:
-        """Save the newest checkpoint, unless the model is spoilt."""
+        """Save the newest checkpoint; raise `NonFiniteLossError` if the model is spoilt."""
         if not is_finite(self.plain_model):
             raise non_finite_weights(self.position)
         self._saved_at = time.monotonic()
         if self.folder:
-            self.folder.save_last({**self._about(), **self._changing.state_dict()})
+            self.folder.save_last({**self._about(), **self._state.state_dict()})
 
     def _save_for_all(self) -> None:
         """Save before all processes stop: ``torchrun`` ends the others when the first one does."""
@@ -271,14 +286,19 @@ class Trainer(abc.ABC, Generic[Result]):
             "steps_per_epoch": len(self.sampler),
             "batch_size": self.sampler.batch_size * self.accelerator.num_processes,
             "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
-            "images": self._images,
+            "images": self._digests,
         }
+
+    def _check_agreement(self, newest: Newest | None) -> None:
+        facts: dict[str, Any] = {f"the {subset} images": d for subset, d in self._digests.items()}
+        facts["the checkpoint to go on from"] = None if newest is None else describe(newest)
+        check_agreement({**self.config.as_dict(), **self.normalization(), **facts})
 
     def _restore(self, newest: Newest) -> None:
         path, state, _ = newest
         check_fits(newest, self._about())
         try:
-            self._changing.load_state_dict(state, self.accelerator.device)
+            self._state.load_state_dict(state, self.accelerator.device)
             self.position = Position(**state["position"])
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
@@ -286,19 +306,6 @@ class Trainer(abc.ABC, Generic[Result]):
             raise ValueError(f"{path} does not fit the configuration: {error}") from error
         if self.accelerator.is_main_process:
             tell(newest, self.config.as_dict())
-
-    def _check_agreement(self, images: Mapping[str, Sequence[str]], newest: Newest | None) -> None:
-        facts: dict[str, Any] = {**self.config.as_dict(), **self.normalization()}
-        for subset, names in images.items():
-            facts[f"the {subset} images"] = f"{len(names)}, digest {self._images[subset][:8]}"
-        facts["the checkpoint to go on from"] = None if newest is None else describe(newest)
-        check_agreement(facts)
-
-    def stop_if_asked(self) -> None:
-        """Save a checkpoint and raise `Interrupted` if a signal has come."""
-        # Several processes go on until they hear of it together, in the next step.
-        if self.accelerator.num_processes == 1:
-            self._stop_at(self._guard.signum)
 
     def _stop_if_told(self, news: StepNews, problem: Exception | None) -> None:
         """Stop after the same step in all processes: at a signal, or before a broken batch."""
@@ -336,7 +343,7 @@ class Trainer(abc.ABC, Generic[Result]):
 
 
 def _take(batches: Iterator[Any]) -> tuple[Any, Exception | None]:
-    """Return the next batch, None after the last one, or what keeps it from coming."""
+    """Return the next batch, None where there is none, and what keeps it from coming."""
     try:
         return next(batches, None), None
     except Exception as error:

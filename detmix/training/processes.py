@@ -41,7 +41,7 @@ class StepNews(NamedTuple):
 
 
 def share_step(
-    accelerator: Accelerator, losses: Mapping[str, Tensor], *, is_broken: bool, signum: int | None
+    accelerator: Accelerator, losses: Mapping[str, Tensor], is_broken: bool, signum: int | None
 ) -> StepNews:
     """Exchange what a step came to; its last loss is the sum of the others."""
     # Waits for the device once a step, as torchvision's detectors do throughout their forward pass.
@@ -83,3 +83,13 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     # Else accelerate would take an accelerator that is neither, such as Apple's.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     return Accelerator(mixed_precision=config.precision, cpu=cpu)
+
+
+def loader_share(accelerator: Accelerator, workers: int) -> dict[str, Any]:
+    """Return what a loader must be told for this process to read its share of the data."""
+    return {
+        "workers": workers,
+        "rank": accelerator.process_index,
+        "num_processes": accelerator.num_processes,
+        "pin_memory": accelerator.device.type == "cuda",
+    }

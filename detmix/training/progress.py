@@ -68,11 +68,14 @@ class LossMeter:
         self._images = 0
         self._start = time.perf_counter()
 
-    def start(self, *, afresh: bool) -> None:
-        """Start the clock, and forget the losses so far if asked to."""
-        if afresh:
-            self._sums, self._steps = {}, 0
+    def start_clock(self) -> None:
+        """Measure the speed from here, as after an evaluation."""
         self._images, self._start = 0, time.perf_counter()
+
+    def reset(self) -> None:
+        """Forget the losses so far, as after a line of the log."""
+        self._sums, self._steps = {}, 0
+        self.start_clock()
 
     def update(self, losses: dict[str, Tensor], num_images: int) -> None:
         """Add the scalar losses of a step over ``num_images`` images."""

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from detmix import pictures
 from detmix.evaluation import ImageErrors, worst_images
-from detmix.evaluation.voc.result import ap_text
+from detmix.evaluation.results import ap_text
 from detmix.files import write_text
 from detmix.training.build import DetectionData
 from detmix.training.config import TrainConfig

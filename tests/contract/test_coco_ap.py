@@ -295,11 +295,3 @@ def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
     assert evaluator.compute().as_dict() == before
     evaluator.update(**good)  # no id is remembered either
     assert evaluator.compute().num_images == 3
-
-
-@pytest.mark.parametrize("num", [16, 18])
-def test_all_have_as_many_keypoints(num):
-    box, seventeen = [[0, 0, 9, 9]], {"keypoints": torch.ones(1, 17, 3)}
-    found = detection(box, [0.5], keypoints=torch.ones(1, num, 3))
-    with pytest.raises(ValueError, match=rf"predictions\[0\].*keypoints.*{num}, 3.*17, 3"):
-        plain_evaluator([found], [truth(box, **seventeen)], iou_types=["keypoints"])

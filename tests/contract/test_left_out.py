@@ -175,13 +175,6 @@ class TestDatasets:
         assert dataset.skipped == data.open().skipped == ()
         assert dataset.report == data.open().report
 
-    def test_no_image_left(self, make, form):
-        data = make(form)
-        for path in data.images:
-            path.write_bytes(b"")
-        with pytest.raises(ValueError, match=f"{NUM} of {NUM}"):
-            data.open(on_error="skip")
-
     @pytest.mark.parametrize("size", [True, False])
     @pytest.mark.parametrize("kind", ["link to itself", "socket", "long name", "junk"])
     def test_errors_of_the_data(self, make, form, monkeypatch, kind, size):
@@ -220,29 +213,30 @@ class TestDatasets:
         with pytest.raises(OSError, match=r"Input/output error.*jpg"):
             data.open(on_error="skip")
 
-    def test_the_argument_is_checked(self, make, form):
-        with pytest.raises(ValueError, match="ignore"):
-            make(form).open(on_error="ignore")
+
+def empty_all(data):
+    for path in data.images:
+        path.write_bytes(b"")
 
 
-class TestAsAWhole:
-    @pytest.mark.parametrize("part", ["split", "year", "repeat"])
-    def test_of_a_devkit(self, make, part):
-        data = make(Voc)
-        year = "2012" if part == "year" else "2007"
-        if part == "split":
-            data.split.unlink()
-        elif part == "repeat":
-            data.rename(1, data.names[0])
-        with pytest.raises((ValueError, FileNotFoundError)):
-            data.open(image_sets=((year, "trainval"),), on_error="skip")
-
-    @pytest.mark.parametrize("field", ["image_id", "id"])
-    def test_an_annotation_of_no_image(self, make, field):
-        data = make(Coco)
-        data.change_object(0, **{field: 10**6 if field == "image_id" else None})
-        with pytest.raises(ValueError, match="id must be"):
-            data.open(on_error="skip")
+@pytest.mark.parametrize(
+    ("form", "change", "named"),
+    [
+        (Voc, empty_all, f"{NUM} of {NUM}"),
+        (Coco, empty_all, f"{NUM} of {NUM}"),
+        (Voc, lambda data: data.split.unlink(), "trainval"),
+        (Voc, lambda data: data.rename(1, data.names[0]), "twice"),
+        (Coco, lambda data: data.change_object(0, image_id=10**6), "image_id must be"),
+        (Coco, lambda data: data.change_object(0, id=None), "id must be"),
+    ],
+)
+def test_what_is_wrong_as_a_whole_raises(make, form, change, named):
+    data = make(form)
+    with pytest.raises(ValueError, match=r"on_error.*'ignore'"):
+        data.open(on_error="ignore")
+    change(data)
+    with pytest.raises((ValueError, FileNotFoundError), match=named):
+        data.open(on_error="skip")
 
 
 class TestCoco:

@@ -1,84 +1,57 @@
-"""What `weight_losses` guarantees, over every detector that torchvision builds.
+"""What `weight_losses` guarantees and refuses; the oracle is the same detector without weights.
 
-The oracle is the same detector without weights. Where the backbone has no part in a guarantee,
-its features are known beforehand and only the heads run.
+Equal to torchvision's and linear in the weights: over every detector that torchvision builds. The
+backbone has no part in it: its features are known, and their gradients are all that it gets.
+Everything else: over the smallest detector of each family, and in tests/test_loss_formulas.py.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+from functools import cache
 
 import pytest
 import torch
 from builders import (
-    FASTEST,
+    CLASSES,
+    FAMILIES,
     NAMES,
     WEIGHTS,
     assert_identical,
     batch,
     build,
     losses_of,
+    small,
     step,
     twin,
     with_known_features,
 )
-from torch import nn
-from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd
+from mixing_oracle import DEVICES, on
+from torch import nan, nn, tensor
 
 from detmix import weight_losses
-
-HAVE_BACKGROUND = ("loss_objectness", "loss_classifier", "classification")
-# Torchvision divides these by all samples, every other loss by those of objects.
-OVER_ALL_SAMPLES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def plain(request):
-    """A detector as torchvision builds it, in training. Tests change copies only.
-
-    But SSD300's first layers, which would take most of the time, are frozen.
-    """
-    model = build(request.param)
-    if request.param == "ssd300_vgg16":
-        model.backbone.features.requires_grad_(False)
-    return model
+    """A detector as torchvision builds it, in training. Tests change copies only."""
+    return with_known_features(build(request.param))
 
 
 @pytest.fixture(scope="module")
-def headed(plain):
-    """The same with known features, for tests of heads and losses."""
-    return with_known_features(plain)
-
-
-@pytest.fixture(scope="module")
-def plain_step(headed):
+def plain_step(plain):
     """Losses and gradients that torchvision gets from the batch with all objects."""
-    return step(twin(headed), batch())[:2]
+    return step(twin(plain), batch())[:2]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return small(request.param)
 
 
 def weighted(model, *settings):
     return weight_losses(twin(model), *settings)
-
-
-def times(factor):
-    return [[factor * weight for weight in row] for row in WEIGHTS]
-
-
-def clear(model):
-    for value in model.state_dict().values():
-        value.zero_()
-
-
-def types_of(model):
-    return {name: type(module) for name, module in model.named_modules()}
-
-
-def torchvision_spaces():
-    """What torchvision's modules hold and what their classes define."""
-    spaces = [fcos, retinanet, roi_heads, rpn, ssd]
-    spaces += [kind for space in spaces for kind in vars(space).values() if isinstance(kind, type)]
-    return [dict(vars(space)) for space in spaces]
 
 
 def assert_close(ours, theirs, noise=0.0):
@@ -88,36 +61,25 @@ def assert_close(ours, theirs, noise=0.0):
         assert (ours[key] - value).norm() <= 1e-5 * value.norm() + noise, key
 
 
-def test_there_are_twelve():
-    assert len(NAMES) >= 12
-    assert set(FASTEST) < set(NAMES)
-
-
-def check_weights_one(model, kind):
-    expected = step(twin(model), batch(kind))
+@pytest.mark.parametrize("kind", ["half", "none"])
+def test_weights_one_equal_torchvision_bit_for_bit(plain, kind):
+    """Losses, gradients (of every parameter, as distributed training needs it), random state."""
+    expected = step(twin(plain), batch(kind))
     assert all(torch.isfinite(loss) for loss in expected[0].values())
     assert kind == "none" or all(loss > 0 for loss in expected[0].values())
-    assert expected[1].keys() == {n for n, p in model.named_parameters() if p.requires_grad}
-    assert_identical(step(weighted(model), batch(kind, 1.0)), expected)
+    assert expected[1].keys() == dict(plain.named_parameters()).keys()
+    assert_identical(step(weighted(plain), batch(kind, 1.0)), expected)
 
 
-def test_weights_one_equal_torchvision_bit_for_bit(plain):
-    """Losses, every gradient and the random state; one image of two has no objects."""
-    check_weights_one(plain, "half")
-
-
-def test_weights_one_for_a_batch_without_objects(headed):
-    check_weights_one(headed, "none")
-
-
-def test_losses_and_gradients_are_linear_in_the_weights(headed, plain_step):
+def test_losses_and_gradients_are_linear_in_the_weights(plain, plain_step):
     """Weights that add up to ones give what adds up to torchvision's.
 
-    For an SSD that is so only if the weights have no part in the choice of negatives.
+    So the weights have no part in the choice of samples, nor of an SSD's negatives.
     """
-    model = weighted(headed, 0.35)
+    model = weighted(plain, 0.35)
     first = step(model, batch("objects", WEIGHTS))
-    scaled = losses_of(weight_losses(model, 0.3 * 0.35), batch("objects", times(0.3)))
+    tenths = [[0.3 * weight for weight in row] for row in WEIGHTS]
+    scaled = losses_of(weight_losses(model, 0.3 * 0.35), batch("objects", tenths))
     rest = [[1 - weight for weight in row] for row in WEIGHTS]
     second = step(weight_losses(model, 0.65), batch("objects", rest))
     assert all(0 < first[0][key] < loss for key, loss in plain_step[0].items())
@@ -127,167 +89,212 @@ def test_losses_and_gradients_are_linear_in_the_weights(headed, plain_step):
         assert_close(total, plain_step[part], noise=noise)
 
 
-def test_objects_and_background_add_up_to_torchvision(headed, plain_step):
-    """One object of each image at a time, then the background alone."""
-    model = weighted(headed, 0.0)
-    totals = dict.fromkeys(plain_step[0], 0.0)
-    for chosen in range(max(map(len, WEIGHTS))):
-        weights = [[float(index == chosen) for index in range(len(row))] for row in WEIGHTS]
-        losses = losses_of(model, batch("objects", weights))
-        totals = {key: totals[key] + losses[key].item() for key in totals}
-    weight_losses(model)
-    for key, loss in losses_of(model, batch("objects", 0.0)).items():
-        background = loss.item()
-        assert totals[key] > 0
-        assert (background > 0) == (key in HAVE_BACKGROUND)
-        assert totals[key] + background == pytest.approx(plain_step[0][key].item(), rel=1e-5)
+def test_the_normalizer_weights_makes_weighted_means(family):
+    """Where all weigh the same, they are torchvision's."""
+    expected = losses_of(twin(family), batch())
+    assert_close(losses_of(weighted(family, 0.5, "weights"), batch("objects", 0.5)), expected)
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_weight_is_that_of_its_own_object(headed, weight):
-    """Of objects of weight 0 neither label, mask and keypoints matter nor the exact place."""
-    model = weighted(headed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # the pixels of one sample change another's
-            module.eval()
-    images, targets = batch("objects", [[weight, 1.0], [1.0, 1.0, weight]])
-    losses = losses_of(model, (images, targets))
-    for target, chosen in zip(targets, (0, 2), strict=True):
-        target["boxes"][chosen] += 1 / 64
-        target["labels"][chosen] += 1
-        target["masks"][chosen] ^= 1
-        target["keypoints"][chosen, :, :2] -= 2
-    moved = losses_of(model, (images, targets))
-    changed = {key for key, loss in losses.items() if moved[key] != loss}
-    unmoved = {"loss_objectness"}
-    if "bbox_ctrness" in losses:  # an untrained FCOS predicts points: GIoU 0 with any box
-        unmoved.add("bbox_regression")
-    assert changed == (losses.keys() - unmoved if weight else set())
+def test_without_objects_only_the_background_weight_counts(family):
+    expected = losses_of(twin(family), batch("none"))
+    losses = losses_of(weighted(family, 0.3), batch("none"))
+    assert_close(losses, {key: 0.3 * loss for key, loss in expected.items()})
+    assert_close(losses_of(weighted(family, 1.0, "weights"), batch("none")), expected)
 
 
-def test_the_choice_of_samples_does_not_depend_on_the_weights(headed):
-    """Sampled anchors, an SSD's mined ones too, are those whose scores have a gradient."""
-    chosen = []
-    for weights, background_weight in ((1.0, 1.0), (WEIGHTS, 0.1), (0.001, 7.0)):
-        model = weighted(headed, background_weight)
-        head, outputs = (model.rpn.head if hasattr(model, "rpn") else model.head), []
-        head.register_forward_hook(lambda *args, kept=outputs: kept.append(args[2]))
-        losses = losses_of(model, batch("objects", weights))
-        loss = losses.get("loss_objectness", losses.get("classification"))
-        scores = outputs[0]["cls_logits"] if isinstance(outputs[0], dict) else outputs[0][0]
-        grads = torch.autograd.grad(loss, scores)
-        chosen.append([grad != 0 for grad in grads])
-    assert any(part.any() for part in chosen[0])
-    assert_identical(chosen[1:], chosen[:1] * 2)
-
-
-def test_the_normalizer_weights_divides_by_the_mean_weight(headed):
-    """The mean of an object's and the background's weight in the shares that they have."""
-    model = weighted(headed)
-
-    def mean_weight(weight, background_weight):
-        data = batch("objects", weight)
-        sums = losses_of(weight_losses(model, background_weight, "samples"), data)
-        means = losses_of(weight_losses(model, background_weight, "weights"), data)
-        return {key: loss.item() / means[key].item() for key, loss in sums.items()}
-
-    low, high = mean_weight(0.5, 2.0), mean_weight(2.0, 0.5)
-    for key in low:
-        if key in OVER_ALL_SAMPLES:
-            assert 0.5 < low[key] < 2
-            assert low[key] + high[key] == pytest.approx(2.5, rel=1e-5)
-        else:
-            assert (low[key], high[key]) == pytest.approx((0.5, 2), rel=1e-5)
-    if "loss_objectness" in low:  # both losses of the same samples
-        assert low["loss_objectness"] == pytest.approx(low["loss_rpn_box_reg"], rel=1e-5)
-        assert low["loss_classifier"] == pytest.approx(low["loss_box_reg"], rel=1e-5)
-
-
-def test_without_objects_only_the_background_weight_counts(headed):
-    plain_losses = losses_of(twin(headed), batch("none"))
-    losses = losses_of(weighted(headed, 0.3), batch("none"))
-    assert_close(losses, {key: 0.3 * loss for key, loss in plain_losses.items()})
-    assert_close(losses_of(weighted(headed, 1.0, "weights"), batch("none")), plain_losses)
-
-
-@pytest.mark.parametrize("kind", ["half", "none"])
-def test_no_weight_at_all(headed, kind):
-    """The sum of the weights must not divide then."""
-    losses, grads, _ = step(weighted(headed, 0.0, "weights"), batch(kind, 0.0))
-    assert not any(losses.values())
-    assert grads.keys() == dict(headed.named_parameters()).keys()
-    assert all(torch.isfinite(grad.sum()) for grad in grads.values())
-
-
-def test_an_image_without_objects_needs_boxes_and_labels_only(headed):
+def test_an_image_without_objects_needs_boxes_and_labels_only(family):
     """As wrap_dataset_for_transforms_v2 leaves it. And weights may be a list."""
     images, targets = batch("half", WEIGHTS)
-    expected = losses_of(weighted(headed), (images, targets))
+    expected = losses_of(weighted(family), (images, targets))
     targets[0] = {key: targets[0][key] for key in ("boxes", "labels")}
     targets[1]["box_weights"] = WEIGHTS[1]
-    assert_identical(losses_of(weighted(headed), (images, targets)), expected)
+    assert_identical(losses_of(weighted(family), (images, targets)), expected)
     assert targets[0].keys() == {"boxes", "labels"}
 
 
-def test_state_and_evaluation_are_unchanged(plain, headed):
-    model = twin(plain)
+def test_state_evaluation_hooks_and_frozen_parameters_stay(family):
+    plain, calls = copy.deepcopy(family), []
+    for name, module in plain.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for parameter in list(plain.parameters())[::3]:
+        parameter.requires_grad_(False)
+    model, kinds = twin(plain), {name: type(part) for name, part in plain.named_modules()}
     assert weight_losses(model, 0.5) is model
-    for listing in ("named_parameters", "named_buffers", "named_modules"):
-        names = [name for name, _ in getattr(plain, listing)()]
-        assert [name for name, _ in getattr(model, listing)()] == names
-    assert all(isinstance(model.get_submodule(n), kind) for n, kind in types_of(plain).items())
+    assert [name for name, _ in model.named_modules()] == list(kinds)
+    assert all(isinstance(model.get_submodule(name), kind) for name, kind in kinds.items())
     assert_identical(model.state_dict(), plain.state_dict())
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in plain.parameters()
+    ]
+    losses_of(plain, batch())
+    expected = calls.copy()
+    losses_of(model, batch())
+    assert calls == expected * 2
     images, _ = batch()
     with torch.no_grad():
-        expected = twin(headed).eval()(images)
-        assert all(len(found["boxes"]) > 0 for found in expected)
-        assert_identical(weighted(headed, 0.5).eval()(images), expected)
-
-
-def test_hooks_frozen_parameters_and_device_stay(headed):
-    model, calls = copy.deepcopy(headed), []
-    frozen = [p.requires_grad_(False) for p in list(model.parameters())[::3]]
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    losses_of(model, batch())
-    expected = calls.copy()
-    assert "" in expected
-    losses_of(weight_losses(model, 0.0), batch())
-    assert calls == expected * 2
-    assert not any(p.requires_grad for p in frozen)
-    assert sum(not p.requires_grad for p in model.parameters()) == len(frozen)
-    model = weight_losses(copy.deepcopy(headed).to("meta"))
+        found = twin(plain).eval()(images)
+        assert all(len(detections["boxes"]) > 0 for detections in found)
+        assert_identical(twin(model).eval()(images), found)
+    model = weight_losses(copy.deepcopy(family).to("meta"))
     assert {value.device.type for value in model.state_dict().values()} == {"meta"}
 
 
-def test_other_models_and_torchvision_are_left_alone(headed, plain_step):
-    before, other = torchvision_spaces(), twin(headed)
-    types = types_of(other)
-    losses = losses_of(weighted(headed, 0.0), batch("objects", WEIGHTS))
-    assert all(loss < plain_step[0][key] for key, loss in losses.items())
-    assert types_of(other) == types
-    assert_identical(losses_of(other, batch()), plain_step[0])
-    assert torchvision_spaces() == before
-    for space in before:  # nor replaced when detmix was imported
-        assert not any("detmix" in str(getattr(v, "__module__", "")) for v in space.values())
+def test_other_models_are_left_alone(family):
+    """They do not so much as look at weights: nothing of torchvision's is replaced."""
+    other = twin(family)
+    types, expected = [type(module) for module in other.modules()], losses_of(other, batch())
+    losses = losses_of(weighted(family, 0.0), batch("objects", WEIGHTS))
+    assert all(loss < expected[key] for key, loss in losses.items())
+    assert [type(module) for module in other.modules()] == types
+    assert_identical(losses_of(other, batch("objects", WEIGHTS)), expected)
 
 
-def test_calling_it_again_changes_the_settings_only(headed, plain_step):
+def test_called_again_or_on_a_copy_it_changes_the_settings_of_that_model_only(family):
     """Absent weights are ones, so that the default settings give torchvision's losses."""
-    data = batch("objects", WEIGHTS)
-    model = weighted(headed, 0.5, "weights")
-    losses = losses_of(model, data)
-    assert_identical(losses_of(weight_losses(model), batch()), plain_step[0])
-    assert_identical(losses_of(weight_losses(model, 0.5, "weights"), data), losses)
-
-
-def test_a_saved_copy_is_the_same_and_independent(headed):
-    data = batch("objects", WEIGHTS)
-    model, file = weighted(headed, 0.4), io.BytesIO()
+    data, file = batch("objects", WEIGHTS), io.BytesIO()
+    model = weighted(family, 0.5, "weights")
     expected = losses_of(model, data)
-    torch.save(twin(model), file)
+    torch.save(model, file)
     file.seek(0)
-    other = torch.load(file, weights_only=False)
-    assert_identical(losses_of(other, data), expected)
-    clear(weight_losses(other, 0.0))
+    saved = torch.load(file, weights_only=False)
+    assert_identical(losses_of(saved, data), expected)
+    assert_identical(losses_of(weight_losses(saved), batch()), losses_of(twin(family), batch()))
     assert_identical(losses_of(model, data), expected)
+    assert_identical(losses_of(weight_losses(saved, 0.5, "weights"), data), expected)
+
+
+TINY = (1e-6, 1e-30)
+# Their samples all belong to objects; divided by the sum of the weights they are means, which do
+# not fall with the weights.
+OF_OBJECTS = {"loss_mask", "loss_keypoint"}
+
+
+def assert_finite(losses, grads):
+    assert all(bool(torch.isfinite(value).all()) for value in (*losses.values(), *grads.values()))
+
+
+@pytest.mark.parametrize("normalizer", ["samples", "weights"])
+def test_small_weights_leave_the_background(family, normalizer):
+    """All objects of the batch weigh nearly nothing: losses are those at 0."""
+    model = weighted(family, 1.0, normalizer)
+    limit = losses_of(model, batch("objects", 0.0))
+    assert sum(limit.values()) > 0
+    for weight in TINY:
+        losses, grads, _ = step(model, batch("objects", weight))
+        assert_finite(losses, grads)
+        for name in losses.keys() - (OF_OBJECTS if normalizer == "weights" else set()):
+            assert float(losses[name]) == pytest.approx(limit[name].item(), rel=1e-4, abs=1e-3)
+
+
+def test_a_mean_of_small_weights(family):
+    """No background: an R-CNN's losses are weighted means, the others' fade out with the weights.
+
+    A mean whose weights add up to less than float32's epsilon fades out too: 0 / 0 has no limit.
+    """
+    model = weighted(family, 0.0, "weights")
+    factor = 1 if hasattr(family, "roi_heads") else 10
+    light, grads, _ = step(model, batch("objects", 1e-6))
+    other, other_grads, _ = step(model, batch("objects", 1e-5))
+    for name, loss in light.items():
+        assert loss > 0
+        assert float(other[name]) == pytest.approx(factor * float(loss), rel=1e-4)
+    noise = 1e-4 * max(float(grad.abs().max()) for grad in other_grads.values())  # many cancel
+    for name, grad in grads.items():
+        torch.testing.assert_close(factor * grad, other_grads[name], rtol=0, atol=noise)
+    for kind, weight in (("objects", 1e-20), ("objects", 0.0), ("half", 0.0), ("none", 0.0)):
+        losses, grads, _ = step(model, batch(kind, weight))
+        assert_finite(losses, grads)
+        assert all(0 <= value.abs().max() < 1e-9 for value in (*losses.values(), *grads.values()))
+
+
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_a_larger_batch_equals_torchvision_bit_for_bit(family, half_precision):
+    """The order of a sum may change with its length, and its dtype with autocast."""
+    (images, targets), (_, others) = batch(), batch("half")
+    data = images * 3, [*targets, *others, *targets]
+    with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
+        expected = step(twin(family), data)
+        assert_identical(step(weighted(family), data), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("background_weight", "normalizer"), [(0.0, "weights"), (1.0, "samples")])
+def test_half_precision(family, background_weight, normalizer, device):
+    """Next to nothing is next to nothing there too, and what is left is the background."""
+    model = weighted(family, background_weight, normalizer)
+    exact, network = losses_of(model, batch("objects", 0.0)), copy.deepcopy(model).to(device)
+    for weight in TINY:
+        samples = [on(device, sample) for sample in zip(*batch("objects", weight), strict=True)]
+        with torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16):
+            losses, grads, _ = step(network, zip(*samples, strict=True))
+        assert_finite(losses, grads)
+        for name, loss in losses.items():
+            assert loss >= 0
+            if background_weight == 0:
+                assert weight > 1e-30 or loss < 1e-12
+            elif name not in OF_OBJECTS and device == "cpu":  # another device samples others
+                assert float(loss) == pytest.approx(exact[name].item(), rel=0.05, abs=1e-3)
+
+
+FASTER, MASK, KEYPOINT, *ONE_STAGE = FAMILIES
+OBJECTS = [
+    ("box_weights", torch.ones(2), "(3,)", "(2,)"),
+    ("box_weights", tensor([1, 1, -0.5]), "-0.5", "box 2"),
+    ("box_weights", tensor([1, nan, 1]), "nan", "box 1"),
+    ("box_weights", tensor([torch.inf, 1, 1]), "inf", "box 0"),
+    ("boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "box 1"),
+    ("labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "box 2"),
+    ("labels", tensor([0, 2, 3]), "0", "box 0"),
+    ("labels", tensor([1, -1, 3]), "-1", "box 1"),
+]
+MASKS_AND_KEYPOINTS = [
+    (MASK, "masks", None),
+    (MASK, "masks", torch.ones(2, 96, 64), "(3,", "(2,"),
+    (KEYPOINT, "keypoints", None),
+    (KEYPOINT, "keypoints", torch.ones(2, 3, 3), "3", "(2, 3, 3)"),
+    (KEYPOINT, "keypoints", torch.ones(3, 3, 2), "(3, 3, 2)"),
+    (KEYPOINT, "keypoints", torch.ones(3, 4, 3), "3", "4"),
+    (KEYPOINT, "keypoints", torch.ones(3, 3, 3).double(), "float64"),
+]
+
+
+@cache
+def small_weighted(name):
+    return weighted(small(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [(name, key, value, told) for name in (FASTER, *ONE_STAGE) for key, value, *told in OBJECTS]
+    + [(name, key, value, told) for name, key, value, *told in MASKS_AND_KEYPOINTS],
+)
+def test_targets_are_named(name, key, value, told):
+    """The second target has another value, or None for none at all."""
+    images, targets = batch("objects", WEIGHTS)
+    targets[1][key] = value
+    if value is None:
+        del targets[1][key]
+    with pytest.raises(TypeError if "float64" in told else ValueError) as refused:
+        small_weighted(name)(images, targets)
+    missing = [part for part in (f"'{key}'", "target 1", *told) if part not in str(refused.value)]
+    assert not missing, refused.value
+
+
+@pytest.mark.parametrize(("name", "value"), [("background_weight", -1.5), ("normalizer", "mean")])
+def test_settings_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"(?=.*{name})(?=.*{value})"):
+        weight_losses(small_weighted(FASTER), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [(FASTER, "rpn"), (FASTER, "roi_heads"), ("retinanet", "head.regression_head"), ("none", "")],
+)
+def test_unknown_models_and_parts_are_named_and_left_alone(name, part):
+    model = twin(small(name)) if part else nn.Linear(1, 1)
+    known = model.get_submodule(part)
+    known.__class__ = type("Own", (type(known),), {})
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match="Own"):
+        weight_losses(model)
+    assert [type(module) for module in model.modules()] == types

@@ -5,11 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import random
 
 import pytest
 import torch
-from mixing_oracle import DEVICES, Plain, assert_same_target, make_image, on
+from mixing_oracle import (
+    DEVICES,
+    Plain,
+    assert_same_batch,
+    assert_same_samples,
+    assert_same_target,
+    make_image,
+    on,
+    seeded,
+)
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import tv_tensors
@@ -25,6 +33,12 @@ MIXERS = {
         [DetectionMixUp(**settings), DetectionCutMix(**settings)]
     ),
 }
+COPIES = {
+    "mixer": lambda mix: mix,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda mix: pickle.loads(pickle.dumps(mix)),
+    "torch.save": lambda mix: torch.load(saved(mix), weights_only=False),
+}
 with_each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
 
 
@@ -32,18 +46,10 @@ def samples_of(size=12, device="cpu"):
     return [on(device, Plain()[index]) for index in range(size)]
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_same_samples(samples, expected):
-    for (image, target), (other, other_target) in zip(samples, expected, strict=True):
-        assert torch.equal(image, other)
-        assert_same_target(target, other_target)
-
-
-def assert_same_batch(batch, expected):
-    assert_same_samples(zip(*batch, strict=True), zip(*expected, strict=True))
+def saved(mix):
+    torch.save(mix, file := io.BytesIO())
+    file.seek(0)
+    return file
 
 
 def untouched(sample, index):
@@ -56,13 +62,13 @@ class TestBatch:
     @pytest.mark.parametrize("device", DEVICES)
     def test_transform_mixes_the_pairs_it_is_given(self, device):
         samples, cut = samples_of(3, device), Cut(0.4, 0.3, 0.7)
-        choice = RandomChoice([DetectionMixUp(), DetectionCutMix(min_visibility=0.3)])
+        choice = RandomChoice([DetectionMixUp(), DetectionCutMix(min_visibility=0.5)])
         # the third image is 18 x 22, the first 16 x 24: common are 16 x 22
-        pasted = cutmix(*samples[0], *samples[2], cut.rectangle((16, 22)), min_visibility=0.3)
+        pasted = cutmix(*samples[0], *samples[2], cut.rectangle((16, 22)), min_visibility=0.5)
         blended = mixup(*samples[0], *samples[2], 0.25)
         for mixer, how, expected in (
             (DetectionMixUp(fill=9), 0.25, mixup(*samples[0], *samples[2], 0.25, 9)),
-            (DetectionCutMix(min_visibility=0.3), cut, pasted),
+            (DetectionCutMix(min_visibility=0.5), cut, pasted),
             (choice, (0, 0.25), blended),
             (choice, (1, cut), pasted),
         ):
@@ -79,7 +85,8 @@ class TestBatch:
         images, targets = collate(samples)
         before = copy.deepcopy(samples)
         params = mix.make_params(12, seeded(5))
-        assert 0 < sum(param is None for param in params) < 12 or p != 0.5
+        least, most = {0.0: (12, 12), 0.5: (1, 11), 1.0: (0, 0)}[p]
+        assert least <= params.count(None) <= most
         expected = collate(mix.transform(samples, params))
         state = torch.get_rng_state()
         assert_same_batch(mix(images, targets, generator=seeded(5)), expected)
@@ -118,8 +125,8 @@ class TestBatch:
     @with_each_mixer
     def test_a_batch_of_one_stays_as_it_is_and_one_of_none_is_none(self, make):
         mix = make(p=1.0)
-        images, targets = mix(samples_of(1))
-        assert untouched((images[0], targets[0]), 0)
+        ((image,), (target,)) = mix(samples_of(1))
+        assert untouched((image, target), 0)
         assert mix([], []) == ([], [])
 
     @with_each_mixer
@@ -127,19 +134,16 @@ class TestBatch:
     @pytest.mark.parametrize("device", DEVICES)
     def test_images_without_annotations_come_out_with_empty_keys(self, make, p, device):
         """`wrap_dataset_for_transforms_v2` leaves them a target of the image id alone."""
-        samples = [(make_image(9, 9, device=device), {"image_id": n}) for n in range(4)]
+        mix, samples = make(p=p), [(make_image(9, 9, device=device), {"image_id": 3})] * 4
         expected = {
+            "image_id": 3,
             "boxes": torch.zeros((0, 4), device=device),
             "labels": torch.zeros(0, dtype=torch.int64, device=device),
             "box_weights": torch.zeros(0, device=device),
         }
-        for number, target in enumerate(make(p=p)(samples)[1]):
-            assert_same_target(target, {"image_id": number, **expected})
+        for target in (*mix(samples)[1], MixedDataset(samples, mix, seed=1)[0][1]):
+            assert_same_target(target, expected)
             assert target["boxes"].device.type == target["labels"].device.type == device
-        assert all(target.keys() == {"image_id"} for _, target in samples)
-        for p_data in (0.0, 1.0):
-            mixed = MixedDataset([samples[0], on(device, Plain()[0])], make(p=p_data), seed=1)
-            assert all(expected.keys() <= target.keys() for _, target in mixed)
 
 
 class TestPlaces:
@@ -160,12 +164,9 @@ class TestPlaces:
         mix, plain = DetectionMixUp(p=1.0), Plain()
         for dataset in (Subset(plain, [5, 2, 8]), [plain[5], plain[2], plain[8]]):
             mixed = MixedDataset(dataset, mix, seed=1)
-            mixed.set_epoch(1)
             samples = list(mixed)  # it ends
             assert [target["labels"][0].item() for _, target in samples] == [6, 3, 9]
-            assert {n for _, t in samples for n in t["labels"].tolist()} == {6, 3, 9}
             assert_same_samples([mixed[-1], mixed[-3]], [samples[2], samples[0]])
-        assert_same_samples(dataset, [plain[5], plain[2], plain[8]])  # unchanged
         assert untouched(MixedDataset(Plain(1), mix, seed=1)[0], 0)
         twice = MixedDataset(MixedDataset(plain, mix, seed=1), mix, seed=2)
         for _, target in twice:
@@ -177,9 +178,10 @@ class TestPlaces:
 
 class TestSchedule:
     @pytest.mark.parametrize("place", ["collate_fn", "dataset"])
+    @pytest.mark.parametrize("twin", COPIES.values(), ids=COPIES)
     @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-    def test_reaches_persistent_workers(self, place, context):
-        mix = MIXERS["choice"](p=1.0, epochs=3, off_epochs=1)
+    def test_reaches_persistent_workers(self, place, twin, context):
+        mix = twin(MIXERS["choice"](p=1.0, epochs=3, off_epochs=1))
         mixed = MixedDataset(Plain(), mix, seed=1)
         data, begin = (mixed, mixed) if place == "dataset" else (Plain(), mix)
         loader = DataLoader(
@@ -190,7 +192,7 @@ class TestSchedule:
             persistent_workers=True,
             multiprocessing_context=context,
         )
-        for epoch in (0, 1, 2, 0):  # and it comes back on
+        for epoch in (0, 2, 0):  # and it comes back on
             begin.set_epoch(epoch)
             samples = [sample for batch in loader for sample in zip(*batch, strict=True)]
             plain = sum(untouched(sample, index) for index, sample in enumerate(samples))
@@ -225,56 +227,30 @@ class TestSchedule:
         assert always.active
 
     @with_each_mixer
-    def test_a_drawn_pair_is_always_mixed(self, make):
-        mix, rng = make(p=0.0), random.Random(0)
-        assert all(mix.draw_pair(rng) is not None for _ in range(50))
-        assert all(mix.draw(rng) is None for _ in range(50))
-
-    @with_each_mixer
-    @pytest.mark.parametrize("twin", ["deepcopy", "pickle", "torch.save"])
+    @pytest.mark.parametrize("twin", [*COPIES.values()][1:], ids=[*COPIES][1:])
     def test_copies_keep_settings_and_have_an_epoch_of_their_own(self, make, twin):
         mix = make(p=0.7, epochs=5, off_epochs=2)
         mix.set_epoch(3)
-        other = copied(mix, twin)
+        other = twin(mix)
         assert repr(other) == repr(mix)
         assert (other.epoch, other.active) == (3, False)
         other.set_epoch(0)
         assert (mix.epoch, mix.active, other.active) == (3, False, True)
-        drawn = [mixer.draw_pair(random.Random(3)) for mixer in (mix, other)]
-        assert drawn[0] == drawn[1]
-        # in shared memory again
-        loader = DataLoader(
-            Plain(), batch_size=12, collate_fn=other, num_workers=1, persistent_workers=True
-        )
-        mixed = []
-        for epoch in (0, 3):
-            other.set_epoch(epoch)
-            (batch,) = loader
-            samples = enumerate(zip(*batch, strict=True))
-            mixed.append(not all(untouched(sample, index) for index, sample in samples))
-        assert mixed == [True, False]
-
-
-def copied(mix, twin):
-    if twin == "deepcopy":
-        return copy.deepcopy(mix)
-    if twin == "pickle":
-        return pickle.loads(pickle.dumps(mix))
-    torch.save(mix, file := io.BytesIO())
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def test_is_a_module_without_a_state_and_says_its_settings():
     settings = {"alpha": 2.0, "p": 0.25, "epochs": 5, "off_epochs": 2}
-    blended = DetectionMixUp(fill=(1, 2, 3), **settings)
-    pasted = DetectionCutMix(min_visibility=0.2, **settings)
-    choice = RandomChoice([blended, pasted], (1, 3)).to("cpu").eval()
-    when = "p=0.25, epochs=5, off_epochs=2)"
-    assert repr(blended) == f"DetectionMixUp(alpha=2.0, fill=(1, 2, 3), {when}"
-    assert repr(pasted) == f"DetectionCutMix(alpha=2.0, min_visibility=0.2, {when}"
-    for text in ("probabilities=(0.25, 0.75)", repr(blended), repr(pasted)):
-        assert text in repr(choice)
+    mixers = (
+        DetectionMixUp(fill=(1, 2), **settings),
+        DetectionCutMix(min_visibility=0.2, **settings),
+    )
+    choice = RandomChoice(mixers, (1, 3)).to("cpu").eval()
+    for told in (
+        "probabilities=(0.25, 0.75)",
+        "DetectionMixUp(alpha=2.0, fill=(1, 2), p=0.25, epochs=5, off_epochs=2)",
+        "DetectionCutMix(alpha=2.0, min_visibility=0.2, p=0.25, epochs=5, off_epochs=2)",
+    ):
+        assert told in repr(choice)
     assert isinstance(choice, nn.Module)
     assert not choice.state_dict()
     assert repr(copy.deepcopy(SharedEpoch(3))) == "SharedEpoch(3)"

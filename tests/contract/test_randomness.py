@@ -5,11 +5,11 @@ from __future__ import annotations
 import collections
 import math
 import statistics
-from itertools import chain
+from itertools import chain, product
 
 import pytest
 import torch
-from mixing_oracle import Plain, assert_same_target
+from mixing_oracle import Plain, assert_same_batch, assert_same_samples, seeded
 from torch.utils.data import DataLoader, DistributedSampler, Subset, default_collate
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice
@@ -34,23 +34,10 @@ SOME = [
 ]
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def assert_share(count, total, share):
     """A binomial count, within four standard deviations."""
     error = math.sqrt(share * (1 - share) / total)
     assert count / total == pytest.approx(share, abs=4 * error + 1e-9)
-
-
-def assert_same_batches(batches, others):
-    for batch, other in zip(batches, others, strict=True):
-        for sample, expected in zip(
-            zip(*batch, strict=True), zip(*other, strict=True), strict=True
-        ):
-            assert torch.equal(sample[0], expected[0])
-            assert_same_target(sample[1], expected[1])
 
 
 def augmented(root, seed):
@@ -96,17 +83,16 @@ class TestDistributions:
     @pytest.mark.parametrize("probabilities", [None, (1, 3), (0.2, 0.8), (0, 5)])
     def test_a_choice_picks_as_it_should_and_leaves_each_mixer_its_chance(self, probabilities):
         mix = RandomChoice([DetectionMixUp(p=0.2), DetectionCutMix(p=0.9)], probabilities)
-        second = (probabilities or (1, 1))[1] / sum(probabilities or (1, 1))
-        assert mix.p == pytest.approx((1 - second) * 0.2 + second * 0.9)
-        params = mix.make_params(4000, seeded(0))
-        numbers = [param.how[0] for param in params if param is not None]
-        assert_share(numbers.count(0), 4000, (1 - second) * 0.2)
-        assert_share(numbers.count(1), 4000, second * 0.9)
-        # one within another
-        outer = RandomChoice([mix, DetectionMixUp(p=0.0)], [1, 0])
-        params = outer.make_params(4000, seeded(0))
-        numbers = [param.how[1][0] for param in params if param is not None]
-        assert_share(numbers.count(1), 4000, second * 0.9)
+        first, second = probabilities or (1, 1)
+        chances = 0.2 * first / (first + second), 0.9 * second / (first + second)
+        assert mix.p == pytest.approx(sum(chances))
+        within_another = RandomChoice([DetectionMixUp(p=0.0), mix], [0, 1])
+        for mixer in (mix, within_another):
+            params = mixer.make_params(4000, seeded(0))
+            hows = [param.how for param in params if param is not None]
+            hows = [how[1] if mixer is within_another else how for how in hows]
+            for number, chance in enumerate(chances):
+                assert_share([how[0] for how in hows].count(number), 4000, chance)
 
     @pytest.mark.parametrize("size", [2, 3, 8])
     def test_in_a_batch_each_is_partner_once_and_never_its_own(self, size):
@@ -125,30 +111,21 @@ class TestDistributions:
             counts.update((index, mixed.draw_params(index).partner) for index in range(5))
         mixed.set_epoch(0)
         assert len(counts) == 20
-        assert all(own != partner for own, partner in counts)
-        # Each of the 20 pairs is a binomial of 400 draws at 1/4; chi-squared of 15 degrees of
-        # freedom exceeds 44.3 once in 10,000.
-        chi_squared = sum((count - epochs / 4) ** 2 / (epochs / 4) for count in counts.values())
-        assert chi_squared < 44.3
+        for (own, partner), count in counts.items():
+            assert own != partner
+            assert_share(count, epochs, 1 / 4)
 
 
 class TestSeeds:
-    def test_frozen_numbers(self):
+    def test_sample_seeds_are_frozen_all_different_and_uniform(self):
         # Runs of different versions are only comparable while these stay.
         assert sample_seed(0, 0, 0) == 7683044551549099801
         assert sample_seed(42, 7, 4951, "mixing") == 932380681451282824
-
-    def test_no_collision_and_uniform(self):
-        seeds = [
-            sample_seed(seed, epoch, index, stream)
-            for seed in (0, 1, 12, 2**40)
-            for epoch in range(24)
-            for index in range(100)
-            for stream in ("", "augment", "mixing")
-        ]
+        names = product((0, 1, 12, 2**40), range(24), range(100), ("", "augment", "mixing"))
+        seeds = [sample_seed(*name) for name in names]
         assert len(set(seeds)) == len(seeds)
         assert 0 <= min(seeds) <= max(seeds) < 2**63
-        # Uniform: the mean of n numbers is off by 1 / sqrt(12 n).
+        # The mean of n uniform numbers is off by 1 / sqrt(12 n).
         mean = statistics.fmean(seed / 2**63 for seed in seeds)
         assert mean == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(seeds)))
 
@@ -167,28 +144,32 @@ class TestSeeds:
         assert [p and p.how for p in part] == [p and p.how for p in params[:4]]
 
     @pytest.mark.parametrize("mix", SOME)
-    def test_a_data_set_draws_from_seed_epoch_and_index_alone(self, mix):
+    def test_a_data_set_draws_the_same_in_any_order_and_state_of_torch(self, mix):
         mixed = MixedDataset(Plain(), mix, seed=1)
-        mixed.set_epoch(2)
         state = torch.get_rng_state()
         expected = list(mixed)
         assert torch.equal(torch.get_rng_state(), state)
-        for workers in (0, 2):
-            torch.manual_seed(workers)  # which must not matter
-            # backwards, and each worker others of them
-            batches = DataLoader(
-                Subset(mixed, range(11, -1, -1)), 3, collate_fn=collate, num_workers=workers
-            )
-            samples = [sample for batch in batches for sample in zip(*batch, strict=True)]
-            assert_same_batches([collate(samples[::-1])], [collate(expected)])
+        torch.manual_seed(5)
+        backwards = [mixed[index] for index in range(11, -1, -1)]
+        assert_same_samples(backwards[::-1], expected)
+
+    @pytest.mark.parametrize("place", ["data set", "batch", "augmentation"])
+    def test_seed_and_epoch_decide(self, shapes_root, place):
         runs = []
-        for seed, epoch in ((1, 2), (1, 3), (2, 2)):
-            other = MixedDataset(Plain(), mix, seed=seed)
-            other.set_epoch(epoch)
-            runs.append(drawn(other))
-        mix.set_epoch(0)
-        assert runs[0] == drawn(expected)
-        assert runs[0] != runs[1] != runs[2] != runs[0]
+        for seed, epoch in ((7, 2), (7, 2), (7, 3), (8, 2)):
+            mix = DetectionMixUp(p=1.0)
+            dataset = MixedDataset(Plain(), mix, seed=seed)
+            if place == "augmentation":
+                dataset = augmented(shapes_root, seed)
+            torch.manual_seed(len(runs))  # which must not matter
+            dataset.set_epoch(epoch)
+            if place == "batch":
+                runs.append(MixCollate(mix, seed)([Plain()[index] for index in range(6)]))
+            else:
+                runs.append(collate([dataset[index] for index in range(6)]))
+        assert_same_batch(runs[1], runs[0])
+        for images, _ in runs[2:]:
+            assert not all(map(torch.equal, images, runs[0][0]))
 
     def test_one_data_set_within_another_of_the_same_seed_draws_its_own(self):
         inner = MixedDataset(Plain(50), MIXUP, seed=1)
@@ -225,15 +206,6 @@ class TestLoaders:
             assert [len(batch) for batch in sampler] == [2] * len(sampler)
             assert list(chain(*sampler)) == order[: len(order) // 2 * 2]
 
-    @pytest.mark.parametrize("size", [16, 17, 19])
-    def test_two_processes_share_the_batches_of_one(self, size):
-        one = EpochBatchSampler(size, 4, seed=3)
-        two = [EpochBatchSampler(size, 2, 3, rank, 2) for rank in (0, 1)]
-        for sampler in (one, *two):
-            sampler.set_epoch(1)
-        assert len(one) == 4
-        assert [set(a + b) for a, b in zip(*two, strict=True)] == [set(batch) for batch in one]
-
     @pytest.mark.parametrize("start", [0, 1, 3, 4, 9])
     def test_an_epoch_can_begin_within(self, start):
         sampler = EpochBatchSampler(13, 3, seed=1)
@@ -252,34 +224,8 @@ class TestLoaders:
         with pytest.raises(ValueError, match=f"{batch_size}"):
             EpochBatchSampler(size, batch_size, 0, 0, num_processes)
 
-    def test_mix_collate_is_a_function_of_seed_epoch_and_images(self):
-        samples = [Plain()[i] for i in (5, 2, 7, 1)]
-
-        def mixed(seed=0, epoch=0, samples=samples):
-            mix = DetectionMixUp(p=1.0)
-            mix.set_epoch(epoch)
-            torch.rand(3)  # the global generator plays no part
-            return MixCollate(mix, seed)(samples)
-
-        first = mixed()
-        assert_same_batches([mixed()], [first])
-        for other in (mixed(seed=1), mixed(epoch=1), mixed(samples=samples[::-1])):
-            assert drawn(zip(*other, strict=True)) != drawn(zip(*first, strict=True))
-
-    def test_augmentation_is_a_function_of_seed_epoch_and_index(self, shapes_root):
-        runs = []
-        for seed, epoch in ((7, 0), (7, 0), (7, 1), (8, 0)):
-            dataset = augmented(shapes_root, seed)
-            dataset.set_epoch(epoch)
-            torch.manual_seed(len(runs))  # which must not matter
-            runs.append([dataset[index] for index in range(6)])
-        assert_same_batches([collate(runs[1])], [collate(runs[0])])
-        for other in runs[2:]:
-            pairs = zip(runs[0], other, strict=True)
-            assert not all(torch.equal(a["boxes"], b["boxes"]) for (_, a), (_, b) in pairs)
-
     @staticmethod
-    def epochs(root, workers, place, start=0):
+    def epochs(root, workers, place):
         """The batches of each of three epochs: real files, augmented and mixed."""
         dataset = augmented(root, seed=7)
         mix = DetectionMixUp(p=0.7, fill=114, epochs=3, off_epochs=1)
@@ -290,24 +236,19 @@ class TestLoaders:
         for epoch in range(3):
             dataset.set_epoch(epoch)
             mix.set_epoch(epoch)
-            loader.batch_sampler.set_epoch(epoch, start)
+            loader.batch_sampler.set_epoch(epoch)
             yield list(loader)
 
     @pytest.mark.parametrize("place", ["batch", "dataset"])
     def test_batches_are_the_same_with_any_number_of_workers(self, shapes_root, place):
-        alone = list(self.epochs(shapes_root, 0, place))
-        for epoch, other in zip(alone, self.epochs(shapes_root, 2, place), strict=True):
-            assert_same_batches(other, epoch)
-        # begun within an epoch
-        for epoch, rest in zip(alone, self.epochs(shapes_root, 1, place, start=4), strict=True):
-            assert len(epoch) == 6
-            assert_same_batches(rest, epoch[4:])
-        first, second, last = ({t["image_id"]: t for _, ts in epoch for t in ts} for epoch in alone)
-        assert sorted(first) == sorted(second) == sorted(last) == list(range(24))
-        weights = [torch.cat([t["box_weights"] for t in e.values()]) for e in (first, second, last)]
-        assert 0 < weights[0].min() < 1
-        assert 0 < weights[1].min() < 1
-        assert (weights[2] == 1).all(), "the last epoch mixes nothing"
+        runs = (self.epochs(shapes_root, workers, place) for workers in (0, 2))
+        for epoch, (batches, others) in enumerate(zip(*runs, strict=True)):
+            for batch, other in zip(batches, others, strict=True):
+                assert_same_batch(other, batch)
+            targets = [target for _, part in batches for target in part]
+            assert sorted(target["image_id"] for target in targets) == list(range(24))
+            least = min(target["box_weights"].min() for target in targets if len(target["boxes"]))
+            assert least == 1 if epoch == 2 else 0 < least < 1, "the last epoch mixes nothing"
 
     def test_a_mixer_collates_by_itself(self):
         with pytest.raises(ValueError, match="collate_fn"):

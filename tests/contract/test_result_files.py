@@ -192,12 +192,27 @@ def test_saved_predictions_score_the_same_to_the_last_bit(saved, iou_type):
     assert again.ap > 0.05
 
 
-def test_any_program_reads_the_saved_files(saved):
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_any_program_reads_the_saved_files(saved, iou_type):
+    """As keypoints difficult objects are ignored too, but their area says what lies near them."""
     evaluator, paths = saved
     results, ground_truth = (json.loads(path.read_text()) for path in paths)
-    stats, _ = by_hand(ground_truth, only(results, "bbox"))
-    result = evaluator.compute("bbox")
+    stats, _ = by_hand(ground_truth, only(results, iou_type), iou_type)
+    result = evaluator.compute(iou_type)
     assert {name: getattr(result, name) for name in stats} == pytest.approx(stats, abs=1e-12)
+    labelled = {e["num_keypoints"] for e in ground_truth["annotations"] if "difficult" in e}
+    assert labelled == {0}
+
+
+def test_detections_of_other_categories_are_not_saved(tmp_path):
+    boxes = torch.tensor([[0.0, 0, 9, 9]] * 2)
+    found = {"boxes": boxes, "labels": torch.tensor([90, 1]), "scores": torch.tensor([0.5, 0.9])}
+    there = {"boxes": boxes[:1], "labels": torch.tensor([1]), "image_id": 7}
+    evaluator = COCOEvaluator(["cat"], category_ids=[90], prediction_labels="category_id")
+    evaluator.update([found], [there])
+    paths = evaluator.save(tmp_path)
+    assert [entry["category_id"] for entry in json.loads(paths[0].read_text())] == [90]
+    assert score_predictions(*paths).ap == pytest.approx(1)
 
 
 def test_what_is_saved(tmp_path):
@@ -268,8 +283,9 @@ BROKEN_COUNTS = (
 @pytest.mark.parametrize("counts", BROKEN_COUNTS)
 def test_broken_run_lengths_are_refused(tmp_path, counts):
     broken = {"size": [60, 80], "counts": counts}
-    with pytest.raises(ValueError, match=r"masks\[1\]"):
-        encode_masks([{"size": [60, 80], "counts": [4800]}, broken])
+    for wrong in (broken, counts):
+        with pytest.raises(ValueError, match=r"masks\[1\]"):
+            encode_masks([{"size": [60, 80], "counts": [4800]}, wrong])
 
     def change(ground_truth, results):
         entries = results if part == "predictions" else ground_truth["annotations"]

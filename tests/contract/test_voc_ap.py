@@ -20,6 +20,7 @@ from voc_oracle import (
 from detmix.evaluation import OperatingPoint, VOCEvaluator, analyze_errors, average_precision
 
 CLASSES = ("cat", "dog", "cow")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ------------------------------------------------------------------------------ against the devkit
@@ -90,8 +91,7 @@ def test_precision_recall_curve_by_hand():
     np.testing.assert_allclose(curve.recall, [0.25, 0.25, 0.5])
     np.testing.assert_allclose(curve.precision, [1, 0.5, 2 / 3])
     np.testing.assert_allclose(curve.scores, [0.9, 0.8, 0.7])
-    for interpolation, ap in zip(INTERPOLATIONS, BY_HAND["found, false, found"][-2:], strict=True):
-        assert average_precision(curve.recall, curve.precision, interpolation) == pytest.approx(ap)
+    assert average_precision(curve.recall, curve.precision, "11point") == pytest.approx(5 / 11)
     with pytest.raises(ValueError, match="101point"):
         average_precision(curve.recall, curve.precision, "101point")
 
@@ -162,14 +162,15 @@ def test_repeated_image_ids_are_dropped_and_images_without_always_count():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_one_batch_of_many_kinds(dtype):
-    """Arrays, tensors and their subclasses, of several precisions, with and without a field."""
+    """Arrays, tensors and their subclasses, of several precisions, on a GPU where there is one."""
     predictions, targets = random_case(2, 12, 3, grid=5, score_levels=4)  # all precisions hold them
     expected = evaluate(predictions, targets, 3).compute().as_dict()
     for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         for record in (prediction, target):
             if index % 3:
-                record |= {key: torch.from_numpy(value) for key, value in record.items()}
+                record |= {k: torch.from_numpy(v).to(DEVICE) for k, v in record.items()}
         if index % 3 == 1:
+            target["image_id"] = torch.tensor([index], device=DEVICE)
             prediction |= {key: prediction[key].to(dtype) for key in ("boxes", "scores")}
             target["boxes"] = tv_tensors.BoundingBoxes(
                 target["boxes"], format="XYXY", canvas_size=(99, 99)
@@ -177,14 +178,6 @@ def test_one_batch_of_many_kinds(dtype):
         if index % 3 == 2 and "difficult" in target:
             target["difficult"] = target["difficult"].to(torch.uint8)
     assert evaluate(predictions, targets, 3, batch_size=12).compute().as_dict() == expected
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tensors_on_a_gpu():
-    prediction = {key: value.cuda() for key, value in image([UNIT], [0.5]).items()}
-    target = {key: value.cuda() for key, value in image([UNIT]).items()}
-    target["image_id"] = torch.tensor(3).cuda()
-    assert evaluate([prediction], [target]).compute().mean_ap == 1
 
 
 BAD = {

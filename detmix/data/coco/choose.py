@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.boxes import clean_boxes, keep_boxes
 from detmix.data.coco.file import CocoCategory, CocoFile, read_keypoints
+from detmix.data.detection import check_classes, clean_boxes, keep_boxes
 from detmix.data.images import read_image_size
 from detmix.data.skipping import Problem, attempt
 
@@ -103,7 +103,7 @@ def choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[Coc
     by_name: dict[str, list[CocoCategory]] = {}
     for category in sorted(file.categories, key=lambda category: category.id):
         by_name.setdefault(category.name, []).append(category)
-    names = tuple(by_name) if classes is None else _checked_names(classes)
+    names = tuple(by_name) if classes is None else check_classes(classes)
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise ValueError(
@@ -112,13 +112,6 @@ def choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[Coc
     used = {file.categories[index].id for index in set(file.category_index.tolist())}
     chosen = [_choose_one(by_name[name], used, file.path) for name in names]
     return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
-
-
-def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
-    return names
 
 
 def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> CocoCategory:
@@ -136,18 +129,15 @@ def _choose_one(categories: list[CocoCategory], used: set[int], path: Path) -> C
 
 def common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
     """Return the keypoints' names that all categories share; one without any does not count."""
-    with_keypoints = [category for category in categories if category.keypoints]
-    if not with_keypoints:
-        raise ValueError(f"{path}: keypoints=True, but no category names keypoints")
-    first = with_keypoints[0]
-    for other in with_keypoints[1:]:
-        if other.keypoints != first.keypoints:
-            raise ValueError(
-                f"{path}: category {other.name!r} has {len(other.keypoints)} keypoints "
-                f"({', '.join(other.keypoints)}), but {first.name!r} has {len(first.keypoints)} "
-                f"({', '.join(first.keypoints)}); expected the same for all that have any"
-            )
-    return first.keypoints
+    found = {category.keypoints: category.name for category in categories if category.keypoints}
+    if len(found) != 1:
+        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
+        raise ValueError(
+            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
+            f"any, got {'; '.join(got) or 'none'}"
+        )
+    (names,) = found
+    return names
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:

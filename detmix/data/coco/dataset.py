@@ -1,27 +1,20 @@
 """Detection data in the COCO format as a map-style data set.
 
-Annotations are read once, at construction: mistakes show before training starts instead of in a
-worker, and what is held afterwards is a few flat tensors, so that forked workers share them.
+Annotations are read once, at construction: mistakes show before training starts.
 Legend: I images, M objects of the whole data set, N objects of one image, K keypoints.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from detmix.data.boxes import CleanBoxes
 from detmix.data.coco.choose import (
     choose_categories,
     choose_objects,
@@ -31,26 +24,22 @@ from detmix.data.coco.choose import (
 )
 from detmix.data.coco.file import CocoFile, read_coco
 from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.images import check_image_size, read_image
-from detmix.data.skipping import Problem, attempt, check_on_error, read_usable
+from detmix.data.detection import StoredDetection, Transforms, check_files, warn_of_boxes
+from detmix.data.images import read_sized_image
+from detmix.data.skipping import Problem, attempt, read_usable
 
 
 @dataclass(frozen=True)
 class CocoReport:
-    """What was found while the annotations were read.
+    """What was found while the annotations were read; without the images that were skipped.
 
     Attributes:
-        num_images: Images.
-        num_objects: Objects that are in the data set.
-        num_crowd: How many of these are crowds.
         num_empty_images: Images of the data set without an object.
-        num_clipped: Boxes that reached beyond the image and were clipped to it; 0 with
-            ``clip=False``.
-        num_without_area: Boxes dropped because no area was left inside the image; 0 with
-            ``clip=False``.
+        num_clipped: Boxes that reached beyond the image and were clipped to it.
+        num_without_area: Boxes dropped because no area was left inside the image.
         num_crowd_dropped: Objects left out by ``crowd="drop"``.
         num_images_dropped: Images left out by ``empty="drop"``.
-        num_skipped: Images left out by ``on_error="skip"``; all other counts are without them.
+        num_skipped: Images left out by ``on_error="skip"``.
     """
 
     num_images: int
@@ -64,7 +53,7 @@ class CocoReport:
     num_skipped: int = 0
 
 
-class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
+class CocoDetection(StoredDetection):
     """Images and objects of an annotation file in the COCO format.
 
     A sample is ``(image, target)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an EXIF
@@ -96,10 +85,7 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
         on_error: ``"skip"`` leaves out images that are missing, cannot be decoded or have an
-            annotation that cannot be used, tells so in one warning, and raises only for what is
-            wrong with the file as a whole. Every image is decoded for it at once: what is left out
-            depends on the files alone. Not for evaluation: a score without an image is another
-            score.
+            annotation that cannot be used, as `VOCDetection` does.
 
     Attributes:
         classes: The class names.
@@ -109,23 +95,21 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
         keypoint_flip: For each keypoint the index of the one in its place in an image mirrored
             left to right: ``left_*`` and ``right_*`` change places.
-        report: Counts, see :class:`CocoReport`.
-        skipped: The images that ``on_error="skip"`` left out, and why.
+        report: Counts, a `CocoReport`.
+        skipped: The images that were left out, each a `SkippedImage`.
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
         ValueError: An argument or the annotation file cannot be used, as where two categories of
-            one name both have annotations; the message names the file, the annotation or image,
-            and the value. Also on access, for an image that cannot be decoded or is of another
-            size.
-        IndexError: On access, the index is out of range.
+            one name both have annotations, or on access an image; the message names the file, the
+            annotation and the value.
     """
 
     def __init__(
         self,
         images: str | Path,
         annotations: str | Path,
-        transforms: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None,
+        transforms: Transforms | None = None,
         *,
         crowd: Literal["keep", "drop"] = "keep",
         empty: Literal["keep", "drop"] = "keep",
@@ -135,7 +119,6 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         classes: Sequence[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        check_on_error(on_error)
         for name, value in (("crowd", crowd), ("empty", empty)):
             if value not in ("keep", "drop"):
                 raise ValueError(f'{name} must be "keep" or "drop", got {value!r}')
@@ -165,33 +148,30 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
             self._path,
         )
         columns = _take(columns, np.isin(columns["images"], list(usable)))
-        clean = CleanBoxes(columns["boxes"], columns["has_area"], columns["is_clipped"])
-        message = clean.message(lambda index: file.describe_box(columns["rows"][index]))
-        if message:
-            warnings.warn(message, UserWarning, stacklevel=2)
+        warn_of_boxes(
+            columns["has_area"],
+            columns["is_clipped"],
+            lambda index: file.describe_box(columns["rows"][index]),
+        )
         used = _take(columns, columns["is_used"])
         chosen = sorted(set(used["images"].tolist())) if empty == "drop" else list(usable)
         if not chosen:
             raise ValueError(f'{self._path}: no image has an object left, and empty="drop"')
         self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
-            _check_files(self._folder, self.names)
+            check_files(self._folder, self.names)
         self.image_ids = [file.image_ids[index] for index in chosen]
-        self._sizes = torch.from_numpy(file.sizes[chosen])  # (I, 2) height, width
-        # Image i owns the objects from offsets[i] to offsets[i + 1].
-        offsets = np.searchsorted(used["images"], [*chosen, len(file.names)])
-        self._offsets = torch.from_numpy(offsets)  # (I + 1,)
+        counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
         dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
         dtypes |= {"keypoints": "f4"} if keypoints else {}
-        self._columns = {  # each (M, ...)
-            key: torch.from_numpy(used[key].astype(dtype)) for key, dtype in dtypes.items()
-        }
+        stored = {key: used[key].astype(dtype) for key, dtype in dtypes.items()}
+        self._store(file.sizes[chosen], counts, stored)
         self._segmentations = SegmentationBlock(used["segmentations"].tolist()) if masks else None
         self.report = CocoReport(
             num_images=len(chosen),
             num_objects=len(used["rows"]),
             num_crowd=int(used["iscrowd"].sum()),
-            num_empty_images=int((np.diff(offsets) == 0).sum()),
+            num_empty_images=int((counts == 0).sum()),
             num_clipped=int(columns["is_clipped"].sum()),
             num_without_area=int((~columns["has_area"]).sum()),
             num_crowd_dropped=int(columns["is_dropped"].sum()),
@@ -199,56 +179,27 @@ class CocoDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
             num_skipped=len(self.skipped),
         )
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        index = self._check_index(index)
-        image, target = self._read_image(index), self.target(index)
-        return (image, target) if self.transforms is None else self.transforms(image, target)
-
     def target(self, index: int) -> dict[str, Any]:
         """Return a copy of one image's target, as stored and without ``transforms``."""
-        index = self._check_index(index)
-        first, last = self._offsets[index : index + 2].tolist()
-        target: dict[str, Any] = {
-            key: column[first:last].clone() for key, column in self._columns.items()
-        }
+        target = super().target(index)
         if self._segmentations is not None:
-            target["masks"] = self._segmentations.decode(first, last, self.image_size(index))
-        return target | {"image_id": self.image_ids[index]}
+            size = self.image_size(index)
+            target["masks"] = self._segmentations.decode(*self._rows(index), size)
+        return target
 
     def image_path(self, index: int) -> Path:
         """Return the path of one image's file."""
-        return self._folder / self.names[self._check_index(index)]
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Return one image's height and width in pixels without decoding it."""
-        height, width = self._sizes[self._check_index(index)].tolist()
-        return height, width
+        return self._folder / self.names[index]
 
     def index_of(self, image_id: int) -> int:
-        """Return the index of the image with this id.
-
-        Raises:
-            ValueError: There is no such image in the data set.
-        """
+        """Return the index of the image with this id; ValueError if none has it."""
         index = bisect_left(self.image_ids, image_id)
         if index == len(self) or self.image_ids[index] != image_id:
             raise ValueError(f"no image of {self._path} has the id {image_id}, or it was left out")
         return index
 
-    def _read_image(self, index: int) -> Tensor:
-        try:
-            return _read_image(self.image_path(index), self.image_size(index), self._path)
-        except (FileNotFoundError, ValueError) as error:
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"sample {index}: {error}") from error
-
-    def _check_index(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} images")
-        return index % len(self)
+    def _annotation_path(self, index: int) -> Path:
+        return self._path
 
 
 def _take(
@@ -261,32 +212,6 @@ def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> 
     """Return what is wrong with an image; whether it can be decoded is tried on request."""
     if index in file.problems or not decode:
         return file.problems.get(index)
-    height, width = file.sizes[index].tolist()
-    path = folder / file.names[index]
-    image = attempt("unusable image", _read_image, path, (height, width), file.path)
+    path, size = folder / file.names[index], tuple(file.sizes[index].tolist())
+    image = attempt("unusable image", read_sized_image, path, size, file.path)
     return image if isinstance(image, Problem) else None
-
-
-def _read_image(path: Path, size: tuple[int, int], annotations: Path) -> Tensor:
-    """Decode an image that must be of this height and width."""
-    image = read_image(path)
-    check_image_size(image, path, size, annotations)
-    return image
-
-
-def _check_files(folder: Path, names: Sequence[str]) -> None:
-    """One listing of each folder: 118,000 ``stat`` calls are slow on network drives."""
-    parents = {os.path.dirname(name) for name in names}
-    present = {
-        os.path.join(parent, name)
-        for parent in parents
-        if (folder / parent).is_dir()
-        for name in os.listdir(folder / parent)
-    }
-    # A file may be there under another spelling: a/./b, or A.JPG where case does not matter.
-    missing = [n for n in names if n not in present and not (folder / n).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder / missing[0]}: there is no such file "
-            f"({len(missing)} of {len(names)} listed images are missing)"
-        )

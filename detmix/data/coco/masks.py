@@ -151,21 +151,18 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
             f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
             f"width), {height * width} pixels"
         )
-    return (height, width), _compress(counts, height, width) if isinstance(counts, list) else counts
+    if isinstance(counts, list):
+        from pycocotools import mask as coco_mask
+
+        rle = {"size": [height, width], "counts": counts}
+        counts = coco_mask.frPyObjects(rle, height, width)["counts"]
+    return (height, width), counts
 
 
 def shorten(value: Any) -> str:
     """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _compress(counts: list[int], height: int, width: int) -> bytes:
-    from pycocotools import mask as coco_mask
-
-    rle = {"size": [height, width], "counts": counts}
-    compressed: bytes = coco_mask.frPyObjects(rle, height, width)["counts"]
-    return compressed
 
 
 def _read_size(size: Any) -> tuple[int, int]:

@@ -11,12 +11,13 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.coco.result import COCOResult, IouType
+from detmix.evaluation.records import check_choice
+from detmix.evaluation.results import COCOResult, IouType
 
 _MOST_EXACT = 2**53
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
@@ -33,11 +34,9 @@ IGNORED_AREA = 1e11
 _MAX_AREA = 1e5**2
 
 
-def check_choices(iou_type: str, backend: str) -> None:
-    """Raise ValueError for an unknown choice, ImportError for a backend that is not installed."""
-    for name, value, known in (("iou_type", iou_type, IouType), ("backend", backend, Backend)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(get_args(known))}")
+def check_backend(backend: str) -> None:
+    """Raise ValueError for an unknown backend, ImportError for one that is not installed."""
+    check_choice("backend", backend, Backend)
     if backend == "faster-coco-eval" and not _has_faster_backend():
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
@@ -62,15 +61,13 @@ def score_entries(
     # box besides (pycocotools' ``loadRes`` would take the box's). Annotations must have ids from 1:
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
-    check_choices(iou_type, backend)
     if backend == "auto" and not _are_exact_floats(ground_truth):
         backend = "pycocotools"
     coco_type, evaluation_type = _load_backend(backend)
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = [_annotation(entry, iou_type) for entry in ground_truth["annotations"]]
-        images, categories = ground_truth["images"], ground_truth["categories"]
-        truth = _indexed(coco_type, images, categories, annotations)
+        truth = _indexed(coco_type, ground_truth, annotations)
         evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
         # Said here because the faster one leaves out categories without annotated keypoints.
         evaluation.params.catIds = sorted(truth.cats)
@@ -98,16 +95,11 @@ def _load_backend(backend: Backend) -> tuple[Any, Any]:
     return module.COCO, module.COCOeval_faster
 
 
-def _indexed(
-    coco_type: Any, images: Sequence[Entry], categories: Sequence[Entry], annotations: list[Any]
-) -> Any:
+def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
+    """A backend's own data set, with the images and categories of ``about``."""
     coco = coco_type()
-    coco.dataset = {
-        "info": {},
-        "images": list(images),
-        "categories": [dict(category) for category in categories],
-        "annotations": annotations,
-    }
+    parts = {"images": about["images"], "categories": about["categories"]}
+    coco.dataset = {"info": {}, **parts, "annotations": annotations}
     coco.createIndex()
     return coco
 
@@ -132,7 +124,7 @@ def _detections(truth: Any, results: Sequence[Entry], iou_type: IouType) -> Any:
     entries = [{key: entry[key] for key in kept} for entry in results]
     if entries:
         return truth.loadRes(entries)
-    return _indexed(type(truth), truth.dataset["images"], truth.dataset["categories"], [])
+    return _indexed(type(truth), truth.dataset, [])
 
 
 def _set_sigmas(

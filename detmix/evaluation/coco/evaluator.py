@@ -7,13 +7,13 @@ background, K keypoints of an object.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from detmix.data.coco.file import paused_collection
-from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
-from detmix.evaluation.coco.records import CocoImage, CocoReader, contiguous_labels
-from detmix.evaluation.coco.result import COCOResult, IouType
-from detmix.evaluation.records import Record, checked_classes
+from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
+from detmix.evaluation.coco.records import CocoImage, CocoReader
+from detmix.evaluation.records import Record, check_choice, checked_classes
+from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
 
 PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
@@ -31,22 +31,6 @@ class COCOEvaluator:
     that matches it is left out. Further ones are false positives, where VOC's own rule leaves all
     of them out.
 
-    A torchvision detector as it was trained on COCO is scored on a `CocoDetection` by
-    ``COCOEvaluator(dataset.classes, category_ids=dataset.category_ids,
-    prediction_labels="category_id")``.
-
-    Example:
-        >>> import torch
-        >>> evaluator = COCOEvaluator(["cat", "dog"], category_ids=[17, 18])
-        >>> box = torch.tensor([[10.0, 10.0, 50.0, 60.0]])
-        >>> label = torch.tensor([2])
-        >>> evaluator.update(
-        ...     [{"boxes": box, "labels": label, "scores": torch.tensor([0.9])}],
-        ...     [{"boxes": box, "labels": label, "image_id": 139}],
-        ... )
-        >>> round(evaluator.compute().ap50, 6)
-        1.0
-
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
         category_ids: COCO's category ids of the labels, for what is saved; 1..C where absent.
@@ -54,9 +38,9 @@ class COCOEvaluator:
         backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
             the same to rounding (1e-15) in a quarter of the time; ``"auto"`` for that one where it
             is installed.
-        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids (as
-            of torchvision's, 91 outputs for 80 classes): detections of other categories are left
-            out, as COCO leaves them out. Targets have labels 1..C all the same.
+        prediction_labels: ``"category_id"`` where a detector's labels are COCO's category ids, as
+            of torchvision's own (91 outputs for 80 classes): detections of other categories are
+            left out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
 
@@ -79,12 +63,15 @@ class COCOEvaluator:
         self.classes = checked_classes(classes)
         self.category_ids = _checked_category_ids(category_ids, len(self.classes))
         self.iou_types = _checked_iou_types(iou_types)
-        check_choices(self.iou_types[0], backend)
-        _check_prediction_labels(prediction_labels, category_ids)
-        self.prediction_labels = prediction_labels
+        check_backend(backend)
+        check_choice("prediction_labels", prediction_labels, PredictionLabels)
+        if prediction_labels == "category_id" and category_ids is None:
+            raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
-        self._reader = CocoReader(self.category_ids, self.iou_types)
+        self._reader = CocoReader(
+            self.category_ids, self.iou_types, by_id=prediction_labels == "category_id"
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -96,16 +83,13 @@ class COCOEvaluator:
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
 
-        An image whose ``image_id`` has been seen since the last `reset` is dropped, because the
-        padded samplers of distributed runs score some images twice. A batch with an error leaves
-        the evaluator as it was.
+        As `VOCEvaluator.update`, but that every image needs its ``image_id``.
 
         Args:
-            predictions: for each image a dict with ``boxes (D, 4)`` float, ``labels (D,)`` int in
-                1..C, or category ids if ``prediction_labels`` says so, and ``scores (D,)`` float;
-                for ``"segm"`` ``masks``, ``(D, 1, H, W)`` probabilities, which are cut at 0.5, or
-                ``(D, H, W)`` bool or uint8, or what `encode_masks` has made of them; for
-                ``"keypoints"`` ``keypoints (D, K, 3)``.
+            predictions: for each image a dict with ``boxes (D, 4)``, ``labels (D,)`` in 1..C, or
+                category ids if ``prediction_labels`` says so, and ``scores (D,)``; for ``"segm"``
+                ``masks`` as `encode_masks` takes or returns them; for ``"keypoints"`` ``keypoints
+                (D, K, 3)``.
             targets: for each image a dict with ``image_id`` (int, or a tensor of one), ``boxes
                 (G, 4)`` and ``labels (G,)``; for ``"segm"`` and ``"keypoints"`` ``masks`` and
                 ``keypoints (G, K, 3)`` alike. Optionally ``iscrowd (G,)``, ``difficult (G,)``,
@@ -113,13 +97,9 @@ class COCOEvaluator:
                 ``orig_size`` (height, width) and ``file_name`` (str). Other keys are ignored.
 
         Raises:
-            ValueError: lists of unequal length, a missing key, a wrong shape or dtype, a label
-                outside 1..C, NaN or infinity, a box with ``x2 < x1``, a negative area, masks of
-                several sizes in an image. The message names the index in the batch, the image id,
-                the value and what was expected.
+            ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
+                negative area, a prediction with ``x2 < x1``, an image with masks of several sizes.
         """
-        if self.prediction_labels == "category_id":
-            predictions = contiguous_labels(predictions, self.category_ids)
         images, points = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
             self._images.setdefault(image.entry["id"], image)
@@ -127,16 +107,9 @@ class COCOEvaluator:
         self._num_keypoints = points
 
     def compute(self, iou_type: IouType | None = None) -> COCOResult:
-        """Evaluate all images so far; more may be added afterwards.
+        """Evaluate all images so far by one of the constructor's IoU types, its first by default.
 
-        Args:
-            iou_type: one of the constructor's; its first one where absent.
-
-        Returns:
-            AP and AR, also by class and area. Asking again before the next `update` is free.
-
-        Raises:
-            ValueError: if the IoU type is not one of the constructor's.
+        Asking again before the next `update` is free.
         """
         chosen = self.iou_types[0] if iou_type is None else iou_type
         if chosen not in self.iou_types:
@@ -160,18 +133,15 @@ class COCOEvaluator:
 
         `score_predictions` scores the two files to exactly the same numbers with the same backend.
 
-        Args:
-            folder: where to; it is made, and files of the same names are replaced.
-
         Returns:
             The paths of ``predictions.json`` (COCO's results format) and ``ground_truth.json`` (an
             instances JSON, in which a difficult object's area lies beyond all area ranges).
         """
         contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
-        paths = [Path(folder) / f"{name}.json" for name in contents]
-        for path, content in zip(paths, contents.values(), strict=True):
-            write_text(path, json.dumps(content, allow_nan=False) + "\n")
-        return paths[0], paths[1]
+        paths = Path(folder) / "predictions.json", Path(folder) / "ground_truth.json"
+        for path in paths:
+            write_text(path, json.dumps(contents[path.stem], allow_nan=False) + "\n")
+        return paths
 
     def _found(self) -> list[dict[str, Any]]:
         """All detections in COCO's results format."""
@@ -198,17 +168,9 @@ def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple
     return ids
 
 
-def _check_prediction_labels(labels: str, category_ids: Sequence[int] | None) -> None:
-    if labels not in get_args(PredictionLabels):
-        known = ", ".join(get_args(PredictionLabels))
-        raise ValueError(f"prediction_labels is {labels!r}, expected one of {known}")
-    if labels == "category_id" and category_ids is None:
-        raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
-
-
 def _checked_iou_types(iou_types: Sequence[IouType]) -> tuple[IouType, ...]:
     if isinstance(iou_types, str) or len(iou_types) == 0:
         raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
     for iou_type in iou_types:
-        check_choices(iou_type, "auto")
+        check_choice("iou_type", iou_type, IouType)
     return tuple(dict.fromkeys(iou_types))

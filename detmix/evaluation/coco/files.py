@@ -18,9 +18,10 @@ from detmix.data.coco.file import (
     read_keypoints,
 )
 from detmix.data.coco.masks import pack_item, shorten, strip_item, to_rle
-from detmix.evaluation.coco.backend import Backend, check_choices, score_entries
+from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.masks import mask_areas
-from detmix.evaluation.coco.result import COCOResult, IouType
+from detmix.evaluation.records import check_choice
+from detmix.evaluation.results import COCOResult, IouType
 
 
 def score_predictions(
@@ -34,14 +35,13 @@ def score_predictions(
     """Score saved predictions, whoever wrote them, without a model.
 
     What `COCOEvaluator.save` has written scores exactly as `COCOEvaluator.compute` did. The numbers
-    are those of pycocotools' ``loadRes``, ``evaluate``, ``accumulate`` and ``summarize``, but for
-    what it gets wrong: an annotation with id 0, and the area of masks and keypoints whose entries
-    have a ``bbox`` too, which ``loadRes`` takes from the box (it matters to the values by area).
+    are pycocotools', but for what it gets wrong: an annotation with id 0, and the area of masks and
+    keypoints whose entries have a ``bbox`` too, which ``loadRes`` takes from the box.
 
     Args:
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
             "score"}`` with ``"bbox"`` ``[x, y, width, height]``, run lengths as ``"segmentation"``
-            or ``"keypoints"``, as ``iou_type`` needs them. Images without any have no entry.
+            or ``"keypoints"``, as ``iou_type`` needs them.
         annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
             names, and objects no ids. Objects without keypoints are as those without a labelled
             one.
@@ -54,13 +54,13 @@ def score_predictions(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file, the entry, the value and what was expected: something that is
-            not JSON or not a list, a missing key, an unknown image or category, a box with NaN, a
-            prediction's with a negative side, run lengths that are broken or do not fill the
-            image; an unknown IoU type or backend.
+        ValueError: naming the file, the entry and the value: not JSON or not a list, a missing key,
+            an unknown image or category, a box with NaN, a prediction's with a negative side, run
+            lengths that are broken or do not fill the image; an unknown IoU type or backend.
         ImportError: a backend that is not installed.
     """
-    check_choices(iou_type, backend)
+    check_choice("iou_type", iou_type, IouType)
+    check_backend(backend)
     path = Path(predictions)
     with paused_collection():
         file = read_coco(annotations, masks=iou_type == "segm", named=False)

@@ -14,8 +14,6 @@ from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
 from detmix.evaluation.records import Columns, ImageId, Record, as_array, read_batch
 
-_OF_DETECTIONS = ("boxes", "scores", "masks", "keypoints")
-
 
 @dataclass(frozen=True)
 class CocoImage:
@@ -28,27 +26,32 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoReader:
-    """Reads batches."""
+    """Reads batches; ``by_id``: predictions have category ids, also others, in place of labels."""
 
     category_ids: tuple[int, ...]
     iou_types: tuple[str, ...]
+    by_id: bool
 
     def read(
         self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
     ) -> tuple[list[CocoImage], int | None]:
         """Check a batch; return its images, and the number of keypoints once it is known."""
-        batch = read_batch(predictions, targets, len(self.category_ids))
+        batch = read_batch(predictions, targets, len(self.category_ids), any_label=self.by_id)
         image_ids = _checked_ids(batch.image_ids)
+        crowds = np.split(batch.is_crowd, np.cumsum(batch.objects.counts))[:-1]
         images = []
-        for target, prediction in zip(
+        for target, prediction, is_crowd in zip(
             _items("targets", image_ids, targets, batch.objects),
             _items("predictions", image_ids, predictions, batch.detections),
+            crowds,
             strict=True,
         ):
-            annotations = self._annotations(target, batch.is_crowd[target.rows], points)
+            annotations = self._annotations(target, is_crowd, points)
             points = points or _num_keypoints(annotations)
             results = self._results(prediction, points)
             points = points or _num_keypoints(results)
+            if self.by_id:
+                results = [each for each in results if each["category_id"] in self.category_ids]
             entry = {"id": target.image_id, **_about(target, [*annotations, *results])}
             images.append(CocoImage(entry, annotations, results))
         return images, points
@@ -58,38 +61,40 @@ class CocoReader:
     ) -> list[dict[str, Any]]:
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
-        entries = self._entries(item, points)
-        difficult = item.columns.extra[item.rows]
-        areas = np.where(difficult, IGNORED_AREA, _areas(item, entries)).tolist()
-        for row, entry in enumerate(entries):
-            entry |= {"area": areas[row], "iscrowd": int(is_crowd[row])}
-            if difficult[row]:
+        entries = self._entries(item, self._categories(item.labels), points)
+        areas = np.where(item.extra, IGNORED_AREA, _areas(item, entries)).tolist()
+        flags = zip(entries, areas, is_crowd.tolist(), item.extra.tolist(), strict=True)
+        for entry, area, crowd, difficult in flags:
+            entry |= {"area": area, "iscrowd": int(crowd)}
+            if difficult:
                 entry["difficult"] = 1
             if "keypoints" in entry:
                 visible = sum(v > 0 for v in entry["keypoints"][2::3])
-                entry["num_keypoints"] = 0 if difficult[row] else visible
+                entry["num_keypoints"] = 0 if difficult else visible
         return entries
 
     def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        boxes = item.boxes
-        ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
-        if not ordered.all():
-            row = int(np.argmin(ordered))
-            raise item.error(f"boxes[{row}] is {boxes[row].tolist()}, expected x1 <= x2, y1 <= y2")
-        entries = self._entries(item, points)
-        for entry, score in zip(entries, item.columns.extra[item.rows].tolist(), strict=True):
+        ordered = item.boxes[:, :2] <= item.boxes[:, 2:]
+        item.check_rows(ordered, "boxes", item.boxes, "x1 <= x2, y1 <= y2")
+        categories = item.labels if self.by_id else self._categories(item.labels)
+        entries = self._entries(item, categories, points)
+        for entry, score in zip(entries, item.extra.tolist(), strict=True):
             entry["score"] = score
         return entries
 
-    def _entries(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+    def _categories(self, labels: Sequence[int]) -> list[int]:
+        return [self.category_ids[label - 1] for label in labels]
+
+    def _entries(
+        self, item: "_Item", categories: list[int], points: int | None
+    ) -> list[dict[str, Any]]:
         """What objects and detections share: image, category, box, and masks and keypoints."""
         boxes = item.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
-        labels = item.columns.labels[item.rows].tolist()
         columns = {
             "image_id": [item.image_id] * len(boxes),
-            "category_id": [self.category_ids[label - 1] for label in labels],
+            "category_id": categories,
             "bbox": boxes.tolist(),
         }
         if "segm" in self.iou_types:
@@ -104,63 +109,40 @@ class CocoReader:
 
 @dataclass(frozen=True)
 class _Item:
-    """One image's target or prediction, and which rows of the batch are its own."""
+    """One image's target or prediction; ``extra`` is what `Columns` calls so."""
 
-    name: str
-    index: int
+    where: str
     image_id: int
     record: Record
-    columns: Columns
-    rows: slice
-
-    @property
-    def boxes(self) -> NDArray[Any]:
-        return self.columns.boxes[self.rows]
-
-    @property
-    def num(self) -> int:
-        return len(self.boxes)
+    boxes: NDArray[Any]
+    labels: list[int]
+    extra: NDArray[Any]
 
     def error(self, message: str) -> ValueError:
-        return ValueError(f"{self.name}[{self.index}] (image_id {self.image_id}): {message}")
+        return ValueError(f"{self.where} (image_id {self.image_id}): {message}")
 
     def check_key(self, key: str, iou_type: str) -> None:
         if key not in self.record:
             keys = sorted(map(str, self.record))
             raise self.error(f"has no {key!r}, only {keys}; {iou_type!r} needs them")
 
+    def check_rows(
+        self, good: NDArray[np.bool_], key: str, values: NDArray[Any], expected: str
+    ) -> None:
+        """Raise unless all of ``good (N, …)`` holds."""
+        if not good.all():
+            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
+            raise self.error(f"{key}[{row}] is {values[row].tolist()}, expected {expected}")
+
 
 def _items(
     name: str, image_ids: Sequence[int], records: Sequence[Record], columns: Columns
 ) -> Iterator[_Item]:
-    ends = np.cumsum(columns.counts).tolist()
-    for index, (num, end) in enumerate(zip(columns.counts.tolist(), ends, strict=True)):
-        yield _Item(name, index, image_ids[index], records[index], columns, slice(end - num, end))
-
-
-def contiguous_labels(predictions: Any, category_ids: Sequence[int]) -> Any:
-    """Predictions with labels 1..C in place of category ids, without those of other categories."""
-    if isinstance(predictions, Mapping) or not isinstance(predictions, Sequence):
-        return predictions
-    label_of = {number: label for label, number in enumerate(category_ids, start=1)}
-    return [_relabelled(prediction, label_of) for prediction in predictions]
-
-
-def _relabelled(prediction: Any, label_of: Mapping[int, int]) -> Any:
-    if not isinstance(prediction, Mapping) or "labels" not in prediction:
-        return prediction
-    ids = as_array(prediction["labels"])
-    columns = {key: prediction[key] for key in _OF_DETECTIONS if key in prediction}
-    of_one_length = all(tuple(np.shape(column)[:1]) == ids.shape for column in columns.values())
-    if ids.dtype.kind not in "iu" or not of_one_length:
-        return prediction  # refused when it is read
-    labels = np.array([label_of.get(number, 0) for number in ids.tolist()], dtype=np.int64)
-    rows = np.flatnonzero(labels).tolist()
-    kept = {
-        key: [column[row] for row in rows] if isinstance(column, list) else column[rows]
-        for key, column in columns.items()
-    }
-    return kept | {"labels": labels[rows]}
+    ends = np.cumsum(columns.counts)
+    parts = (np.split(rows, ends)[:-1] for rows in (columns.boxes, columns.labels, columns.extra))
+    for index, (boxes, labels, extra) in enumerate(zip(*parts, strict=True)):
+        where = f"{name}[{index}]"
+        yield _Item(where, image_ids[index], records[index], boxes, labels.tolist(), extra)
 
 
 def _num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
@@ -182,13 +164,11 @@ def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.floa
     """The target's ``area (N,)``; where it has none the masks', or else the boxes'."""
     if "area" in item.record:
         areas = as_array(item.record["area"])
-        if areas.shape != (item.num,) or (item.num and areas.dtype.kind not in "fiu"):
+        num = len(item.boxes)
+        if areas.shape != (num,) or (num and areas.dtype.kind not in "fiu"):
             got = f"{areas.dtype} of shape {areas.shape}"
-            raise item.error(f"area is {got}, expected a number for each of {item.num} boxes")
-        good = np.isfinite(areas) & (areas >= 0)
-        if not good.all():
-            row = int(np.argmin(good))
-            raise item.error(f"area[{row}] is {areas[row]}, expected 0 or more")
+            raise item.error(f"area is {got}, expected a number for each of {num} boxes")
+        item.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
         return areas.astype(np.float64)
     if entries and "segmentation" in entries[0]:
         return mask_areas([entry["segmentation"] for entry in entries])
@@ -196,32 +176,30 @@ def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.floa
 
 
 def _masks(item: _Item) -> list[Rle]:
-    if item.num == 0:
+    if not len(item.boxes):
         return []
     item.check_key("masks", "segm")
     try:
         masks = encode_masks(item.record["masks"])
     except ValueError as error:
         raise item.error(str(error)) from error
-    if len(masks) != item.num:
-        raise item.error(f"{len(masks)} masks for {item.num} boxes, expected one for each")
+    if len(masks) != len(item.boxes):
+        raise item.error(f"{len(masks)} masks for {len(item.boxes)} boxes, expected one for each")
     return masks
 
 
 def _keypoints(item: _Item, points: int | None) -> list[list[float]]:
-    if item.num == 0:
+    num = len(item.boxes)
+    if not num:
         return []
     item.check_key("keypoints", "keypoints")
     keypoints = as_array(item.record["keypoints"])
     shape = keypoints.shape
-    if len(shape) != 3 or shape[::2] != (item.num, 3) or shape[1] != (points or max(shape[1], 1)):
-        expected = f"({item.num}, {points or 'K'}, 3)"
+    if len(shape) != 3 or shape[::2] != (num, 3) or shape[1] != (points or max(shape[1], 1)):
+        expected = f"({num}, {points or 'K'}, 3)"
         raise item.error(f"keypoints have shape {shape}, expected {expected}")
-    good = np.isfinite(keypoints).all(axis=(1, 2))
-    if not good.all():
-        row = int(np.argmin(good))
-        raise item.error(f"keypoints[{row}] is {keypoints[row].tolist()}, expected finite numbers")
-    flat: list[list[float]] = keypoints.reshape(item.num, -1).tolist()
+    item.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
+    flat: list[list[float]] = keypoints.reshape(num, -1).tolist()
     return flat
 
 

@@ -40,10 +40,9 @@ def analyze_errors(
 ) -> ErrorAnalysis:
     """Say of every detection what it is, what each kind of error costs and what was missed.
 
-    True positives (``correct``) and detections matched to a difficult object (``ignored``) are
-    those of the VOC rule, see `VOCEvaluator`. Every false positive is of the first of these kinds
-    that fits, with t for the matching's ``iou_threshold``, b for ``background_iou`` and overlaps
-    with all objects of its image, difficult or not, found or not:
+    What is ``correct`` (true) or ``ignored`` (on a difficult object) `VOCEvaluator` says. A false
+    positive is of the first of these kinds that fits, with t for the matching's ``iou_threshold``,
+    b for ``background_iou`` and overlaps with all objects of its image, difficult or not:
 
     * ``duplicate``: overlap above t with the best object of its class, which a better detection
       has taken.
@@ -52,8 +51,7 @@ def analyze_errors(
     * ``other_class``: overlap of at least b with an object of any other class.
     * ``background``: all others.
 
-    This is Hoiem et al.'s division with TIDE's duplicates taken out of ``localization``. TIDE asks
-    for overlaps of at least t with the other class and calls those below "both".
+    This is Hoiem et al.'s division with TIDE's duplicates taken out of ``localization``.
 
     Each kind is repaired alone, and its gain is what the mean all-point AP over the classes with
     objects rises by, never below 0. A detection of kind ``localization`` gets the box of its best
@@ -61,12 +59,11 @@ def analyze_errors(
     overlaps most, and with it the place of its score there. It is then a detection of that object
     if the object is not difficult and overlapped by more than t; otherwise, and if it is a
     ``duplicate`` or ``background``, it is dropped. Of several detections of one object the first
-    by score is the true positive, the others are dropped. Departures from TIDE: there a repaired
-    detection never overtakes a true positive of lower score; missed objects are counted here, but
-    not priced.
+    by score is the true positive, the others are dropped. (In TIDE a repaired detection never
+    overtakes a true positive of lower score.)
 
-    An object is found where a detection of its class has it as best object with an overlap above
-    t; difficult objects likewise.
+    An object, difficult or not, is found where a detection of its class has it as best object with
+    an overlap above t.
 
     Args:
         matching: of `VOCEvaluator.matching`.
@@ -164,7 +161,7 @@ def _diagnose(
     # Of these the best object of their own class overlaps too little to be the best of all.
     confuse(np.flatnonzero(kinds == _BACKGROUND), np.arange(len(matching.gt_labels)), _OTHER)
     for label, name in enumerate(matching.classes, start=1):
-        near = set[str]().union(*(group for group in groups if name in group)) - {name}
+        near = set[str]().union(*(group for group in groups if name in group))
         labels = [k for k, other in enumerate(matching.classes, start=1) if other in near]
         objects = np.flatnonzero(np.isin(matching.gt_labels, labels))
         rows = np.flatnonzero((kinds == _OTHER) & (matching.det_labels == label))

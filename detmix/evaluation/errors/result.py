@@ -1,6 +1,6 @@
-"""What an error analysis found, as tables and as plain values.
+"""What an error analysis found: tables, plain values, the images on which a detector fails most.
 
-Shape legend: D detections and G ground-truth objects of the whole data set, C classes.
+Shape legend: D detections and G ground-truth objects, of the whole data set or of one image.
 """
 
 import math
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import BoolArray
+from detmix.evaluation.records import BoolArray, ImageId, IntArray
+from detmix.evaluation.results import align, ap_text, plain
 from detmix.evaluation.voc.matching import VOCMatching
-from detmix.evaluation.voc.result import align, ap_text, plain
 
 KINDS = ("localization", "duplicate", "similar_class", "other_class", "background")
 """The kinds of false positives, defined in `analyze_errors`."""
@@ -104,26 +105,17 @@ class ErrorAnalysis:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the rows as plain values for JSON; None stands for NaN."""
-        counts = {
+        names = ("background_iou", "similar", "best_f1_scores", "num_objects", "mean_ap", "ap_gain")
+        values = {name: getattr(self, name) for name in names}
+        values["iou_threshold"] = self.matching.iou_threshold
+        values["counts"] = {
             scope: {"total": self.totals(scope), "by_class": by_class}
             for scope, by_class in self.counts.items()
         }
-        missed, missed_difficult = (
-            {size: missed.as_dict() for size, missed in by_size.items()}
-            for by_size in (self.missed, self.missed_difficult)
-        )
-        return plain(
-            iou_threshold=self.matching.iou_threshold,
-            background_iou=self.background_iou,
-            similar=self.similar,
-            best_f1_scores=self.best_f1_scores,
-            num_objects=self.num_objects,
-            counts=counts,
-            mean_ap=self.mean_ap,
-            ap_gain=self.ap_gain,
-            missed=missed,
-            missed_difficult=missed_difficult,
-        )
+        for name in ("missed", "missed_difficult"):
+            by_size = getattr(self, name).items()
+            values[name] = {size: missed.as_dict() for size, missed in by_size}
+        return {name: plain(value) for name, value in values.items()}
 
     def __str__(self) -> str:
         """Detections by outcome with the AP each kind of error costs; objects missed by size."""
@@ -154,6 +146,79 @@ class ErrorAnalysis:
         names = ("objects", "number", "missed", "", "missed at best F1", "")
         lines = [*align([header], detections, [mean]), *notes, "", *align([names], *objects)]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageErrors:
+    """One image at the score thresholds that give every class its best F1.
+
+    Attributes:
+        image: its place among the matching's images.
+        detections: ``(D,)`` rows of the detections shown, by decreasing score.
+        outcomes: D names out of `OUTCOMES`.
+        objects: ``(G,)`` rows of the image's objects, difficult ones as well.
+        is_missed: ``(G,)`` bool; never of a difficult object.
+    """
+
+    image: int
+    image_id: ImageId
+    detections: IntArray
+    outcomes: tuple[str, ...]
+    objects: IntArray
+    is_missed: BoolArray
+
+    @property
+    def num_correct(self) -> int:
+        """True positives shown."""
+        return self.outcomes.count("correct")
+
+    @property
+    def num_false(self) -> int:
+        """False positives shown."""
+        return sum(outcome in KINDS for outcome in self.outcomes)
+
+    @property
+    def num_missed(self) -> int:
+        """Objects, difficult ones left out, that no detection shown has found."""
+        return int(self.is_missed.sum())
+
+    @property
+    def num_errors(self) -> int:
+        """False positives and missed objects."""
+        return self.num_false + self.num_missed
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the image's precision and recall, in [0, 1)."""
+        return 2 * self.num_correct / (2 * self.num_correct + self.num_errors)
+
+
+def worst_images(analysis: ErrorAnalysis, num: int) -> list[ImageErrors]:
+    """The images with errors: lowest F1 first, of equal ones that with most errors, then the first.
+
+    Counted are the detections at or above their class's best-F1 score (``analysis.is_shown``) and
+    the objects that are not difficult.
+
+    Args:
+        analysis: of `analyze_errors`.
+        num: how many images at most, not negative.
+    """
+    if num < 0:
+        raise ValueError(f"num is {num}, expected at least 0")
+    matching = analysis.matching
+    is_missed = analysis.is_missed_at_best_f1 & ~matching.gt_difficult
+    shown = matching.ranked[analysis.is_shown[matching.ranked]]
+    shown = shown[np.argsort(matching.det_images[shown], kind="stable")]
+    starts = np.arange(1, len(matching.image_ids))
+    detections = np.split(shown, matching.det_images[shown].searchsorted(starts))
+    objects = np.split(np.arange(len(is_missed)), matching.gt_images.searchsorted(starts))
+    found = []
+    for image, image_id in enumerate(matching.image_ids):
+        rows, own = detections[image], objects[image]
+        outcomes = tuple(OUTCOMES[kind] for kind in analysis.kinds[rows])
+        found.append(ImageErrors(image, image_id, rows, outcomes, own, is_missed[own]))
+    wrong = [errors for errors in found if errors.num_errors]
+    return sorted(wrong, key=lambda e: (e.f1, -e.num_errors, e.image))[:num]
 
 
 def label_of(outcome: str) -> str:

@@ -8,10 +8,12 @@ Source: ``VOCap.m`` of the development kits of 2007 and 2010 onwards.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from detmix.evaluation.records import check_choice
 
 Interpolation = Literal["11point", "all-point"]
 
@@ -60,8 +62,7 @@ class PrecisionRecallCurve:
     def best_f1(self) -> OperatingPoint:
         """The point of highest F1; of equal ones that of the highest score.
 
-        Returns:
-            NaN throughout for a class without objects. Without detections: score NaN, else zeros.
+        NaN throughout for a class without objects. Without detections: score NaN, else zeros.
         """
         # A threshold keeps all of a run of equal scores or none: only its last point can be chosen.
         last_of_run = np.append(self.scores[1:] < self.scores[:-1], True)
@@ -94,20 +95,13 @@ def average_precision(
     Raises:
         ValueError: if the interpolation is not one of the two.
     """
-    check_interpolation(interpolation)
+    check_choice("interpolation", interpolation, Interpolation)
     # envelope[k] is the highest precision at recall[k] or beyond
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if interpolation == "11point":
         reached = np.searchsorted(recall, _ELEVEN_RECALLS, side="left")
         return float(np.append(envelope, 0.0)[reached].mean())
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
-
-
-def check_interpolation(interpolation: str) -> None:
-    """Raise ValueError unless ``interpolation`` is a known one."""
-    known = get_args(Interpolation)
-    if interpolation not in known:
-        raise ValueError(f"interpolation is {interpolation!r}, expected one of {', '.join(known)}")
 
 
 def average_precisions(

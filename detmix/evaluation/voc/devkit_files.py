@@ -36,13 +36,12 @@ def write_voc_results(
     """Write ``comp4_det_<image_set>_<class>.txt`` for every class, empty where nothing was found.
 
     Numbers have all their digits. What is float32 comes back exactly from `read_voc_results`, but
-    for a corner within 2**-29 pixels of the image's edge. Lines are in the order of the images,
-    then of an image's detections: equal scores keep their order.
+    for a corner within 2**-29 pixels of the image's edge. Equal scores keep their order.
 
     Args:
-        folder: Made if need be. Files of the same names are replaced, each at once; others stay.
+        folder: Made if need be; files of the same names are replaced.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
-            that years, like image sets, need a folder each.
+            that years need a folder each.
         predictions: For each image what `VOCEvaluator.update` takes.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
@@ -59,7 +58,7 @@ def write_voc_results(
     image_index = _index(names)
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
-    found = RecordReader("predictions", list(image_index), len(paths)).detections(predictions)
+    found = RecordReader("predictions", list(image_index), len(paths)).read(predictions, "scores")
     boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
         rows = np.flatnonzero(found.labels == label)
@@ -81,20 +80,19 @@ def read_voc_results(
 ) -> list[dict[str, NDArray[Any]]]:
     """Read the result files of all classes, whoever wrote them, for `VOCEvaluator.update`.
 
-    Files may be of ``comp3`` or ``comp4``, with integer or other coordinates, empty lines and any
-    line ends. Lines may come in any order: detections of a class in an image stay as they come,
-    and equal scores of different images follow the order of ``names``.
+    Files may be of ``comp3`` or ``comp4``, lines in any order: detections of a class in an image
+    stay as they come, and equal scores of different images follow the order of ``names``.
 
     Args:
-        folder: Where the files lie. Others may lie there as well.
+        folder: Where the files lie, maybe among others.
         names: Each image's name as the files have it (see `write_voc_results`).
         classes: The C class names; each needs its file.
         image_set: The split in the files' names; None where the folder holds one only.
 
     Returns:
-        For each of ``names`` ``boxes (D, 4)`` float64 ``x1, y1, x2, y2`` in continuous pixel
-        coordinates, ``labels (D,)`` int64 in 1..C and ``scores (D,)`` float64. An image of which
-        no file speaks has no rows. Float64, because scores that differ must not become equal.
+        For each of ``names`` ``boxes (D, 4)``, ``labels (D,)`` int64 in 1..C and ``scores (D,)``;
+        no rows where no file speaks of the image. Float64: scores that differ must not become
+        equal.
 
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.

@@ -5,10 +5,17 @@ Shape legend: D detections and G ground-truth objects of one image, C classes wi
 
 from collections.abc import Sequence
 
-from detmix.evaluation.records import Batch, ImageId, Record, checked_classes, read_batch
-from detmix.evaluation.voc.ap import Interpolation, average_precisions, check_interpolation
+from detmix.evaluation.records import (
+    Batch,
+    ImageId,
+    Record,
+    check_choice,
+    checked_classes,
+    read_batch,
+)
+from detmix.evaluation.results import VOCResult
+from detmix.evaluation.voc.ap import Interpolation, average_precisions
 from detmix.evaluation.voc.matching import VOCMatching, match
-from detmix.evaluation.voc.result import VOCResult
 
 
 class VOCEvaluator:
@@ -23,17 +30,12 @@ class VOCEvaluator:
     * the object is taken: false positive;
     * else: true positive.
 
-    Recall is taken over the objects that are not difficult. A match needs an overlap **strictly**
-    above the threshold, as in the devkit's widely used Python port (the Matlab original also takes
-    equality). IoU is computed in float64 and continuous coordinates, without the ``+ 1`` that the
-    devkit's inclusive coordinates need: with ``xmin - 1, ymin - 1, xmax, ymax`` as box the numbers
-    are the same.
+    Recall is taken over the objects that are not difficult; a class without any has AP NaN and is
+    left out of the mean. A match needs an overlap **strictly** above the threshold, as in the
+    devkit's widely used Python port (the Matlab original also takes equality).
 
-    COCO's crowds (``iscrowd``), which VOC has not, are no objects: a detection that is no true
-    positive and lies in a crowd of its class with more than ``iou_threshold`` of its own area
-    counts neither way.
-
-    A class without objects (other than difficult ones) has AP NaN and is left out of the mean.
+    COCO's crowds (``iscrowd``) are no objects: a detection that is no true positive and lies in a
+    crowd of its class with more than ``iou_threshold`` of its own area counts neither way.
 
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
@@ -54,7 +56,7 @@ class VOCEvaluator:
         self.classes = checked_classes(classes)
         if not 0 < iou_threshold < 1:
             raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in (0, 1)")
-        check_interpolation(interpolation)
+        check_choice("interpolation", interpolation, Interpolation)
         self.iou_threshold = float(iou_threshold)
         self.interpolation: Interpolation = interpolation
         self.reset()
@@ -73,16 +75,15 @@ class VOCEvaluator:
         always count. A batch with an error leaves the evaluator as it was.
 
         Args:
-            predictions: for each image a dict with ``boxes (D, 4)`` float, ``labels (D,)`` int in
-                1..C and ``scores (D,)`` float.
+            predictions: for each image a dict with ``boxes (D, 4)``, ``labels (D,)`` in 1..C and
+                ``scores (D,)``.
             targets: for each image a dict with ``boxes (G, 4)``, ``labels (G,)`` and optionally
-                ``difficult (G,)`` and ``iscrowd (G,)`` bool or int and ``image_id`` (int, str or a
-                tensor of one element). Other keys are ignored.
+                ``difficult (G,)``, ``iscrowd (G,)`` and ``image_id`` (int, str or a tensor of one
+                element). Other keys are ignored.
 
         Raises:
-            ValueError: lists of unequal length, a missing key, a wrong shape or dtype, a label
-                outside 1..C, NaN or infinity in boxes or scores, an object with ``x2 < x1``. The
-                message names the index in the batch, the image id, the value and what was expected.
+            ValueError: naming the image and the value: a missing key, a wrong shape or dtype, a
+                label outside 1..C, NaN or infinity, an object with ``x2 < x1``.
         """
         batch = read_batch(predictions, targets, len(self.classes))
         new = []
@@ -104,16 +105,9 @@ class VOCEvaluator:
         return self._matching
 
     def compute(self, interpolation: Interpolation | None = None) -> VOCResult:
-        """Evaluate all images so far; more may be added afterwards.
-
-        Args:
-            interpolation: instead of the constructor's; the matching is done once for both.
-
-        Raises:
-            ValueError: if the interpolation is unknown.
-        """
+        """Evaluate all images so far, by the constructor's interpolation or another one."""
         chosen = self.interpolation if interpolation is None else interpolation
-        check_interpolation(chosen)
+        check_choice("interpolation", chosen, Interpolation)
         matching = self.matching()
         aps, mean_ap = average_precisions(matching.curves, matching.num_objects, chosen)
         return VOCResult(

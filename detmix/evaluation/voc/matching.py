@@ -35,22 +35,17 @@ class VOCMatching:
     Attributes:
         classes: the C class names; label k stands for ``classes[k - 1]``.
         iou_threshold: a match overlaps by strictly more.
-        image_ids: one for each image, None where it has none; rows speak of an image by its place
-            in this list.
-        det_images: ``(D,)`` int64.
-        det_boxes: ``(D, 4)`` float, ``x1, y1, x2, y2`` in pixels.
-        det_labels: ``(D,)`` int32 in 1..C.
-        det_scores: ``(D,)`` float.
+        image_ids: one for each image, None where it has none; ``det_images (D,)`` and ``gt_images
+            (G,)`` are places in this list.
+        det_boxes: ``(D, 4)`` float, ``x1, y1, x2, y2`` in pixels, with ``det_labels (D,)`` in 1..C
+            and ``det_scores (D,)``.
         best_iou: ``(D,)`` float64, the highest overlap with an object of the same class and image.
         best_gt: ``(D,)`` int64, the row of that object, -1 where the overlap is 0 with all; also of
             objects that a better detection has taken.
         is_true: ``(D,)`` bool.
         is_ignored: ``(D,)`` bool.
         ranked: ``(D,)`` int64 rows of detections by decreasing score, equal ones as they came.
-        gt_images: ``(G,)`` int64.
-        gt_boxes: ``(G, 4)`` float.
-        gt_labels: ``(G,)`` int32 in 1..C.
-        gt_difficult: ``(G,)`` bool.
+        gt_boxes: ``(G, 4)`` float, with ``gt_labels (G,)`` and ``gt_difficult (G,)`` bool.
     """
 
     classes: tuple[str, ...]
@@ -58,7 +53,7 @@ class VOCMatching:
     image_ids: list[ImageId]
     det_images: IntArray
     det_boxes: NDArray[Any]
-    det_labels: NDArray[np.int32]
+    det_labels: IntArray
     det_scores: NDArray[Any]
     best_iou: FloatArray
     best_gt: IntArray
@@ -67,7 +62,7 @@ class VOCMatching:
     ranked: IntArray
     gt_images: IntArray
     gt_boxes: NDArray[Any]
-    gt_labels: NDArray[np.int32]
+    gt_labels: IntArray
     gt_difficult: BoolArray
 
     @cached_property

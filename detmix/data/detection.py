@@ -1,0 +1,166 @@
+"""What detection data sets share, whatever their format: samples, clipped boxes, checked names.
+
+Legend: I images, M objects of the whole data set, N objects of one image.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detmix.data.images import read_sized_image
+
+Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
+
+
+class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """Images in files, and their objects in a few flat tensors, so that forked workers share them.
+
+    A format sets ``names``, ``image_ids`` and ``transforms``, calls `_store`, and says of an image
+    where its file and its annotation are.
+    """
+
+    names: list[str]
+    image_ids: list[int]
+    transforms: Transforms | None
+
+    def _store(
+        self,
+        sizes: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        columns: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """Keep each image's size and number of objects, and the objects sorted by image."""
+        self._sizes = torch.from_numpy(sizes)  # (I, 2) height, width
+        # (I + 1,): image i owns the rows offsets[i] to offsets[i + 1].
+        self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+        self._columns = {key: torch.from_numpy(column) for key, column in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        index = check_index(index, len(self))
+        try:
+            image = read_sized_image(
+                self.image_path(index), self.image_size(index), self._annotation_path(index)
+            )
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"sample {index}: {error}") from error
+        target = self.target(index)
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Return a copy of one image's target, as stored and without ``transforms``."""
+        rows = slice(*self._rows(index))
+        target: dict[str, Any] = {
+            key: column[rows].clone() for key, column in self._columns.items()
+        }
+        return target | {"image_id": self.image_ids[index]}
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of one image's file."""
+        raise NotImplementedError
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return one image's height and width in pixels without decoding it."""
+        height, width = self._sizes[check_index(index, len(self))].tolist()
+        return height, width
+
+    def _rows(self, index: int) -> tuple[int, int]:
+        index = check_index(index, len(self))
+        first, end = self._offsets[index : index + 2].tolist()
+        return first, end
+
+    def _annotation_path(self, index: int) -> Path:
+        raise NotImplementedError
+
+
+class CleanBoxes(NamedTuple):
+    """Boxes within their images; ``is_clipped`` of those that have an area there."""
+
+    boxes: npt.NDArray[np.float32]  # (M, 4)
+    has_area: npt.NDArray[np.bool_]  # (M,)
+    is_clipped: npt.NDArray[np.bool_]  # (M,)
+
+
+def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
+    """Clip boxes to their images."""
+    # All is compared in float32, in which boxes are kept: what is lost in the rounding is no area.
+    limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
+    clipped: npt.NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
+    has_area = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    with np.errstate(over="ignore"):  # what does not fit into float32 is beyond the image
+        moved = np.any(clipped != boxes.astype(np.float32), axis=1)
+    return CleanBoxes(clipped, has_area, moved & has_area)
+
+
+def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
+    """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more."""
+    with np.errstate(over="ignore"):
+        kept = boxes.astype(np.float32)
+    kept[:, 2:] = np.maximum(kept[:, 2:], kept[:, :2])
+    everyone = np.ones(len(boxes), dtype=np.bool_)
+    return CleanBoxes(kept, everyone, ~everyone)
+
+
+def warn_of_boxes(
+    has_area: npt.NDArray[np.bool_],
+    is_clipped: npt.NDArray[np.bool_],
+    describe: Callable[[int], str],
+) -> None:
+    """Tell once of all boxes that are not as in the files, whoever opens the data set."""
+    parts = []
+    for mask, what in (
+        (is_clipped, "clipped: they reached beyond their image"),
+        (~has_area, "dropped: they have no area inside their image"),
+    ):
+        if mask.any():
+            first = describe(int(np.argmax(mask)))
+            parts.append(f"{mask.sum()} of {len(mask)} boxes were {what} (first: {first})")
+    if parts:
+        warnings.warn("; ".join(parts), UserWarning, stacklevel=3)
+
+
+def check_index(index: int, size: int) -> int:
+    """Return an index counted from 0; IndexError where there is no such sample."""
+    if not -size <= index < size:
+        raise IndexError(f"index {index} is out of range for {size} samples")
+    return index % size
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes, each of which must be there once."""
+    names = () if isinstance(classes, str) else tuple(classes)
+    is_named = all(isinstance(name, str) and name for name in names)
+    if not names or not is_named or len(set(names)) < len(names):
+        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
+    return names
+
+
+def check_files(folder: Path, names: Sequence[str]) -> None:
+    """Raise FileNotFoundError unless all files are there, by one listing of each folder."""
+    # 118,000 `stat` calls are slow on network drives.
+    present = {
+        os.path.join(parent, name)
+        for parent in {os.path.dirname(name) for name in names}
+        if (folder / parent).is_dir()
+        for name in os.listdir(folder / parent)
+    }
+    # A file may be there under another spelling: a/./b, or A.JPG where case does not matter.
+    missing = [n for n in names if n not in present and not (folder / n).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder / missing[0]}: there is no such file "
+            f"({len(missing)} of {len(names)} listed files are missing)"
+        )
