@@ -78,11 +78,12 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
     """Return the engine for the configuration's device and precision, and set the threads."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     # Else accelerate would take an accelerator that is neither, such as Apple's.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
-    return Accelerator(mixed_precision=config.precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    if config.threads:  # last: over several processes on CPUs accelerate sets them, too
+        torch.set_num_threads(config.threads)
+    return accelerator
 
 
 def loader_share(accelerator: Accelerator, workers: int) -> dict[str, Any]:
