@@ -76,5 +76,5 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
         if params is None:
             return self.mix.transform([self.dataset[index]], [None], numbers=[index])[0]
         pair = [self.dataset[index], self.dataset[params.partner]]
-        how = MixParams(1, params.how)
-        return self.mix.transform(pair, [how, None], numbers=[index, params.partner])[0]
+        in_pair = MixParams(1, params.how)
+        return self.mix.transform(pair, [in_pair, None], numbers=[index, params.partner])[0]

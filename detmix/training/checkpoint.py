@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
-_KINDS_OF = {"config": dict, "classes": list, "model": dict, "normalization": dict}
+_TYPES = {"config": dict, "classes": list, "model": dict, "normalization": dict}
 _SIZES = {
     "num_images": "the number of images",
     "batch_size": "the images of a batch of all processes",
@@ -109,7 +109,7 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
             f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
         )
     state = {"normalization": {}, **state}
-    for key, kind in _KINDS_OF.items():
+    for key, kind in _TYPES.items():
         if not isinstance(state[key], kind):
             raise ValueError(
                 f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
