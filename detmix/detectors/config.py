@@ -54,8 +54,13 @@ class DetectorConfig:
     #: COCO_V1, or a file
     weights: str | None = None
 
+    @property
+    def kind(self) -> DetectorKind:
+        """What the name stands for."""
+        return find_detector(self.name)
+
     def __post_init__(self) -> None:
-        kind = find_detector(self.name)
+        kind = self.kind
         self._check_applicable(kind)
         for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
             value = getattr(self, name)
