@@ -81,15 +81,18 @@ def build_detector(
         ConnectionError: If pretrained weights cannot be downloaded.
     """
     spec = resolve(detector, backbone)
+    loads_body = load_weights and not spec.starts_whole
     if spec.kind.is_family:
-        model, report = _build_family(spec, num_classes, num_keypoints, load_weights)
+        pyramid, report = _build_pyramid(backbone, spec.source, loads_body)
+        model = _build_family(spec, pyramid, num_classes, num_keypoints)
     else:
-        model, report = _build_by_name(spec, num_classes, num_keypoints, load_weights)
-    _keep_boxes_in_float32(model)
+        model, report = _build_by_name(spec, num_classes, num_keypoints, loads_body)
     if spec.source is not None and spec.starts_whole and load_weights:
-        report = load_detector(model, spec.source, spec.title, num_classes)
-    configured = configured_normalization(detector, backbone)
+        title = f"{detector.name} on {backbone.name}" if spec.kind.is_family else detector.name
+        report = load_detector(model, spec.source, title, num_classes)
+    _keep_boxes_in_float32(model)
     set_normalization(model, {"norm_eps": spec.source_eps})
+    configured = configured_normalization(detector, backbone)
     if report is not None:
         trained = {"image_mean": report.mean, "image_std": report.std, "norm_eps": report.norm_eps}
         set_normalization(model, trained)
@@ -99,16 +102,14 @@ def build_detector(
 
 
 def _build_family(
-    spec: DetectorSpec, num_classes: int, num_keypoints: int, load_weights: bool
-) -> tuple[nn.Module, LoadReport | None]:
-    """Build a detector of one of the families above a pyramid, and tell what was loaded."""
-    start = spec.source if load_weights and not spec.starts_whole else None
-    pyramid, report = _build_pyramid(spec.backbone, start, pretrained=spec.source is not None)
+    spec: DetectorSpec, pyramid: BackboneWithFPN, num_classes: int, num_keypoints: int
+) -> nn.Module:
+    """Build a detector of one of the families above a pyramid."""
     if issubclass(spec.kind.cls, FasterRCNN):
         parts = _roi_parts(spec, pyramid.out_channels, num_classes, num_keypoints)
     else:
         parts = {"num_classes": num_classes}
-    return spec.kind.cls(pyramid, **spec.anchors, **parts, **spec.arguments), report
+    return spec.kind.cls(pyramid, **spec.anchors, **parts, **spec.arguments)
 
 
 def _roi_parts(
@@ -156,7 +157,7 @@ class _StandIn:
 
 
 def _build_by_name(
-    spec: DetectorSpec, num_classes: int, num_keypoints: int, load_weights: bool
+    spec: DetectorSpec, num_classes: int, num_keypoints: int, loads_body: bool
 ) -> tuple[nn.Module, LoadReport | None]:
     """Build a detector as torchvision's builder of that name does, and tell what was loaded."""
     kind, source = spec.kind, spec.source
@@ -166,14 +167,13 @@ def _build_by_name(
     if not kind.sets_anchors:
         arguments |= spec.anchors
     start: dict[str, Any] = {"weights": None, "weights_backbone": None}
-    loads_body = load_weights and kind.stands_on_resnet and not spec.starts_whole
     if source is not None and spec.starts_whole:
         state = get_model(kind.name, **start, **arguments).state_dict()
         # The builder asks for the number of both, to check those it was given.
         meta = {"categories": range(num_classes), "keypoint_names": range(num_keypoints)}
         start["weights"] = _StandIn(kind.weights[0], state, meta)
     elif source is not None:
-        if load_weights and not loads_body:
+        if loads_body and not kind.stands_on_resnet:
             state = read_source(source).state
             _log.info("%s: all of %s loaded", source.what, kind.network)
         else:
@@ -187,7 +187,7 @@ def _build_by_name(
         for generator in spec.anchors.values():
             getattr(model, "rpn", model).anchor_generator = generator
     report = None
-    if source is not None and loads_body:
+    if source is not None and loads_body and kind.stands_on_resnet:
         report = load_classifier(model.backbone.body, source, kind.network, "standard")
     return model, report
 
@@ -236,21 +236,19 @@ def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> Back
             and not there.
         ConnectionError: If the weights cannot be downloaded.
     """
-    source = backbone_source(config)
-    start = source if load_weights else None
-    return _build_pyramid(config, start, pretrained=source is not None)[0]
+    return _build_pyramid(config, backbone_source(config), load_weights)[0]
 
 
 def _build_pyramid(
-    config: BackboneConfig, source: Source | None, *, pretrained: bool
+    config: BackboneConfig, source: Source | None, loads: bool
 ) -> tuple[BackboneWithFPN, LoadReport | None]:
     """Build a backbone, frozen as a pretrained one is or not, and tell what was loaded."""
     norm = config.norm
     if norm == "auto":
-        norm = "frozen" if pretrained else "batch"
+        norm = "batch" if source is None else "frozen"
     network = _build_network(config, "backbone.name", norm, None)
     report = None
-    if source is not None:
+    if source is not None and loads:
         report = load_classifier(network, source, config.name, config.stem)
     stages = sorted(config.levels)
     if isinstance(network, ResNet):
@@ -258,7 +256,7 @@ def _build_pyramid(
     else:
         pyramid = TimmPyramid(network, config.name, stages, config.fpn_channels)
     _set_norm_epsilon(pyramid, config.norm_eps)
-    _freeze(network, config, pretrained)
+    _freeze(network, config, source is not None)
     return pyramid, report
 
 
@@ -309,8 +307,10 @@ def normalization(model: Any) -> dict[str, Any]:
 
 def configured_normalization(detector: DetectorConfig, backbone: BackboneConfig) -> dict[str, Any]:
     """Return what configurations say of it; what they leave open is None."""
-    statistics = {name: detector.options.get(name) for name in STATISTICS}
-    return {**statistics, "norm_eps": backbone.norm_eps}
+    given = {name: detector.options.get(name) for name in STATISTICS}
+    return {name: value and list(value) for name, value in given.items()} | {
+        "norm_eps": backbone.norm_eps
+    }
 
 
 def set_normalization(model: Any, wanted: Mapping[str, Any]) -> None:
@@ -329,11 +329,8 @@ def _set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
 
 def _warn_of_other(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
     """Warn where a configuration normalises otherwise than the weights were trained with."""
-    for name, expected in trained.items():
-        section = "detector.options" if name in STATISTICS else "backbone"
-        given = configured[name]
-        given = list(given) if isinstance(given, (list, tuple)) else given
-        if None not in (given, expected) and given != expected:
-            _log.warning(
-                "%s.%s is %s, but the weights were trained with %s", section, name, given, expected
-            )
+    for name, given in configured.items():
+        if None not in (given, trained[name]) and given != trained[name]:
+            setting = f"{'detector.options' if name in STATISTICS else 'backbone'}.{name}"
+            told = "%s is %s, but the weights were trained with %s"
+            _log.warning(told, setting, given, trained[name])

@@ -18,8 +18,6 @@ from detmix.detectors.names import SEQUENCES, DetectorKind, find_detector
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 ClassifierNorm = Literal["batch", "sync", "group"]
 
-# What torchvision counts in the MobileNet of a detector that brings its own backbone.
-_MOST_LAYERS = 6
 _SIZE_FIELDS = ("min_size", "max_size")
 _ROI_FIELDS = ("roi_sampling_ratio", "head_dim")
 _ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
@@ -74,21 +72,17 @@ class DetectorConfig:
 
     def _check_applicable(self, kind: DetectorKind) -> None:
         """Refuse at once all that means nothing to this detector."""
-        problems, reset = [], dict[str, Any]()
-        for name, reason in _inapplicable(kind).items():
-            if (value := getattr(self, name)) is not None:
-                problems.append(
-                    f"detector.{name} does not apply to {self.name} ({reason}), got {value}"
-                )
-                reset[name] = None
-        unknown = [name for name in self.options if name not in kind.options]
-        if unknown:
-            reset["options"] = {}
-            problems.append(
-                f"detector.options.{', '.join(unknown)}: no option of {self.name}; there are "
+        problems = {
+            name: f" does not apply to {self.name} ({reason}), got {getattr(self, name)}"
+            for name, reason in _inapplicable(kind).items()
+            if getattr(self, name) is not None
+        }
+        if unknown := [name for name in self.options if name not in kind.options]:
+            problems["options"] = (
+                f".{', '.join(unknown)}: no option of {self.name}; there are "
                 f"{', '.join(kind.options)}"
             )
-        refuse("detector", problems, reset)
+        refuse("detector", self, problems)
 
 
 def _inapplicable(kind: DetectorKind) -> dict[str, str]:
@@ -127,15 +121,18 @@ def _is_number(value: Any) -> bool:
     return is_real and not math.isnan(value)
 
 
-def refuse(section: str, problems: list[str], reset: Mapping[str, Any]) -> None:
-    """Raise ValueError of all problems, if there are any, with the arguments that reset fields."""
+def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
+    """Raise ValueError of all fields with a problem, if any, and with arguments to reset them."""
     if problems:
+        default = type(config)()
+        values = {name: getattr(default, name) for name in problems}
         texts = {
             name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            for name, value in reset.items()
+            for name, value in values.items()
         }
+        told = "; ".join(f"{section}.{name}{problem}" for name, problem in problems.items())
         flags = " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
-        raise ValueError(f"{'; '.join(problems)}; to reset: {flags}")
+        raise ValueError(f"{told}; to reset: {flags}")
 
 
 @dataclass(frozen=True)
@@ -164,21 +161,20 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         _check_network("backbone", self, get_args(Norm))
         layers, eps, stages = self.trainable_layers, self.norm_eps, set(self.levels)
-        if layers is not None and not 0 <= layers <= _MOST_LAYERS:
-            raise ValueError(
-                "backbone.trainable_layers must be in 0..5 (0..6 of a MobileNet that a detector "
-                f"brings), got {layers}"
-            )
-        if self.weights == "":
-            raise ValueError("backbone.weights must name weights or be null, got ''")
-        if eps is not None and not 0 <= eps < math.inf:
-            raise ValueError(f"backbone.norm_eps must not be negative, got {eps}")
-        if self.fpn_channels < 1:
-            raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
-        if not stages or not stages <= {1, 2, 3, 4} or len(stages) < len(self.levels):
-            raise ValueError(
-                f"backbone.levels must be different stages out of 1..4, got {self.levels}"
-            )
+        whose = "a MobileNet that a detector brings"
+        expected = {
+            "weights": (self.weights != "", "the name of some or null"),
+            "trainable_layers": (layers in (None, *range(7)), f"in 0..5 (0..6 of {whose})"),
+            "fpn_channels": (self.fpn_channels > 0, "positive"),
+            "levels": (
+                0 < len(stages) == len(self.levels) and stages <= {1, 2, 3, 4},
+                "different stages out of 1..4",
+            ),
+            "norm_eps": (eps is None or 0 <= eps < math.inf, "0 or more"),
+        }
+        for name, (is_right, wanted) in expected.items():
+            if not is_right:
+                raise ValueError(f"backbone.{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

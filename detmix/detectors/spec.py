@@ -43,8 +43,6 @@ class DetectorSpec:
     """A detector as it is to be built; whoever builds it has nothing left to decide."""
 
     kind: DetectorKind
-    # What a log calls it.
-    title: str
     detector: DetectorConfig
     backbone: BackboneConfig
     # What it starts from: as a whole, or with its backbone alone.
@@ -63,6 +61,7 @@ def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
     kind = detector.kind
     if not kind.is_family:
         _check_builder(kind, detector, backbone)
+    anchors = _anchors(kind, detector, backbone)
     source = _find_start(kind, detector, backbone)
     has_no_eps = source is not None and (
         source.place in _WITHOUT_EPSILON or Path(source.text).name in _FILES_WITHOUT_EPSILON
@@ -72,38 +71,30 @@ def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
     options = {key: value for key, value in detector.options.items() if key not in STATISTICS}
     return DetectorSpec(
         kind=kind,
-        title=f"{kind.name} on {backbone.name}" if kind.is_family else kind.name,
         detector=detector,
         backbone=backbone,
         source=source,
         starts_whole=detector.weights is not None,
         source_eps=0.0 if has_no_eps else None,
-        anchors=_anchors(kind, detector, backbone),
+        anchors=anchors,
         arguments={key: value for key, value in given.items() if value is not None} | options,
     )
 
 
 def _check_builder(kind: DetectorKind, detector: DetectorConfig, backbone: BackboneConfig) -> None:
     """Refuse at once all fields of the backbone's section that are not for a builder's own."""
-    reset = {
-        field.name: field.default
+    problems = {
+        field.name: f"={getattr(backbone, field.name)!r} does not apply to detector.name="
+        f"{kind.name}, which brings a backbone of its own"
         for field in fields(backbone)
         if field.name not in _BUILDER_FIELDS and getattr(backbone, field.name) != field.default
     }
-    problems = [
-        f"backbone.{name}={getattr(backbone, name)!r} does not apply to detector.name={kind.name}, "
-        "which brings a backbone of its own"
-        for name in reset
-    ]
     layers, is_pretrained = backbone.trainable_layers, detector.weights or backbone.weights
     most = 6 if "mobilenet" in kind.name else 5  # the parts that torchvision counts
     if layers is not None and layers not in (range(most + 1) if is_pretrained else (most,)):
-        reset["trainable_layers"] = None
         expected = f"in 0..{most}" if is_pretrained else f"{most} without pretrained weights"
-        problems.append(
-            f"backbone.trainable_layers of {kind.name} must be {expected}, got {layers}"
-        )
-    refuse("backbone", problems, reset)
+        problems["trainable_layers"] = f" of {kind.name} must be {expected}, got {layers}"
+    refuse("backbone", backbone, problems)
 
 
 def _find_start(
