@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 # What marks a name as one of timm's.
 TIMM_PREFIX = "timm:"
@@ -91,7 +90,7 @@ def _find_architecture(name: str, setting: str) -> tuple[Any, str]:
     return timm, architecture
 
 
-class TimmBody(nn.Module):
+class _TimmBody(nn.Module):
     """The features of a timm classifier at some strides; what comes after them is dropped."""
 
     def __init__(self, model: Any, name: str, levels: list[int]) -> None:
@@ -127,13 +126,10 @@ class TimmBody(nn.Module):
         return OrderedDict((str(i), feature) for i, feature in enumerate(features))
 
 
-class TimmPyramid(BackboneWithFPN):  # type: ignore[misc]
-    """Torchvision's backbone with a pyramid, on a classifier of timm, which is changed in place."""
-
-    def __init__(self, model: nn.Module, name: str, levels: list[int], out_channels: int) -> None:
-        # Not torchvision's own constructor: it would take the body apart layer by layer.
-        nn.Module.__init__(self)
-        self.body = TimmBody(model, name, levels)
-        extra = LastLevelMaxPool()
-        self.fpn = FeaturePyramidNetwork(self.body.channels, out_channels, extra_blocks=extra)
-        self.out_channels = out_channels
+def timm_pyramid(model: nn.Module, name: str, levels: list[int], width: int) -> BackboneWithFPN:
+    """Put a feature pyramid on some levels of a classifier of timm, which is changed in place."""
+    body = _TimmBody(model, name, levels)
+    pyramid = BackboneWithFPN(nn.Module(), {}, body.channels, width)
+    # Not given above: torchvision would take the body apart layer by layer.
+    pyramid.body = body
+    return pyramid

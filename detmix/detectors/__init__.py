@@ -1,8 +1,13 @@
 """Building torchvision's detectors from a configuration."""
 
 from detmix.detectors.build import build_backbone, build_classifier, build_detector
-from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
-from detmix.detectors.names import takes_backbone, target_keys
+from detmix.detectors.config import (
+    BackboneConfig,
+    ClassifierConfig,
+    DetectorConfig,
+    takes_backbone,
+    target_keys,
+)
 from detmix.pretrained.match_state import LoadReport, load_backbone_weights
 
 __all__ = [

@@ -3,7 +3,7 @@
 With the defaults a detector is torchvision's own ``fasterrcnn_resnet50_fpn``, key for key; narrower
 pyramids, fewer levels and smaller heads make detectors that train on a CPU.
 
-Torchvision's builders download what they are asked to start from. `_StandIn` lets them build the
+Torchvision's builders download what they are asked to start from. `_stand_in` lets them build the
 same architecture (frozen norm, frozen layers) from tensors at hand.
 
 In bfloat16 only every second whole number exists from 256 on, only every fourth from 512 on. Under
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from detmix.backbones.resnet import build_resnet, resnet_pyramid
-from detmix.backbones.timm import TIMM_PREFIX, TimmPyramid, create_timm_model
+from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, timm_pyramid
 from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.detectors.spec import DetectorSpec, backbone_source, resolve
 from detmix.pretrained.match_state import LoadReport, load_classifier, load_detector
@@ -105,17 +106,9 @@ def _build_family(
     spec: DetectorSpec, pyramid: BackboneWithFPN, num_classes: int, num_keypoints: int
 ) -> nn.Module:
     """Build a detector of one of the families above a pyramid."""
-    if issubclass(spec.kind.cls, FasterRCNN):
-        parts = _roi_parts(spec, pyramid.out_channels, num_classes, num_keypoints)
-    else:
-        parts = {"num_classes": num_classes}
-    return spec.kind.cls(pyramid, **spec.anchors, **parts, **spec.arguments)
-
-
-def _roi_parts(
-    spec: DetectorSpec, width: int, num_classes: int, num_keypoints: int
-) -> dict[str, Any]:
-    """Return the parts of an R-CNN that work on its proposals."""
+    width, arguments = pyramid.out_channels, {**spec.anchors, **spec.arguments}
+    if not issubclass(spec.kind.cls, FasterRCNN):
+        return spec.kind.cls(pyramid, num_classes, **arguments)
     # RoI align does without the coarsest level.
     names = [str(level) for level in range(len(spec.backbone.levels))]
     ratio = spec.detector.roi_sampling_ratio or _SAMPLING_RATIO
@@ -134,26 +127,15 @@ def _roi_parts(
         head = KeypointRCNNHeads(width, (2 * width,) * _NUM_KEYPOINT_CONVS)
         predictor = KeypointRCNNPredictor(2 * width, num_keypoints)
         parts |= {"keypoint_roi_pool": pool, "keypoint_head": head, "keypoint_predictor": predictor}
-    return parts
+    return spec.kind.cls(pyramid, **parts, **arguments)
 
 
-class _StandIn:
-    """Passes for one of torchvision's weights, and gives a builder the tensors it is made with."""
-
-    def __init__(
-        self, member: WeightsEnum, state: Mapping[str, Tensor], meta: Mapping[str, Any]
-    ) -> None:
-        self._kind = type(member)
-        self._state = state
-        self.meta = meta
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # isinstance asks for it, and so do torchvision's checks
-        return self._kind
-
-    def get_state_dict(self, *args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
-        """Return the tensors, downloading nothing."""
-        return self._state
+def _stand_in(member: WeightsEnum, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Any:
+    """Return what passes for one of torchvision's weights, and gives a builder tensors at hand."""
+    weights: Any = object.__new__(type(member))
+    weights._value_ = replace(member.value, meta=meta)
+    weights.get_state_dict = lambda *_, **__: state
+    return weights
 
 
 def _build_by_name(
@@ -171,7 +153,7 @@ def _build_by_name(
         state = get_model(kind.name, **start, **arguments).state_dict()
         # The builder asks for the number of both, to check those it was given.
         meta = {"categories": range(num_classes), "keypoint_names": range(num_keypoints)}
-        start["weights"] = _StandIn(kind.weights[0], state, meta)
+        start["weights"] = _stand_in(kind.weights[0], state, meta)
     elif source is not None:
         if loads_body and not kind.stands_on_resnet:
             state = read_source(source).state
@@ -179,7 +161,7 @@ def _build_by_name(
         else:
             state = get_model(kind.network, weights=None).state_dict()
         member = kind.backbone_weights[0]
-        start["weights_backbone"] = _StandIn(member, state, member.meta)
+        start["weights_backbone"] = _stand_in(member, state, member.meta)
     if source is not None:  # torchvision warns of it without any
         arguments["trainable_backbone_layers"] = spec.backbone.trainable_layers
     model: Any = get_model(kind.name, **start, **arguments)
@@ -254,7 +236,7 @@ def _build_pyramid(
     if isinstance(network, ResNet):
         pyramid = resnet_pyramid(network, stages, config.fpn_channels)
     else:
-        pyramid = TimmPyramid(network, config.name, stages, config.fpn_channels)
+        pyramid = timm_pyramid(network, config.name, stages, config.fpn_channels)
     _set_norm_epsilon(pyramid, config.norm_eps)
     _freeze(network, config, source is not None)
     return pyramid, report

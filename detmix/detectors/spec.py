@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torchvision.models import get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from detmix.backbones.timm import TIMM_PREFIX
-from detmix.detectors.config import BackboneConfig, DetectorConfig, refuse
-from detmix.detectors.names import DetectorKind
+from detmix.detectors.config import BackboneConfig, DetectorConfig, DetectorKind, refuse
 from detmix.pretrained.read_state import STATISTICS, Source, find_source
 
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -31,11 +30,10 @@ _BUILDER_FIELDS = {"weights", "trainable_layers", "norm_eps"}
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
 # From before frozen batch norm had any epsilon (pytorch/vision#2933); torchvision's builders set 0
 # for them too. It is no part of the state dict.
-_WITHOUT_EPSILON = tuple(
-    get_model_weights(f"{family}_resnet50_fpn")["COCO_V1"]
+_FILES_WITHOUT_EPSILON = {
+    Path(get_model_weights(f"{family}_resnet50_fpn")["COCO_V1"].url).name
     for family in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet")
-)
-_FILES_WITHOUT_EPSILON = {Path(member.url).name for member in _WITHOUT_EPSILON}
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,8 @@ def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
         _check_builder(kind, detector, backbone)
     anchors = _anchors(kind, detector, backbone)
     source = _find_start(kind, detector, backbone)
-    has_no_eps = source is not None and (
-        source.place in _WITHOUT_EPSILON or Path(source.text).name in _FILES_WITHOUT_EPSILON
-    )
+    place = None if source is None else source.place
+    file = Path(place.url if isinstance(place, WeightsEnum) else place or "").name
     given = {"min_size": detector.min_size, "max_size": detector.max_size}
     # Not the image statistics: what they are by default must be known when weights bring others.
     options = {key: value for key, value in detector.options.items() if key not in STATISTICS}
@@ -75,7 +72,7 @@ def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
         backbone=backbone,
         source=source,
         starts_whole=detector.weights is not None,
-        source_eps=0.0 if has_no_eps else None,
+        source_eps=0.0 if file in _FILES_WITHOUT_EPSILON else None,
         anchors=anchors,
         arguments={key: value for key, value in given.items() if value is not None} | options,
     )
