@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
+NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 
 
 def shake(module, seed=0):

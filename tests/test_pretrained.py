@@ -1,0 +1,422 @@
+"""Networks that start from trained ones: loaded completely, or refused by name."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import re
+from pathlib import Path
+from unittest.mock import Mock
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import ResNet18_Weights, get_model, get_model_weights
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
+from weight_files import (
+    DOWNLOAD,
+    NO_WEIGHTS,
+    assert_equal_tensors,
+    epsilons,
+    pretraining_checkpoint,
+    random_resnet,
+    shake,
+    statistics,
+    trained,
+)
+
+from detmix.detectors import (
+    BackboneConfig,
+    ClassifierConfig,
+    DetectorConfig,
+    build_backbone,
+    build_classifier,
+    build_detector,
+    load_backbone_weights,
+)
+
+IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
+MEAN, OWN_MEAN, OWN_STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]
+HEAD = ("fc.weight", "fc.bias")
+
+
+def backbone(path, **settings):
+    return build_backbone(BackboneConfig("resnet18", str(path), fpn_channels=8, **settings))
+
+
+def detector(name="fasterrcnn", num_classes=21, whole=None, keypoints=17, load=True, **settings):
+    """Build a narrow one; settings of the detector are those of its options."""
+    options = {key: settings.pop(key) for key in ("image_mean", "image_std") if key in settings}
+    roi = {"head_dim": 8} if "rcnn" in name else {}
+    ratios = settings.pop("aspect_ratios", None)
+    config = DetectorConfig(name, 64, 64, None, ratios, options=options, weights=whole, **roi)
+    body = BackboneConfig(**{"name": "resnet18", "levels": (4,), "fpn_channels": 32} | settings)
+    return build_detector(config, body, num_classes, num_keypoints=keypoints, load_weights=load)
+
+
+def without(text, state):
+    return {key: value for key, value in state.items() if text not in key}
+
+
+def with_prefix(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return random_resnet("resnet18")
+
+
+@pytest.fixture(scope="module")
+def saved18(resnet18, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "resnet18.pth"
+    torch.save(resnet18.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "weights.pth")
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "detmix")
+    return caplog
+
+
+@pytest.fixture
+def download(monkeypatch):
+    """Return a function that sets what is downloaded, and gives the list of what was asked for."""
+
+    def give(state):
+        asked = []
+
+        def load(url, **options):
+            asked.append((url, options.get("weights_only"), options.get("check_hash")))
+            return dict(state)
+
+        monkeypatch.setattr(DOWNLOAD, load)
+        return asked
+
+    return give
+
+
+LAYOUTS = {
+    "plain": dict,
+    # As train.py of the official CutMix repository saves it, of a DataParallel.
+    "state_dict": lambda state: {
+        **{"epoch": 300, "arch": "resnet", "best_err1": 21.4, "optimizer": {"state": {0: {}}}},
+        "state_dict": with_prefix("module.", state),
+    },
+    "of torchvision's script": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.3},
+    "_orig_mod.module.": lambda state: {"state_dict": with_prefix("_orig_mod.module.", state)},
+    "module._orig_mod.": lambda state: {"model": with_prefix("module._orig_mod.", state)},
+    "without counters": lambda state: without("num_batches", state),
+    "without a head": lambda state: without("fc.", state),
+    "head of 7 classes": lambda state: state | {"fc.weight": torch.ones(7, 512)},
+    "half precision": lambda state: {k: v.half() if v.dim() else v for k, v in state.items()},
+}
+WRITERS = {
+    "zip": torch.save,
+    "tar": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "safetensors": save_file,
+}
+
+
+class TestClassifiers:
+    """Under a detector, or alone."""
+
+    @pytest.mark.parametrize(("norm", "count"), [("auto", 100), ("sync", 120)])
+    def test_body_computes_what_the_classifier_does(self, resnet18, saved18, log, norm, count):
+        model = detector(weights=saved18, norm=norm, levels=(1, 2, 3, 4)).eval()
+        assert f"{saved18}: {count} of {count} tensors of resnet18 loaded; left out: fc" in log.text
+        layers = {f"layer{i + 1}": str(i) for i in range(4)}
+        images = torch.rand(2, 3, 64, 96)
+        with torch.inference_mode():
+            expected = create_feature_extractor(resnet18, layers).eval()(images)
+            found = model.backbone.body(images)
+        for level in layers.values():
+            scale = expected[level].std()
+            torch.testing.assert_close(found[level], expected[level], rtol=1e-4, atol=1e-4 * scale)
+        assert statistics(model) == IMAGENET
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, resnet18, path, layout):
+        torch.save(LAYOUTS[layout](resnet18.state_dict()), path)
+        model = get_model("resnet18")
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        report = load_backbone_weights(model, path)
+        loaded = without("fc.", without("num_batches" if "counters" in layout else "x", start))
+        expected = start | {key: resnet18.state_dict()[key] for key in loaded}
+        for key, value in model.state_dict().items():
+            assert torch.equal(value.half(), expected[key].half()), key
+        assert report.loaded == tuple(loaded)
+        assert report.new == HEAD
+        assert report.left_out == (() if layout == "without a head" else HEAD)
+        assert f"{path}: {len(report.loaded)} of 120 tensors" in str(report)
+        assert [list(report.mean), list(report.std)] == IMAGENET
+
+    @pytest.mark.parametrize("writer", WRITERS)
+    def test_formats(self, resnet18, tmp_path, monkeypatch, writer):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        path = tmp_path / f"weights.{writer}"
+        WRITERS[writer](resnet18.state_dict(), path)
+        found = backbone(f"~/{path.name}", levels=(2, 3)).body.state_dict()
+        assert_equal_tensors(found, resnet18.state_dict(), found)
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            backbone(path)
+
+    def test_group_norm(self, path, saved18):
+        model = build_classifier(ClassifierConfig("resnet18", norm="group"), 4)
+        torch.save(model.state_dict(), path)
+        body = backbone(path, norm="group").body.state_dict()
+        assert_equal_tensors(body, model.state_dict(), body)
+        for file, norm, told in ((path, "auto", "must be group"), (saved18, "group", "frozen")):
+            with pytest.raises(ValueError, match=rf"bn1\.running_mean.*norm .*{told}"):
+                backbone(file, norm=norm)
+
+    def test_body_of_torchvision(self, resnet18, saved18):
+        settings = {"backbone_name": "resnet18", "weights": None, "returned_layers": [1, 2]}
+        pyramid = resnet_fpn_backbone(**settings)
+        report = load_backbone_weights(pyramid.body, saved18)
+        found = pyramid.body.state_dict()
+        assert_equal_tensors(found, resnet18.state_dict(), found)
+        assert report.loaded == tuple(k for k in resnet18.state_dict() if k in found)
+        assert (report.left_out, report.new, report.absent) == (HEAD, (), ("layer3", "layer4"))
+        for module in (pyramid, detector()):
+            with pytest.raises(TypeError, match=rf"{type(module).__name__}: .*\.body"):
+                load_backbone_weights(module, saved18)
+
+    def test_what_a_pretraining_notes_beside_its_weights(self, resnet18, path):
+        """Averaged weights, mean and deviation; these with the data in format 1."""
+        average, data = random_resnet("resnet18", seed=1).state_dict(), [OWN_MEAN, OWN_STD]
+        noted = {"normalization": {"image_mean": MEAN, "image_std": OWN_MEAN}}
+        data = {"data": {"mean": OWN_MEAN, "std": OWN_STD}, "ema": average}
+        for notes, options, expected in (
+            (data, {}, [OWN_MEAN, OWN_STD]),
+            (data, {"image_mean": MEAN}, [MEAN, OWN_STD]),
+            (data | noted, {}, [MEAN, OWN_MEAN]),
+            ({"data": {"mean": [], "std": "x"}}, {}, IMAGENET),
+            ({"data": {"mean": OWN_MEAN, "std": OWN_STD}}, {"load": False}, IMAGENET),
+        ):
+            torch.save(pretraining_checkpoint(resnet18, **notes), path)
+            model = detector(weights=path, **options)
+            found = model.backbone.body.state_dict()
+            if "ema" in notes:
+                assert_equal_tensors(found, average, found)
+            assert statistics(model) == expected
+
+    @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "DEFAULT"])
+    def test_names_of_torchvision(self, resnet18, download, name):
+        asked = download(resnet18.state_dict())
+        empty = detector(weights=name, load=False)
+        assert not asked
+        model = detector(weights=name)
+        found = without("num_batches", model.backbone.body.state_dict())
+        assert_equal_tensors(found, resnet18.state_dict(), found)
+        assert asked == [(ResNet18_Weights.DEFAULT.url, True, True)]
+        assert statistics(model) == IMAGENET
+        assert repr(empty) == repr(model)
+        plain = get_model("resnet18")
+        if name.startswith("ResNet18"):  # the others do not tell the network
+            assert {*found} <= {*load_backbone_weights(plain, name).loaded}
+        else:
+            with pytest.raises(ValueError, match=f"ResNet50_Weights.IMAGENET1K_V2.*'{name}'"):
+                load_backbone_weights(plain, name)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            URLError("no route to host"),
+            RuntimeError('invalid hash value (expected "f37072fd", got "00")'),
+            pickle.UnpicklingError("set weights_only=False"),
+        ],
+    )
+    def test_broken_download(self, monkeypatch, error):
+        monkeypatch.setattr(DOWNLOAD, Mock(side_effect=error))
+        with pytest.raises(ConnectionError, match=r"IMAGENET1K_V1 of resnet18 .*backbone\.weights"):
+            backbone("IMAGENET1K_V1")
+
+    @pytest.mark.parametrize(
+        ("content", "stem", "told"),
+        [
+            (lambda _: [torch.zeros(3)], "standard", "list"),
+            (lambda _: {}, "standard", "nothing"),
+            (lambda _: {"epoch": 3, "state_dict": {"a": 3}}, "standard", "epoch, state_dict"),
+            (lambda _: {i: torch.zeros(1) for i in range(9)}, "standard", "0, 1, 2"),
+            (lambda _: nn.Linear(2, 2), "standard", r"torch\.nn\.modules\.linear\.Linear"),
+            (lambda m: m.state_dict(), "small", r"conv1\.weight.*64, 3, 7, 7.*stem"),
+            (lambda m: pretraining_checkpoint(m), "small", r"backbone\.stem=standard$"),
+            (lambda m: pretraining_checkpoint(m, name="timm:a"), "standard", "name=timm:a$"),
+            (lambda _: {"rpn.a": torch.zeros(1)}, "standard", r"set detector\.weights"),
+        ],
+    )
+    def test_another_content(self, resnet18, path, content, stem, told):
+        torch.save(content(resnet18), path)
+        with pytest.raises(ValueError, match=f"{path} .*{told}"):
+            backbone(path, stem=stem)
+
+    @pytest.mark.parametrize(
+        ("new", "value", "message"),
+        [
+            (None, None, r"missing: layer3\.1\.bn2\.bias$"),
+            ("layer3.1.norm2.bias", torch.ones(256), r"missing: .*unexpected: layer3\.1\.norm2\."),
+            # A prefix of some keys only is none.
+            ("module.layer3.1.bn2.bias", torch.ones(256), r"unexpected: module\.layer3\."),
+            ("layer3.1.bn2.bias", torch.ones(9), r"layer3\.1\.bn2\.bias: .*\[9\].*\[256\]"),
+            ("layer3.1.bn2.bias", torch.ones(256).cfloat(), r"layer3\.1\.bn2\.bias .*complex"),
+            ("layer3.1.bn2.bias", torch.ones(256).int(), r"layer3\.1\.bn2\.bias"),
+        ],
+    )
+    def test_one_key_wrong_leaves_the_module_as_it_was(self, resnet18, path, new, value, message):
+        state = without("layer3.1.bn2.bias", resnet18.state_dict())
+        torch.save(state if new is None else {**state, new: value}, path)
+        model = get_model("resnet18")
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=f"{path} .*{message}"):
+            load_backbone_weights(model, path)
+        assert_equal_tensors(model.state_dict(), before, before)
+
+    @pytest.mark.parametrize(
+        ("source", "error", "told"),
+        [
+            ("cutmix.pth", FileNotFoundError, "cutmix.pth"),
+            ("runs/pretrain/best", FileNotFoundError, "runs/pretrain/best"),
+            (Path(__file__).parent, FileNotFoundError, "folder"),
+            ("ResNet50_Weights.IMAGENET1K_V2", ValueError, "of resnet18 .*V1, timm:NAME .*K_V2'"),
+        ],
+    )
+    def test_no_file_and_no_name(self, source, error, told):
+        with pytest.raises(error, match=rf"backbone\.weights.*{told}"):
+            backbone(source)
+
+
+def old_keys(state):
+    """Return a state dict as torchvision wrote it before 0.13."""
+    renamed = {}
+    for key, value in state.items():
+        if "fpn.inner" in key or "fpn.layer" in key:
+            key = key.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        for index in range(4):
+            key = key.replace(f"_head.conv.{index}.0.", f"_head.conv.{2 * index}.")
+            key = key.replace(f"mask_head.{index}.0.", f"mask_head.mask_fcn{index + 1}.")
+        renamed[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
+    assert renamed.keys() != state.keys()
+    return renamed
+
+
+class TestWholeDetectors:
+    """All but the head, which is new: of torchvision, or from what an own training saved."""
+
+    @pytest.mark.parametrize(
+        "name", ["maskrcnn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large"]
+    )
+    def test_all_but_the_head_is_torchvisions(self, name, download, tmp_path):
+        builder = name if "_" in name else f"{name}_resnet50_fpn"
+        state = shake(get_model(builder, **NO_WEIGHTS)).state_dict()
+        if "resnet50" in builder:  # the files have these, and no counters: their norm was frozen
+            state = old_keys(without("num_batches", state))
+        asked = download(state)
+        member = get_model_weights(builder).COCO_V1
+        theirs = get_model(builder, weights=member)
+        path = tmp_path / member.url.rpartition("/")[2]
+        torch.save(state, path)
+        for weights in ("COCO_V1", str(path)):
+            ours = build_detector(DetectorConfig(name, weights=weights), BackboneConfig(), 4)
+            found, expected = ours.state_dict(), theirs.state_dict()
+            same = [key for key in found if found[key].shape == expected[key].shape]
+            assert assert_equal_tensors(found, expected, same) > 0.9 * len(found)
+            for told in (epsilons, trained, statistics):
+                assert told(ours) == told(theirs)
+        assert asked[1:] == [(member.url, True, True)]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("maskrcnn", "keypointrcnn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
+            *("retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "ssd300_vgg16"),
+            "ssdlite320_mobilenet_v3_large",
+        ],
+    )
+    def test_what_depends_on_the_classes_is_what_differs_in_shape(self, name, download, log):
+        builder = name if "_" in name else f"{name}_resnet50_fpn"
+        with torch.device("meta"):
+            state = get_model(builder, **NO_WEIGHTS).state_dict()
+            other = get_model(builder, **NO_WEIGHTS, num_classes=7).state_dict()
+        download({k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()})
+        ours = build_detector(DetectorConfig(name, weights="DEFAULT"), BackboneConfig(), 7)
+        expected = [key for key in state if state[key].shape != other[key].shape]
+        found = ours.state_dict()
+        assert {k for k, v in found.items() if v.shape != state[k].shape} == {*expected}
+        assert not any(found[key].any() for key in found if key not in expected)
+        assert f"left out: {', '.join(expected)} (the head of " in log.text
+        assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in log.text
+
+    @pytest.mark.parametrize(
+        ("name", "num_classes", "keypoints", "new"),
+        [
+            # It is new even if the number of classes is the same: they may be others.
+            ("fasterrcnn", 21, 17, "box_predictor"),
+            ("fcos", 6, 17, "cls_logits"),
+            ("keypointrcnn", 6, 17, "box_predictor"),
+            ("keypointrcnn", 21, 5, "_predictor"),
+        ],
+    )
+    def test_files(self, name, num_classes, keypoints, new, path, log):
+        old = shake(detector(name, norm="batch")).state_dict()
+        torch.save(old, path)
+        ours = detector(name, num_classes, path, keypoints)
+        assert epsilons(ours) == {1e-5}
+        found = ours.state_dict()
+        kept = without(new, found)
+        assert_equal_tensors(found, old, kept)
+        assert not any(torch.equal(found[key], old[key]) for key in found if key not in kept)
+        assert f"{path}: {len(kept)} of {len(kept)} tensors" in log.text
+        assert f"21 classes, which is new for {num_classes}, background" in log.text
+
+    @pytest.mark.parametrize("since", [1, 2])
+    def test_what_a_training_notes_beside_its_weights(self, path, since, caplog):
+        """Averaged weights, mean, deviation and epsilon; these in the configuration at first."""
+        noted = {"image_mean": OWN_MEAN, "image_std": OWN_STD}
+        config = {"detector": {"options": noted}, "backbone": {"norm_eps": 0.0}, "data": {}}
+        saved = {"config": config}
+        if since == 2:
+            config = {"detector": {"options": {}}, "backbone": {}, "data": {}}
+            saved = {"config": config, "normalization": {**noted, "norm_eps": 0.0}}
+        average = shake(detector(norm="batch"), 1).state_dict()
+        saved |= {"model": detector(norm="batch").state_dict(), "ema": average}
+        torch.save({"format": 1, "classes": ["a"], **saved}, path)
+        ours = detector(whole=path)
+        found = without("num_batches", without("box_predictor", ours.state_dict()))
+        assert_equal_tensors(found, average, found)
+        assert statistics(ours) == [OWN_MEAN, OWN_STD]
+        assert epsilons(ours) == {0.0}
+        assert "but the weights" not in caplog.text
+        ours = detector(whole=path, norm="frozen", norm_eps=1e-3, image_std=[1.0, 1.0, 1.0])
+        assert statistics(ours) == [OWN_MEAN, [1.0, 1.0, 1.0]]
+        assert epsilons(ours) == {1e-3}
+        for differs in ("image_std is [1.0, 1.0, 1.0]", "norm_eps is 0.001"):
+            assert f"{differs}, but the weights were trained with" in caplog.text
+        assert "image_mean is" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("make", "name", "message"),
+        [
+            (lambda: detector("keypointrcnn"), "fasterrcnn", "unexpected: .*keypoint"),
+            (lambda: detector(num_classes=3, fpn_channels=64), "fasterrcnn", "64, 64, 3, 3"),
+            # The number of anchors is none of classes.
+            (lambda: detector("retinanet", aspect_ratios=(1.0,)), "retinanet", "bbox_reg"),
+            (random_resnet, "fasterrcnn", r"no detector.*set backbone\.weights"),
+        ],
+    )
+    def test_another_network(self, path, make, name, message):
+        torch.save(make().state_dict(), path)
+        with pytest.raises(ValueError, match=message):
+            detector(name, whole=path)
