@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,13 +48,6 @@ def build(name, num_classes=4, num_keypoints=17, backbone=None, load_weights=Tru
     config, body = DetectorConfig(name, **settings), BackboneConfig(**(backbone or {}))
     keys = {"num_keypoints": num_keypoints, "load_weights": load_weights}
     return build_detector(config, body, num_classes, **keys)
-
-
-def theirs_with(monkeypatch, name, state, **settings):
-    """Return torchvision's, with a state in place of what it downloads."""
-    with monkeypatch.context() as patch:
-        patch.setattr(DOWNLOAD, lambda url, **_: state)
-        return get_model(name, **settings)
 
 
 def anchor_generator(model):
@@ -129,14 +123,15 @@ def test_from_weights_it_has_the_structure_of_torchvisions(name, whole, layers, 
         ours = {"backbone": {"weights": weights, "trainable_layers": layers}}
     with torch.device("meta"):
         state = get_model(source, **more).state_dict()
-        theirs = theirs_with(monkeypatch, builder, state, **theirs)
+        monkeypatch.setattr(DOWNLOAD, Mock(side_effect=[state]))  # once: for theirs
+        theirs = get_model(builder, **theirs)
         assert structure(build(name, num, load_weights=False, **ours)) == structure(theirs)
 
 
 def test_named_backbone_of_a_mobilenet(monkeypatch):
     state = shake(get_model("mobilenet_v3_large")).state_dict()
-    theirs = theirs_with(monkeypatch, MOBILENET, state, weights_backbone="IMAGENET1K_V2")
-    monkeypatch.setattr(DOWNLOAD, lambda url, **_: state)
+    monkeypatch.setattr(DOWNLOAD, Mock(return_value=state))
+    theirs = get_model(MOBILENET, weights_backbone="IMAGENET1K_V2")
     ours = build(MOBILENET, backbone={"weights": "DEFAULT"}).backbone.body.state_dict()
     assert assert_equal_tensors(ours, theirs.backbone.body.state_dict(), ours) > 200
 
