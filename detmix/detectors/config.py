@@ -161,7 +161,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         kind = self.kind
-        self._check_applicable(kind)
+        refuse("detector", self, _inapplicable(self, kind))
         for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
             value = getattr(self, name)
             numbers = value if name in _ANCHOR_FIELDS else [value]
@@ -172,36 +172,30 @@ class DetectorConfig:
             if wanted is not None:
                 raise ValueError(f"detector.options.{name} must be {wanted}, got {value!r}")
 
-    def _check_applicable(self, kind: DetectorKind) -> None:
-        """Refuse at once all that means nothing to this detector."""
-        problems = {
-            name: f" does not apply to {self.name} ({reason}), got {getattr(self, name)}"
-            for name, reason in _inapplicable(kind).items()
-            if getattr(self, name) is not None
-        }
-        if unknown := [name for name in self.options if name not in kind.options]:
-            problems["options"] = (
-                f".{', '.join(unknown)}: no option of {self.name}; there are "
-                f"{', '.join(kind.options)}"
-            )
-        refuse("detector", self, problems)
 
-
-def _inapplicable(kind: DetectorKind) -> dict[str, str]:
-    """Return the fields of `DetectorConfig` that mean nothing to a detector, each with why."""
-    fields = {}
+def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:
+    """Return what to say of each field that is set and means nothing to a detector."""
+    reasons = {}
     if not kind.is_family:
-        fields = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
+        reasons = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
     elif not issubclass(kind.cls, FasterRCNN):
-        fields = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
+        reasons = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
     if kind.cls is SSD:
-        fields |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
+        reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
+        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
     elif kind.cls is FCOS:
-        fields["aspect_ratios"] = "it has no anchors but locations"
+        reasons["aspect_ratios"] = "it has no anchors but locations"
     elif "mobilenet" in kind.name:
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
-    return fields
+        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+    problems = {
+        name: f" does not apply to {kind.name} ({reason}), got {getattr(config, name)}"
+        for name, reason in reasons.items()
+        if getattr(config, name) is not None
+    }
+    if unknown := ", ".join(name for name in config.options if name not in kind.options):
+        there_are = ", ".join(kind.options)
+        problems["options"] = f".{unknown}: no option of {kind.name}; there are {there_are}"
+    return problems
 
 
 def _wanted(name: str, value: Any, default: Any) -> str | None:
@@ -226,15 +220,12 @@ def _is_number(value: Any) -> bool:
 def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
     """Raise ValueError of all fields with a problem, if any, and with arguments to reset them."""
     if problems:
-        default = type(config)()
-        values = {name: getattr(default, name) for name in problems}
-        texts = {
-            name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            for name, value in values.items()
-        }
+        default, flags = type(config)(), []
+        for name in problems:
+            text = json.dumps(getattr(default, name), separators=(",", ":")).strip('"')
+            flags.append(f"--{section}.{name} {text}")
         told = "; ".join(f"{section}.{name}{problem}" for name, problem in problems.items())
-        flags = " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
-        raise ValueError(f"{told}; to reset: {flags}")
+        raise ValueError(f"{told}; to reset: {' '.join(flags)}")
 
 
 @dataclass(frozen=True)

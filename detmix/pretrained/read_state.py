@@ -198,7 +198,7 @@ def read_weight_file(path: Path | str) -> PretrainedState:
     """Read the weights out of a file, whatever they are packed in."""
     path = Path(path)
     content: Any
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors":
         try:
             content = load_file(path)
         except SafetensorError as error:
