@@ -26,8 +26,7 @@ KEYPOINTS = 3
 NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 
-_RESIZED = {"min_size": 48, "max_size": 64}
-_RCNN = _RESIZED | {
+_RCNN = {
     "rpn_pre_nms_top_n_train": 60,
     "rpn_pre_nms_top_n_test": 20,
     "rpn_post_nms_top_n_train": 30,
@@ -52,8 +51,8 @@ WEIGHTS = ([0.3, 0.9], [0.15, 1.0, 0.6])
 def build(name):
     """Build the detector of this name for training."""
     options = NO_WEIGHTS | (_RCNN if "rcnn" in name else _ONE_STAGE)
-    if not name.startswith(("ssd", "fasterrcnn", "maskrcnn", "keypointrcnn")):
-        options |= _RESIZED
+    if "ssd" not in name:
+        options |= {"min_size": 48, "max_size": 64}
     if "keypoint" in name:
         # Its head takes most of the time, in proportion to the samples.
         options |= {"num_keypoints": KEYPOINTS, "box_batch_size_per_image": 4}
@@ -67,20 +66,13 @@ def small(name):
     if name == FASTEST[1]:
         return with_known_features(build(name))
     torch.manual_seed(0)
-    rcnn, sizes = "rcnn" in name, {"min_size": 64, "max_size": 96, "anchor_sizes": (16, 32, 64)}
-    options = _ONE_STAGE
-    if rcnn:
+    settings = {"options": _ONE_STAGE}
+    if "rcnn" in name:
         options = {"rpn_post_nms_top_n_train": 30, "box_score_thresh": 0.0}
-    model = build_detector(
-        DetectorConfig(name=name, **sizes, options=options, **({"head_dim": 32} if rcnn else {})),
-        BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group"),
-        CLASSES,
-        **({"num_keypoints": KEYPOINTS} if "keypoint" in name else {}),
-    )
-    for module in model.modules():
-        if type(module).__module__.startswith("detmix.losses"):
-            module.__class__ = type(module).__base__
-    return model.train()
+        settings = {"options": options, "head_dim": 32}
+    config = DetectorConfig(name, 64, 96, anchor_sizes=(16, 32, 64), **settings)
+    body = BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group")
+    return build_detector(config, body, CLASSES, num_keypoints=KEYPOINTS)
 
 
 def batch(kind="objects", weights=None):

@@ -70,8 +70,10 @@ def test_a_builder_is_torchvisions(name):
     assert ours.training
     assert_equal_tensors(ours.eval().state_dict(), theirs.state_dict(), theirs.state_dict())
     assert structure(ours) == structure(theirs)
-    anchors = []
+    anchors, proposals = [], []
     anchor_generator(ours).register_forward_hook(lambda *call: anchors.append(call[-1]))
+    if "rcnn" in name:
+        ours.rpn.register_forward_hook(lambda *call: proposals.extend(call[-1][0]))
     # Not resized, so that boxes are what was decoded.
     image = torch.rand(3, FIXED_SIZE.get(name, 96), FIXED_SIZE.get(name, 128))
     with torch.inference_mode():
@@ -82,10 +84,10 @@ def test_a_builder_is_torchvisions(name):
     assert_identical(*anchors)
     assert found.keys() - {"keypoints_scores"} == {"boxes", "labels", "scores", *target_keys(name)}
     assert min(len(found["boxes"]), len(half["boxes"])) > 3
-    for key, values in half.items():
+    for values in (*half.values(), *proposals):
         if values.is_floating_point():
-            assert values.dtype == torch.float32, key
-            assert not torch.equal(values.bfloat16().float(), values), key
+            assert values.dtype == torch.float32
+            assert not torch.equal(values.bfloat16().float(), values)
 
 
 @pytest.mark.parametrize("name", CONFIGURED[:3])
