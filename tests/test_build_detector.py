@@ -177,7 +177,9 @@ def test_settings_reach_the_parts():
     assert [conv[0].out_channels for conv in parts.mask_head] == [16] * 4
     assert parts.mask_predictor.conv5_mask.out_channels == 16
     assert [conv.out_channels for conv in list(others.keypoint_head)[::2]] == [32] * 8
-    assert others.keypoint_predictor.kps_score_lowres.out_channels == 5
+    builders = on_meta(lambda: build("keypointrcnn_resnet50_fpn", 4, 5)).roi_heads
+    for heads in (others, builders):
+        assert heads.keypoint_predictor.kps_score_lowres.out_channels == 5
 
 
 @pytest.mark.parametrize(
