@@ -1,4 +1,4 @@
-"""Torchvision's own detectors at their smallest, a batch for them, and a training step.
+"""Torchvision's own detectors at their smallest, a batch for them, a step, and weights in files.
 
 The networks are the real ones with random weights; only images, proposals and samples are few.
 """
@@ -6,11 +6,12 @@ The networks are the real ones with random weights; only images, proposals and s
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
 from torchvision.models import detection, get_model, list_models
+from torchvision.ops import FrozenBatchNorm2d
 
 from detmix.detectors import BackboneConfig, DetectorConfig, build_detector
 
@@ -22,9 +23,10 @@ FAMILIES = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", FASTE
 CLASSES = 5  # with background
 KEYPOINTS = 3
 
-_ANY = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
-_RESIZED = {"min_size": 48, "max_size": 64}
-_RCNN = _RESIZED | {
+NO_WEIGHTS = {"weights": None, "weights_backbone": None}
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
+
+_RCNN = {
     "rpn_pre_nms_top_n_train": 60,
     "rpn_pre_nms_top_n_test": 20,
     "rpn_post_nms_top_n_train": 30,
@@ -48,14 +50,14 @@ WEIGHTS = ([0.3, 0.9], [0.15, 1.0, 0.6])
 
 def build(name):
     """Build the detector of this name for training."""
-    options = _ANY | (_RCNN if "rcnn" in name else _ONE_STAGE)
-    if not name.startswith(("ssd", "fasterrcnn", "maskrcnn", "keypointrcnn")):
-        options |= _RESIZED
+    options = NO_WEIGHTS | (_RCNN if "rcnn" in name else _ONE_STAGE)
+    if "ssd" not in name:
+        options |= {"min_size": 48, "max_size": 64}
     if "keypoint" in name:
         # Its head takes most of the time, in proportion to the samples.
         options |= {"num_keypoints": KEYPOINTS, "box_batch_size_per_image": 4}
     torch.manual_seed(0)
-    return get_model(name, **options).train()
+    return get_model(name, num_classes=CLASSES, **options).train()
 
 
 @cache
@@ -64,20 +66,13 @@ def small(name):
     if name == FASTEST[1]:
         return with_known_features(build(name))
     torch.manual_seed(0)
-    rcnn, sizes = "rcnn" in name, {"min_size": 64, "max_size": 96, "anchor_sizes": (16, 32, 64)}
-    options = _ONE_STAGE
-    if rcnn:
+    settings = {"options": _ONE_STAGE}
+    if "rcnn" in name:
         options = {"rpn_post_nms_top_n_train": 30, "box_score_thresh": 0.0}
-    model = build_detector(
-        DetectorConfig(name=name, **sizes, options=options, **({"head_dim": 32} if rcnn else {})),
-        BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group"),
-        CLASSES,
-        **({"num_keypoints": KEYPOINTS} if "keypoint" in name else {}),
-    )
-    for module in model.modules():
-        if type(module).__module__.startswith("detmix.losses"):
-            module.__class__ = type(module).__base__
-    return model.train()
+        settings = {"options": options, "head_dim": 32}
+    config = DetectorConfig(name, 64, 96, anchor_sizes=(16, 32, 64), **settings)
+    body = BackboneConfig("resnet18", fpn_channels=32, levels=(1, 2), norm="group")
+    return build_detector(config, body, CLASSES, num_keypoints=KEYPOINTS)
 
 
 def batch(kind="objects", weights=None):
@@ -131,17 +126,8 @@ def losses_of(model, data):
     return model(*data)
 
 
-def assert_identical(ours, theirs):
-    """Compare tensors bit for bit, in dicts and sequences of them as deep as need be."""
-    if isinstance(theirs, torch.Tensor):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
-        return
-    if isinstance(theirs, dict):
-        assert list(ours) == list(theirs)
-        ours, theirs = ours.values(), theirs.values()
-    for mine, its in zip(ours, theirs, strict=True):
-        assert_identical(mine, its)
+# Bit for bit, in dicts and sequences as deep as need be.
+assert_identical = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def twin(model):
@@ -175,3 +161,72 @@ def with_known_features(model):
     images, _ = changed.transform(batch()[0])
     changed.backbone = KnownFeatures(changed.backbone, images.tensors)
     return changed
+
+
+def shake(module, seed=0):
+    """Give every tensor of a module values of its own, so that one that is not loaded shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if not value.is_floating_point():
+                value.fill_(7)
+            elif name.endswith("running_var"):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            else:
+                scale = value.std() if value.dim() > 1 else 0.1
+                noise = scale * torch.randn(value.shape, generator=generator)
+                value.copy_(noise if value.dim() > 1 else value + noise)
+    return module
+
+
+def random_resnet(name="resnet18", seed=0, **options):
+    return shake(get_model(name, weights=None, **options), seed)
+
+
+def pretraining_checkpoint(model, *, name="resnet18", stem="standard", data=None, **more):
+    """Return what ``tools/pretrain.py`` saves for a model, as far as a detector reads it."""
+    config = {"model": {"name": name, "stem": stem, "norm": "batch"}, "data": data or {}}
+    state = {"format": 1, "model": model.state_dict(), "ema": None, "config": config}
+    return {**state, "classes": ["a", "b"], **more}
+
+
+def assert_equal_tensors(found, expected, keys):
+    """Compare tensors by key and say how many there were."""
+    assert_identical({key: found[key] for key in keys}, {key: expected[key] for key in keys})
+    return len(keys)
+
+
+def on_meta(build):
+    """Build without any memory: what has no values is not compared by value."""
+    with torch.device("meta"):
+        return build()
+
+
+def structure(model):
+    """Return what two models of one architecture have in common."""
+    shapes = [(key, value.shape) for key, value in model.state_dict().items()]
+    training = {module.training for module in model.modules()}
+    return [repr(model), shapes, trained(model), training, plain_settings(model)]
+
+
+def plain_settings(model):
+    """Return what the modules of a model are set to, by name: all attributes of plain values."""
+    plain, of_modules = (int, float, str, bool, tuple, dict, list), vars(nn.Module()).keys()
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if key not in of_modules and isinstance(value, plain)
+    }
+
+
+def trained(model):
+    return {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+def epsilons(model):
+    return {part.eps for part in model.modules() if isinstance(part, FrozenBatchNorm2d)}
+
+
+def statistics(model):
+    return [list(model.transform.image_mean), list(model.transform.image_std)]

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 from torchvision import models
 from torchvision.models import get_model, list_models
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -39,3 +40,11 @@ def build_resnet(name: str, norm: str, stem: Stem, num_classes: int = 1000) -> R
         model.conv1 = conv1
         model.maxpool = nn.Identity()
     return model
+
+
+def resnet_pyramid(model: ResNet, stages: list[int], width: int) -> BackboneWithFPN:
+    """Put a feature pyramid on some stages of a ResNet."""
+    # Each stage doubles the channels; layer4 ends at fc's.
+    channels = [model.fc.in_features // 2 ** (4 - stage) for stage in stages]
+    names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
+    return BackboneWithFPN(model, names, channels, width)

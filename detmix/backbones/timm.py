@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 # What marks a name as one of timm's.
 TIMM_PREFIX = "timm:"
@@ -21,9 +20,8 @@ def create_timm_model(
     name: str, setting: str, norm: str, num_classes: int | None = None
 ) -> nn.Module:
     """Create a classifier of timm with random weights, its batch norm frozen or synchronized."""
-    timm = _import_timm(setting)
+    timm, architecture = _find_architecture(name, setting)
     options = {} if num_classes is None else {"num_classes": num_classes}
-    architecture = _known_architecture(timm, name, setting)
     model: nn.Module = timm.create_model(architecture, pretrained=False, **options)
     if norm == "frozen":
         importlib.import_module("timm.utils.model").freeze_batch_norm_2d(model)
@@ -36,8 +34,7 @@ def read_timm_weights(
     name: str, setting: str, model_name: str | None = None
 ) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
     """Return pretrained weights of timm, with the mean and deviation of their images."""
-    timm = _import_timm(setting)
-    architecture = _known_architecture(timm, name, setting)
+    timm, architecture = _find_architecture(name, setting)
     if not timm.models.is_model_pretrained(architecture):
         raise ValueError(f"{setting}: timm has no pretrained weights of {architecture}")
     if model_name is not None and plain_name(name) != plain_name(model_name):
@@ -69,45 +66,54 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _import_timm(setting: str) -> Any:
-    """Import timm, or say how to have it."""
+def _find_architecture(name: str, setting: str) -> tuple[Any, str]:
+    """Return timm, if it is there, and a name of its own, if it knows the network and the tag."""
     try:
-        return importlib.import_module("timm")
+        timm = importlib.import_module("timm")
     except ImportError as error:
         raise ValueError(
             f"{setting}: names that start with {TIMM_PREFIX} need the library timm ({error}): "
             "pip install 'timm>=1.0.26'"
         ) from error
-
-
-def _known_architecture(timm: Any, name: str, setting: str) -> str:
-    """Return a name without the prefix if timm knows the architecture and the tag."""
-    architecture = name.removeprefix(TIMM_PREFIX)
-    base = plain_name(name)
+    architecture, base = name.removeprefix(TIMM_PREFIX), plain_name(name)
     if not timm.is_model(base):
-        similar = timm.list_models(f"{base[:6]}*")[:_SHOWN]
-        there_are = f"; there are {', '.join(similar)} and more" if similar else ""
-        raise ValueError(f"{setting}: timm has no architecture {base!r}{there_are}")
+        similar = ", ".join(timm.list_models(f"{base[:6]}*")[:_SHOWN])
+        raise ValueError(
+            f"{setting}: timm has no architecture {base!r}; alike: {similar or 'none'}"
+        )
     tags = timm.list_pretrained(f"{base}.*")
     if architecture != base and architecture not in tags:
         raise ValueError(
             f"{setting}: timm has no weights {architecture!r}; of {base} there are "
             f"{', '.join(tags) or 'none'}"
         )
-    return architecture
+    return timm, architecture
 
 
-class TimmBody(nn.Module):
+class _TimmBody(nn.Module):
     """The features of a timm classifier at some strides; what comes after them is dropped."""
 
     def __init__(self, model: Any, name: str, levels: list[int]) -> None:
         super().__init__()
-        _check_body(model, name, levels)
-        stages = _stages(model)
-        indices = [
-            max(i for i, stage in enumerate(stages) if stage["reduction"] == 2 ** (level + 1))
-            for level in levels
-        ]
+        if model.pretrained_cfg.get("fixed_input_size"):
+            raise ValueError(
+                f"backbone.name={name} takes images of one size only, and a detector's differ; "
+                "choose a convolutional network"
+            )
+        needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
+        if not all(hasattr(model, attribute) for attribute in needed):
+            raise ValueError(f"backbone.name={name} gives no intermediate features in timm")
+        info = model.feature_info
+        stages = list(info.get_dicts() if hasattr(info, "get_dicts") else info)
+        # Of two stages with one stride the last.
+        by_stride = {stage["reduction"]: index for index, stage in enumerate(stages)}
+        missing = [level for level in levels if 2 ** (level + 1) not in by_stride]
+        if missing:
+            raise ValueError(
+                f"backbone.levels: {name} has features of the strides "
+                f"{', '.join(map(str, by_stride))}, not 2^(level + 1) for the levels {missing}"
+            )
+        indices = [by_stride[2 ** (level + 1)] for level in levels]
         self.channels = [stages[index]["num_chs"] for index in indices]
         self.indices = model.prune_intermediate_layers(indices, prune_norm=True)
         self.model = model
@@ -120,38 +126,10 @@ class TimmBody(nn.Module):
         return OrderedDict((str(i), feature) for i, feature in enumerate(features))
 
 
-class TimmPyramid(BackboneWithFPN):  # type: ignore[misc]
-    """Torchvision's backbone with a pyramid, on a classifier of timm, which is changed in place."""
-
-    def __init__(self, model: nn.Module, name: str, levels: list[int], out_channels: int) -> None:
-        # Not torchvision's own constructor: it would take the body apart layer by layer.
-        nn.Module.__init__(self)
-        self.body = TimmBody(model, name, levels)
-        extra = LastLevelMaxPool()
-        self.fpn = FeaturePyramidNetwork(self.body.channels, out_channels, extra_blocks=extra)
-        self.out_channels = out_channels
-
-
-def _check_body(model: Any, name: str, levels: list[int]) -> None:
-    """Check that a classifier of timm can give a pyramid its features."""
-    if model.pretrained_cfg.get("fixed_input_size"):
-        raise ValueError(
-            f"backbone.name={name} takes images of one size only, and a detector's differ; "
-            "choose a convolutional network"
-        )
-    needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
-    if not all(hasattr(model, attribute) for attribute in needed):
-        raise ValueError(f"backbone.name={name} gives no intermediate features in timm")
-    strides = {stage["reduction"]: None for stage in _stages(model)}
-    missing = [level for level in levels if 2 ** (level + 1) not in strides]
-    if missing:
-        raise ValueError(
-            f"backbone.levels: {name} has features of the strides {', '.join(map(str, strides))}, "
-            f"not 2^(level + 1) for the levels {missing}"
-        )
-
-
-def _stages(model: Any) -> list[dict[str, Any]]:
-    """Return timm's description of each stage: ``reduction`` and ``num_chs``."""
-    info = model.feature_info
-    return list(info.get_dicts() if hasattr(info, "get_dicts") else info)
+def timm_pyramid(model: nn.Module, name: str, levels: list[int], width: int) -> BackboneWithFPN:
+    """Put a feature pyramid on some levels of a classifier of timm, which is changed in place."""
+    body = _TimmBody(model, name, levels)
+    pyramid = BackboneWithFPN(nn.Module(), {}, body.channels, width)
+    # Not given above: torchvision would take the body apart layer by layer.
+    pyramid.body = body
+    return pyramid

@@ -1,11 +1,14 @@
 """Building torchvision's detectors from a configuration."""
 
-from detmix.detectors.build import build_detector
-from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
-from detmix.detectors.names import takes_backbone, target_keys
-from detmix.detectors.pyramid import build_backbone, build_classifier
-from detmix.pretrained.match_state import LoadReport
-from detmix.pretrained.sources import load_backbone_weights
+from detmix.detectors.build import build_backbone, build_classifier, build_detector
+from detmix.detectors.config import (
+    BackboneConfig,
+    ClassifierConfig,
+    DetectorConfig,
+    takes_backbone,
+    target_keys,
+)
+from detmix.pretrained.match_state import LoadReport, load_backbone_weights
 
 __all__ = [
     "BackboneConfig",

@@ -1,32 +1,55 @@
-"""Building a detector from a config: a new one, on a pretrained backbone, or a trained one.
+"""Building networks from their configurations: detectors, backbones and classifiers.
 
-With the defaults it is torchvision's own ``fasterrcnn_resnet50_fpn``, key for key; narrower
+With the defaults a detector is torchvision's own ``fasterrcnn_resnet50_fpn``, key for key; narrower
 pyramids, fewer levels and smaller heads make detectors that train on a CPU.
+
+Torchvision's builders download what they are asked to start from. `_stand_in` lets them build the
+same architecture (frozen norm, frozen layers) from tensors at hand.
+
+In bfloat16 only every second whole number exists from 256 on, only every fourth from 512 on. Under
+autocast torchvision would decode boxes from such numbers, and place anchors on such a grid:
+`_keep_boxes_in_float32` has what predicts answer in float32.
 """
 
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torchvision.models import WeightsEnum, get_model
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import ResNet
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from detmix.detectors.config import BackboneConfig, DetectorConfig
-from detmix.detectors.construct import build_by_name, build_family, keep_boxes_in_float32
-from detmix.detectors.pyramid import build_pyramid, norm_epsilon, set_norm_epsilon
-from detmix.detectors.spec import DetectorSpec, resolve
-from detmix.pretrained.match_state import LoadReport, load_matching
-from detmix.pretrained.read_state import STATISTICS
-from detmix.pretrained.sources import Source, read_source
+from detmix.backbones.resnet import build_resnet, resnet_pyramid
+from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, timm_pyramid
+from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
+from detmix.detectors.spec import DetectorSpec, backbone_source, resolve
+from detmix.pretrained.match_state import LoadReport, load_classifier, load_detector
+from detmix.pretrained.read_state import STATISTICS, Source, read_source
 
-# What depends on the classes: SSDlite has a convolution of each channel before that into them.
-_CLASS_HEAD = re.compile(
-    r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\."
-    r"|head\.classification_head\.(cls_logits|module_list\.\d+(\.1)?)\.(weight|bias)$"
-)
-_KEYPOINT_HEAD = "roi_heads.keypoint_predictor"
-_KEYPOINTS = f"{_KEYPOINT_HEAD}.kps_score_lowres.bias"
+_HEAD_DIM = 1024
+_SAMPLING_RATIO = 2
+_BOX_POOL, _ROI_POOL = 7, 14  # bins per side of a proposal: for its box, for masks and keypoints
+_NUM_MASK_CONVS, _NUM_KEYPOINT_CONVS = 4, 8
+# A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
+_LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
+_PRETRAINED_LAYERS = 3
+# What predicts, and what places anchors, in detectors of one stage and of two.
+_ROI_PREDICTORS = ("box_predictor", "mask_predictor", "keypoint_predictor")
+_PREDICTORS = ("head", "rpn.head", *(f"roi_heads.{name}" for name in _ROI_PREDICTORS))
+_GENERATORS = ("anchor_generator", "rpn.anchor_generator")
+_HALF = (torch.bfloat16, torch.float16)
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,58 +82,237 @@ def build_detector(
         ConnectionError: If pretrained weights cannot be downloaded.
     """
     spec = resolve(detector, backbone)
+    loads_body = load_weights and not spec.starts_whole
     if spec.kind.is_family:
-        start = spec.backbone_source if load_weights else None
-        pyramid, report = build_pyramid(backbone, start, pretrained=spec.is_pretrained)
-        model = build_family(spec, pyramid, num_classes, num_keypoints)
+        pyramid, report = _build_pyramid(backbone, spec.source, loads_body)
+        model = _build_family(spec, pyramid, num_classes, num_keypoints)
     else:
-        model, report = build_by_name(spec, num_classes, num_keypoints, load_weights=load_weights)
-    keep_boxes_in_float32(model)
-    if spec.source is not None and load_weights:
-        report = _load_detector(model, spec.source, spec.title, num_classes)
-    _set_normalization(model, spec, report)
+        model, report = _build_by_name(spec, num_classes, num_keypoints, loads_body)
+    if spec.source is not None and spec.starts_whole and load_weights:
+        title = f"{detector.name} on {backbone.name}" if spec.kind.is_family else detector.name
+        report = load_detector(model, spec.source, title, num_classes)
+    _keep_boxes_in_float32(model)
+    set_normalization(model, {"norm_eps": spec.source_eps})
+    configured = configured_normalization(detector, backbone)
+    if report is not None:
+        trained = {"image_mean": report.mean, "image_std": report.std, "norm_eps": report.norm_eps}
+        set_normalization(model, trained)
+        _warn_of_other(configured, normalization(model))
+    set_normalization(model, configured)
     return model
 
 
-def _load_detector(model: Any, source: Source, title: str, num_classes: int) -> LoadReport:
-    """Load a trained detector into another, all but what depends on the classes."""
-    transform = model.transform
-    weights = read_source(source, tuple(transform.image_mean), tuple(transform.image_std))
-    own, state = model.state_dict(), weights.state
-    if not any(key.startswith("backbone.") for key in state):
+def _build_family(
+    spec: DetectorSpec, pyramid: BackboneWithFPN, num_classes: int, num_keypoints: int
+) -> nn.Module:
+    """Build a detector of one of the families above a pyramid."""
+    width, arguments = pyramid.out_channels, {**spec.anchors, **spec.arguments}
+    if not issubclass(spec.kind.cls, FasterRCNN):
+        return spec.kind.cls(pyramid, num_classes, **arguments)
+    # RoI align does without the coarsest level.
+    names = [str(level) for level in range(len(spec.backbone.levels))]
+    ratio = spec.detector.roi_sampling_ratio or _SAMPLING_RATIO
+    head_dim = spec.detector.head_dim or _HEAD_DIM
+    parts = {
+        "box_roi_pool": MultiScaleRoIAlign(names, _BOX_POOL, ratio),
+        "box_head": TwoMLPHead(width * _BOX_POOL**2, head_dim),
+        "box_predictor": FastRCNNPredictor(head_dim, num_classes),
+    }
+    pool = MultiScaleRoIAlign(names, _ROI_POOL, ratio)
+    if spec.kind.cls is MaskRCNN:
+        head = MaskRCNNHeads(width, (width,) * _NUM_MASK_CONVS, dilation=1)
+        predictor = MaskRCNNPredictor(width, width, num_classes)
+        parts |= {"mask_roi_pool": pool, "mask_head": head, "mask_predictor": predictor}
+    elif spec.kind.cls is KeypointRCNN:
+        head = KeypointRCNNHeads(width, (2 * width,) * _NUM_KEYPOINT_CONVS)
+        predictor = KeypointRCNNPredictor(2 * width, num_keypoints)
+        parts |= {"keypoint_roi_pool": pool, "keypoint_head": head, "keypoint_predictor": predictor}
+    return spec.kind.cls(pyramid, **parts, **arguments)
+
+
+def _stand_in(member: WeightsEnum, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Any:
+    """Return what passes for one of torchvision's weights, and gives a builder tensors at hand."""
+    weights: Any = object.__new__(type(member))
+    weights._value_ = replace(member.value, meta=meta)
+    weights.get_state_dict = lambda *_, **__: state
+    return weights
+
+
+def _build_by_name(
+    spec: DetectorSpec, num_classes: int, num_keypoints: int, loads_body: bool
+) -> tuple[nn.Module, LoadReport | None]:
+    """Build a detector as torchvision's builder of that name does, and tell what was loaded."""
+    kind, source = spec.kind, spec.source
+    arguments = {**spec.arguments, "num_classes": num_classes}
+    if kind.cls is KeypointRCNN:
+        arguments["num_keypoints"] = num_keypoints
+    if not kind.sets_anchors:
+        arguments |= spec.anchors
+    start: dict[str, Any] = {"weights": None, "weights_backbone": None}
+    if source is not None and spec.starts_whole:
+        state = get_model(kind.name, **start, **arguments).state_dict()
+        # The builder asks for the number of both, to check those it was given.
+        meta = {"categories": range(num_classes), "keypoint_names": range(num_keypoints)}
+        start["weights"] = _stand_in(kind.weights[0], state, meta)
+    elif source is not None:
+        if loads_body and not kind.stands_on_resnet:
+            state = read_source(source).state
+            _log.info("%s: all of %s loaded", source.what, kind.network)
+        else:
+            state = get_model(kind.network, weights=None).state_dict()
+        member = kind.backbone_weights[0]
+        start["weights_backbone"] = _stand_in(member, state, member.meta)
+    if source is not None:  # torchvision warns of it without any
+        arguments["trainable_backbone_layers"] = spec.backbone.trainable_layers
+    model: Any = get_model(kind.name, **start, **arguments)
+    if kind.sets_anchors:
+        for generator in spec.anchors.values():
+            getattr(model, "rpn", model).anchor_generator = generator
+    report = None
+    if source is not None and loads_body and kind.stands_on_resnet:
+        report = load_classifier(model.backbone.body, source, kind.network, "standard")
+    return model, report
+
+
+def build_classifier(config: ClassifierConfig, num_classes: int) -> nn.Module:
+    """Build a classifier with random weights, whose state dict has torchvision's or timm's keys.
+
+    Args:
+        config: The classifier.
+        num_classes: K, without any background.
+
+    Returns:
+        A module from float images (B, 3, H, W) to scores (B, K), in training mode.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 1, or timm is needed and has not that.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be positive, got {num_classes}")
+    return _build_network(config, "model.name", config.norm, num_classes)
+
+
+def _build_network(
+    config: ClassifierConfig | BackboneConfig, setting: str, norm: str, num_classes: int | None
+) -> nn.Module:
+    """Build a classifier of either library with random weights, by default for its own classes."""
+    if config.name.startswith(TIMM_PREFIX):
+        return create_timm_model(config.name, setting, norm, num_classes)
+    resnet: nn.Module = build_resnet(config.name, norm, config.stem, num_classes or 1000)
+    return resnet
+
+
+def build_backbone(config: BackboneConfig, *, load_weights: bool = True) -> BackboneWithFPN:
+    """Build a classifier's body with a feature pyramid on top, and log what was loaded.
+
+    Args:
+        config: The backbone.
+        load_weights: Whether to load its pretrained weights, or only to build as if.
+
+    Returns:
+        A module from images to feature maps by level name, with ``out_channels``.
+
+    Raises:
+        FileNotFoundError: If the file of the weights is not there.
+        ValueError: If the weights are unknown, broken or of another network, or timm is needed
+            and not there.
+        ConnectionError: If the weights cannot be downloaded.
+    """
+    return _build_pyramid(config, backbone_source(config), load_weights)[0]
+
+
+def _build_pyramid(
+    config: BackboneConfig, source: Source | None, loads: bool
+) -> tuple[BackboneWithFPN, LoadReport | None]:
+    """Build a backbone, frozen as a pretrained one is or not, and tell what was loaded."""
+    norm = config.norm
+    if norm == "auto":
+        norm = "batch" if source is None else "frozen"
+    network = _build_network(config, "backbone.name", norm, None)
+    report = None
+    if source is not None and loads:
+        report = load_classifier(network, source, config.name, config.stem)
+    stages = sorted(config.levels)
+    if isinstance(network, ResNet):
+        pyramid = resnet_pyramid(network, stages, config.fpn_channels)
+    else:
+        pyramid = timm_pyramid(network, config.name, stages, config.fpn_channels)
+    _set_norm_epsilon(pyramid, config.norm_eps)
+    _freeze(network, config, source is not None)
+    return pyramid, report
+
+
+def _freeze(network: nn.Module, config: BackboneConfig, pretrained: bool) -> None:
+    """Freeze all but the trained layers of a classifier under a pyramid."""
+    parts = {name.partition(".")[0] for name, _ in network.named_parameters()}
+    is_resnet = parts <= {*_LAYERS, "bn1", "fc"}
+    trainable = config.trainable_layers
+    if trainable is None:
+        trainable = _PRETRAINED_LAYERS if pretrained and is_resnet else len(_LAYERS)
+    if trainable not in (range(len(_LAYERS) + 1) if is_resnet else (0, len(_LAYERS))):
+        expected = "in 0..5" if is_resnet else "0, 5 or null, as it has not the parts of a ResNet"
         raise ValueError(
-            f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
-            "classifier set backbone.weights instead"
+            f"backbone.trainable_layers of {config.name} must be {expected}, got {trainable}"
         )
-    head = [key for key in own if _CLASS_HEAD.match(key)]
-    bias = next(key for key in head if key.endswith(".bias"))
-    anchors = len(own[bias]) // num_classes
-    before = state[bias].numel() // anchors if bias in state else "no"
-    text = f"the head of {before} classes, which is new for {num_classes}, background included"
-    if _KEYPOINTS in own and _KEYPOINTS in state:
-        expected, found = len(own[_KEYPOINTS]), state[_KEYPOINTS].numel()
-        if found != expected:
-            head.append(_KEYPOINT_HEAD)
-            text += f"; that of {found} keypoints, which is new for {expected}"
-    return load_matching(model, weights, model=title, heads=head, head=text)
+    if trainable < len(_LAYERS):
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(_LAYERS[:trainable]))
 
 
-def _set_normalization(model: Any, spec: DetectorSpec, report: LoadReport | None) -> None:
-    """Normalise as the configuration says, else as the weights want it."""
-    transform, eps = model.transform, spec.source_eps
-    if report is not None:
-        transform.image_mean, transform.image_std = list(report.mean), list(report.std)
-        eps = eps if report.norm_eps is None else report.norm_eps
-    set_norm_epsilon(model, eps)
+def _keep_boxes_in_float32(model: nn.Module) -> None:
+    """Let a detector place anchors and decode boxes, masks and keypoints in float32, in place."""
+    for name, part in model.named_modules():
+        if name in _PREDICTORS:
+            part.register_forward_hook(_return_float32)
+        elif name in _GENERATORS:
+            part.register_forward_pre_hook(_give_float32)
 
-    def choose(setting: str, given: Any, trained: Any) -> Any:
-        if report is not None and None not in (given, trained) and given != trained:
-            _log.warning("%s is %s, but the weights were trained with %s", setting, given, trained)
-        return trained if given is None else given
 
+def _return_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.float() if t.dtype in _HALF else t, outputs)
+
+
+def _give_float32(module: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
+    """Hand feature maps of float32 to a generator, which reads nothing but their shape and type."""
+    images, features = inputs
+    # One number seen as a whole map: nothing is copied.
+    maps = [f.new_zeros((), dtype=torch.float32).expand(f.shape) for f in features]
+    return images, maps
+
+
+def normalization(model: Any) -> dict[str, Any]:
+    """Return how a detector normalises images and features, of which its state holds nothing."""
+    frozen = (module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d))
+    statistics = {name: list(getattr(model.transform, name)) for name in STATISTICS}
+    return {**statistics, "norm_eps": next(frozen, None)}
+
+
+def configured_normalization(detector: DetectorConfig, backbone: BackboneConfig) -> dict[str, Any]:
+    """Return what configurations say of it; what they leave open is None."""
+    given = {name: detector.options.get(name) for name in STATISTICS}
+    return {name: value and list(value) for name, value in given.items()} | {
+        "norm_eps": backbone.norm_eps
+    }
+
+
+def set_normalization(model: Any, wanted: Mapping[str, Any]) -> None:
+    """Set how a detector normalises, in place; None leaves it as it is."""
     for name in STATISTICS:
-        given, trained = spec.detector.options.get(name), getattr(transform, name)
-        chosen = choose(f"detector.options.{name}", given and list(given), list(trained))
-        setattr(transform, name, chosen)
-    chosen = choose("backbone.norm_eps", spec.backbone.norm_eps, norm_epsilon(model))
-    set_norm_epsilon(model, chosen)
+        if wanted.get(name) is not None:
+            setattr(model.transform, name, list(wanted[name]))
+    _set_norm_epsilon(model, wanted.get("norm_eps"))
+
+
+def _set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
+    for module in model.modules():
+        if eps is not None and isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps
+
+
+def _warn_of_other(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    """Warn where a configuration normalises otherwise than the weights were trained with."""
+    for name, given in configured.items():
+        if None not in (given, trained[name]) and given != trained[name]:
+            setting = f"{'detector.options' if name in STATISTICS else 'backbone'}.{name}"
+            told = "%s is %s, but the weights were trained with %s"
+            _log.warning(told, setting, given, trained[name])

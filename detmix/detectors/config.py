@@ -1,28 +1,128 @@
-"""The typed configurations of a detector, of the backbone under it, and of a classifier."""
+"""The typed configurations of a detector, of the backbone under it, and of a classifier.
+
+And which detectors there are by name, with what torchvision says of each.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
-from torchvision.models.detection import FCOS, FasterRCNN
+from torch import nn
+from torchvision.models import (
+    WeightsEnum,
+    detection,
+    get_model_builder,
+    get_model_weights,
+    list_models,
+)
+from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from detmix.backbones.resnet import Stem, resnet_names
 from detmix.backbones.timm import TIMM_PREFIX
-from detmix.detectors.names import SEQUENCES, DetectorKind, find_detector
 
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 ClassifierNorm = Literal["batch", "sync", "group"]
 
-# What torchvision counts in the MobileNet of a detector that brings its own backbone.
-_MOST_LAYERS = 6
 _SIZE_FIELDS = ("min_size", "max_size")
 _ROI_FIELDS = ("roi_sampling_ratio", "head_dim")
 _ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
+# Torchvision's class of each family that is built on the configured backbone.
+_FAMILIES: dict[str, type[nn.Module]] = {
+    "fasterrcnn": FasterRCNN,
+    "maskrcnn": MaskRCNN,
+    "keypointrcnn": KeypointRCNN,
+    "retinanet": RetinaNet,
+    "fcos": FCOS,
+}
+# The options that are sequences, of how many numbers; all others are a number.
+_SEQUENCES = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """What the name of a detector stands for: a family, or one of torchvision's builders."""
+
+    name: str
+    cls: type[nn.Module]
+    is_family: bool
+    # What `DetectorConfig.options` may give, with the defaults of the class.
+    options: Mapping[str, Any]
+    # Trained detectors of torchvision: of the builder, or of the family's own on a ResNet-50.
+    weights: tuple[WeightsEnum, ...]
+    # What the builder's backbone may start from, and the classifier which that is.
+    backbone_weights: tuple[WeightsEnum, ...]
+    network: str
+    # Whether that has the keys of the builder's backbone, so that any state of it can be loaded.
+    stands_on_resnet: bool
+    # Whether the builder gives its class anchors itself, and heads that are made for as many.
+    sets_anchors: bool
+
+
+@cache
+def _find_detector(name: str) -> DetectorKind:
+    """Look up what a name stands for."""
+    builders = {each: _signature(each).return_annotation for each in list_models(module=detection)}
+    builders = {each: cls for each, cls in builders.items() if cls in (*_FAMILIES.values(), SSD)}
+    cls = {**_FAMILIES, **builders}.get(name)
+    if cls is None:
+        raise ValueError(
+            f"detector.name must be one of {', '.join(_FAMILIES)} (on the configured backbone) or "
+            f"of torchvision's {', '.join(builders)}, got {name!r}"
+        )
+    builder = f"{name}_resnet50_fpn" if name in _FAMILIES else name
+    arguments = inspect.signature(cls.__init__).parameters
+    options = {
+        key: argument.default
+        for key, argument in arguments.items()
+        # Not modules, of which None is the default.
+        if key in _SEQUENCES
+        or (isinstance(argument.default, (int, float)) and key not in ("min_size", "max_size"))
+    }
+    annotated: tuple[Any, ...] = get_args(
+        _signature(builder).parameters["weights_backbone"].annotation
+    )
+    enum = next(kind for kind in annotated if issubclass(kind, WeightsEnum))
+    network = enum.__name__.removesuffix("_Weights").lower()
+    return DetectorKind(
+        name=name,
+        cls=cls,
+        is_family=name in _FAMILIES,
+        options=options,
+        weights=tuple(get_model_weights(builder)),
+        backbone_weights=tuple(enum),
+        network=network,
+        stands_on_resnet=network == "resnet50",
+        sets_anchors=name.endswith("_v2"),
+    )
+
+
+def _signature(builder: str) -> inspect.Signature:
+    return inspect.signature(get_model_builder(builder))
+
+
+def takes_backbone(name: str) -> bool:
+    """Return whether the detector of that name stands on the configured backbone, or its own.
+
+    Raises:
+        ValueError: If there is no such detector.
+    """
+    return _find_detector(name).is_family
+
+
+def target_keys(name: str) -> tuple[str, ...]:
+    """Return what a target needs for a detector beyond boxes and labels: masks or keypoints.
+
+    Raises:
+        ValueError: If there is no such detector.
+    """
+    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(_find_detector(name).cls, ())
 
 
 @dataclass(frozen=True)
@@ -54,9 +154,14 @@ class DetectorConfig:
     #: COCO_V1, or a file
     weights: str | None = None
 
+    @property
+    def kind(self) -> DetectorKind:
+        """What the name stands for."""
+        return _find_detector(self.name)
+
     def __post_init__(self) -> None:
-        kind = find_detector(self.name)
-        self._check_applicable(kind)
+        kind = self.kind
+        refuse("detector", self, _inapplicable(self, kind))
         for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
             value = getattr(self, name)
             numbers = value if name in _ANCHOR_FIELDS else [value]
@@ -67,46 +172,36 @@ class DetectorConfig:
             if wanted is not None:
                 raise ValueError(f"detector.options.{name} must be {wanted}, got {value!r}")
 
-    def _check_applicable(self, kind: DetectorKind) -> None:
-        """Refuse at once all that means nothing to this detector."""
-        problems, reset = [], dict[str, Any]()
-        for name, reason in _inapplicable(kind).items():
-            if (value := getattr(self, name)) is not None:
-                problems.append(
-                    f"detector.{name} does not apply to {self.name} ({reason}), got {value}"
-                )
-                reset[name] = None
-        unknown = [name for name in self.options if name not in kind.options]
-        if unknown:
-            reset["options"] = {}
-            problems.append(
-                f"detector.options.{', '.join(unknown)}: no option of {self.name}; there are "
-                f"{', '.join(kind.options)}"
-            )
-        refuse("detector", problems, reset)
 
-
-def _inapplicable(kind: DetectorKind) -> dict[str, str]:
-    """Return the fields of `DetectorConfig` that mean nothing to a detector, each with why."""
-    fields = {}
+def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:
+    """Return what to say of each field that is set and means nothing to a detector."""
+    reasons = {}
     if not kind.is_family:
-        fields = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
+        reasons = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
     elif not issubclass(kind.cls, FasterRCNN):
-        fields = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
+        reasons = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
     if kind.cls is SSD:
-        fields |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
+        reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
+        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
     elif kind.cls is FCOS:
-        fields["aspect_ratios"] = "it has no anchors but locations"
+        reasons["aspect_ratios"] = "it has no anchors but locations"
     elif "mobilenet" in kind.name:
-        fields |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
-    return fields
+        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+    problems = {
+        name: f" does not apply to {kind.name} ({reason}), got {getattr(config, name)}"
+        for name, reason in reasons.items()
+        if getattr(config, name) is not None
+    }
+    if unknown := ", ".join(name for name in config.options if name not in kind.options):
+        there_are = ", ".join(kind.options)
+        problems["options"] = f".{unknown}: no option of {kind.name}; there are {there_are}"
+    return problems
 
 
 def _wanted(name: str, value: Any, default: Any) -> str | None:
     """Return what an option must be by the default of its class, None for what is such."""
     if default is None:
-        length = SEQUENCES[name]
+        length = _SEQUENCES[name]
         is_sequence = isinstance(value, (list, tuple)) and len(value) == length
         fits = value is None or (is_sequence and all(_is_number(each) for each in value))
         wanted = f"{length} numbers or null"
@@ -122,15 +217,15 @@ def _is_number(value: Any) -> bool:
     return is_real and not math.isnan(value)
 
 
-def refuse(section: str, problems: list[str], reset: Mapping[str, Any]) -> None:
-    """Raise ValueError of all problems, if there are any, with the arguments that reset fields."""
+def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
+    """Raise ValueError of all fields with a problem, if any, and with arguments to reset them."""
     if problems:
-        texts = {
-            name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            for name, value in reset.items()
-        }
-        flags = " ".join(f"--{section}.{name} {text}" for name, text in texts.items())
-        raise ValueError(f"{'; '.join(problems)}; to reset: {flags}")
+        default, flags = type(config)(), []
+        for name in problems:
+            text = json.dumps(getattr(default, name), separators=(",", ":")).strip('"')
+            flags.append(f"--{section}.{name} {text}")
+        told = "; ".join(f"{section}.{name}{problem}" for name, problem in problems.items())
+        raise ValueError(f"{told}; to reset: {' '.join(flags)}")
 
 
 @dataclass(frozen=True)
@@ -159,21 +254,20 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         _check_network("backbone", self, get_args(Norm))
         layers, eps, stages = self.trainable_layers, self.norm_eps, set(self.levels)
-        if layers is not None and not 0 <= layers <= _MOST_LAYERS:
-            raise ValueError(
-                "backbone.trainable_layers must be in 0..5 (0..6 of a MobileNet that a detector "
-                f"brings), got {layers}"
-            )
-        if self.weights == "":
-            raise ValueError("backbone.weights must name weights or be null, got ''")
-        if eps is not None and not 0 <= eps < math.inf:
-            raise ValueError(f"backbone.norm_eps must not be negative, got {eps}")
-        if self.fpn_channels < 1:
-            raise ValueError(f"backbone.fpn_channels must be positive, got {self.fpn_channels}")
-        if not stages or not stages <= {1, 2, 3, 4} or len(stages) < len(self.levels):
-            raise ValueError(
-                f"backbone.levels must be different stages out of 1..4, got {self.levels}"
-            )
+        whose = "a MobileNet that a detector brings"
+        expected = {
+            "weights": (self.weights != "", "the name of some or null"),
+            "trainable_layers": (layers in (None, *range(7)), f"in 0..5 (0..6 of {whose})"),
+            "fpn_channels": (self.fpn_channels > 0, "positive"),
+            "levels": (
+                0 < len(stages) == len(self.levels) and stages <= {1, 2, 3, 4},
+                "different stages out of 1..4",
+            ),
+            "norm_eps": (eps is None or 0 <= eps < math.inf, "0 or more"),
+        }
+        for name, (is_right, wanted) in expected.items():
+            if not is_right:
+                raise ValueError(f"backbone.{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,39 @@
-"""Putting a state dict into a module completely, or refusing it by the keys that do not fit."""
+"""Putting a state dict into a module completely, or refusing it by the keys that do not fit.
+
+The module is a whole detector, with a new head, or a classifier or the body of a detector.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from detmix.pretrained.read_state import PretrainedState, kind_of
+from detmix.backbones.resnet import resnet_names
+from detmix.backbones.timm import head_names, plain_name
+from detmix.pretrained.read_state import PretrainedState, Source, find_source, read_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What a torchvision detector has beside its backbone.
+_DETECTOR_KEYS = ("rpn.", "roi_heads.", "head.classification_head.")
+# What depends on the classes: SSDlite has a convolution of each channel before that into them.
+_CLASS_HEAD = re.compile(
+    r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\."
+    r"|head\.classification_head\.(cls_logits|module_list\.\d+(\.1)?)\.(weight|bias)$"
+)
+_KEYPOINT_HEAD = "roi_heads.keypoint_predictor"
+_KEYPOINTS = f"{_KEYPOINT_HEAD}.kps_score_lowres.bias"
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8
 _log = logging.getLogger(__name__)
@@ -46,7 +66,85 @@ class LoadReport:
         return text
 
 
-def load_matching(
+def load_detector(model: Any, source: Source, title: str, num_classes: int) -> LoadReport:
+    """Load a trained detector into another, all but what depends on the classes."""
+    transform = model.transform
+    weights = read_source(source, tuple(transform.image_mean), tuple(transform.image_std))
+    own, state = model.state_dict(), weights.state
+    if not any(key.startswith("backbone.") for key in state):
+        raise ValueError(
+            f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
+            "classifier set backbone.weights instead"
+        )
+    head = [key for key in own if _CLASS_HEAD.match(key)]
+    bias = next(key for key in head if key.endswith(".bias"))
+    anchors = len(own[bias]) // num_classes
+    before = state[bias].numel() // anchors if bias in state else "no"
+    text = f"the head of {before} classes, which is new for {num_classes}, background included"
+    if _KEYPOINTS in own and _KEYPOINTS in state:
+        expected, found = len(own[_KEYPOINTS]), state[_KEYPOINTS].numel()
+        if found != expected:
+            head.append(_KEYPOINT_HEAD)
+            text += f"; that of {found} keypoints, which is new for {expected}"
+    return _load_matching(model, weights, model=title, heads=head, head=text)
+
+
+def load_classifier(
+    module: nn.Module, source: Source, name: str, stem: str | None = None
+) -> LoadReport:
+    """Load a classifier into another or a body, all but the head, if it is of that network."""
+    weights = read_source(source, IMAGENET_MEAN, IMAGENET_STD)
+    if any(key.startswith(_DETECTOR_KEYS) for key in weights.state):
+        raise ValueError(
+            f"{source.what} holds a whole detector, expected a classifier: set "
+            "detector.weights instead"
+        )
+    for option, wanted in (("name", source.network), ("stem", stem)):
+        found = weights.network.get(option)
+        if wanted and found and plain_name(str(found)) != plain_name(wanted):
+            raise ValueError(
+                f"{source.what} was trained with model.{option}={found}, got "
+                f"backbone.{option}={wanted}: set backbone.{option}={found}"
+            )
+    return _load_matching(
+        module,
+        weights,
+        model=name,
+        heads=head_names(module),
+        head="the classifier head",
+        # The body of a torchvision detector ends at the last stage that it returns.
+        absent=[stage for stage in _STAGES if not hasattr(module, stage)],
+    )
+
+
+def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
+    """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
+
+    Every tensor but those of the classifier's head must be in the weights with its shape, and no
+    other may be left over. Set ``model.transform.image_mean`` and ``image_std`` to the report's.
+
+    Args:
+        module: A ResNet of torchvision, a classifier of timm, or ``model.backbone.body``.
+        source: A file as `BackboneConfig.weights` takes it, a full name such as
+            ``"ResNet50_Weights.IMAGENET1K_V2"``, or ``"timm:NAME"``.
+
+    Raises:
+        TypeError: If the module is a whole detector or a backbone with its pyramid.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights are unknown, broken or of another network; the module is
+            unchanged then.
+        ConnectionError: If they cannot be downloaded.
+    """
+    name = type(module).__name__
+    if hasattr(module, "backbone") or isinstance(module, BackboneWithFPN):
+        raise TypeError(
+            f"expected a classifier or a detector's body, got {name}: give it model.backbone.body"
+        )
+    known = [member for each in resnet_names() for member in get_model_weights(each)]
+    return load_classifier(module, find_source(source, "source", known), name)
+
+
+def _load_matching(
     module: nn.Module,
     weights: PretrainedState,
     *,
@@ -121,3 +219,10 @@ def _hint(missing: Sequence[str], unexpected: Sequence[str], other: Sequence[str
     if len(other) == 1 and "for conv1.weight:" in other[0]:
         return " The first convolution differs: stem must be as in the pretraining"
     return ""
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Return ``"real"``, ``"complex"`` or ``"whole"``: what torch would convert without a word."""
+    if tensor.is_complex():
+        return "complex"
+    return "real" if tensor.is_floating_point() else "whole"

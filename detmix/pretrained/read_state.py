@@ -1,8 +1,8 @@
-"""Reading files of weights, whoever wrote them, without running code.
+"""From what a configuration says, a name or a file, to tensors that were trained before.
 
-Understood are plain state dicts, also as safetensors, checkpoints that hold one under a usual name,
-such as the official CutMix repository's (github.com/clovaai/CutMix-PyTorch, train.py), and the
-checkpoints of detmix.
+Files are read whoever wrote them, and no code in them is run: plain state dicts, also as
+safetensors, checkpoints that hold one under a usual name, such as the official CutMix repository's
+(github.com/clovaai/CutMix-PyTorch, train.py), and the checkpoints of detmix.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
+from detmix.backbones.timm import TIMM_PREFIX, read_timm_weights
+
+_FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}
 # Where checkpoints keep their state dict.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # What DataParallel, DistributedDataParallel and torch.compile put before every key.
@@ -48,6 +52,98 @@ class PretrainedState:
     norm_eps: float | None = None
     network: Mapping[str, Any] = field(default_factory=dict)  # a classifier's name and stem
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pretrained state comes from: decided, and nothing opened yet."""
+
+    setting: str
+    text: str
+    what: str  # both, for messages
+    # A member of torchvision's weights, the name of one of timm's, or a path.
+    place: WeightsEnum | str | Path
+    is_torchvisions: bool
+    # What it is for, where that is known, and which names there are for that.
+    network: str | None
+    names: tuple[str, ...]
+
+
+def find_source(
+    text: str | Path,
+    setting: str,
+    known: Sequence[WeightsEnum],
+    network: str | None = None,
+    *,
+    timm: bool = True,
+) -> Source:
+    """Decide whether a setting names one of torchvision's weights, one of timm's or a file."""
+    place: WeightsEnum | str | Path = Path(text)
+    if isinstance(text, str):
+        if timm and text.startswith(TIMM_PREFIX):
+            place = text
+        for enum in {type(member): None for member in known}:
+            name = text.removeprefix(f"{enum.__name__}.")
+            # Where the network is not known, only a full name tells whose weights are meant.
+            if name in enum.__members__ and (network is not None or name != text):
+                place = enum[name]
+    names = [str(member) if network is None else member.name for member in known]
+    return Source(
+        setting=setting,
+        text=os.fspath(text),
+        what=f"{setting}={text}",
+        place=place,
+        is_torchvisions=isinstance(place, WeightsEnum),
+        network=network,
+        names=(*names, f"{TIMM_PREFIX}NAME") if timm else tuple(names),
+    )
+
+
+def read_source(
+    source: Source, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
+) -> PretrainedState:
+    """Read a state, with the mean and deviation of its images, these where it tells none."""
+    if isinstance(source.place, WeightsEnum):
+        found = PretrainedState(_download(source, source.place))
+    elif isinstance(source.place, Path):
+        found = read_weight_file(_existing(source, source.place.expanduser()))
+    else:
+        found = PretrainedState(*read_timm_weights(source.place, source.setting, source.network))
+    return replace(found, source=source.what, mean=found.mean or mean, std=found.std or std)
+
+
+def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
+    """Return torchvision's weights, from its folder of downloads where they are there already."""
+    try:
+        state: dict[str, Tensor] = member.get_state_dict(
+            check_hash=True, map_location="cpu", weights_only=True
+        )
+    # OSError is URLError and whatever else a broken connection gives; the others, a broken file.
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "its file holds more than tensors" if unsafe else error
+        raise ConnectionError(
+            f"cannot load {member} of {source.network or type(member).__name__} ({reason}); put "
+            f"the file of {member.url} into torch's hub folder "
+            "(torch.hub.get_dir()/checkpoints) by hand, or set "
+            f"{source.setting}=null to start from scratch"
+        ) from error
+    return state
+
+
+def _existing(source: Source, path: Path) -> Path:
+    """Return the path of a file that is there."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise FileNotFoundError(f"{source.what} is a folder, expected a file such as best.pt")
+    if os.sep in source.text or path.suffix in _FILE_SUFFIXES:
+        raise FileNotFoundError(f"{source.what}: there is no file {path}")
+    of = "" if source.network is None else f" of {source.network}"
+    known = f"one of {', '.join(source.names)} or a file"
+    raise ValueError(
+        f"{source.setting}{of} must be {known}, got {source.text!r}, and there is no such file"
+    )
 
 
 def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
@@ -102,7 +198,7 @@ def read_weight_file(path: Path | str) -> PretrainedState:
     """Read the weights out of a file, whatever they are packed in."""
     path = Path(path)
     content: Any
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors":
         try:
             content = load_file(path)
         except SafetensorError as error:
@@ -164,13 +260,6 @@ def model_state(checkpoint: Mapping[str, Any]) -> Any:
     """Return the averaged weights in a checkpoint of detmix, or the only ones."""
     average = checkpoint.get("ema")
     return checkpoint["model"] if average is None else average
-
-
-def kind_of(tensor: Tensor) -> str:
-    """Return ``"real"``, ``"complex"`` or ``"whole"``: what torch would convert without a word."""
-    if tensor.is_complex():
-        return "complex"
-    return "real" if tensor.is_floating_point() else "whole"
 
 
 def _is_state(state: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.utils.data import Dataset, Subset
@@ -16,7 +16,7 @@ from detmix.data import (
     detection_transforms,
 )
 from detmix.detectors import build_detector, target_keys
-from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
+from detmix.detectors.build import configured_normalization, set_normalization
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
 from detmix.evaluation.coco.backend import Backend
 from detmix.evaluation.results import IouType
@@ -29,7 +29,6 @@ from detmix.mixing import (
     RandomChoice,
     Sample,
 )
-from detmix.pretrained.read_state import STATISTICS
 from detmix.training.checkpoint import Normalization
 from detmix.training.config import TrainConfig
 from detmix.training.progress import Evaluation
@@ -74,25 +73,11 @@ def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.M
         **({} if keypoints is None else {"num_keypoints": keypoints}),
     )
     if saved is not None:
-        _normalize_as(model, saved, config)
+        set_normalization(model, saved)
+        set_normalization(model, configured_normalization(config.detector, config.backbone))
     if config.loss is None:
         return model
     return weight_losses(model, config.loss.background_weight, config.loss.normalizer)
-
-
-def _normalize_as(model: Any, saved: Normalization, config: TrainConfig) -> None:
-    """Have a checkpoint's normalization where the configuration leaves it open."""
-    for name in STATISTICS:
-        if config.detector.options.get(name) is None and saved.get(name) is not None:
-            setattr(model.transform, name, list(saved[name]))
-    if config.backbone.norm_eps is None:
-        set_norm_epsilon(model, saved.get("norm_eps"))
-
-
-def normalization(model: Any) -> Normalization:
-    """Return how a detector normalises images and features, of which its state holds nothing."""
-    statistics = {name: list(getattr(model.transform, name)) for name in STATISTICS}
-    return {**statistics, "norm_eps": norm_epsilon(model)}
 
 
 def open_dataset(

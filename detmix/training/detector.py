@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from detmix.data.loaders import MixCollate, eval_loader, train_loader
+from detmix.detectors.build import normalization
 from detmix.mixing import MixedDataset, Target
 from detmix.training.build import (
     Score,
@@ -13,7 +14,6 @@ from detmix.training.build import (
     build_model,
     build_test_set,
     build_train_set,
-    normalization,
     open_datasets,
     summarize,
 )

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from detmix.data.loaders import explain_dead_workers
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
-from detmix.pretrained.read_state import kind_of, model_state
+from detmix.pretrained.match_state import kind_of
+from detmix.pretrained.read_state import model_state
 from detmix.training.build import DetectionData, Evaluator, build_model
 from detmix.training.checkpoint import load_checkpoint
 from detmix.training.config import TrainConfig
