@@ -55,24 +55,25 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
 
         With a seed, always the same within an epoch.
         """
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is out of range for {size} samples")
+        index %= size
         if self.seed is None:
             (seed,) = draw_seeds(1)
         else:
             seed = sample_seed(self.seed, self.mix.epoch, index, self._stream)
         rng = random.Random(seed)
-        how, others = self.mix.draw(rng), len(self) - 1
-        if how is None or not others:
+        how = self.mix.draw(rng)
+        if how is None or size == 1:
             return None
-        partner = rng.randrange(others)
+        partner = rng.randrange(size - 1)
         partner += partner >= index  # every index but its own is equally likely
         return MixParams(partner, how)
 
     def __getitem__(self, index: int) -> Sample:
-        size = len(self)
-        if not -size <= index < size:
-            raise IndexError(f"index {index} is out of range for {size} samples")
-        index %= size
         params = self.draw_params(index)
+        index %= len(self)
         if params is None:
             return self.mix.transform([self.dataset[index]], [None], numbers=[index])[0]
         pair = [self.dataset[index], self.dataset[params.partner]]

@@ -247,8 +247,8 @@ def test_is_a_module_without_a_state_and_says_its_settings():
     choice = RandomChoice(mixers, (1, 3)).to("cpu").eval()
     for told in (
         "probabilities=(0.25, 0.75)",
-        "DetectionMixUp(alpha=2.0, fill=(1, 2), p=0.25, epochs=5, off_epochs=2)",
-        "DetectionCutMix(alpha=2.0, min_visibility=0.2, p=0.25, epochs=5, off_epochs=2)",
+        "DetectionMixUp(fill=(1, 2), alpha=2.0, p=0.25, epochs=5, off_epochs=2)",
+        "DetectionCutMix(min_visibility=0.2, alpha=2.0, p=0.25, epochs=5, off_epochs=2)",
     ):
         assert told in repr(choice)
     assert isinstance(choice, nn.Module)
