@@ -106,15 +106,6 @@ def test_one_stage(name, normalizer):
         assert loss.item() == pytest.approx(sum(means) / len(means), rel=1e-4), key
 
 
-@pytest.mark.parametrize("loss_type", ["giou", "smooth_l1", "diou", "ciou"])
-def test_other_box_losses_of_a_retinanet_equal_torchvision_s_bit_for_bit(loss_type):
-    plain = deepcopy(small("retinanet"))
-    plain.head.regression_head._loss_type = loss_type  # there is no option for it
-    expected = step(twin(plain), batch())
-    assert all(expected[0].values())
-    assert_identical(step(weight_losses(plain), batch("objects", 1.0)), expected)
-
-
 def test_keypoints_of_which_none_is_visible_equal_torchvision_s_bit_for_bit():
     plain, (images, targets) = small("keypointrcnn"), batch()
     for target in targets:

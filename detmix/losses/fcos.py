@@ -16,8 +16,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import weighted_sum
+from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights, weighted_sum
 
 
 class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]

@@ -1,4 +1,8 @@
-"""What every family of weighted detectors shares: the settings, and each sample's weight.
+r"""What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
+
+A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_i` with
+torchvision's own normalizer n, so it is linear in the weights. Its form is chosen so that with all
+weights 1 values and gradients equal torchvision's bit for bit.
 
 Targets are checked where they come to the first loss that needs them: boxes and weights in an
 R-CNN's RPN, labels in its RoI heads, all of them in the head of a one-stage detector.
@@ -32,7 +36,7 @@ class LossWeighting:
     normalizer: Normalizer = "samples"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.background_weight) and self.background_weight >= 0):
+        if not 0 <= self.background_weight < math.inf:
             raise ValueError(
                 f"background_weight must be finite and not negative, got {self.background_weight}"
             )
@@ -59,10 +63,18 @@ class LossWeighting:
         return max(num_foreground, 1)
 
 
+def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    """Sum of losses, ``(S,)`` or several for each sample, each times the sample's weight."""
+    # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
+    trailing = (1,) * (losses.ndim - weights.ndim)
+    return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
+
+
 def sample_weights(
-    weights: Tensor, matched_idxs: Tensor, foreground: Tensor, background_weight: float
+    target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor, background_weight: float
 ) -> Tensor:
-    """Give ``(S,)`` samples the weights of their objects out of ``(N,)``, or the background's."""
+    """Give ``(S,)`` samples of an image the weights of their objects, or the background's."""
+    weights = box_weights(target)
     background = weights.new_full((), background_weight)
     if len(weights) == 0:  # nothing to gather from, and nothing is foreground
         return background.expand(len(matched_idxs))
@@ -77,7 +89,7 @@ def anchor_weights(
     check_labels(targets, num_classes)
     return torch.stack(
         [
-            sample_weights(box_weights(target), matched, matched >= 0, background_weight)
+            sample_weights(target, matched, matched >= 0, background_weight)
             for target, matched in zip(targets, matched_idxs, strict=True)
         ]
     )

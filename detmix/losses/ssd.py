@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import weighted_sum
+from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights, weighted_sum
 
 
 class WeightedSSD(SSD):  # type: ignore[misc]

@@ -22,6 +22,7 @@ from detmix.mixing.join import join
 from detmix.mixing.mixer import RatioMixer
 from detmix.mixing.target import (
     Sample,
+    Size,
     Target,
     box_format,
     check_pair,
@@ -48,7 +49,7 @@ class Cut(NamedTuple):
     y: float
     """Centre from the top as a share of the height, in [0, 1)."""
 
-    def rectangle(self, size: tuple[int, int]) -> Rectangle:
+    def rectangle(self, size: Size) -> Rectangle:
         """Return (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
 
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
@@ -180,7 +181,7 @@ def _check_min_visibility(share: float) -> None:
         raise ValueError(f"min_visibility must be in [0, 1], got {share}")
 
 
-def _common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
+def _common_size(image_a: Tensor, image_b: Tensor) -> Size:
     """Return (H, W) of the region at the top left that both images cover; they must match."""
     check_pair(image_a, image_b)
     return min(image_a.shape[-2], image_b.shape[-2]), min(image_a.shape[-1], image_b.shape[-1])
@@ -202,11 +203,7 @@ def _paste(
 
 
 def _visible(
-    sample: Sample,
-    rectangle: Rectangle,
-    inside: bool,
-    size: tuple[int, int],
-    min_visibility: float,
+    sample: Sample, rectangle: Rectangle, inside: bool, size: Size, min_visibility: float
 ) -> tuple[Target, Tensor]:
     """Cut an image's objects to what is seen of them, in or out of the rectangle.
 
@@ -228,11 +225,7 @@ def _visible(
 
 
 def _cut_boxes(
-    boxes: Tensor,
-    image: tuple[int, int],
-    rectangle: Rectangle,
-    inside: bool,
-    size: tuple[int, int],
+    boxes: Tensor, image: Size, rectangle: Rectangle, inside: bool, size: Size
 ) -> tuple[Tensor, Tensor]:
     """Clip boxes to what is seen of them where that is a rectangle; return their shares too."""
     # What of a box lies beyond its image is not seen to begin with: resizing alone can move an edge
@@ -278,7 +271,7 @@ def _area(boxes: Tensor) -> Tensor:
     return sides[:, 0] * sides[:, 1]
 
 
-def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: tuple[int, int]) -> Tensor:
+def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: Size) -> Tensor:
     """Return ``(N, H, W)`` masks, zero where they are not seen."""
     x1, y1, x2, y2 = rectangle
     whole = plain(masks)

@@ -15,6 +15,7 @@ from detmix.mixing.join import join
 from detmix.mixing.mixer import RatioMixer
 from detmix.mixing.target import (
     Sample,
+    Size,
     Target,
     check_pair,
     check_ratio,
@@ -151,7 +152,7 @@ def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
     return blended.permute(2, 0, 1) if last else blended
 
 
-def _pad(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:
+def _pad(image: Tensor, size: Size, fill: Sequence[float]) -> Tensor:
     """Pad an image at its bottom and right with one number, or one for each channel."""
     height, width = image_size(image)
     if (height, width) == size:

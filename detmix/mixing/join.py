@@ -14,6 +14,7 @@ from torchvision.tv_tensors import TVTensor
 
 from detmix.mixing.target import (
     PER_OBJECT_KEYS,
+    Size,
     Target,
     box_format,
     check_ratio,
@@ -29,7 +30,7 @@ Pair = tuple[Target, Target]
 _ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
 
 
-def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
+def union(target_a: Target, target_b: Target, lam: float, size: Size) -> Target:
     r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
 
     Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
@@ -54,9 +55,7 @@ def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int])
     return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
 
 
-def join(
-    targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: tuple[int, int]
-) -> Target:
+def join(targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: Size) -> Target:
     """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
     # Decided before any object is left out: by chance as many could be left as another key has.
     keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _is_joined(targets, key)]
@@ -85,7 +84,7 @@ def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
     }
 
 
-def _concatenate(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
+def _concatenate(targets: Pair, parts: Pair, key: str, size: Size) -> Any:
     """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
     like = _typed_like(targets[0].get(key), targets[1].get(key))
     rows = [_rows(target, part, key, like) for target, part in zip(targets, parts, strict=True)]
@@ -130,7 +129,7 @@ def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     return value
 
 
-def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def _pad_masks(masks: Tensor, size: Size) -> Tensor:
     """Pad ``(N, H', W')`` masks with background at the bottom and right to (H, W)."""
     if masks.shape[-2:] == size:  # padding by nothing would copy
         return masks

@@ -71,14 +71,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Draw a partner for each sample, and how the pair is mixed; None for one that is not.
 
         Partners are the neighbours on a random circle through the batch: each sample is the
-        partner of exactly one other, and never its own.
-
-        Args:
-            batch_size: B.
-            generator: A CPU generator; None for torch's global one.
-            seeds: B seeds in place of a generator. Whether and how a sample is mixed are then a
-                function of its own seed, whatever else is in the batch; partners are a function of
-                the set of all seeds, whatever their order.
+        partner of exactly one other, and never its own. Seeds, one for each sample, can take the
+        place of a generator (by default torch's global one). Whether and how a sample is mixed
+        are then a function of its own seed, and partners one of the set of all seeds.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
@@ -99,18 +94,11 @@ class DetectionMixer(nn.Module, abc.ABC):
         *,
         numbers: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Mix the samples of a batch as ``params`` say.
+        """Mix the samples of a batch as `make_params` said.
 
-        Args:
-            samples: B pairs of an image ``(C, H, W)`` and a target.
-            params: What `make_params` returned.
-            numbers: What errors call the samples; 0 to B - 1 by default.
-
-        Returns:
-            B new samples, all with ``boxes`` and ``box_weights``; the inputs are not changed.
-
-        Raises:
-            ValueError: Naming a sample that breaks the contract, or two that do not match.
+        New samples are returned, all with ``boxes`` and ``box_weights``; the inputs are not
+        changed. ValueError names a sample that breaks the contract, or two that do not match, by
+        their ``numbers`` (0 to B - 1 by default).
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")

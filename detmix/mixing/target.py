@@ -22,6 +22,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
+Size = tuple[int, int]
 
 # Known by name, because a length says nothing when it happens to equal the number of objects.
 PER_OBJECT_KEYS = frozenset(
@@ -145,7 +146,7 @@ def check_pair(image_a: Tensor, image_b: Tensor) -> None:
             raise ValueError(f"images to mix must have the same {name}, got {a} and {b}")
 
 
-def image_size(image: Tensor) -> tuple[int, int]:
+def image_size(image: Tensor) -> Size:
     """Return (H, W) of one image or a batch of them."""
     return image.shape[-2], image.shape[-1]
 
@@ -174,7 +175,7 @@ def xyxy(boxes: Tensor) -> Tensor:
     return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
 
 
-def wrap_like(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+def wrap_like(values: Tensor, like: Any, size: Size) -> Tensor:
     """Give plain values the type of another tensor, on a canvas of their own."""
     if not isinstance(like, TVTensor):
         return values
