@@ -97,41 +97,36 @@ def anchor_weights(
 
 def check_objects(targets: Targets) -> None:
     """Raise ValueError for the first weight or box that no loss can be computed with."""
-    for index, target in enumerate(targets):
-        count, found = len(target["boxes"]), tuple(box_weights(target).shape)
-        if found != (count,):
+    weights = [box_weights(target) for target in targets]
+    for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
+        if own.shape != (count := len(target["boxes"]),):
             raise ValueError(
                 f"'box_weights' of target {index} must have shape ({count},), one for each box, "
-                f"got {found}"
+                f"got {tuple(own.shape)}"
             )
+    boxes = [target["boxes"] for target in targets]
     _check_rows(
-        targets,
-        {
-            "box_weights": ("finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
-            "boxes": ("finite", lambda boxes: torch.isfinite(boxes).all(1)),
-        },
+        ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
+        ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
     )
 
 
 def check_labels(targets: Targets, num_classes: int) -> None:
     """Raise ValueError for the first label that is no class: on a GPU it would be fatal."""
     expected = f"in 1..{num_classes - 1} (0 is background)"
-    _check_rows(targets, {"labels": (expected, lambda y: (y >= 1) & (y < num_classes))})
+    labels = [target["labels"] for target in targets]
+    _check_rows(("labels", labels, expected, lambda y: (y >= 1) & (y < num_classes)))
 
 
-def _check_rows(targets: Targets, rules: dict[str, tuple[str, Callable[[Tensor], Tensor]]]) -> None:
-    """Raise ValueError for the first row that breaks a rule: what it must be, and the test."""
-    rows = {
-        key: [box_weights(target) if key == "box_weights" else target[key] for target in targets]
-        for key in rules
-    }
-    valid = {key: is_valid(torch.cat(rows[key])) for key, (_, is_valid) in rules.items()}
-    if bool(torch.cat(list(valid.values())).all()):  # asked once, as it waits for the device
+def _check_rows(*columns: tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]) -> None:
+    """Raise ValueError for the first bad row; a column is key, each target's values and a rule."""
+    valid = [is_valid(torch.cat(values)) for _, values, _, is_valid in columns]
+    if bool(torch.cat(valid).all()):  # asked once, as it waits for the device
         return
-    for key, (expected, is_valid) in rules.items():
-        for index, values in enumerate(rows[key]):
-            for row in (~is_valid(values)).nonzero()[:, 0].tolist():
+    for key, values, expected, is_valid in columns:
+        for index, own in enumerate(values):
+            for row in (~is_valid(own)).nonzero()[:, 0].tolist():
                 raise ValueError(
-                    f"{key!r} of target {index} must be {expected}, got {values[row].tolist()} "
+                    f"{key!r} of target {index} must be {expected}, got {own[row].tolist()} "
                     f"for box {row}"
                 )

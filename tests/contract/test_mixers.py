@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, cutmix, mixup
 from detmix.data import MixCollate, collate
-from detmix.mixing import Cut, MixParams, SharedEpoch
+from detmix.mixing import Cut, MixParams
 
 MIXERS = {
     "mixup": DetectionMixUp,
@@ -253,4 +253,3 @@ def test_is_a_module_without_a_state_and_says_its_settings():
         assert told in repr(choice)
     assert isinstance(choice, nn.Module)
     assert not choice.state_dict()
-    assert repr(copy.deepcopy(SharedEpoch(3))) == "SharedEpoch(3)"
