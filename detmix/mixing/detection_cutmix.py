@@ -50,10 +50,10 @@ class Cut(NamedTuple):
     """Centre from the top as a share of the height, in [0, 1)."""
 
     def rectangle(self, size: Size) -> Rectangle:
-        """Return (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
+        """Return (x1, y1, x2, y2), x2 and y2 exclusive, of an image of ``size`` (H, W).
 
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
-        exceeds the image, of ``size`` (H, W), is cut off. A share out of range is a ValueError.
+        exceeds the image is cut off. A share out of range is a ValueError.
         """
         check_ratio(self.lam)
         if not (0.0 <= self.x < 1.0 and 0.0 <= self.y < 1.0):
@@ -195,20 +195,15 @@ def _paste(
     x1, y1, x2, y2 = rectangle
     image = plain(image_a).clone()
     image[:, y1:y2, x1:x2] = plain(sample_b[0])[:, y1:y2, x1:x2]
-    (left, share_a), (pasted, share_b) = (
-        _visible(sample, rectangle, inside, size, min_visibility)
-        for sample, inside in ((sample_a, False), (sample_b, True))
-    )
+    left, share_a = _visible(sample_a, rectangle, False, size, min_visibility)
+    pasted, share_b = _visible(sample_b, rectangle, True, size, min_visibility)
     return wrap_like(image, image_a, size), join((left, pasted), (share_a, share_b), size)
 
 
 def _visible(
     sample: Sample, rectangle: Rectangle, inside: bool, size: Size, min_visibility: float
 ) -> tuple[Target, Tensor]:
-    """Cut an image's objects to what is seen of them, in or out of the rectangle.
-
-    Returned are the share of each that is seen too, or 0 of those to be left out.
-    """
+    """Cut objects to what is seen in or out of a rectangle; return shares too, 0 to leave out."""
     image, target = sample
     boxes, box_share = _cut_boxes(target["boxes"], image_size(image), rectangle, inside, size)
     cut, share = {**target, "boxes": boxes}, box_share

@@ -270,13 +270,8 @@ class RandomChoice(DetectionMixer):
     sample stays as it is. It serves wherever a mixer does.
 
     Args:
-        mixers: The mixers to choose from.
+        mixers: The mixers to choose from, at least one.
         probabilities: How likely each is picked, relative to the others; None for all alike.
-
-    Raises:
-        ValueError: If there is no mixer, or the probabilities are not one for each, not
-            negative, with a positive sum.
-        TypeError: If one is not a `DetectionMixer`.
     """
 
     def __init__(
