@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_refused_with_the_remedy(coco):
     with pytest.raises(ValueError, match=r"sample 0 \(image_id 1\).*v2\.ToImage\(\)"):
         next(iter(DataLoader(dataset, batch_size=2, collate_fn=DetectionMixUp())))
     # SanitizeBoundingBoxes drops boxes and labels, but not lists that it does not know of
-    image, target = next(sample for sample in coco[0](TYPED) if len(sample[1].get("boxes", ())) == 2)
+    image, target = next(
+        sample for sample in coco[0](TYPED) if len(sample[1].get("boxes", ())) == 2
+    )
     target = {**target, **{key: target[key][:1] for key in ("boxes", "labels", "masks")}}
     with pytest.raises(ValueError, match=r"'area' .* 1 .*list of length 2"):
         DetectionMixUp()([(image, target)])
