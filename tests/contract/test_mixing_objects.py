@@ -89,30 +89,18 @@ def test_a_key_as_long_as_what_is_left_of_the_objects_is_none_of_theirs():
     assert mixed["box_weights"].tolist() == [0.5, 1.0, 0.25, 1.0]
 
 
-@pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(
     ("min_visibility", "left"), [(0.0, 4), (0.1, 4), (0.11, 3), (0.5, 2), (0.51, 1), (1.0, 1)]
 )
-def test_min_visibility(side, min_visibility, left):
+def test_min_visibility(min_visibility, left):
     # visible: 0, 0.1, 0.2, 0.5, 1 (within the rectangle, or outside of its mirror image)
     boxes = [(20, 0, 30, 10), (9, 0, 19, 10), (8, 0, 18, 10), (5, 0, 15, 10), (0, 0, 10, 10)]
     boxes += [(1, 1, 1, 5), (4, 4, 3, 3)]  # without area
-    rectangle = (0, 0, 10, 20) if side == "b" else (10, 0, 30, 20)
-    mixed = cut_only(target_of(*boxes), rectangle, side, min_visibility=min_visibility)
-    shares = pytest.approx([0.1, 0.2, 0.5, 1.0][-left:], rel=1e-6)
-    assert mixed["box_weights"].tolist() == shares
-    assert mixed["labels"].tolist() == [2, 3, 4, 5][-left:]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
-def test_dtype_of_boxes_is_kept(dtype):
-    target = target_of(BOX)
-    target["boxes"] = target["boxes"].to(dtype)
-    for side, box in (("a", [14, 5, 20, 15]), ("b", [10, 5, 14, 15])):
-        mixed = cut_only(target, (0, 0, 14, 20), side)
-        assert mixed["boxes"].tolist() == [box]
-        assert mixed["boxes"].dtype == dtype
-        assert mixed["box_weights"].dtype == torch.float32
+    for side, rectangle in (("b", (0, 0, 10, 20)), ("a", (10, 0, 30, 20))):
+        mixed = cut_only(target_of(*boxes), rectangle, side, min_visibility=min_visibility)
+        shares = pytest.approx([0.1, 0.2, 0.5, 1.0][-left:], rel=1e-6)
+        assert mixed["box_weights"].tolist() == shares
+        assert mixed["labels"].tolist() == [2, 3, 4, 5][-left:]
 
 
 @pytest.mark.parametrize("bottom", [20.0, 20.000002, 31.0])
@@ -130,24 +118,28 @@ def test_what_is_beyond_the_image_is_no_part_of_an_object(bottom):
         assert mixed["box_weights"].tolist() == [share]
 
 
-def test_area_is_scaled_by_the_visible_share():
+@pytest.mark.parametrize(
+    ("side", "box", "share", "seen"),
+    [("a", [14, 5, 20, 15], 0.6, [0, 1, 0, 0]), ("b", [10, 5, 14, 15], 0.4, [1, 0, 1, 0])],
+)
+def test_dtypes_areas_and_keypoints(side, box, share, seen):
+    def left_of(**fields):
+        return cut_only({**target_of(BOX), **fields}, (0, 0, 14, 20), side)
+
+    for dtype in (torch.float64, torch.float16, torch.int64):
+        mixed = left_of(boxes=tensor([BOX], dtype=dtype))
+        assert mixed["boxes"].tolist() == [box]
+        assert (mixed["boxes"].dtype, mixed["box_weights"].dtype) == (dtype, torch.float32)
     for area in (tensor([80.0], dtype=torch.float64), tensor([80]), [80]):
-        for side, share in (("a", 0.6), ("b", 0.4)):
-            left = cut_only(target_of(BOX, area=area), (0, 0, 14, 20), side)["area"]
-            assert type(left) is type(area)
-            assert float(left[0]) == pytest.approx(80 * share, rel=1e-6)
-            assert isinstance(area, list) or area.dtype in (left.dtype, torch.int64)
-
-
-def test_hidden_keypoints_are_not_labelled_any_more():
+        left = left_of(area=area)["area"]
+        assert type(left) is type(area)
+        assert float(left[0]) == pytest.approx(80 * share, rel=1e-6)
+        assert isinstance(area, list) or area.dtype in (left.dtype, torch.int64)
     # Pixel 13 is the last in the rectangle, from 12.5 to 13.5, where the next begins.
     points = tensor([[[11.0, 6, 2], [13.5, 6, 1], [13.4, 14, 2], [0, 0, 0]]])
-    for side, seen in (("a", [0, 1, 0, 0]), ("b", [1, 0, 1, 0])):
-        mixed = cut_only(target_of(BOX, keypoints=points), (0, 0, 14, 20), side)
-        assert torch.equal(mixed["keypoints"], points * tensor(seen)[:, None])
+    assert torch.equal(left_of(keypoints=points)["keypoints"], points * tensor(seen)[:, None])
     without = points[..., :2]  # no visibility: they stay
-    mixed = cut_only(target_of(BOX, keypoints=without), (0, 0, 14, 20), "a")
-    assert torch.equal(mixed["keypoints"], without)
+    assert torch.equal(left_of(keypoints=without)["keypoints"], without)
 
 
 DEPTH = 3
@@ -241,16 +233,6 @@ def seen_part(row, rectangle, inside, size, with_masks):
     return share, replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
 
 
-def blended_rows(sides, lam):
-    """Every object of both, its weight times its image's ratio."""
-    rows = [
-        replace(row, weight=row.weight * ratio)
-        for side, ratio in zip(sides, (lam, 1 - lam), strict=True)
-        for row in side
-    ]
-    return [row for row in rows if row.weight]
-
-
 def cut_rows(sides, rectangle, sizes, min_visibility, with_masks):
     """What is seen of every object."""
     parts = [
@@ -281,9 +263,10 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
     else:
         image, target = mixup(*sample_a, *sample_b, how)
         assert_pixels(plain(image), plain_a, plain_b, how)
-        rows = blended_rows((rows_a, rows_b), how)
+        rows = [replace(row, weight=row.weight * how) for row in rows_a]
+        rows += [replace(row, weight=row.weight * (1 - how)) for row in rows_b]
     size = tuple(image.shape[1:])
-    rows = [replace(row, mask=padded(row.mask, size)) for row in rows]
+    rows = [replace(row, mask=padded(row.mask, size)) for row in rows if row.weight]
     for (old, old_target), (kept, kept_target) in zip((sample_a, sample_b), before, strict=True):
         assert torch.equal(plain(old), plain(kept))
         assert_same_target(old_target, kept_target)
