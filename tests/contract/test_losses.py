@@ -87,7 +87,9 @@ def test_without_objects_only_the_background_weight_counts(family):
     targets = [{key: target[key] for key in ("boxes", "labels")} for target in targets]
     losses = losses_of(weighted(family, 0.3), (images, targets))
     assert_close(losses, {key: 0.3 * loss for key, loss in expected.items()})
-    assert_close(losses_of(weighted(family, 1.0, "weights"), batch("none")), expected)
+    for weight in (1.0, 0.0):  # 0 / 0 among them
+        losses = losses_of(weighted(family, weight, "weights"), batch("none"))
+        assert_close(losses, {key: weight * loss for key, loss in expected.items()})
     assert targets[0].keys() == {"boxes", "labels"}
 
 
@@ -146,10 +148,6 @@ def test_called_again_or_on_a_copy_it_changes_the_settings_of_that_model_only(fa
 OF_OBJECTS = {"loss_mask", "loss_keypoint"}
 
 
-def assert_finite(losses, grads):
-    assert all(bool(torch.isfinite(value).all()) for value in (*losses.values(), *grads.values()))
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
@@ -165,7 +163,7 @@ def test_small_weights_leave_the_background(family, background_weight, normalize
         dtype = torch.bfloat16 if device == "cpu" else torch.float16
         with torch.autocast(device, dtype, enabled=half):
             losses, grads, _ = step(network, zip(*samples, strict=True))
-        assert_finite(losses, grads)
+        assert all(bool(torch.isfinite(part).all()) for part in (*losses.values(), *grads.values()))
         for name in losses.keys() - (OF_OBJECTS if normalizer == "weights" else set()):
             assert losses[name] >= 0
             if background_weight == 0:
@@ -176,24 +174,13 @@ def test_small_weights_leave_the_background(family, background_weight, normalize
 
 
 def test_a_mean_of_small_weights(family):
-    """No background: an R-CNN's losses are weighted means, the others' fade out with the weights.
-
-    A mean whose weights add up to less than float32's epsilon fades out too: 0 / 0 has no limit.
-    """
+    """No background: those of an R-CNN are weighted means, others fade out with the weights."""
     model = weighted(family, 0.0, "weights")
-    factor = 1 if hasattr(family, "roi_heads") else 10
-    light, grads, _ = step(model, batch("objects", 1e-6))
-    other, other_grads, _ = step(model, batch("objects", 1e-5))
+    light, other = (losses_of(model, batch("objects", weight)) for weight in (1e-6, 1e-5))
     for name, loss in light.items():
         assert loss > 0
+        factor = 1 if hasattr(family, "roi_heads") else 10
         assert float(other[name]) == pytest.approx(factor * float(loss), rel=1e-4)
-    noise = 1e-4 * max(float(grad.abs().max()) for grad in other_grads.values())  # many cancel
-    for name, grad in grads.items():
-        torch.testing.assert_close(factor * grad, other_grads[name], rtol=0, atol=noise)
-    for kind, weight in (("objects", 1e-20), ("objects", 0.0), ("half", 0.0), ("none", 0.0)):
-        losses, grads, _ = step(model, batch(kind, weight))
-        assert_finite(losses, grads)
-        assert all(0 <= value.abs().max() < 1e-9 for value in (*losses.values(), *grads.values()))
 
 
 @pytest.mark.parametrize("half_precision", [False, True])

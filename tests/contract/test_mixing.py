@@ -182,6 +182,9 @@ def test_functions_on_their_own():
     assert joined["masks"].flatten(1).sum(1).tolist() == [6, 4]
     assert joined["box_weights"].tolist() == [0.25, 0.375]
     assert union({"image_id": 3}, {"image_id": 4}, 0.5, (4, 4))["boxes"].shape == (0, 4)
+    if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
+        typed = {"keypoints": tv_tensors.KeyPoints(torch.ones(1, 2, 2), canvas_size=(9, 9))}
+        assert union(a | typed, b | typed, 0.5, (5, 6))["keypoints"].canvas_size == (5, 6)
     image = tv_tensors.Image(make_image(4, 5))
     assert type(blend(image, make_image(4, 5), 0.5)) is tv_tensors.Image
     for target, weights in ((a, [1.0]), (b, [0.5]), (a | {"box_weights": None}, [1.0])):
