@@ -45,6 +45,25 @@ class LossWeighting:
                 f"normalizer must be one of {get_args(Normalizer)}, got {self.normalizer!r}"
             )
 
+    def of_samples(
+        self, target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor
+    ) -> Tensor:
+        """Give ``(S,)`` samples of an image the weights of their objects, or the background's."""
+        weights = box_weights(target)
+        background = weights.new_full((), self.background_weight)
+        if len(weights) == 0:  # nothing to gather from, and nothing is foreground
+            return background.expand(len(matched_idxs))
+        return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
+
+    def of_anchors(
+        self, targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int
+    ) -> Tensor:
+        """Check objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
+        check_objects(targets)
+        check_labels(targets, num_classes)
+        pairs = zip(targets, matched_idxs, strict=True)
+        return torch.stack([self.of_samples(target, own, own >= 0) for target, own in pairs])
+
     def rescale(self, loss: Tensor, weights: Tensor) -> Tensor:
         """Turn a loss divided by S into one with this normalizer, of all S samples' weights."""
         if self.normalizer == "samples":
@@ -68,31 +87,6 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
     trailing = (1,) * (losses.ndim - weights.ndim)
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
-
-
-def sample_weights(
-    target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor, background_weight: float
-) -> Tensor:
-    """Give ``(S,)`` samples of an image the weights of their objects, or the background's."""
-    weights = box_weights(target)
-    background = weights.new_full((), background_weight)
-    if len(weights) == 0:  # nothing to gather from, and nothing is foreground
-        return background.expand(len(matched_idxs))
-    return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
-
-
-def anchor_weights(
-    targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int, background_weight: float
-) -> Tensor:
-    """Check the objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
-    check_objects(targets)
-    check_labels(targets, num_classes)
-    return torch.stack(
-        [
-            sample_weights(target, matched, matched >= 0, background_weight)
-            for target, matched in zip(targets, matched_idxs, strict=True)
-        ]
-    )
 
 
 def check_objects(targets: Targets) -> None:

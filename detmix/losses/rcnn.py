@@ -28,7 +28,6 @@ from detmix.losses.object_weights import (
     Targets,
     check_labels,
     check_objects,
-    sample_weights,
     weighted_sum,
 )
 
@@ -61,7 +60,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         check_objects(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
-        matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
+        matcher = self.proposal_matcher
         for own, target in zip(anchors, targets, strict=True):
             boxes = target["boxes"]
             if boxes.numel() == 0:
@@ -73,7 +72,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
             foreground = matched >= 0
             neither = matched == matcher.BETWEEN_THRESHOLDS
             labels.append(foreground.to(torch.float32).masked_fill(neither, -1.0))
-            labels.weights.append(sample_weights(target, matched, foreground, background))
+            labels.weights.append(self.loss_weighting.of_samples(target, matched, foreground))
         return labels, matched_boxes
 
     def compute_loss(
@@ -130,12 +129,8 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         class_logits, box_regression = self.box_predictor(box_features)
         check_labels(targets, class_logits.shape[1])
         # By labels: matches of the background are clamped to object 0.
-        weights = torch.cat(
-            [
-                sample_weights(t, m, y > 0, self.loss_weighting.background_weight)
-                for t, m, y in zip(targets, matched, labels, strict=True)
-            ]
-        )
+        samples = zip(targets, matched, labels, strict=True)
+        weights = torch.cat([self.loss_weighting.of_samples(t, m, y > 0) for t, m, y in samples])
         losses = self.box_losses(
             class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
         )
