@@ -111,11 +111,8 @@ class TestTargets:
             keypoints=points,
             pose=torch.rand(count, 2, 2, generator=generator),
             names=[f"{side}-{number}" for number in range(count)],
-            # of the image, two of them with as many entries as A has objects
-            orig_size=tensor(SIZES[side]),
-            size=tensor(SIZES[side]),
+            size=tensor(SIZES[side]),  # of the image, with as many entries as A has objects
             path=f"{side}.jpg",
-            score=0.5 + side,
             **({"more": 1} if side else {}),
         )
 

@@ -34,7 +34,7 @@ from detmix import cutmix, mixup
 from detmix.mixing import Cut
 
 SIZE = (20, 30)  # height, width
-BOX = (10, 5, 20, 15)
+BOX, BEYOND = (10, 5, 20, 15), (5, 10, 25, 31)
 
 
 def target_of(*boxes, **extra):
@@ -63,25 +63,29 @@ def test_the_rectangle_is_torchvision_s_for_the_same_draws(size):
         assert Cut(lam, (x + 0.5) / width, (y + 0.5) / height).rectangle(size) == expected
 
 
-# The object is BOX; the rectangle, what is left of the box, and its share.
+# A box in one of the images, the rectangle, what is left of the box, and its share.
 @pytest.mark.parametrize(
-    ("side", "rectangle", "box", "share"),
+    ("given", "side", "rectangle", "box", "share"),
     [
-        ("a", (0, 0, 10, 20), BOX, 1.0),  # touches from the left
-        ("a", (0, 0, 14, 20), (14, 5, 20, 15), 0.6),  # left side, edge to edge and beyond
-        ("a", (10, 5, 14, 15), (14, 5, 20, 15), 0.6),  # exactly edge to edge
-        ("a", (13, 0, 30, 20), (10, 5, 13, 15), 0.3),  # right side
-        ("a", (0, 0, 30, 9), (10, 9, 20, 15), 0.6),  # top side
-        ("a", (10, 13, 20, 20), (10, 5, 20, 13), 0.8),  # bottom side
-        ("a", (8, 0, 14, 14), BOX, 1 - 0.4 * 0.9),  # a corner: an L is left
-        ("a", (12, 7, 16, 11), BOX, 0.84),  # a hole
-        ("a", (12, 0, 16, 20), BOX, 0.6),  # a band: two parts are left
-        ("b", (10, 5, 20, 15), BOX, 1.0),
-        ("b", (12, 7, 16, 11), (12, 7, 16, 11), 0.16),
+        (BOX, "a", (0, 0, 10, 20), BOX, 1.0),  # touches from the left
+        (BOX, "a", (0, 0, 14, 20), (14, 5, 20, 15), 0.6),  # left side, edge to edge and beyond
+        (BOX, "a", (10, 5, 14, 15), (14, 5, 20, 15), 0.6),  # exactly edge to edge
+        (BOX, "a", (13, 0, 30, 20), (10, 5, 13, 15), 0.3),  # right side
+        (BOX, "a", (0, 0, 30, 9), (10, 9, 20, 15), 0.6),  # top side
+        (BOX, "a", (10, 13, 20, 20), (10, 5, 20, 13), 0.8),  # bottom side
+        (BOX, "a", (8, 0, 14, 14), BOX, 1 - 0.4 * 0.9),  # a corner: an L is left
+        (BOX, "a", (12, 7, 16, 11), BOX, 0.84),  # a hole
+        (BOX, "a", (12, 0, 16, 20), BOX, 0.6),  # a band: two parts are left
+        (BOX, "b", (10, 5, 20, 15), BOX, 1.0),
+        (BOX, "b", (12, 7, 16, 11), (12, 7, 16, 11), 0.16),
+        # what is beyond the image is no part of an object
+        (BEYOND, "a", (15, 0, 30, 20), (5, 10, 15, 20), 0.5),
+        (BEYOND, "a", (0, 0, 30, 5), BEYOND, 1.0),  # not cut, it stays as it is
+        (BEYOND, "b", (0, 0, 30, 20), (5, 10, 25, 20), 1.0),  # but not when pasted
     ],
 )
-def test_box_and_weight(side, rectangle, box, share):
-    mixed = cut_only(target_of(BOX), rectangle, side)
+def test_box_and_weight(given, side, rectangle, box, share):
+    mixed = cut_only(target_of(given), rectangle, side)
     assert mixed["boxes"].tolist() == [list(map(float, box))]
     assert mixed["box_weights"].tolist() == pytest.approx([share], rel=1e-6)
 
@@ -215,28 +219,20 @@ def box_around(pixels):
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def seen_part(row, rectangle, inside, size, with_masks):
-    """Return the share of an object that is seen, and the row that is left of it."""
+def seen_part(row, rectangle, inside, size, with_masks, min_visibility):
+    """Return the row that is left of an object in an image of this size, or None."""
     of_box = within(*row.box) & within(0, 0, size[1], size[0])
     seen = within(*rectangle) == inside
     if not (of_box & seen).any():
-        return 0, row
+        return None
     mask = row.mask & seen[: size[0], : size[1]]
     whole, left = (row.mask, mask) if with_masks and row.mask.any() else (of_box, of_box & seen)
     share, around = left.sum() / whole.sum(), box_around(of_box & seen)
+    if share < min_visibility:
+        return None
     # left as it is where nothing was cut; but what is pasted is clipped to its image
     box = row.box if around == box_around(of_box) and not inside else around
-    return share, replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
-
-
-def cut_rows(sides, rectangle, sizes, min_visibility, with_masks):
-    """What is seen of every object."""
-    parts = [
-        seen_part(row, rectangle, inside, size, with_masks)
-        for side, inside, size in zip(sides, (False, True), sizes, strict=True)
-        for row in side
-    ]
-    return [row for share, row in parts if share > 0 and share >= min_visibility]
+    return replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
 
 
 def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
@@ -255,14 +251,16 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
         expected = plain_a.clone()
         expected[:, y1:y2, x1:x2] = plain_b[:, y1:y2, x1:x2]
         assert torch.equal(plain(image), expected)
-        rows = cut_rows((rows_a, rows_b), rectangle, sizes, min_visibility, with_masks)
+        how = with_masks, min_visibility
+        rows = [seen_part(row, rectangle, False, sizes[0], *how) for row in rows_a]
+        rows += [seen_part(row, rectangle, True, sizes[1], *how) for row in rows_b]
     else:
         image, target = mixup(*sample_a, *sample_b, how)
         assert_pixels(plain(image), plain_a, plain_b, how)
         rows = [replace(row, weight=row.weight * how) for row in rows_a]
         rows += [replace(row, weight=row.weight * (1 - how)) for row in rows_b]
     size = tuple(image.shape[1:])
-    rows = [replace(row, mask=padded(row.mask, size)) for row in rows if row.weight]
+    rows = [replace(row, mask=padded(row.mask, size)) for row in rows if row and row.weight]
     assert type(image) is type(sample_a[0])
     for key in ("image_id", "size"):
         assert target[key] is sample_a[1][key]
