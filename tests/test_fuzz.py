@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import random
+import re
 import warnings
 import zipfile
 from unittest import mock
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import CATEGORIES, POINTS, box_object, image_entry, make_devkit
-from fuzz import time_limit
+from fuzz import XML, time_limit
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
@@ -41,15 +42,6 @@ COCO = {
     "images": [image_entry(name="a.png")],
     "annotations": [box_object(keypoints=POINTS), box_object(2, category_id=18, **CROWD)],
     "categories": CATEGORIES,
-}
-BOX = {"xmin": 11, "ymin": 6, "xmax": 30, "ymax": 20}
-VOC = {
-    "filename": "a.jpg",
-    "size": {"width": 60, "height": 40, "depth": 3},
-    "object": [
-        {"name": "person", "difficult": 0, "bndbox": BOX, "part": {"name": "head", "bndbox": BOX}},
-        {"name": "dog", "difficult": 1, "bndbox": BOX},
-    ],
 }
 
 
@@ -94,15 +86,6 @@ def break_values(value, rng):
     return value
 
 
-def as_xml(name, value):
-    """Write nested dicts as elements, lists as elements of one name."""
-    if isinstance(value, list):
-        return "".join(as_xml(name, item) for item in value)
-    if isinstance(value, dict):
-        value = "".join(as_xml(key, item) for key, item in value.items())
-    return f"<{name}>{value}</{name}>"
-
-
 def good_image(rng, kind):
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (40, 60, 3), np.uint8)
     modes = {"GIF": ("P",), "PNG": ("P", "RGBA", "1"), "JPEG": ("RGB", "L", "CMYK")}
@@ -113,9 +96,14 @@ def good_image(rng, kind):
 
 def xml(root, rng):
     make_devkit(root, {"a": ""})
-    text = as_xml("annotation", break_values(VOC, rng))
-    name = rng.choice(("utf-8",) * 9 + ("utf-16", "cp037", "utf-7", "latin-1"))
-    data = f'<?xml version="1.0" encoding="{name}"?>{text}'.encode(name, errors="ignore")
+
+    def broken(part):
+        return f">{rng.choice(VALUES)}<" if rng.random() < 0.07 else part[0]
+
+    name = rng.choice(("utf-8",) * 9 + ("utf-16", "cp037", "utf-7"))
+    text = re.sub(r">[\w.]+<", broken, XML.decode().replace("UTF-8", name))
+    text = text.replace(rng.choice(("size", "xmin", "bndbox", "name", *["?"] * 4)), "x")
+    data = text.encode(name, errors="ignore")
     data = break_bytes(data, rng) if rng.random() < 0.3 else data
     (root / "VOC2007/Annotations/a.xml").write_bytes(data)
     return lambda: VOCDetection(root)[0], "a.xml"

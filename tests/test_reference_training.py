@@ -85,9 +85,3 @@ def test_a_step_of_the_reference_engine(coco, place, transforms, device):
     assert losses["loss_mask"] > 0
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert any(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
-
-
-def test_an_image_of_pil_is_refused_with_the_remedy(coco):
-    dataset = coco(v2.Compose([v2.RandomHorizontalFlip(0.5)]))
-    with pytest.raises(ValueError, match=r"sample 0 \(image_id 1\).*v2\.ToImage\(\)"):
-        next(iter(DataLoader(dataset, batch_size=2, collate_fn=DetectionMixUp())))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mixing_oracle import make_image, make_target
+from PIL import Image
 from torch import tensor
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
@@ -71,6 +72,7 @@ def test_targets(changes, names):
         (IMAGE.to("meta"), "cpu .*meta"),
         (IMAGE[0], r"sample b.*\(6, 6\)"),
         (IMAGE.numpy(), "sample b"),
+        (Image.new("RGB", (6, 6)), r"sample b.*v2\.ToImage\(\)"),
     ],
 )
 def test_images(image, names, how):
