@@ -177,7 +177,7 @@ def test_a_mean_of_small_weights(family):
     for name, loss in light.items():
         assert loss > 0
         factor = 1 if hasattr(family, "roi_heads") else 10
-        assert float(other[name]) == pytest.approx(factor * float(loss), rel=1e-4)
+        assert other[name].item() == pytest.approx(factor * loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("half_precision", [False, True])
