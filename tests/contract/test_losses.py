@@ -187,7 +187,8 @@ def test_a_larger_batch_equals_torchvision_bit_for_bit(family, half_precision):
     bare = {key: empty[key] for key in ("boxes", "labels")}  # torchvision cannot do with these
     with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
         expected = step(twin(family), (images * 3, [*targets, empty, other, *targets]))
-        data = images * 3, [*targets, bare, other, *targets]
+        listed = targets[0] | {"box_weights": [1.0, 1.0]}
+        data = images * 3, [*targets, bare, other, listed, targets[1]]
         assert_identical(step(weighted(family), data), expected)
 
 
