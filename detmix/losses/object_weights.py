@@ -93,7 +93,8 @@ def check_objects(targets: Targets) -> None:
     """Raise ValueError for the first weight or box that no loss can be computed with."""
     weights = [box_weights(target) for target in targets]
     for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
-        if own.shape != (count := len(target["boxes"]),):
+        count = len(target["boxes"])
+        if own.shape != (count,):
             raise ValueError(
                 f"'box_weights' of target {index} must have shape ({count},), one for each box, "
                 f"got {tuple(own.shape)}"
