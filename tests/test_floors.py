@@ -6,8 +6,6 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"files"},
@@ -17,18 +15,13 @@ FLOORS = (
     {"pictures"},
     {"training"},
 )
+FILES = {  # by the names of modules; packages by those of their folders
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "detmix").rglob("*.py")
+}
 
 
-def modules() -> dict[str, Path]:
-    """Return the files of detmix by their modules' names; packages by those of their folders."""
-    paths = (ROOT / "detmix").rglob("*.py")
-    return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in paths
-    }
-
-
-def imported(path: Path, known: dict[str, Path]) -> set[str]:
+def imported(path: Path, known: set[str]) -> set[str]:
     """Return which of the known modules a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -37,36 +30,27 @@ def imported(path: Path, known: dict[str, Path]) -> set[str]:
             found |= {name if name in known else node.module for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found & known.keys()
+    return found & known
 
 
 def floor(module: str) -> int:
-    """Return the number of a module's floor, from the ground; the package itself is the roof."""
-    parts = module.split(".")
-    if len(parts) == 1:
-        return len(FLOORS)
-    return next(number for number, rooms in enumerate(FLOORS) if parts[1] in rooms)
+    """Return the number of a module's floor, from the ground."""
+    return next(number for number, rooms in enumerate(FLOORS) if module.split(".")[1] in rooms)
 
 
-KNOWN = modules()
-IMPORTS = {module: imported(path, KNOWN) for module, path in KNOWN.items()}
+IMPORTS = {module: imported(path, {*FILES}) for module, path in FILES.items()}
 
 
-def test_there_is_something_to_check():
-    assert len(KNOWN) > 50
-    assert "detmix.mixing.target" in IMPORTS["detmix.mixing.mixer"]
-
-
-@pytest.mark.parametrize("module", sorted(KNOWN))
-def test_no_import_upwards(module):
-    if module != "detmix":
-        assert {name for name in IMPORTS[module] if floor(name) > floor(module)} == set()
+def test_no_import_upwards():
+    pairs = [(file, name) for file in FILES.keys() - {"detmix"} for name in IMPORTS[file]]
+    assert not [(file, name) for file, name in pairs if floor(name) > floor(file)]
 
 
 def test_no_circle():
-    assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(KNOWN)
+    assert "detmix.mixing.target" in IMPORTS["detmix.mixing.mixer"]
+    assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(FILES)
 
 
 def test_tools_stand_on_top():
-    known = dict.fromkeys((path.stem for path in (ROOT / "tools").glob("*.py")), ROOT)
-    assert not any(imported(path, known) for path in KNOWN.values())
+    known = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    assert not any(imported(path, known) for path in FILES.values())

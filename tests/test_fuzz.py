@@ -9,10 +9,10 @@ import copy
 import io
 import json
 import random
+import re
 import warnings
 import zipfile
 from unittest import mock
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,14 +26,10 @@ from detmix.data import CocoDetection, VOCDetection
 from detmix.data.images import read_image_size
 from detmix.pretrained.read_state import read_weight_file
 
-TEXTS = (
-    "", " ", "-0", "-1", "1e308", "1e400", "nan", "-inf", "9" * 400, "2147483648", "1e-320", "0x10",
-    "1_0", "١٢", "7,5", "None", "[1]", "1" * 5000, "½", "\u00a0", "a" * 100_000,
-)  # fmt: skip
 VALUES = (
     None, True, 0, -1, 0.5, 7, 1e300, float("nan"), float("inf"), 10**400, 2**63, "", "x", "\0",
-    "../x", "/etc/passwd", "\ud800", "1", [], {}, [[]], [1, 2, 3, 4], [None], {"a": 1},
-    ["x"] * 1000, [1e308] * 4, "a" * 10_000,
+    "../x", "\ud800", [], {}, [[]], [1, 2, 3, 4], [None], {"a": 1}, ["x"] * 1000, "a" * 10_000,
+    "1e400", "-inf", "9" * 400, "0x10", "1_0", "١٢", "7,5", "½", "\u00a0", "&lol;",
 )  # fmt: skip
 STATE = {
     "format": 1,
@@ -54,16 +50,14 @@ def break_bytes(data, rng):
     broken = bytearray(data)
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.choice((1, 2, 8, 100)))
-    match rng.randrange(6):
+    match rng.randrange(5):
         case 0 | 1:
             for _ in range(rng.choice((1, 1, 2, 8, 64))):
                 broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
         case 2:
             del broken[start:]
         case 3:
-            del broken[start:end]
-        case 4:
-            broken[start:start] = broken[start:end] * rng.choice((1, 2, 1000))
+            broken[start:end] = broken[start:end] * rng.choice((0, 2, 1000))
         case _:
             broken[start:end] = rng.choice((b"\0", b"\xff", b"<", b"&", b"\xc3(")) * (end - start)
     return bytes(broken) or b"x"
@@ -92,32 +86,6 @@ def break_values(value, rng):
     return value
 
 
-def break_xml(rng):
-    """Break bytes, encodings or elements of a well-formed annotation."""
-    if rng.random() < 0.3:
-        return break_bytes(XML, rng)
-    if rng.random() < 0.2:
-        name = rng.choice(("utf-8", "utf-16", "latin-1", "utf-32", "cp037", "ascii", "utf-7"))
-        written = rng.choice((name, "UTF-8", "none", "hex", "undefined", "idna", "a" * 3000))
-        text = XML.decode().replace("Unspecified", "Gänsefüßchen").replace("UTF-8", written)
-        return text.encode(name, errors="replace")
-    root = ElementTree.fromstring(XML)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        parent = rng.choice([element for element in root.iter() if len(element)])
-        child = rng.choice(list(parent))
-        match rng.randrange(5):
-            case 0 if len(root) > 1:
-                parent.remove(child)
-            case 1:
-                parent.insert(0, child)
-            case 2:
-                child.tag = rng.choice(("object", "bndbox", "x", "size", "XMIN"))
-            case _:
-                leaf = rng.choice([element for element in root.iter() if not len(element)])
-                leaf.text = rng.choice(TEXTS)
-    return ElementTree.tostring(root, encoding=rng.choice(("utf-8", "utf-16", "us-ascii")))
-
-
 def good_image(rng, kind):
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (40, 60, 3), np.uint8)
     modes = {"GIF": ("P",), "PNG": ("P", "RGBA", "1"), "JPEG": ("RGB", "L", "CMYK")}
@@ -128,7 +96,16 @@ def good_image(rng, kind):
 
 def xml(root, rng):
     make_devkit(root, {"a": ""})
-    (root / "VOC2007/Annotations/a.xml").write_bytes(break_xml(rng))
+
+    def broken(part):
+        return f">{rng.choice(VALUES)}<" if rng.random() < 0.07 else part[0]
+
+    name = rng.choice(("utf-8",) * 9 + ("utf-16", "cp037", "utf-7"))
+    text = re.sub(r">[\w.]+<", broken, XML.decode().replace("UTF-8", name))
+    text = text.replace(rng.choice(("size", "xmin", "bndbox", "name", *["?"] * 4)), "x")
+    data = text.encode(name, errors="ignore")
+    data = break_bytes(data, rng) if rng.random() < 0.3 else data
+    (root / "VOC2007/Annotations/a.xml").write_bytes(data)
     return lambda: VOCDetection(root)[0], "a.xml"
 
 

@@ -1,4 +1,8 @@
-"""What every family of weighted detectors shares: the settings, and each sample's weight.
+r"""What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
+
+A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_i` with
+torchvision's own normalizer n, so it is linear in the weights. Its form is chosen so that with all
+weights 1 values and gradients equal torchvision's bit for bit.
 
 Targets are checked where they come to the first loss that needs them: boxes and weights in an
 R-CNN's RPN, labels in its RoI heads, all of them in the head of a one-stage detector.
@@ -32,7 +36,7 @@ class LossWeighting:
     normalizer: Normalizer = "samples"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.background_weight) and self.background_weight >= 0):
+        if not 0 <= self.background_weight < math.inf:
             raise ValueError(
                 f"background_weight must be finite and not negative, got {self.background_weight}"
             )
@@ -40,6 +44,25 @@ class LossWeighting:
             raise ValueError(
                 f"normalizer must be one of {get_args(Normalizer)}, got {self.normalizer!r}"
             )
+
+    def of_samples(
+        self, target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor
+    ) -> Tensor:
+        """Give ``(S,)`` samples of an image the weights of their objects, or the background's."""
+        weights = box_weights(target)
+        background = weights.new_full((), self.background_weight)
+        if len(weights) == 0:  # nothing to gather from, and nothing is foreground
+            return background.expand(len(matched_idxs))
+        return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
+
+    def of_anchors(
+        self, targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int
+    ) -> Tensor:
+        """Check objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
+        check_objects(targets)
+        check_labels(targets, num_classes)
+        pairs = zip(targets, matched_idxs, strict=True)
+        return torch.stack([self.of_samples(target, own, own >= 0) for target, own in pairs])
 
     def rescale(self, loss: Tensor, weights: Tensor) -> Tensor:
         """Turn a loss divided by S into one with this normalizer, of all S samples' weights."""
@@ -59,67 +82,46 @@ class LossWeighting:
         return max(num_foreground, 1)
 
 
-def sample_weights(
-    weights: Tensor, matched_idxs: Tensor, foreground: Tensor, background_weight: float
-) -> Tensor:
-    """Give ``(S,)`` samples the weights of their objects out of ``(N,)``, or the background's."""
-    background = weights.new_full((), background_weight)
-    if len(weights) == 0:  # nothing to gather from, and nothing is foreground
-        return background.expand(len(matched_idxs))
-    return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
-
-
-def anchor_weights(
-    targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int, background_weight: float
-) -> Tensor:
-    """Check the objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
-    check_objects(targets)
-    check_labels(targets, num_classes)
-    return torch.stack(
-        [
-            sample_weights(box_weights(target), matched, matched >= 0, background_weight)
-            for target, matched in zip(targets, matched_idxs, strict=True)
-        ]
-    )
+def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    """Sum of losses, ``(S,)`` or several for each sample, each times the sample's weight."""
+    # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
+    trailing = (1,) * (losses.ndim - weights.ndim)
+    return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
 
 
 def check_objects(targets: Targets) -> None:
     """Raise ValueError for the first weight or box that no loss can be computed with."""
-    for index, target in enumerate(targets):
-        count, found = len(target["boxes"]), tuple(box_weights(target).shape)
-        if found != (count,):
+    weights = [box_weights(target) for target in targets]
+    for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
+        count = len(target["boxes"])
+        if own.shape != (count,):
             raise ValueError(
                 f"'box_weights' of target {index} must have shape ({count},), one for each box, "
-                f"got {found}"
+                f"got {tuple(own.shape)}"
             )
+    boxes = [target["boxes"] for target in targets]
     _check_rows(
-        targets,
-        {
-            "box_weights": ("finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
-            "boxes": ("finite", lambda boxes: torch.isfinite(boxes).all(1)),
-        },
+        ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
+        ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
     )
 
 
 def check_labels(targets: Targets, num_classes: int) -> None:
     """Raise ValueError for the first label that is no class: on a GPU it would be fatal."""
     expected = f"in 1..{num_classes - 1} (0 is background)"
-    _check_rows(targets, {"labels": (expected, lambda y: (y >= 1) & (y < num_classes))})
+    labels = [target["labels"] for target in targets]
+    _check_rows(("labels", labels, expected, lambda y: (y >= 1) & (y < num_classes)))
 
 
-def _check_rows(targets: Targets, rules: dict[str, tuple[str, Callable[[Tensor], Tensor]]]) -> None:
-    """Raise ValueError for the first row that breaks a rule: what it must be, and the test."""
-    rows = {
-        key: [box_weights(target) if key == "box_weights" else target[key] for target in targets]
-        for key in rules
-    }
-    valid = {key: is_valid(torch.cat(rows[key])) for key, (_, is_valid) in rules.items()}
-    if bool(torch.cat(list(valid.values())).all()):  # asked once, as it waits for the device
+def _check_rows(*columns: tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]) -> None:
+    """Raise ValueError for the first bad row; a column is key, each target's values and a rule."""
+    valid = [is_valid(torch.cat(values)) for _, values, _, is_valid in columns]
+    if bool(torch.cat(valid).all()):  # asked once, as it waits for the device
         return
-    for key, (expected, is_valid) in rules.items():
-        for index, values in enumerate(rows[key]):
-            for row in (~is_valid(values)).nonzero()[:, 0].tolist():
+    for key, values, expected, is_valid in columns:
+        for index, own in enumerate(values):
+            for row in (~is_valid(own)).nonzero()[:, 0].tolist():
                 raise ValueError(
-                    f"{key!r} of target {index} must be {expected}, got {values[row].tolist()} "
+                    f"{key!r} of target {index} must be {expected}, got {own[row].tolist()} "
                     f"for box {row}"
                 )

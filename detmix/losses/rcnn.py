@@ -11,10 +11,10 @@ object, S the side of their heatmaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import (
     RoIHeads,
@@ -28,17 +28,8 @@ from detmix.losses.object_weights import (
     Targets,
     check_labels,
     check_objects,
-    sample_weights,
+    weighted_sum,
 )
-from detmix.losses.terms import (
-    weighted_binary_cross_entropy,
-    weighted_cross_entropy,
-    weighted_smooth_l1,
-)
-from detmix.mixing import box_weights
-
-# Transition point of torchvision's smooth L1 losses, the same for RPN and RoI heads.
-SMOOTH_L1_BETA = 1 / 9
 
 # What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
 _FLOATS = (torch.float32, torch.float64, torch.float16)
@@ -69,7 +60,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         check_objects(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
-        matcher, background = self.proposal_matcher, self.loss_weighting.background_weight
+        matcher = self.proposal_matcher
         for own, target in zip(anchors, targets, strict=True):
             boxes = target["boxes"]
             if boxes.numel() == 0:
@@ -81,9 +72,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
             foreground = matched >= 0
             neither = matched == matcher.BETWEEN_THRESHOLDS
             labels.append(foreground.to(torch.float32).masked_fill(neither, -1.0))
-            labels.weights.append(
-                sample_weights(box_weights(target), matched, foreground, background)
-            )
+            labels.weights.append(self.loss_weighting.of_samples(target, matched, foreground))
         return labels, matched_boxes
 
     def compute_loss(
@@ -99,18 +88,16 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
         weights = torch.cat(labels.weights)
-        object_loss = weighted_binary_cross_entropy(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
+        object_loss = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], weight=weights[sampled]
         )
-        box_loss = weighted_smooth_l1(
-            pred_bbox_deltas[positive],
-            torch.cat(regression_targets)[positive],
-            weights[positive],
-            beta=SMOOTH_L1_BETA,
-            num_samples=sampled.numel(),
-        )
+        goals = torch.cat(regression_targets)[positive]
+        box_sum = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
         rescale = self.loss_weighting.rescale
-        return rescale(object_loss, weights[sampled]), rescale(box_loss, weights[sampled])
+        return (
+            rescale(object_loss, weights[sampled]),
+            rescale(box_sum / len(sampled), weights[sampled]),
+        )
 
 
 class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
@@ -142,17 +129,13 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         class_logits, box_regression = self.box_predictor(box_features)
         check_labels(targets, class_logits.shape[1])
         # By labels: matches of the background are clamped to object 0.
-        weights = torch.cat(
-            [
-                sample_weights(box_weights(t), m, y > 0, self.loss_weighting.background_weight)
-                for t, m, y in zip(targets, matched, labels, strict=True)
-            ]
-        )
+        samples = zip(targets, matched, labels, strict=True)
+        weights = torch.cat([self.loss_weighting.of_samples(t, m, y > 0) for t, m, y in samples])
         losses = self.box_losses(
             class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
         )
         if self.has_mask() or self.has_keypoint():
-            foreground = select_foreground(proposals, matched, labels, weights)
+            foreground = Foreground.of(proposals, matched, labels, weights)
             losses |= self.branch_losses(features, image_shapes, foreground, targets)
         return [], losses
 
@@ -174,16 +157,12 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute both losses of ``(R, K)`` logits and ``(R, 4 K)`` boxes, one for each class."""
         foreground = torch.where(labels > 0)[0]
-        deltas = box_regression.reshape(len(labels), -1, 4)
+        deltas = box_regression.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
+        goals = regression_targets[foreground]
+        box_sum = smooth_l1_sum(deltas, goals, weights[foreground])
         losses = {
             "loss_classifier": weighted_cross_entropy(class_logits, labels, weights),
-            "loss_box_reg": weighted_smooth_l1(
-                deltas[foreground, labels[foreground]],
-                regression_targets[foreground],
-                weights[foreground],
-                beta=SMOOTH_L1_BETA,
-                num_samples=labels.numel(),
-            ),
+            "loss_box_reg": box_sum / len(labels),
         }
         return {name: self.loss_weighting.rescale(loss, weights) for name, loss in losses.items()}
 
@@ -199,15 +178,57 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         where = (features, foreground.proposals, image_shapes)
         if self.has_mask():
             logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(*where)))
-            masks = [target["masks"] for target in targets]
-            losses["loss_mask"] = mask_loss(logits, foreground, masks, self.loss_weighting)
+            losses["loss_mask"] = self.mask_loss(logits, foreground, targets)
         if self.has_keypoint():
             logits = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(*where)))
-            keypoints = [target["keypoints"] for target in targets]
-            losses["loss_keypoint"] = keypoint_loss(
-                logits, foreground, keypoints, self.loss_weighting
-            )
+            losses["loss_keypoint"] = self.keypoint_loss(logits, foreground, targets)
         return losses
+
+    def mask_loss(self, logits: Tensor, foreground: Foreground, targets: Targets) -> Tensor:
+        """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
+        if len(foreground.labels) == 0:
+            return logits.sum() * 0
+        size = logits.shape[-1]
+        goals = torch.cat(
+            [
+                project_masks_on_boxes(target["masks"], boxes, matched, size)
+                for target, boxes, matched in zip(
+                    targets, foreground.proposals, foreground.matched_idxs, strict=True
+                )
+            ]
+        )
+        own_class = logits[torch.arange(len(goals), device=logits.device), foreground.labels]
+        weights = foreground.weights[:, None, None]
+        loss = F.binary_cross_entropy_with_logits(own_class, goals, weight=weights)
+        return self.loss_weighting.rescale(loss, foreground.weights)
+
+    def keypoint_loss(self, logits: Tensor, foreground: Foreground, targets: Targets) -> Tensor:
+        """Mean over valid keypoints of weight times cross-entropy, of ``(P, J, S, S)`` heatmaps."""
+        _, num_keypoints, height, size = logits.shape
+        if height != size:
+            raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
+        for index, target in enumerate(targets):
+            found = target["keypoints"].shape[1]
+            if len(target["keypoints"]) > 0 and found != num_keypoints:
+                raise ValueError(
+                    f"'keypoints' of target {index} must have {num_keypoints} for each box, as the "
+                    f"detector predicts, got {found}"
+                )
+        pairs = [
+            keypoints_to_heatmap(target["keypoints"][matched], boxes, size)
+            for target, boxes, matched in zip(
+                targets, foreground.proposals, foreground.matched_idxs, strict=True
+            )
+        ]
+        # Flat, as an image without objects need not know J.
+        cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
+        valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]
+        if len(valid) == 0:
+            return logits.sum() * 0
+        weights = foreground.weights.repeat_interleave(num_keypoints)[valid]
+        heatmaps = logits.reshape(-1, size * size)[valid]
+        loss = weighted_cross_entropy(heatmaps, cells[valid], weights)
+        return self.loss_weighting.rescale(loss, weights)
 
 
 @dataclass(frozen=True)
@@ -222,89 +243,52 @@ class Foreground:
     labels: Tensor
     weights: Tensor
 
-
-def select_foreground(
-    proposals: Sequence[Tensor],
-    matched_idxs: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    weights: Tensor,
-) -> Foreground:
-    """Pick the foreground of the sampled proposals."""
-    positives = [torch.where(image_labels > 0)[0] for image_labels in labels]
-    joined = torch.cat(list(labels))
-    foreground = torch.where(joined > 0)[0]
-    return Foreground(
-        proposals=[boxes[pos] for boxes, pos in zip(proposals, positives, strict=True)],
-        matched_idxs=[idxs[pos] for idxs, pos in zip(matched_idxs, positives, strict=True)],
-        labels=joined[foreground],
-        weights=weights[foreground],
-    )
-
-
-def mask_loss(
-    logits: Tensor, foreground: Foreground, masks: Sequence[Tensor], weighting: LossWeighting
-) -> Tensor:
-    """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
-    if len(foreground.labels) == 0:
-        return logits.sum() * 0
-    size = logits.shape[-1]
-    goals = torch.cat(
-        [
-            project_masks_on_boxes(image_masks, boxes, matched, size)
-            for image_masks, boxes, matched in zip(
-                masks, foreground.proposals, foreground.matched_idxs, strict=True
-            )
-        ]
-    )
-    own_class = logits[torch.arange(len(goals), device=logits.device), foreground.labels]
-    weights = foreground.weights.repeat_interleave(size * size)
-    loss = weighted_binary_cross_entropy(own_class.flatten(), goals.flatten(), weights)
-    return weighting.rescale(loss, foreground.weights)
-
-
-def keypoint_loss(
-    logits: Tensor, foreground: Foreground, keypoints: Sequence[Tensor], weighting: LossWeighting
-) -> Tensor:
-    """Mean over V valid keypoints of weight times cross-entropy, of ``(P, J, S, S)`` heatmaps."""
-    _, num_keypoints, height, size = logits.shape
-    if height != size:
-        raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
-    for index, image_keypoints in enumerate(keypoints):
-        found = image_keypoints.shape[1]
-        if len(image_keypoints) > 0 and found != num_keypoints:
-            raise ValueError(
-                f"'keypoints' of target {index} must have {num_keypoints} keypoints for each box, "
-                f"as the detector predicts, got {found}"
-            )
-    pairs = [
-        keypoints_to_heatmap(image_keypoints[matched], boxes, size)
-        for image_keypoints, boxes, matched in zip(
-            keypoints, foreground.proposals, foreground.matched_idxs, strict=True
+    @classmethod
+    def of(
+        cls,
+        proposals: list[Tensor],
+        matched_idxs: list[Tensor],
+        labels: list[Tensor],
+        weights: Tensor,
+    ) -> Foreground:
+        """Pick them from each image's sampled proposals."""
+        rows = [torch.where(image_labels > 0)[0] for image_labels in labels]
+        joined = torch.cat(labels)
+        foreground = torch.where(joined > 0)[0]
+        return cls(
+            [boxes[own] for boxes, own in zip(proposals, rows, strict=True)],
+            [idxs[own] for idxs, own in zip(matched_idxs, rows, strict=True)],
+            joined[foreground],
+            weights[foreground],
         )
-    ]
-    # Flat, as an image without objects need not know J.
-    cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
-    valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]
-    if len(valid) == 0:
-        return logits.sum() * 0
-    weights = foreground.weights.repeat_interleave(num_keypoints)[valid]
-    heatmaps = logits.reshape(-1, size * size)[valid]
-    loss = weighted_cross_entropy(heatmaps, cells[valid], weights)
-    return weighting.rescale(loss, weights)
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean over R of weight times cross-entropy, of ``(R, K)`` logits and ``(R,)`` labels."""
+    # ``(w * loss(reduction="none")).sum() / n`` is not torchvision's bit for bit.
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        # not every device's autocast treats log_softmax as cross-entropy
+        logits = logits.float()
+    return F.nll_loss(F.log_softmax(logits, dim=1) * weights[:, None], labels)
+
+
+def smooth_l1_sum(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, in RPN and RoI heads."""
+    losses = F.smooth_l1_loss(predictions, targets, beta=1 / 9, reduction="none")
+    return weighted_sum(losses, weights)
 
 
 def with_empty_branches(targets: Targets) -> Targets:
     """Give targets without objects the masks and keypoints of none of them."""
     # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
     # and its own heads then fail.
-    completed = []
-    for target in targets:
-        if len(target["boxes"]) == 0:
-            device = target["boxes"].device
-            none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
-            target = {**{key: value.to(device) for key, value in none.items()}, **target}
-        completed.append(target)
-    return completed
+    none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
+    return [
+        target
+        if len(target["boxes"])
+        else {key: value.to(target["boxes"].device) for key, value in none.items()} | target
+        for target in targets
+    ]
 
 
 def check_field(target: dict[str, Tensor], index: int, key: str) -> None:

@@ -16,23 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import (
-    complete_box_iou_loss,
-    distance_box_iou_loss,
-    generalized_box_iou_loss,
-    sigmoid_focal_loss,
-)
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, anchor_weights
-from detmix.losses.terms import weighted_sum
-
-# The box losses that torchvision's regression head knows, by its names for them.
-_REGRESSION_LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
-_OVERLAP_LOSSES = {
-    "giou": generalized_box_iou_loss,
-    "diou": distance_box_iou_loss,
-    "ciou": complete_box_iou_loss,
-}
+from detmix.losses.object_weights import LossWeighting, Targets, weighted_sum
 
 
 class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
@@ -52,9 +38,7 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        all_weights = anchor_weights(
-            targets, matched_idxs, logits.shape[2], self.loss_weighting.background_weight
-        )
+        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs, logits.shape[2])
         classification, box = [], []
         for i, (target, matched, weights) in enumerate(
             zip(targets, matched_idxs, all_weights, strict=True)
@@ -86,23 +70,16 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
         """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2)."""
         foreground = torch.where(matched >= 0)[0]
         weights = weights[foreground]
-        losses = self._box_losses(
-            regression[foreground], anchors[foreground], boxes[matched[foreground]]
-        )
-        return weighted_sum(losses, weights) / self.loss_weighting.divisor(
-            foreground.numel(), weights
-        )
-
-    def _box_losses(self, regression: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Return ``(P, 4)`` losses of coordinates, or ``(P,)`` of whole boxes."""
-        name, coder = self.regression_head._loss_type, self.regression_head.box_coder
-        if name in _REGRESSION_LOSSES:
-            goals = coder.encode_single(boxes, anchors)
-            return _REGRESSION_LOSSES[name](regression, goals, reduction="none")
-        if name in _OVERLAP_LOSSES:
-            predictions = coder.decode_single(regression, anchors)
-            return _OVERLAP_LOSSES[name](predictions, boxes)  # type: ignore[no-any-return]
-        raise ValueError(
-            "the regression head's loss type must be one of "
-            f"{[*_REGRESSION_LOSSES, *_OVERLAP_LOSSES]}, got {name!r}"
-        )
+        deltas, anchors = regression[foreground], anchors[foreground]
+        boxes = boxes[matched[foreground]]
+        coder, loss_type = self.regression_head.box_coder, self.regression_head._loss_type
+        if loss_type == "l1":
+            losses = F.l1_loss(deltas, coder.encode_single(boxes, anchors), reduction="none")
+        elif loss_type == "giou":
+            losses = generalized_box_iou_loss(coder.decode_single(deltas, anchors), boxes)
+        else:
+            raise ValueError(
+                f"the regression head's loss type must be l1 or giou, got {loss_type!r}"
+            )
+        divisor = self.loss_weighting.divisor(len(foreground), weights)
+        return weighted_sum(losses, weights) / divisor

@@ -1,11 +1,11 @@
 """Mixing pairs of detection samples, each object weighted by what is left of it."""
 
-from detmix.mixing.dataset import MixedDataset
 from detmix.mixing.detection_cutmix import Cut, DetectionCutMix, cutmix
 from detmix.mixing.detection_mixup import DetectionMixUp, blend, mixup
-from detmix.mixing.mixer import DetectionMixer, MixParams, RandomChoice
+from detmix.mixing.join import union
+from detmix.mixing.mixer import DetectionMixer, MixedDataset, MixParams, RandomChoice
 from detmix.mixing.seeding import SharedEpoch, sample_seed
-from detmix.mixing.target import Sample, Target, box_weights, union
+from detmix.mixing.target import Sample, Target, box_weights
 
 __all__ = [
     "Cut",

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxFormat
 
-from detmix.mixing.mixer import DetectionMixer, check_alpha
+from detmix.mixing.join import join
+from detmix.mixing.mixer import RatioMixer
 from detmix.mixing.target import (
     Sample,
+    Size,
     Target,
     box_format,
     check_pair,
@@ -29,7 +31,6 @@ from detmix.mixing.target import (
     converted,
     describe,
     image_size,
-    join,
     plain,
     wrap_like,
     xyxy,
@@ -48,11 +49,11 @@ class Cut(NamedTuple):
     y: float
     """Centre from the top as a share of the height, in [0, 1)."""
 
-    def rectangle(self, size: tuple[int, int]) -> Rectangle:
-        """Return (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
+    def rectangle(self, size: Size) -> Rectangle:
+        """Return (x1, y1, x2, y2), x2 and y2 exclusive, of an image of ``size`` (H, W).
 
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
-        exceeds the image, of ``size`` (H, W), is cut off. A share out of range is a ValueError.
+        exceeds the image is cut off. A share out of range is a ValueError.
         """
         check_ratio(self.lam)
         if not (0.0 <= self.x < 1.0 and 0.0 <= self.y < 1.0):
@@ -88,18 +89,17 @@ def cutmix(
     that are hidden become (0, 0, 0), COCO's "not labelled" (those without a visibility stay).
 
     Args:
-        image_a: ``(C, H_a, W_a)``, uint8 or floating point.
-        target_a: Target with ``boxes`` ``(N_a, 4)``; ``box_weights`` default to 1.
-        image_b: ``(C, H_b, W_b)`` of the same dtype, on the same device.
-        target_b: Target with ``boxes`` ``(N_b, 4)``.
+        image_a: A, as `mixup` takes it.
+        target_a: A's target.
+        image_b: B.
+        target_b: B's target.
         rectangle: (x1, y1, x2, y2) in whole pixels, x2 and y2 exclusive, within both images.
         min_visibility: Objects with a smaller share are left out, in [0, 1]; those of which
             nothing is visible always are.
 
     Returns:
-        The image, of A's size, and the target with at most N_a + N_b objects; ``image_id`` and
-        other keys of the image are A's. tv_tensors come out as such, of A's type and box format.
-        The inputs are not changed. A rectangle without area leaves the image A.
+        The image, of A's size, and what is visible of both targets, joined as by `union`. The
+        inputs are not changed. A rectangle without area leaves the image A.
 
     Raises:
         ValueError: For a rectangle that is not within both images, images that do not match, or
@@ -132,19 +132,17 @@ def cutmix(
     return _paste(sample_a, sample_b, rectangle, min_visibility)
 
 
-class DetectionCutMix(DetectionMixer):
-    """CutMix of the samples of a batch, as a module.
+class DetectionCutMix(RatioMixer):
+    """CutMix: each sample gets, with chance ``p``, a rectangle of a partner.
 
-    It serves wherever `DetectionMixUp` does: as a ``collate_fn``, on a batch of images and
-    targets, on the CPU as well as on the GPU, and within `MixedDataset`. Each sample gets, with
-    chance ``p``, a rectangle of a partner from the same batch, drawn within the region that both
+    It serves wherever `DetectionMixUp` does. The rectangle is drawn within the region that both
     images cover; neither is resized. Its sides are sqrt(1 - λ) of that region's, its centre is
     uniform, and what exceeds the region is cut off.
 
     Args:
         alpha: λ is drawn from Beta(alpha, alpha); 1, so uniform, as in CutMix, section 3.1.
+        p, epochs, off_epochs: When to mix, as of `DetectionMixUp`.
         min_visibility: Objects of which a smaller share is visible are left out, in [0, 1].
-        p, epochs, off_epochs: When to mix, as of every `DetectionMixer`.
 
     Raises:
         ValueError: For settings out of range.
@@ -159,15 +157,14 @@ class DetectionCutMix(DetectionMixer):
         epochs: int | None = None,
         off_epochs: int = 0,
     ) -> None:
-        super().__init__(p, epochs=epochs, off_epochs=off_epochs)
-        check_alpha(alpha)
+        super().__init__(alpha, p, epochs, off_epochs)
         _check_min_visibility(min_visibility)
-        self.alpha = alpha
         self.min_visibility = min_visibility
 
-    def draw_pair(self, rng: random.Random) -> Cut:
-        """Draw λ from Beta(alpha, alpha) and the rectangle's centre."""
-        return Cut(rng.betavariate(self.alpha, self.alpha), rng.random(), rng.random())
+    def draw(self, rng: random.Random) -> Cut | None:
+        """Draw λ and the rectangle's centre, or None where a sample is not mixed."""
+        lam = super().draw(rng)
+        return None if lam is None else Cut(lam, rng.random(), rng.random())
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Cut) -> Sample:
         """Paste the rectangle ``how`` of the second checked sample into the first."""
@@ -176,7 +173,7 @@ class DetectionCutMix(DetectionMixer):
 
     def extra_repr(self) -> str:
         """Describe the settings."""
-        return f"alpha={self.alpha}, min_visibility={self.min_visibility}, {super().extra_repr()}"
+        return f"min_visibility={self.min_visibility}, {super().extra_repr()}"
 
 
 def _check_min_visibility(share: float) -> None:
@@ -184,7 +181,7 @@ def _check_min_visibility(share: float) -> None:
         raise ValueError(f"min_visibility must be in [0, 1], got {share}")
 
 
-def _common_size(image_a: Tensor, image_b: Tensor) -> tuple[int, int]:
+def _common_size(image_a: Tensor, image_b: Tensor) -> Size:
     """Return (H, W) of the region at the top left that both images cover; they must match."""
     check_pair(image_a, image_b)
     return min(image_a.shape[-2], image_b.shape[-2]), min(image_a.shape[-1], image_b.shape[-1])
@@ -198,45 +195,47 @@ def _paste(
     x1, y1, x2, y2 = rectangle
     image = plain(image_a).clone()
     image[:, y1:y2, x1:x2] = plain(sample_b[0])[:, y1:y2, x1:x2]
-    (left, share_a), (pasted, share_b) = (
-        _visible(sample, rectangle, inside, size, min_visibility)
-        for sample, inside in ((sample_a, False), (sample_b, True))
-    )
+    left, share_a = _visible(sample_a, rectangle, False, size, min_visibility)
+    pasted, share_b = _visible(sample_b, rectangle, True, size, min_visibility)
     return wrap_like(image, image_a, size), join((left, pasted), (share_a, share_b), size)
 
 
 def _visible(
-    sample: Sample,
-    rectangle: Rectangle,
-    inside: bool,
-    size: tuple[int, int],
-    min_visibility: float,
+    sample: Sample, rectangle: Rectangle, inside: bool, size: Size, min_visibility: float
 ) -> tuple[Target, Tensor]:
-    """Cut an image's objects to what is seen, in or out of the rectangle; return the shares too."""
-    # Boxes are clipped where what is seen of them is a rectangle, masks exactly. What of a box lies
-    # beyond its image is not seen to begin with: resizing alone can move an edge there.
+    """Cut objects to what is seen in or out of a rectangle; return shares too, 0 to leave out."""
     image, target = sample
-    height, width = image_size(image)
-    given = xyxy(target["boxes"])
-    boxes = _intersection(given, (0, 0, width, height))
-    common = _intersection(boxes, rectangle)
-    seen = common if inside else _remainder(boxes, common)
-    area, covered = _area(boxes), _area(common)
-    # not 1 - covered / area, which is off by a rounding where little is left
-    share = torch.where(area > 0, (covered if inside else area - covered) / area, 0.0)
-    # Beyond its image a box of A may stay as it was given, but one of B would lie on A's pixels.
-    before = given if inside else boxes
-    cut = {**target, "boxes": _replaced(target["boxes"], before, seen, size)}
+    boxes, box_share = _cut_boxes(target["boxes"], image_size(image), rectangle, inside, size)
+    cut, share = {**target, "boxes": boxes}, box_share
     if target.get("masks") is not None:
         cut["masks"] = _cut_masks(target["masks"], rectangle, inside, size)
-        share = _mask_share(target["masks"], cut["masks"], share)
-    keep = (share >= min_visibility) & (_area(seen) > 0)
-    share = torch.where(keep, share, 0.0).clamp(0.0, 1.0)
+        share = _mask_share(target["masks"], cut["masks"], otherwise=box_share)
+    is_kept = (share >= min_visibility) & (box_share > 0)
+    share = torch.where(is_kept, share, 0.0).clamp(0.0, 1.0)
     if target.get("area") is not None:
         cut["area"] = _scaled(target["area"], share)
     if target.get("keypoints") is not None:
         cut["keypoints"] = _hide(target["keypoints"], rectangle, inside)
     return cut, share.float()
+
+
+def _cut_boxes(
+    boxes: Tensor, image: Size, rectangle: Rectangle, inside: bool, size: Size
+) -> tuple[Tensor, Tensor]:
+    """Clip boxes to what is seen of them where that is a rectangle; return their shares too."""
+    # What of a box lies beyond its image is not seen to begin with: resizing alone can move an edge
+    # there. A box of A may stay there, as it was given, but one of B would lie on A's pixels.
+    given = xyxy(boxes)
+    whole = _intersection(given, (0, 0, image[1], image[0]))
+    covered = _intersection(whole, rectangle)
+    area, common = _area(whole), _area(covered)
+    # not 1 - common / area, which is off by a rounding where little is left
+    share = torch.where(area > 0, (common if inside else area - common) / area, 0.0)
+    seen = covered if inside else _remainder(whole, covered)
+    changed = (seen != (given if inside else whole)).any(1, keepdim=True)
+    # Those that did not change are not converted there and back, which would round them.
+    back = converted(seen, BoundingBoxFormat.XYXY, box_format(boxes))
+    return wrap_like(torch.where(changed, back, plain(boxes)), boxes, size), share
 
 
 def _intersection(boxes: Tensor, rectangle: Rectangle) -> Tensor:
@@ -267,15 +266,7 @@ def _area(boxes: Tensor) -> Tensor:
     return sides[:, 0] * sides[:, 1]
 
 
-def _replaced(boxes: Tensor, old: Tensor, new: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return ``boxes`` in their own type and format, of which ``old`` became ``new``."""
-    # Those that did not change are not converted there and back, which would round them.
-    back = converted(new, BoundingBoxFormat.XYXY, box_format(boxes))
-    changed = (new != old).any(1, keepdim=True)
-    return wrap_like(torch.where(changed, back, plain(boxes)), boxes, size)
-
-
-def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: tuple[int, int]) -> Tensor:
+def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: Size) -> Tensor:
     """Return ``(N, H, W)`` masks, zero where they are not seen."""
     x1, y1, x2, y2 = rectangle
     whole = plain(masks)

@@ -6,21 +6,21 @@ larger of their heights and widths, the canvas.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from detmix.mixing.mixer import DetectionMixer, check_alpha
+from detmix.mixing.join import join
+from detmix.mixing.mixer import RatioMixer
 from detmix.mixing.target import (
     Sample,
+    Size,
     Target,
     check_pair,
     check_ratio,
     checked_sample,
     image_size,
-    join,
     plain,
     wrap_like,
 )
@@ -51,10 +51,8 @@ def mixup(
         fill: The value of padded pixels, in the images' own scale: a number, or one a channel.
 
     Returns:
-        The image, ``(C, H, W)`` in the input's dtype (uint8 rounded to nearest), and the target
-        with N_a + N_b objects, those of weight 0 left out; ``image_id`` and other keys of the
-        image are A's. tv_tensors come out as such, of A's type and box format. The inputs are
-        not changed.
+        The image, ``(C, H, W)`` in the input's dtype (uint8 rounded to nearest), and the joined
+        target, as `union` describes it. The inputs are not changed.
 
     Raises:
         ValueError: For λ outside [0, 1], images that do not match, or a target that breaks the
@@ -75,18 +73,19 @@ def mixup(
     return image, join((target_a, target_b), (lam, 1.0 - lam), image_size(image))
 
 
-class DetectionMixUp(DetectionMixer):
-    """Mixup of the samples of a batch, as a module.
+class DetectionMixUp(RatioMixer):
+    """Mixup of each sample of a batch with a partner from it, with a ratio λ of its own.
 
-    It serves as it is as a ``collate_fn`` (on a list of samples), on a batch of images and
-    targets, on the CPU as well as on the GPU, and within `MixedDataset`. Each sample is mixed
-    with chance ``p``, with a partner from the same batch and a ratio of its own; the only sample of
-    a batch stays as it is.
+    It serves as a ``collate_fn``, on a batch of images and targets on any device, and within
+    `MixedDataset`. The only sample of a batch stays as it is.
 
     Args:
-        alpha: Ratios are drawn from Beta(alpha, alpha); 1.5 as in Bag of Freebies, section 3.1.
+        alpha: λ is drawn from Beta(alpha, alpha); 1.5 as in Bag of Freebies, section 3.1.
+        p: The chance that a sample is mixed, in [0, 1].
         fill: The value of padded pixels, as `mixup` takes it.
-        p, epochs, off_epochs: When to mix, as of every `DetectionMixer`.
+        epochs: How many epochs the training has; needed for ``off_epochs``.
+        off_epochs: For how many epochs at the end nothing is mixed, so that the detector sees
+            plain images last; fewer than ``epochs``. Takes effect through `set_epoch`.
 
     Raises:
         ValueError: For settings out of range.
@@ -101,14 +100,8 @@ class DetectionMixUp(DetectionMixer):
         epochs: int | None = None,
         off_epochs: int = 0,
     ) -> None:
-        super().__init__(p, epochs=epochs, off_epochs=off_epochs)
-        check_alpha(alpha)
-        self.alpha = alpha
+        super().__init__(alpha, p, epochs, off_epochs)
         self.fill = fill
-
-    def draw_pair(self, rng: random.Random) -> float:
-        """Draw λ from Beta(alpha, alpha)."""
-        return rng.betavariate(self.alpha, self.alpha)
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: float) -> Sample:
         """Mix two checked samples as `mixup` does; ``how`` is the ratio λ of A."""
@@ -118,7 +111,7 @@ class DetectionMixUp(DetectionMixer):
 
     def extra_repr(self) -> str:
         """Describe the settings."""
-        return f"alpha={self.alpha}, fill={self.fill}, {super().extra_repr()}"
+        return f"fill={self.fill}, {super().extra_repr()}"
 
 
 def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
@@ -159,7 +152,7 @@ def _blend_bytes(image_a: Tensor, image_b: Tensor, lam: float) -> Tensor:
     return blended.permute(2, 0, 1) if last else blended
 
 
-def _pad(image: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:
+def _pad(image: Tensor, size: Size, fill: Sequence[float]) -> Tensor:
     """Pad an image at its bottom and right with one number, or one for each channel."""
     height, width = image_size(image)
     if (height, width) == size:

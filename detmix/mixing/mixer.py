@@ -1,4 +1,4 @@
-"""What every pair mixer shares: who is mixed with whom, when, and where; and a choice of several.
+"""Who is mixed with whom, in a batch or in a data set, and when; and a choice of several mixers.
 
 A mixer draws all its randomness in `make_params` and applies it in `transform`, so that a test can
 inject what would be drawn. B is the batch size.
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from detmix.mixing.seeding import SharedEpoch, draw_seeds
+from detmix.mixing.seeding import SharedEpoch, draw_seeds, sample_seed
 from detmix.mixing.target import Sample, Target, checked_sample, image_size, wrap_like
 
 Images = Tensor | Sequence[Tensor]
@@ -25,39 +26,18 @@ class MixParams(NamedTuple):
     """How one sample of a batch is mixed."""
 
     partner: int  # index of the other sample: in the batch, or in the data set
-    how: Any  # what the mixer drew for the pair: `draw_pair` of its class says what
+    how: Any  # what `draw` of the mixer returned
 
 
 class DetectionMixer(nn.Module, abc.ABC):
     """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
 
-    A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it.
-
-    Args:
-        p: The chance that a sample is mixed, in [0, 1].
-        epochs: How many epochs the training has; needed for ``off_epochs``.
-        off_epochs: For how many epochs at the end nothing is mixed, so that the detector sees
-            plain images last. Takes effect through `set_epoch`, in persistent ``DataLoader``
-            workers too.
-
-    Raises:
-        ValueError: For ``p`` outside [0, 1], or ``off_epochs`` that leave no epoch with mixing.
+    A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it. A
+    subclass says whether and how a sample is mixed, and does it: `draw` and `mix_pair`.
     """
 
-    def __init__(self, p: float, *, epochs: int | None = None, off_epochs: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p must be in [0, 1], got {p}")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be positive, got {epochs}")
-        if off_epochs and not 0 < off_epochs < (epochs or 0):
-            raise ValueError(
-                "off_epochs must not be negative, and smaller than epochs, or nothing would be "
-                f"mixed at all: got off_epochs={off_epochs} of epochs={epochs}"
-            )
-        self.p = p
-        self.epochs = epochs
-        self.off_epochs = off_epochs
         self._epoch = SharedEpoch()
 
     @property
@@ -65,30 +45,22 @@ class DetectionMixer(nn.Module, abc.ABC):
         """The epoch set last, from 0."""
         return self._epoch.value
 
-    @property
-    def active(self) -> bool:
-        """Whether this epoch mixes at all."""
-        if self.epochs is None or not self.off_epochs:
-            return True
-        return self.epoch < self.epochs - self.off_epochs
-
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0; call it before iterating over the loader."""
+        """Begin an epoch, counted from 0, in persistent ``DataLoader`` workers too."""
         self._epoch.value = epoch
 
+    @property
     @abc.abstractmethod
-    def draw_pair(self, rng: random.Random) -> Any:
-        """Draw how one pair is mixed, such as its ratio λ; never None."""
+    def active(self) -> bool:
+        """Whether this epoch mixes at all."""
+
+    @abc.abstractmethod
+    def draw(self, rng: random.Random) -> Any | None:
+        """Draw how one sample is mixed, such as its ratio λ, or None if it is not."""
 
     @abc.abstractmethod
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Any) -> Sample:
-        """Mix two samples that `transform` has checked and completed, as `draw_pair` drew it."""
-
-    def draw(self, rng: random.Random) -> Any | None:
-        """Draw whether and how one sample is mixed: what `draw_pair` drew, or None if it is not."""
-        if not self.active or rng.random() >= self.p:
-            return None
-        return self.draw_pair(rng)
+        """Mix two samples that `transform` has checked and completed, as `draw` said."""
 
     def make_params(
         self,
@@ -100,14 +72,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         """Draw a partner for each sample, and how the pair is mixed; None for one that is not.
 
         Partners are the neighbours on a random circle through the batch: each sample is the
-        partner of exactly one other, and never its own.
-
-        Args:
-            batch_size: B.
-            generator: A CPU generator; None for torch's global one.
-            seeds: B seeds in place of a generator. Whether and how a sample is mixed are then a
-                function of its own seed, whatever else is in the batch; partners are a function of
-                the set of all seeds, whatever their order.
+        partner of exactly one other, and never its own. Seeds, one for each sample, can take the
+        place of a generator (by default torch's global one). Whether and how a sample is mixed
+        are then a function of its own seed, and partners one of the set of all seeds.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
@@ -128,18 +95,11 @@ class DetectionMixer(nn.Module, abc.ABC):
         *,
         numbers: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Mix the samples of a batch as ``params`` say.
+        """Mix the samples of a batch as `make_params` said.
 
-        Args:
-            samples: B pairs of an image ``(C, H, W)`` and a target.
-            params: What `make_params` returned.
-            numbers: What errors call the samples; 0 to B - 1 by default.
-
-        Returns:
-            B new samples, all with ``boxes`` and ``box_weights``; the inputs are not changed.
-
-        Raises:
-            ValueError: Naming a sample that breaks the contract, or two that do not match.
+        New samples are returned, all with ``boxes`` and ``box_weights``; the inputs are not
+        changed. ValueError names a sample that breaks the contract, or two that do not match, by
+        their ``numbers`` (0 to B - 1 by default).
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
@@ -192,20 +152,115 @@ class DetectionMixer(nn.Module, abc.ABC):
         stacked = torch.stack(mixed_images) if mixed else images
         return wrap_like(stacked, images, image_size(stacked)), mixed_targets
 
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise ValueError unless Beta(alpha, alpha) is a distribution."""
-    if not 0.0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}")
-
 
 def _name(number: int, target: Target) -> str:
     image_id = target.get("image_id") if isinstance(target, dict) else None
     return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
+
+
+class MixedDataset(Dataset[tuple[Tensor, Target]]):
+    """A map-style detection data set, each sample mixed with one drawn from all the others.
+
+    Costs a second decode for each mixed sample; a mixer on the batch costs none, but finds its
+    partners within the batch.
+
+    Args:
+        dataset: Yields (image, target) by index and has a length.
+        mix: The mixer, such as `DetectionMixUp`.
+        seed: With a seed, whether a sample is mixed, its partner and how they are mixed are
+            a function of (seed, epoch, index) alone: call `set_epoch` at the start of each
+            epoch. With None they come from torch's global generator.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], mix: DetectionMixer, *, seed: int | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.mix = mix
+        self.seed = seed
+        # Each of several one within the other, and a mixer on the batch, draw their own.
+        depth = 0
+        inner: Any = dataset
+        while inner is not None:
+            depth += isinstance(inner, MixedDataset)
+            inner = getattr(inner, "dataset", None)
+        self._stream = f"mixing/dataset/{depth}"
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counted from 0, here and in the data set underneath."""
+        self.mix.set_epoch(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def draw_params(self, index: int) -> MixParams | None:
+        """Draw a sample's partner in the data set and how they are mixed; None if it is not.
+
+        With a seed, always the same within an epoch.
+        """
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is out of range for {size} samples")
+        index %= size
+        if self.seed is None:
+            (seed,) = draw_seeds(1)
+        else:
+            seed = sample_seed(self.seed, self.mix.epoch, index, self._stream)
+        rng = random.Random(seed)
+        how = self.mix.draw(rng)
+        if how is None or size == 1:
+            return None
+        partner = rng.randrange(size - 1)
+        partner += partner >= index  # every index but its own is equally likely
+        return MixParams(partner, how)
+
+    def __getitem__(self, index: int) -> Sample:
+        params = self.draw_params(index)
+        index %= len(self)
+        if params is None:
+            return self.mix.transform([self.dataset[index]], [None], numbers=[index])[0]
+        pair = [self.dataset[index], self.dataset[params.partner]]
+        in_pair = MixParams(1, params.how)
+        return self.mix.transform(pair, [in_pair, None], numbers=[index, params.partner])[0]
+
+
+class RatioMixer(DetectionMixer):
+    """Draws a ratio λ from Beta(alpha, alpha) with chance ``p``, but not in the last epochs."""
+
+    def __init__(self, alpha: float, p: float, epochs: int | None, off_epochs: int) -> None:
+        super().__init__()
+        if not 0.0 < alpha < math.inf:
+            raise ValueError(f"alpha must be positive and finite, got {alpha}")
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"p must be in [0, 1], got {p}")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be positive, got {epochs}")
+        if off_epochs and not 0 < off_epochs < (epochs or 0):
+            raise ValueError(
+                "off_epochs must not be negative, and smaller than epochs, or nothing would be "
+                f"mixed at all: got off_epochs={off_epochs} of epochs={epochs}"
+            )
+        self.alpha = alpha
+        self.p = p
+        self.epochs = epochs
+        self.off_epochs = off_epochs
+
+    @property
+    def active(self) -> bool:
+        """Whether this epoch mixes at all."""
+        return not self.off_epochs or self.epoch < (self.epochs or 0) - self.off_epochs
+
+    def draw(self, rng: random.Random) -> Any | None:
+        """Draw λ, or None where a sample is not mixed."""
+        if not self.active or rng.random() >= self.p:
+            return None
+        return rng.betavariate(self.alpha, self.alpha)
+
+    def extra_repr(self) -> str:
+        """Describe the settings."""
+        return f"alpha={self.alpha}, p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
 
 
 class RandomChoice(DetectionMixer):
@@ -215,13 +270,8 @@ class RandomChoice(DetectionMixer):
     sample stays as it is. It serves wherever a mixer does.
 
     Args:
-        mixers: The mixers to choose from.
+        mixers: The mixers to choose from, at least one.
         probabilities: How likely each is picked, relative to the others; None for all alike.
-
-    Raises:
-        ValueError: If there is no mixer, or the probabilities are not one for each, not
-            negative, with a positive sum.
-        TypeError: If one is not a `DetectionMixer`.
     """
 
     def __init__(
@@ -235,12 +285,9 @@ class RandomChoice(DetectionMixer):
                 raise TypeError(
                     f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
                 )
-        shares = _shares(len(mixers), probabilities)
-        # the share of all samples that is mixed in an epoch in which all mixers mix
-        chance = math.fsum(share * mixer.p for share, mixer in zip(shares, mixers, strict=True))
-        super().__init__(min(chance, 1.0))
+        super().__init__()
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
-        self.probabilities = shares
+        self.probabilities = _shares(len(mixers), probabilities)
         self._epoch.value = max(mixer.epoch for mixer in mixers)
 
     @property
@@ -256,14 +303,9 @@ class RandomChoice(DetectionMixer):
 
     def draw(self, rng: random.Random) -> tuple[int, Any] | None:
         """Pick a mixer and let it draw: its number and what it drew, or None if it does not mix."""
-        number = self._pick(rng)
+        number = rng.choices(range(len(self.mixers)), self.probabilities)[0]
         how = self.mixers[number].draw(rng)
         return None if how is None else (number, how)
-
-    def draw_pair(self, rng: random.Random) -> tuple[int, Any]:
-        """Pick a mixer and let it draw how a pair is mixed: its number and what it drew."""
-        number = self._pick(rng)
-        return number, self.mixers[number].draw_pair(rng)
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: tuple[int, Any]) -> Sample:
         """Mix two checked samples with the mixer picked."""
@@ -273,9 +315,6 @@ class RandomChoice(DetectionMixer):
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"probabilities={self.probabilities}"
-
-    def _pick(self, rng: random.Random) -> int:
-        return rng.choices(range(len(self.mixers)), self.probabilities)[0]
 
 
 def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...]:

@@ -64,6 +64,3 @@ class SharedEpoch:
         # Neither would one that came through plain pickling or torch.save.
         self.__dict__.update(state)
         self._value.share_memory_()  # type: ignore[no-untyped-call]
-
-    def __repr__(self) -> str:
-        return f"SharedEpoch({self.value})"

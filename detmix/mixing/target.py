@@ -1,11 +1,11 @@
-"""What a sample of a detection data set must look like, and joining the ground truth of two.
+"""What a sample of a detection data set must look like, plain or of torchvision's tv_tensors.
 
 A sample is checked where it enters the mixers, by `checked_sample`; what comes after trusts it.
 
 Arithmetic on a tv_tensor mostly returns a plain tensor, and where it does not it keeps a canvas
 size that is no longer true. So everything is computed on plain tensors, and typed at the end.
 
-Shapes: N objects in a target, N_a and N_b in those of two images; (H, W) an image or the canvas.
+Shapes: N objects in a target; (H, W) an image or the canvas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -23,14 +22,13 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
-Pair = tuple[Target, Target]
+Size = tuple[int, int]
 
 # Known by name, because a length says nothing when it happens to equal the number of objects.
 PER_OBJECT_KEYS = frozenset(
     {"boxes", "labels", "box_weights", "difficult", "iscrowd", "area", "masks", "keypoints"}
 )
 PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
-ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
 
 
 def is_per_object(target: Target, key: str) -> bool:
@@ -41,8 +39,7 @@ def is_per_object(target: Target, key: str) -> bool:
         return False
     if isinstance(value, Tensor) and value.ndim == 0:
         return False
-    boxes = target.get("boxes")
-    return len(value) == (0 if boxes is None else len(boxes))
+    return len(value) == len(target["boxes"])
 
 
 def box_weights(target: Target) -> Tensor:
@@ -149,116 +146,7 @@ def check_pair(image_a: Tensor, image_b: Tensor) -> None:
             raise ValueError(f"images to mix must have the same {name}, got {a} and {b}")
 
 
-def union(target_a: Target, target_b: Target, lam: float, size: tuple[int, int]) -> Target:
-    r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
-
-    Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
-    concatenated, A's objects first; masks are padded to the canvas. Where only one target holds
-    ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0 and 0. Every other key is
-    A's. An object whose weight comes to 0 is left out, so that a ratio of exactly 0 or 1 yields
-    one image's objects alone.
-
-    tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
-    where A's target does not hold the key, or holds a plain tensor without rows.
-
-    Args:
-        target_a: The first target, N_a objects.
-        target_b: The second target, N_b objects.
-        lam: The blend ratio λ of the first image, in [0, 1].
-        size: (H, W) of the canvas.
-
-    Raises:
-        ValueError: For λ outside [0, 1], or if only one of the targets has a per-object key that
-            has no default.
-    """
-    check_ratio(lam)
-    return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
-
-
-def join(
-    targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: tuple[int, int]
-) -> Target:
-    """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
-    # Decided before any object is left out: by chance as many could be left as another key has.
-    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _is_joined(targets, key)]
-    parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
-    return {**targets[0], **{key: _concatenate(targets, parts, key, size) for key in keys}}
-
-
-def _is_joined(targets: Pair, key: str) -> bool:
-    """Tell whether ``key`` has a row for each object in every target that holds it."""
-    holders = [target for target in targets if target.get(key) is not None]
-    known = key in PER_OBJECT_KEYS
-    return bool(holders) and (known or all(is_per_object(target, key) for target in holders))
-
-
-def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
-    """Return the per-object ``keys``, plain, of the objects that keep a weight above 0."""
-    part = {key: plain(target[key]) for key in keys if target.get(key) is not None}
-    part["box_weights"] = weights = target["box_weights"] * ratio
-    if not bool((weights == 0).any()):
-        return part
-    kept = weights > 0
-    rows = kept.nonzero()[:, 0].tolist()
-    return {
-        key: value[kept] if isinstance(value, Tensor) else [value[row] for row in rows]
-        for key, value in part.items()
-    }
-
-
-def _concatenate(targets: Pair, parts: Pair, key: str, size: tuple[int, int]) -> Any:
-    """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
-    like = _typed_like(targets[0].get(key), targets[1].get(key))
-    rows = [_rows(target, part, key, like) for target, part in zip(targets, parts, strict=True)]
-    if isinstance(like, list):
-        return [*rows[0], *rows[1]]
-    # An image without objects often comes without the extra axes that its partner's have.
-    filled = [value for value in rows if len(value)] or [plain(like)[:0]]
-    if key == "masks":
-        filled = [_pad_masks(value, size) for value in filled]
-    if len({value.shape[1:] for value in filled}) > 1:
-        shapes = " and ".join(str(tuple(value.shape)) for value in filled)
-        raise ValueError(f"the targets' {key!r} do not fit each other, having shapes {shapes}")
-    return wrap_like(torch.cat(filled), like, size)
-
-
-def _typed_like(value_a: Any, value_b: Any) -> Any:
-    """Return that one of two values (one may be None) after whose kind both are joined."""
-    # A's, unless it has no rows and B's says more: a type, or the rows to come.
-    held = [value for value in (value_a, value_b) if value is not None]
-    telling = [value for value in held if len(value) or isinstance(value, TVTensor)]
-    return (telling or held)[0]
-
-
-def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
-    """Return the rows of one part as a list where ``like`` is one, else as a plain tensor."""
-    value = part.get(key)
-    if value is None:
-        count = len(part["boxes"])
-        if count and key not in ZERO_BY_DEFAULT:
-            raise ValueError(
-                f"one target has the per-object key {key!r}, the other with {count} objects does "
-                f"not (its keys: {', '.join(sorted(part))})"
-            )
-        return [0] * count if isinstance(like, list) else plain(like).new_zeros(count)
-    if isinstance(like, list):
-        return value.tolist() if isinstance(value, Tensor) else value
-    if isinstance(value, list):
-        rows = torch.as_tensor(value, device=like.device)
-        return rows.to(torch.promote_types(rows.dtype, like.dtype) if value else like.dtype)
-    if key == "boxes" and len(value):
-        return converted(value, box_format(target[key]), box_format(like))
-    return value
-
-
-def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad ``(N, H', W')`` masks with background at the bottom and right to (H, W)."""
-    if masks.shape[-2:] == size:  # padding by nothing would copy
-        return masks
-    return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
-
-
-def image_size(image: Tensor) -> tuple[int, int]:
+def image_size(image: Tensor) -> Size:
     """Return (H, W) of one image or a batch of them."""
     return image.shape[-2], image.shape[-1]
 
@@ -287,7 +175,7 @@ def xyxy(boxes: Tensor) -> Tensor:
     return converted(plain(boxes), box_format(boxes), BoundingBoxFormat.XYXY)
 
 
-def wrap_like(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
+def wrap_like(values: Tensor, like: Any, size: Size) -> Tensor:
     """Give plain values the type of another tensor, on a canvas of their own."""
     if not isinstance(like, TVTensor):
         return values

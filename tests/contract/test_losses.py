@@ -39,12 +39,6 @@ def plain(request):
     return with_known_features(build(request.param))
 
 
-@pytest.fixture(scope="module")
-def plain_step(plain):
-    """Losses and gradients that torchvision gets from the batch with all objects."""
-    return step(twin(plain), batch())[:2]
-
-
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return small(request.param)
@@ -61,54 +55,38 @@ def assert_close(ours, theirs, noise=0.0):
         assert (ours[key] - value).norm() <= 1e-5 * value.norm() + noise, key
 
 
-@pytest.mark.parametrize("kind", ["half", "none"])
-def test_weights_one_equal_torchvision_bit_for_bit(plain, kind):
+def test_weights_one_equal_torchvision_bit_for_bit(plain):
     """Losses, gradients (of every parameter, as distributed training needs it), random state."""
-    expected = step(twin(plain), batch(kind))
-    assert all(torch.isfinite(loss) for loss in expected[0].values())
-    assert kind == "none" or all(loss > 0 for loss in expected[0].values())
+    expected = step(twin(plain), batch("half"))
+    assert all(0 < loss < torch.inf for loss in expected[0].values())
     assert expected[1].keys() == dict(plain.named_parameters()).keys()
-    assert_identical(step(weighted(plain), batch(kind, 1.0)), expected)
+    assert_identical(step(weighted(plain), batch("half", 1.0)), expected)
 
 
-def test_losses_and_gradients_are_linear_in_the_weights(plain, plain_step):
-    """Weights that add up to ones give what adds up to torchvision's.
-
-    So the weights have no part in the choice of samples, nor of an SSD's negatives.
-    """
+def test_losses_and_gradients_are_linear_in_the_weights(plain):
+    """So the weights have no part in the choice of samples, nor of an SSD's negatives."""
+    whole = step(twin(plain), batch())
     model = weighted(plain, 0.35)
     first = step(model, batch("objects", WEIGHTS))
     tenths = [[0.3 * weight for weight in row] for row in WEIGHTS]
     scaled = losses_of(weight_losses(model, 0.3 * 0.35), batch("objects", tenths))
     rest = [[1 - weight for weight in row] for row in WEIGHTS]
     second = step(weight_losses(model, 0.65), batch("objects", rest))
-    assert all(0 < first[0][key] < loss for key, loss in plain_step[0].items())
+    assert all(0 < first[0][key] < loss for key, loss in whole[0].items())
     assert_close(scaled, {key: 0.3 * loss for key, loss in first[0].items()})
     for part, noise in enumerate((0.0, 1e-6)):  # a gradient may be a sum that cancels
         total = {key: value + second[part][key] for key, value in first[part].items()}
-        assert_close(total, plain_step[part], noise=noise)
-
-
-def test_the_normalizer_weights_makes_weighted_means(family):
-    """Where all weigh the same, they are torchvision's."""
-    expected = losses_of(twin(family), batch())
-    assert_close(losses_of(weighted(family, 0.5, "weights"), batch("objects", 0.5)), expected)
+        assert_close(total, whole[part], noise=noise)
 
 
 def test_without_objects_only_the_background_weight_counts(family):
-    expected = losses_of(twin(family), batch("none"))
-    losses = losses_of(weighted(family, 0.3), batch("none"))
-    assert_close(losses, {key: 0.3 * loss for key, loss in expected.items()})
-    assert_close(losses_of(weighted(family, 1.0, "weights"), batch("none")), expected)
-
-
-def test_an_image_without_objects_needs_boxes_and_labels_only(family):
-    """As wrap_dataset_for_transforms_v2 leaves it. And weights may be a list."""
-    images, targets = batch("half", WEIGHTS)
-    expected = losses_of(weighted(family), (images, targets))
-    targets[0] = {key: targets[0][key] for key in ("boxes", "labels")}
-    targets[1]["box_weights"] = WEIGHTS[1]
-    assert_identical(losses_of(weighted(family), (images, targets)), expected)
+    """And boxes and labels suffice, as wrap_dataset_for_transforms_v2 leaves it."""
+    whole, (images, targets) = step(twin(family), batch("none")), batch("none")
+    assert_identical(step(weighted(family), batch("none")), whole)
+    targets = [{key: target[key] for key in ("boxes", "labels")} for target in targets]
+    for weight, normalizer in ((0.3, "samples"), (1.0, "weights"), (0.0, "weights")):  # 0 / 0
+        losses = losses_of(weighted(family, weight, normalizer), (images, targets))
+        assert_close(losses, {key: weight * loss for key, loss in whole[0].items()})
     assert targets[0].keys() == {"boxes", "labels"}
 
 
@@ -123,9 +101,8 @@ def test_state_evaluation_hooks_and_frozen_parameters_stay(family):
     assert [name for name, _ in model.named_modules()] == list(kinds)
     assert all(isinstance(model.get_submodule(name), kind) for name, kind in kinds.items())
     assert_identical(model.state_dict(), plain.state_dict())
-    assert [p.requires_grad for p in model.parameters()] == [
-        p.requires_grad for p in plain.parameters()
-    ]
+    frozen = [not parameter.requires_grad for parameter in model.parameters()]
+    assert frozen == [number % 3 == 0 for number in range(len(frozen))]
     losses_of(plain, batch())
     expected = calls.copy()
     losses_of(model, batch())
@@ -163,77 +140,56 @@ def test_called_again_or_on_a_copy_it_changes_the_settings_of_that_model_only(fa
     assert_identical(losses_of(weight_losses(saved, 0.5, "weights"), data), expected)
 
 
-TINY = (1e-6, 1e-30)
 # Their samples all belong to objects; divided by the sum of the weights they are means, which do
 # not fall with the weights.
 OF_OBJECTS = {"loss_mask", "loss_keypoint"}
 
 
-def assert_finite(losses, grads):
-    assert all(bool(torch.isfinite(value).all()) for value in (*losses.values(), *grads.values()))
-
-
-@pytest.mark.parametrize("normalizer", ["samples", "weights"])
-def test_small_weights_leave_the_background(family, normalizer):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("background_weight", "normalizer"), [(1.0, "samples"), (1.0, "weights"), (0.0, "weights")]
+)
+def test_small_weights_leave_the_background(family, background_weight, normalizer, half, device):
     """All objects of the batch weigh nearly nothing: losses are those at 0."""
-    model = weighted(family, 1.0, normalizer)
-    limit = losses_of(model, batch("objects", 0.0))
-    assert sum(limit.values()) > 0
-    for weight in TINY:
-        losses, grads, _ = step(model, batch("objects", weight))
-        assert_finite(losses, grads)
+    model = weighted(family, background_weight, normalizer)
+    limit, network = losses_of(model, batch("objects", 0.0)), copy.deepcopy(model).to(device)
+    assert (sum(limit.values()) > 0) == (background_weight > 0)
+    for weight in (1e-6, 1e-30):
+        samples = [on(device, sample) for sample in zip(*batch("objects", weight), strict=True)]
+        dtype = torch.bfloat16 if device == "cpu" else torch.float16
+        with torch.autocast(device, dtype, enabled=half):
+            losses, grads, _ = step(network, zip(*samples, strict=True))
+        assert all(bool(torch.isfinite(part).all()) for part in (*losses.values(), *grads.values()))
         for name in losses.keys() - (OF_OBJECTS if normalizer == "weights" else set()):
-            assert float(losses[name]) == pytest.approx(limit[name].item(), rel=1e-4, abs=1e-3)
+            assert losses[name] >= 0
+            if background_weight == 0:
+                assert weight > 1e-30 or losses[name] < 1e-12
+            elif device == "cpu":  # another device samples others
+                error = 0.05 if half else 1e-4
+                assert float(losses[name]) == pytest.approx(limit[name].item(), error, abs=1e-3)
 
 
 def test_a_mean_of_small_weights(family):
-    """No background: an R-CNN's losses are weighted means, the others' fade out with the weights.
-
-    A mean whose weights add up to less than float32's epsilon fades out too: 0 / 0 has no limit.
-    """
+    """No background: those of an R-CNN are weighted means, others fade out with the weights."""
     model = weighted(family, 0.0, "weights")
-    factor = 1 if hasattr(family, "roi_heads") else 10
-    light, grads, _ = step(model, batch("objects", 1e-6))
-    other, other_grads, _ = step(model, batch("objects", 1e-5))
+    light, other = (losses_of(model, batch("objects", weight)) for weight in (1e-6, 1e-5))
     for name, loss in light.items():
         assert loss > 0
-        assert float(other[name]) == pytest.approx(factor * float(loss), rel=1e-4)
-    noise = 1e-4 * max(float(grad.abs().max()) for grad in other_grads.values())  # many cancel
-    for name, grad in grads.items():
-        torch.testing.assert_close(factor * grad, other_grads[name], rtol=0, atol=noise)
-    for kind, weight in (("objects", 1e-20), ("objects", 0.0), ("half", 0.0), ("none", 0.0)):
-        losses, grads, _ = step(model, batch(kind, weight))
-        assert_finite(losses, grads)
-        assert all(0 <= value.abs().max() < 1e-9 for value in (*losses.values(), *grads.values()))
+        factor = 1 if hasattr(family, "roi_heads") else 10
+        assert other[name].item() == pytest.approx(factor * loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_a_larger_batch_equals_torchvision_bit_for_bit(family, half_precision):
     """The order of a sum may change with its length, and its dtype with autocast."""
-    (images, targets), (_, others) = batch(), batch("half")
-    data = images * 3, [*targets, *others, *targets]
+    (images, targets), (_, (empty, other)) = batch(), batch("half")
+    bare = {key: empty[key] for key in ("boxes", "labels")}  # torchvision cannot do with these
     with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
-        expected = step(twin(family), data)
+        expected = step(twin(family), (images * 3, [*targets, empty, other, *targets]))
+        listed = targets[0] | {"box_weights": [1.0, 1.0]}
+        data = images * 3, [*targets, bare, other, listed, targets[1]]
         assert_identical(step(weighted(family), data), expected)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("background_weight", "normalizer"), [(0.0, "weights"), (1.0, "samples")])
-def test_half_precision(family, background_weight, normalizer, device):
-    """Next to nothing is next to nothing there too, and what is left is the background."""
-    model = weighted(family, background_weight, normalizer)
-    exact, network = losses_of(model, batch("objects", 0.0)), copy.deepcopy(model).to(device)
-    for weight in TINY:
-        samples = [on(device, sample) for sample in zip(*batch("objects", weight), strict=True)]
-        with torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16):
-            losses, grads, _ = step(network, zip(*samples, strict=True))
-        assert_finite(losses, grads)
-        for name, loss in losses.items():
-            assert loss >= 0
-            if background_weight == 0:
-                assert weight > 1e-30 or loss < 1e-12
-            elif name not in OF_OBJECTS and device == "cpu":  # another device samples others
-                assert float(loss) == pytest.approx(exact[name].item(), rel=0.05, abs=1e-3)
 
 
 FASTER, MASK, KEYPOINT, *ONE_STAGE = FAMILIES

@@ -21,13 +21,20 @@ from mixing_oracle import (
 from torch import tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import convert_bounding_box_format
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, Mask, TVTensor
+from torchvision.tv_tensors import (
+    BoundingBoxes,
+    BoundingBoxFormat,
+    Image,
+    Mask,
+    TVTensor,
+    set_return_type,
+)
 
 from detmix import cutmix, mixup
 from detmix.mixing import Cut
 
 SIZE = (20, 30)  # height, width
-BOX = (10, 5, 20, 15)
+BOX, BEYOND = (10, 5, 20, 15), (5, 10, 25, 31)
 
 
 def target_of(*boxes, **extra):
@@ -56,25 +63,29 @@ def test_the_rectangle_is_torchvision_s_for_the_same_draws(size):
         assert Cut(lam, (x + 0.5) / width, (y + 0.5) / height).rectangle(size) == expected
 
 
-# The object is BOX; the rectangle, what is left of the box, and its share.
+# A box in one of the images, the rectangle, what is left of the box, and its share.
 @pytest.mark.parametrize(
-    ("side", "rectangle", "box", "share"),
+    ("given", "side", "rectangle", "box", "share"),
     [
-        ("a", (0, 0, 10, 20), BOX, 1.0),  # touches from the left
-        ("a", (0, 0, 14, 20), (14, 5, 20, 15), 0.6),  # left side, edge to edge and beyond
-        ("a", (10, 5, 14, 15), (14, 5, 20, 15), 0.6),  # exactly edge to edge
-        ("a", (13, 0, 30, 20), (10, 5, 13, 15), 0.3),  # right side
-        ("a", (0, 0, 30, 9), (10, 9, 20, 15), 0.6),  # top side
-        ("a", (10, 13, 20, 20), (10, 5, 20, 13), 0.8),  # bottom side
-        ("a", (8, 0, 14, 14), BOX, 1 - 0.4 * 0.9),  # a corner: an L is left
-        ("a", (12, 7, 16, 11), BOX, 0.84),  # a hole
-        ("a", (12, 0, 16, 20), BOX, 0.6),  # a band: two parts are left
-        ("b", (10, 5, 20, 15), BOX, 1.0),
-        ("b", (12, 7, 16, 11), (12, 7, 16, 11), 0.16),
+        (BOX, "a", (0, 0, 10, 20), BOX, 1.0),  # touches from the left
+        (BOX, "a", (0, 0, 14, 20), (14, 5, 20, 15), 0.6),  # left side, edge to edge and beyond
+        (BOX, "a", (10, 5, 14, 15), (14, 5, 20, 15), 0.6),  # exactly edge to edge
+        (BOX, "a", (13, 0, 30, 20), (10, 5, 13, 15), 0.3),  # right side
+        (BOX, "a", (0, 0, 30, 9), (10, 9, 20, 15), 0.6),  # top side
+        (BOX, "a", (10, 13, 20, 20), (10, 5, 20, 13), 0.8),  # bottom side
+        (BOX, "a", (8, 0, 14, 14), BOX, 1 - 0.4 * 0.9),  # a corner: an L is left
+        (BOX, "a", (12, 7, 16, 11), BOX, 0.84),  # a hole
+        (BOX, "a", (12, 0, 16, 20), BOX, 0.6),  # a band: two parts are left
+        (BOX, "b", (10, 5, 20, 15), BOX, 1.0),
+        (BOX, "b", (12, 7, 16, 11), (12, 7, 16, 11), 0.16),
+        # what is beyond the image is no part of an object
+        (BEYOND, "a", (15, 0, 30, 20), (5, 10, 15, 20), 0.5),
+        (BEYOND, "a", (0, 0, 30, 5), BEYOND, 1.0),  # not cut, it stays as it is
+        (BEYOND, "b", (0, 0, 30, 20), (5, 10, 25, 20), 1.0),  # but not when pasted
     ],
 )
-def test_box_and_weight(side, rectangle, box, share):
-    mixed = cut_only(target_of(BOX), rectangle, side)
+def test_box_and_weight(given, side, rectangle, box, share):
+    mixed = cut_only(target_of(given), rectangle, side)
     assert mixed["boxes"].tolist() == [list(map(float, box))]
     assert mixed["box_weights"].tolist() == pytest.approx([share], rel=1e-6)
 
@@ -89,65 +100,42 @@ def test_a_key_as_long_as_what_is_left_of_the_objects_is_none_of_theirs():
     assert mixed["box_weights"].tolist() == [0.5, 1.0, 0.25, 1.0]
 
 
-@pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(
     ("min_visibility", "left"), [(0.0, 4), (0.1, 4), (0.11, 3), (0.5, 2), (0.51, 1), (1.0, 1)]
 )
-def test_min_visibility(side, min_visibility, left):
+def test_min_visibility(min_visibility, left):
     # visible: 0, 0.1, 0.2, 0.5, 1 (within the rectangle, or outside of its mirror image)
     boxes = [(20, 0, 30, 10), (9, 0, 19, 10), (8, 0, 18, 10), (5, 0, 15, 10), (0, 0, 10, 10)]
     boxes += [(1, 1, 1, 5), (4, 4, 3, 3)]  # without area
-    rectangle = (0, 0, 10, 20) if side == "b" else (10, 0, 30, 20)
-    mixed = cut_only(target_of(*boxes), rectangle, side, min_visibility=min_visibility)
-    shares = pytest.approx([0.1, 0.2, 0.5, 1.0][-left:], rel=1e-6)
-    assert mixed["box_weights"].tolist() == shares
-    assert mixed["labels"].tolist() == [2, 3, 4, 5][-left:]
+    for side, rectangle in (("b", (0, 0, 10, 20)), ("a", (10, 0, 30, 20))):
+        mixed = cut_only(target_of(*boxes), rectangle, side, min_visibility=min_visibility)
+        shares = pytest.approx([0.1, 0.2, 0.5, 1.0][-left:], rel=1e-6)
+        assert mixed["box_weights"].tolist() == shares
+        assert mixed["labels"].tolist() == [2, 3, 4, 5][-left:]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
-def test_dtype_of_boxes_is_kept(dtype):
-    target = target_of(BOX)
-    target["boxes"] = target["boxes"].to(dtype)
-    for side, box in (("a", [14, 5, 20, 15]), ("b", [10, 5, 14, 15])):
-        mixed = cut_only(target, (0, 0, 14, 20), side)
+@pytest.mark.parametrize(
+    ("side", "box", "share", "seen"),
+    [("a", [14, 5, 20, 15], 0.6, [0, 1, 0, 0]), ("b", [10, 5, 14, 15], 0.4, [1, 0, 1, 0])],
+)
+def test_dtypes_areas_and_keypoints(side, box, share, seen):
+    def left_of(**fields):
+        return cut_only({**target_of(BOX), **fields}, (0, 0, 14, 20), side)
+
+    for dtype in (torch.float64, torch.float16, torch.int64):
+        mixed = left_of(boxes=tensor([BOX], dtype=dtype))
         assert mixed["boxes"].tolist() == [box]
-        assert mixed["boxes"].dtype == dtype
-        assert mixed["box_weights"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("bottom", [20.0, 20.000002, 31.0])
-def test_what_is_beyond_the_image_is_no_part_of_an_object(bottom):
-    target = target_of((5, 10, 25, bottom))
-    for side, rectangle, box, share in (
-        ("a", (0, 15, 30, 20), [5, 10, 25, 15], 0.5),
-        ("a", (15, 0, 30, 20), [5, 10, 15, 20], 0.5),
-        ("b", (15, 0, 30, 20), [15, 10, 25, 20], 0.5),
-        ("a", (0, 0, 30, 5), target["boxes"][0].tolist(), 1.0),  # not cut, it stays as it is
-        ("b", (0, 0, 30, 20), [5, 10, 25, 20], 1.0),  # but not when pasted
-    ):
-        mixed = cut_only(target, rectangle, side)
-        assert mixed["boxes"].tolist() == [box]
-        assert mixed["box_weights"].tolist() == [share]
-
-
-def test_area_is_scaled_by_the_visible_share():
+        assert (mixed["boxes"].dtype, mixed["box_weights"].dtype) == (dtype, torch.float32)
     for area in (tensor([80.0], dtype=torch.float64), tensor([80]), [80]):
-        for side, share in (("a", 0.6), ("b", 0.4)):
-            left = cut_only(target_of(BOX, area=area), (0, 0, 14, 20), side)["area"]
-            assert type(left) is type(area)
-            assert float(left[0]) == pytest.approx(80 * share, rel=1e-6)
-            assert isinstance(area, list) or area.dtype in (left.dtype, torch.int64)
-
-
-def test_hidden_keypoints_are_not_labelled_any_more():
+        left = left_of(area=area)["area"]
+        assert type(left) is type(area)
+        assert float(left[0]) == pytest.approx(80 * share, rel=1e-6)
+        assert isinstance(area, list) or area.dtype in (left.dtype, torch.int64)
     # Pixel 13 is the last in the rectangle, from 12.5 to 13.5, where the next begins.
     points = tensor([[[11.0, 6, 2], [13.5, 6, 1], [13.4, 14, 2], [0, 0, 0]]])
-    for side, seen in (("a", [0, 1, 0, 0]), ("b", [1, 0, 1, 0])):
-        mixed = cut_only(target_of(BOX, keypoints=points), (0, 0, 14, 20), side)
-        assert torch.equal(mixed["keypoints"], points * tensor(seen)[:, None])
+    assert torch.equal(left_of(keypoints=points)["keypoints"], points * tensor(seen)[:, None])
     without = points[..., :2]  # no visibility: they stay
-    mixed = cut_only(target_of(BOX, keypoints=without), (0, 0, 14, 20), "a")
-    assert torch.equal(mixed["keypoints"], without)
+    assert torch.equal(left_of(keypoints=without)["keypoints"], without)
 
 
 DEPTH = 3
@@ -157,6 +145,9 @@ CORNER_AND_SIZE = st.tuples(EDGE, EDGE, st.integers(1, 9), st.integers(1, 9))
 EXTREMES = st.sampled_from([0.0, 1.0, 0.5, 1e-12, 1e-3, 1 - 1e-3])
 RATIO = st.one_of(EXTREMES, st.floats(0.01, 0.99))
 HOW = st.one_of(RATIO, st.builds(Cut, RATIO, PLACE, PLACE))
+
+
+KEYS = {"boxes", "labels", "names", "area", "box_weights", "masks"}
 
 
 @dataclass
@@ -195,7 +186,8 @@ def draw_sample(draw, dtype, with_masks):
         left_out = draw(st.sampled_from([left_out, target.keys() - {"boxes", "labels"}, {*target}]))
     if not with_masks:
         left_out = {*left_out, "masks"}
-    target = {"image_id": seed, **{key: target[key] for key in target.keys() - left_out}}
+    target = {key: target[key] for key in target.keys() - left_out}
+    target |= {"image_id": seed, "size": tensor(size)}  # as long as two objects are many
     image = make_image(*size, dtype, seed)
     rows = [
         Row(box, seed, f"{seed}-{number}", float(areas[number]), masks[number], weights[number])
@@ -227,38 +219,20 @@ def box_around(pixels):
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def seen_part(row, rectangle, inside, size, with_masks):
-    """Return the share of an object that is seen, and the row that is left of it."""
+def seen_part(row, rectangle, inside, size, with_masks, min_visibility):
+    """Return the row that is left of an object in an image of this size, or None."""
     of_box = within(*row.box) & within(0, 0, size[1], size[0])
     seen = within(*rectangle) == inside
     if not (of_box & seen).any():
-        return 0, row
+        return None
     mask = row.mask & seen[: size[0], : size[1]]
     whole, left = (row.mask, mask) if with_masks and row.mask.any() else (of_box, of_box & seen)
     share, around = left.sum() / whole.sum(), box_around(of_box & seen)
+    if share < min_visibility:
+        return None
     # left as it is where nothing was cut; but what is pasted is clipped to its image
     box = row.box if around == box_around(of_box) and not inside else around
-    return share, replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
-
-
-def blended_rows(sides, lam):
-    """Every object of both, its weight times its image's ratio."""
-    rows = [
-        replace(row, weight=row.weight * ratio)
-        for side, ratio in zip(sides, (lam, 1 - lam), strict=True)
-        for row in side
-    ]
-    return [row for row in rows if row.weight]
-
-
-def cut_rows(sides, rectangle, sizes, min_visibility, with_masks):
-    """What is seen of every object."""
-    parts = [
-        seen_part(row, rectangle, inside, size, with_masks)
-        for side, inside, size in zip(sides, (False, True), sizes, strict=True)
-        for row in side
-    ]
-    return [row for share, row in parts if share > 0 and share >= min_visibility]
+    return replace(row, box=box, mask=mask, weight=row.weight * share, area=row.area * share)
 
 
 def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
@@ -277,21 +251,28 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
         expected = plain_a.clone()
         expected[:, y1:y2, x1:x2] = plain_b[:, y1:y2, x1:x2]
         assert torch.equal(plain(image), expected)
-        rows = cut_rows((rows_a, rows_b), rectangle, sizes, min_visibility, with_masks)
+        how = with_masks, min_visibility
+        rows = [seen_part(row, rectangle, False, sizes[0], *how) for row in rows_a]
+        rows += [seen_part(row, rectangle, True, sizes[1], *how) for row in rows_b]
     else:
         image, target = mixup(*sample_a, *sample_b, how)
         assert_pixels(plain(image), plain_a, plain_b, how)
-        rows = blended_rows((rows_a, rows_b), how)
+        rows = [replace(row, weight=row.weight * how) for row in rows_a]
+        rows += [replace(row, weight=row.weight * (1 - how)) for row in rows_b]
     size = tuple(image.shape[1:])
-    rows = [replace(row, mask=padded(row.mask, size)) for row in rows]
+    rows = [replace(row, mask=padded(row.mask, size)) for row in rows if row and row.weight]
+    assert type(image) is type(sample_a[0])
+    for key in ("image_id", "size"):
+        assert target[key] is sample_a[1][key]
+    check_types(target, sample_a[1], sample_b[1], size)
+    check_rows(target, rows)
+    mixed = copy.deepcopy((image, target))
+    for value in (image, *(target[key] for key in target.keys() & KEYS)):
+        value.clear() if isinstance(value, list) else value.zero_()
     for (old, old_target), (kept, kept_target) in zip((sample_a, sample_b), before, strict=True):
         assert torch.equal(plain(old), plain(kept))
         assert_same_target(old_target, kept_target)
-    assert type(image) is type(sample_a[0])
-    assert target["image_id"] == sample_a[1]["image_id"]
-    check_types(target, sample_a[1], sample_b[1], size)
-    check_rows(target, rows)
-    return (image, target), rows
+    return mixed, rows
 
 
 def check_types(target, target_a, target_b, size):
@@ -331,6 +312,9 @@ def check_rows(target, rows):
     st.sampled_from(list(TOLERANCE)),
     st.booleans(),
     st.sampled_from([0.0, 0.1, 0.3, 0.5]),
+    st.sampled_from(["Tensor", "TVTensor"]),
 )
-def test_any_nesting(data, dtype, with_masks, min_visibility):
-    draw_mixed(data.draw, DEPTH, dtype, with_masks, min_visibility)
+def test_any_nesting(data, dtype, with_masks, min_visibility, return_type):
+    """Whatever torchvision's own operations are told to return. Inputs and results stay apart."""
+    with set_return_type(return_type):
+        draw_mixed(data.draw, DEPTH, dtype, with_masks, min_visibility)

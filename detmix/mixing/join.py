@@ -1,0 +1,136 @@
+"""Joining the ground truth of two images, each object's weight multiplied by its image's ratio.
+
+Shapes: N_a and N_b objects in the two targets; (H, W) the canvas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.tv_tensors import TVTensor
+
+from detmix.mixing.target import (
+    PER_OBJECT_KEYS,
+    Size,
+    Target,
+    box_format,
+    check_ratio,
+    completed,
+    converted,
+    is_per_object,
+    plain,
+    wrap_like,
+)
+
+Pair = tuple[Target, Target]
+
+_ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
+
+
+def union(target_a: Target, target_b: Target, lam: float, size: Size) -> Target:
+    r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
+
+    Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
+    concatenated, A's objects first; masks are padded to the canvas. Where only one target holds
+    ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0 and 0. Every other key is
+    A's. An object whose weight comes to 0 is left out, so that a ratio of exactly 0 or 1 yields
+    one image's objects alone.
+
+    tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
+    where A's target does not hold the key, or holds a plain tensor without rows.
+
+    Args:
+        target_a: A, with N_a objects.
+        target_b: B, with N_b objects.
+        lam: λ, in [0, 1].
+        size: (H, W) of the canvas.
+
+    Raises:
+        ValueError: For another λ, or a per-object key without default in one target only.
+    """
+    check_ratio(lam)
+    return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
+
+
+def join(targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: Size) -> Target:
+    """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
+    # Decided before any object is left out: by chance as many could be left as another key has.
+    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _is_joined(targets, key)]
+    parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
+    return {**targets[0], **{key: _concatenate(targets, parts, key, size) for key in keys}}
+
+
+def _is_joined(targets: Pair, key: str) -> bool:
+    """Tell whether ``key`` has a row for each object in every target that holds it."""
+    holders = [target for target in targets if target.get(key) is not None]
+    known = key in PER_OBJECT_KEYS
+    return bool(holders) and (known or all(is_per_object(target, key) for target in holders))
+
+
+def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
+    """Return the per-object ``keys``, plain, of the objects that keep a weight above 0."""
+    part = {key: plain(target[key]) for key in keys if target.get(key) is not None}
+    part["box_weights"] = weights = target["box_weights"] * ratio
+    if not bool((weights == 0).any()):
+        return part
+    kept = weights > 0
+    rows = kept.nonzero()[:, 0].tolist()
+    return {
+        key: value[kept] if isinstance(value, Tensor) else [value[row] for row in rows]
+        for key, value in part.items()
+    }
+
+
+def _concatenate(targets: Pair, parts: Pair, key: str, size: Size) -> Any:
+    """Concatenate ``key`` of both parts, with defaults where one does not hold it."""
+    like = _typed_like(targets[0].get(key), targets[1].get(key))
+    rows = [_rows(target, part, key, like) for target, part in zip(targets, parts, strict=True)]
+    if isinstance(like, list):
+        return [*rows[0], *rows[1]]
+    # An image without objects often comes without the extra axes that its partner's have.
+    filled = [value for value in rows if len(value)] or [plain(like)[:0]]
+    if key == "masks":
+        filled = [_pad_masks(value, size) for value in filled]
+    if len({value.shape[1:] for value in filled}) > 1:
+        shapes = " and ".join(str(tuple(value.shape)) for value in filled)
+        raise ValueError(f"the targets' {key!r} do not fit each other, having shapes {shapes}")
+    return wrap_like(torch.cat(filled), like, size)
+
+
+def _typed_like(value_a: Any, value_b: Any) -> Any:
+    """Return that one of two values (one may be None) after whose kind both are joined."""
+    # A's, unless it has no rows and B's says more: a type, or the rows to come.
+    held = [value for value in (value_a, value_b) if value is not None]
+    telling = [value for value in held if len(value) or isinstance(value, TVTensor)]
+    return (telling or held)[0]
+
+
+def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
+    """Return the rows of one part as a list where ``like`` is one, else as a plain tensor."""
+    value = part.get(key)
+    if value is None:
+        count = len(part["boxes"])
+        if count and key not in _ZERO_BY_DEFAULT:
+            raise ValueError(
+                f"one target has the per-object key {key!r}, the other with {count} objects does "
+                f"not (its keys: {', '.join(sorted(part))})"
+            )
+        return [0] * count if isinstance(like, list) else plain(like).new_zeros(count)
+    if isinstance(like, list):
+        return value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        rows = torch.as_tensor(value, device=like.device)
+        return rows.to(torch.promote_types(rows.dtype, like.dtype) if value else like.dtype)
+    if key == "boxes" and len(value):
+        return converted(value, box_format(target[key]), box_format(like))
+    return value
+
+
+def _pad_masks(masks: Tensor, size: Size) -> Tensor:
+    """Pad ``(N, H', W')`` masks with background at the bottom and right to (H, W)."""
+    if masks.shape[-2:] == size:  # padding by nothing would copy
+        return masks
+    return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
