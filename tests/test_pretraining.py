@@ -197,7 +197,7 @@ class TestChain:
 @pytest.mark.parametrize(
     "option",
     [
-        "mix=cutmixup", "mixing.p=2", "mixing.mixup_alpha=0", "mixing.cutout_area=0.999",
+        "mix=cutmixup", "mixing.p=2", "mixing.mixup_alpha=0", "mixing.cutout_area=0.9",
         "label_smoothing=1.5", "data.batch_size=1", "data.mean=[124, 117, 104]",
         "data.std=[0, 1, 1]", "augment.scale=[0.5, 0.1]", "augment.eval_resize=8",
         "model.name=vgg16",

@@ -81,7 +81,7 @@ class TestFiles:
             ("data.root=missing", FileNotFoundError),
             ("data.classes=[circle]", ValueError),
             ("data.batch_size=25", ValueError),
-            ("backbone.trainable_layers=9", ValueError),
+            ("mixing.off_epochs=2", ValueError),  # of two
             ("precision=fp16", ValueError),  # needs a GPU
         ],
     )

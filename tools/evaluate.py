@@ -61,7 +61,7 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     model, config = load_detector(source, parsed.overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
-    check_before(dataset, config, parsed.backend)
+    check_before(dataset, parsed.backend)
     loader = eval_loader(
         build_test_set(config, dataset),
         config.data.eval_batch_size,
@@ -100,7 +100,7 @@ def _score_devkit_results(parsed: argparse.Namespace) -> None:
 
 
 def _score_json(parsed: argparse.Namespace) -> None:
-    chosen = {"iou_type": parsed.iou_type or "bbox", "backend": parsed.backend or "auto"}
+    chosen = {"iou_type": parsed.iou_type or "bbox", "backend": parsed.backend}
     print(score_predictions(parsed.source, parsed.annotations, **chosen))
 
 
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         choices=("auto", "pycocotools", "faster-coco-eval"),
+        default="auto",
         help="what computes COCO's AP",
     )
     return parser

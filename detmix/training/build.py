@@ -206,7 +206,7 @@ def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
 
 
 def build_coco_evaluator(
-    config: TrainConfig, dataset: DetectionData, backend: Backend | None = None
+    config: TrainConfig, dataset: DetectionData, backend: Backend = "auto"
 ) -> COCOEvaluator:
     """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
@@ -214,7 +214,7 @@ def build_coco_evaluator(
         config.data.class_names,
         category_ids=dataset.category_ids,
         iou_types=("bbox", *more),
-        backend=backend or config.data.coco.backend,
+        backend=backend,
     )
 
 

@@ -32,7 +32,7 @@ from detmix.pretrained.read_state import (
     section,
     take_normalization,
 )
-from detmix.training.config import changed_options, flat_options
+from detmix.training.config import PLACES, flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
@@ -109,6 +109,7 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
             f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
         )
     state = {"normalization": {}, **state}
+    section(state["config"], "data", "coco").pop("backend", None)  # an option once
     for key, kind in _TYPES.items():
         if not isinstance(state[key], kind):
             raise ValueError(
@@ -239,5 +240,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
         _log.warning("%s; the checkpoint before it is used", problem)
     position = Position(**state["position"])
     _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
-    for name, (before, now) in changed_options(state["config"], config).items():
-        _log.warning("%s has changed: it was %s, it is now %s", name, before, now)
+    before, now = flat_options(state["config"]), flat_options(config)
+    for name in sorted(before.keys() & now.keys() - set(PLACES)):
+        if before[name] != now[name]:
+            _log.warning("%s was %s, it is now %s", name, before[name], now[name])
