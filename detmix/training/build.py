@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from detmix.data import (
     AugmentedDataset,
     CocoDetection,
     VOCDetection,
     detection_transforms,
+    train_loader,
 )
 from detmix.detectors import build_detector, target_keys
 from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
@@ -44,20 +45,15 @@ _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
     mixing = config.mixing
-    names = [] if mixing.name == "none" else mixing.name.split("+")
+    if mixing.name == "none":
+        return None
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    schedule = {"epochs": config.epochs, "off_epochs": mixing.off_epochs}
-    mixers: list[DetectionMixer] = []
-    if "mixup" in names:
-        mixers.append(DetectionMixUp(mixing.alpha, mixing.p, fill, **schedule))
-    if "cutmix" in names:
-        mixers.append(
-            DetectionCutMix(mixing.cutmix_alpha, mixing.p, mixing.min_visibility, **schedule)
-        )
-    if len(mixers) > 1:
-        return RandomChoice(mixers)
-    return mixers[0] if mixers else None
+    when: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    mixup = DetectionMixUp(mixing.alpha, fill=fill, **when)
+    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **when)
+    both = RandomChoice([mixup, cutmix])
+    return {"mixup": mixup, "cutmix": cutmix, "mixup+cutmix": both}[mixing.name]
 
 
 def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.Module:
@@ -165,11 +161,11 @@ def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
     return replace(config, data=data)
 
 
-def build_train_set(
-    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None = None
-) -> AugmentedDataset | MixedDataset:
-    """Augment a data set for training and, if a mixer is given, mix it."""
-    augment = config.augment
+def build_train_loader(
+    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None, **share: Any
+) -> DataLoader[Any]:
+    """Augment a data set for training, mix it where that is its or its loader's work, load it."""
+    augment, place = config.augment, config.mixing.place
     has_keypoints = "keypoints" in target_keys(config.detector.name)
     transform = detection_transforms(
         augment.size,
@@ -182,8 +178,11 @@ def build_train_set(
         else None,
     )
     limited = _first(dataset, config.data.train_limit)
-    augmented = AugmentedDataset(limited, transform, seed=config.seed)
-    return augmented if mix is None else MixedDataset(augmented, mix, seed=config.seed)
+    train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)
+    if mix is not None and place == "dataset":
+        train_set = MixedDataset(train_set, mix, seed=config.seed)
+    mix = mix if place == "batch" else None
+    return train_loader(train_set, config.data.batch_size, seed=config.seed, mix=mix, **share)
 
 
 def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedDataset:
@@ -223,14 +222,8 @@ def summarize(evaluator: Evaluator) -> Evaluation[Score]:
     if isinstance(evaluator, VOCEvaluator):
         return _summarize_voc(evaluator)
     result = evaluator.compute("bbox")
-    metrics = {
-        "mean_ap": result.ap,
-        "ap50": result.ap50,
-        "ap75": result.ap75,
-        "ap_small": result.ap_small,
-        "ap_medium": result.ap_medium,
-        "ap_large": result.ap_large,
-    }
+    names = ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    metrics = {"mean_ap": result.ap, **{name: getattr(result, name) for name in names}}
     summary = f"AP {result.ap:.4f}, AP50 {result.ap50:.4f}, AP75 {result.ap75:.4f}"
     for iou_type in evaluator.iou_types:
         if iou_type != "bbox":

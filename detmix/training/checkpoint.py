@@ -19,20 +19,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from detmix.files import write_atomically
-from detmix.pretrained.read_state import (
-    CHECKPOINT_KEYS,
-    read_torch_file,
-    section,
-    take_normalization,
-)
-from detmix.training.config import PLACES, flat_options
+from detmix.pretrained.read_state import read_torch_file, section, take_normalization
+from detmix.training.config import flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
@@ -47,12 +43,19 @@ _log = logging.getLogger(__name__)
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit")
 # The sections by which kinds of training are told apart.
 _KINDS = ("detector", "model")
-_TYPES = {"config": dict, "classes": list, "model": dict, "normalization": dict}
 _SIZES = {
     "num_images": "the number of images",
     "batch_size": "the images of a batch of all processes",
     "steps_per_epoch": "the steps of an epoch",
 }
+
+
+class _Content(BaseModel, strict=True):
+    format: Annotated[int, Field(le=FORMAT)]
+    model: dict[Any, Any]
+    config: dict[str, Any]
+    classes: list[str]
+    normalization: dict[str, Any] = {}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -97,28 +100,19 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
     """Return what was read from a file as the present format has it, if it is a checkpoint."""
-    missing = CHECKPOINT_KEYS - state.keys() if isinstance(state, dict) else CHECKPOINT_KEYS
-    if missing:
+    try:
+        _Content.model_validate(state)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            got = item["input"] if isinstance(item["input"], int | str) else type(item["input"])
+            problems.append(f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {got}")
         raise ValueError(
-            f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
-        )
-    found = state["format"]
-    if not isinstance(found, int) or found > FORMAT:
-        found = found if isinstance(found, int | str | None) else type(found).__name__
-        raise ValueError(
-            f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
-        )
+            f"{path} is not a checkpoint that this version of detmix reads: {'; '.join(problems)}"
+        ) from error
     state = {"normalization": {}, **state}
     section(state["config"], "data", "coco").pop("backend", None)  # an option once
-    for key, kind in _TYPES.items():
-        if not isinstance(state[key], kind):
-            raise ValueError(
-                f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
-                f"got {type(state[key]).__name__}"
-            )
-    if not all(isinstance(name, str) for name in state["classes"]):
-        raise ValueError(f"{path} is not a checkpoint of detmix: expected strings in classes")
-    return _from_format_1(path, state) if found == 1 else state
+    return _from_format_1(path, state) if state["format"] == 1 else state
 
 
 def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +235,6 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
     position = Position(**state["position"])
     _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
     before, now = flat_options(state["config"]), flat_options(config)
-    for name in sorted(before.keys() & now.keys() - set(PLACES)):
+    for name in sorted(before.keys() & now.keys() - {"run_dir", "resume"}):
         if before[name] != now[name]:
             _log.warning("%s was %s, it is now %s", name, before[name], now[name])

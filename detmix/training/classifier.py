@@ -58,14 +58,9 @@ class ClassificationResult:
 class ClassifierTrainer(Trainer[ClassificationResult]):
     """Trains a classifier as a configuration says; `fit` runs to the end.
 
-    Everything that can be wrong with the input is met here, before the run's folder is made.
-
-    Args:
-        config: The configuration.
-
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
-        FileNotFoundError, ValueError: For data or settings that are wrong.
+        FileNotFoundError, ValueError: For wrong data or settings, before the folder is made.
     """
 
     def __init__(self, config: PretrainConfig) -> None:

@@ -28,8 +28,6 @@ ImageSets = tuple[tuple[str, str], ...]
 FREE = "detector.options"
 # Compared as a whole; the loss may be null.
 _WHOLE = (FREE, "loss")
-# Options that say where a run lies and not what it does.
-PLACES = ("run_dir", "resume")
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -30,7 +30,6 @@ Prediction = dict[str, Any]
 _UINT8_MAX = 255.0
 _MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
 _MASKS_AT_ONCE = 8
-_UPDATE_IMAGES = 8
 
 
 def to_device(
@@ -149,17 +148,11 @@ def score(
     truth: DetectionData,
 ) -> None:
     """Hand what `detect` has found to evaluators."""
-    for start in range(0, len(found), _UPDATE_IMAGES):
-        part = found[start : start + _UPDATE_IMAGES]
-        targets = [_true_target(truth, index) for index, _ in part]
+    for index, prediction in found:
+        about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
+        target = {**truth.target(index), **about}
         for evaluator in evaluators:
-            evaluator.update([prediction for _, prediction in part], targets)
-
-
-def _true_target(truth: DetectionData, index: int) -> Target:
-    """Return an image's objects with what is saved of the image itself."""
-    about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
-    return {**truth.target(index), **about}
+            evaluator.update([prediction], [target])
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:

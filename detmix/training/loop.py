@@ -33,7 +33,6 @@ from detmix.training.checkpoint import (
 )
 from detmix.training.config import LoopConfig
 from detmix.training.norm_statistics import (
-    check_norm,
     copy_statistics,
     is_finite,
     moving_average,
@@ -47,12 +46,13 @@ from detmix.training.run_folder import RunFolder, lock_folder, versions
 from detmix.training.stopping import (
     Interrupted,
     InterruptGuard,
+    NonFiniteLossError,
+    OtherProcessError,
     describe_losses,
-    non_finite_loss,
-    non_finite_weights,
     one_line,
-    stopped_elsewhere,
 )
+
+_NOT_SAVED = "the checkpoint before is left as it is"
 
 
 class Trainer(abc.ABC, Generic[Result]):
@@ -100,7 +100,6 @@ class Trainer(abc.ABC, Generic[Result]):
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(config.seed)
         model = self.build_model(None if newest is None else newest.state["normalization"])
-        check_norm(model, accelerator)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model.to(accelerator.device)
@@ -265,7 +264,7 @@ class Trainer(abc.ABC, Generic[Result]):
     def _save(self) -> None:
         """Save the newest checkpoint; raise `NonFiniteLossError` if the model is spoilt."""
         if not is_finite(self.plain_model):
-            raise non_finite_weights(self.position)
+            raise NonFiniteLossError("the weights are", self.position, _NOT_SAVED)
         self._saved_at = time.monotonic()
         if self.folder:
             self.folder.save_last({**self._about(), **self._state.state_dict()})
@@ -318,28 +317,24 @@ class Trainer(abc.ABC, Generic[Result]):
             self._save_for_all()
         except OSError as error:
             raise OSError(f"{error}, when {'; '.join(causes)}") from error
-        raise problem or stopped_elsewhere(causes)
+        raise problem or OtherProcessError(f"another process stops: {'; '.join(causes)}")
 
     def _stop_at(self, signum: int | None) -> None:
         if signum is None:
             return
         self._save_for_all()
-        position = self.position
-        raise Interrupted(
-            signum,
-            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
-            "go on with --resume auto",
-        )
+        raise Interrupted(signum, self.position)
 
     def _fail(self, cause: str | None) -> None:
         """Stop for a loss that is not finite, with the causes of all; None where it is well."""
         causes = gather_causes(cause)
-        saved = f"The weights before this step are saved in {self.config.run_dir / LAST}"
+        saved = f"the weights before this step are saved in {self.config.run_dir / LAST}"
         if is_finite(self.plain_model):
             self._save_for_all()
         else:  # a gradient of a step before was not finite, though its loss was
-            saved = "The weights are not finite either: the checkpoint before is left as it is"
-        raise non_finite_loss(causes, self.position, saved)
+            saved = f"the weights are not finite either: {_NOT_SAVED}"
+        more = f"{'; in another process: '.join(causes)}; {saved}"
+        raise NonFiniteLossError("a loss is", self.position, more)
 
 
 def _take(batches: Iterator[Any]) -> tuple[Any, Exception | None]:

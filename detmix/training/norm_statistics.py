@@ -7,18 +7,10 @@ undone, and are shared between processes before an evaluation.
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-
-def check_norm(model: nn.Module, accelerator: Accelerator) -> None:
-    """Raise `ValueError` for batch norm over processes that have no GPUs to do it with."""
-    on_cpus = accelerator.device.type == "cpu" and accelerator.num_processes > 1
-    if on_cpus and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise ValueError("norm=sync needs GPUs: over several processes on CPUs use norm=group")
 
 
 def is_finite(model: nn.Module) -> bool:
