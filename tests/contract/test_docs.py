@@ -74,12 +74,10 @@ class Guesses(torch.nn.Module):
     """Finds an object of each class everywhere in an image of 64 pixels."""
 
     def forward(self, images):
-        steps = torch.arange(0.0, 48, 6)
-        corners = torch.cartesian_prod(steps, steps)
+        corners = torch.cartesian_prod(*[torch.arange(0.0, 48, 6)] * 2)
         boxes = torch.cat([corners, corners + 20], 1).repeat(5, 1)
         labels = torch.arange(1, 6).repeat_interleave(len(corners))
-        scores = torch.linspace(0.9, 0.5, len(boxes))
-        return [{"boxes": boxes, "labels": labels, "scores": scores} for _ in images]
+        return [{"boxes": boxes, "labels": labels, "scores": labels / 9} for _ in images]
 
 
 def test_each_block_is_met_below():
@@ -112,7 +110,7 @@ def coco_folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_wrapped_data_set_of_torchvision(coco_folder):
-    # The shapes have an object in every image; COCO does not.
+    # In COCO some images have no object.
     path = coco_folder / "data" / "coco" / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] % 4]
@@ -176,11 +174,6 @@ def test_commands_are_understood(run, command):
     assert options <= set(re.findall(r"--[\w.]+", known))
 
 
-@pytest.mark.parametrize("script", blocks("bash"), ids=range(len(blocks("bash"))))
-def test_scripts_are_a_shells(script):
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-
-
 def test_ci_runs_the_documented_test_command():
     command = next(line for line in "\n".join(blocks("bash")).splitlines() if "pytest" in line)
     assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -228,7 +221,6 @@ class TestNames:
         assert detmix.__version__ == importlib.metadata.version("detmix")
 
     def test_that_the_pages_import_are_public(self):
-        assert ("detmix.detectors", "load_backbone_weights") in imported()
         assert len(imported()) >= 10
         for module, name in sorted(imported()):
             assert name in importlib.import_module(module).__all__

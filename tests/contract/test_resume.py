@@ -66,8 +66,8 @@ def config_for(shapes_root, fresh_accelerator):
 def go_on(config_for, whole_run):
     """Return a function that resumes a run and asserts that it ends as the whole one."""
 
-    def go_on(run_dir, *overrides):
-        DetectorTrainer(config_for(run_dir, "resume=auto", *overrides)).fit()
+    def go_on(run_dir):
+        DetectorTrainer(config_for(run_dir, "resume=auto")).fit()
         assert_same_run(run_dir, whole_run)
         assert {p.name for p in run_dir.iterdir()} == {p.name for p in whole_run.iterdir()}
 
@@ -170,22 +170,26 @@ class TestStopped:
             signal.signal(signal.SIGINT, before)
         assert (tmp_path / "run" / "last.pt").exists() == (error is Interrupted)
 
-    def test_by_a_full_disk(self, config_for, go_on, tmp_path):
-        """At the end of the second epoch."""
-
-        class Filling(DetectorTrainer):
-            def begin_epoch(self, epoch):
-                super().begin_epoch(epoch)
-                if epoch == 1:
-                    temporary_path(self.config.run_dir / "last.pt").symlink_to("/dev/full")
-
+    @pytest.mark.parametrize(("method", "step"), [("begin_epoch", 3), ("evaluate", 6)])
+    def test_by_a_full_disk(self, config_for, go_on, tmp_path, method, step):
+        """In the second epoch, before its checkpoint or between an evaluation and its own."""
         path = tmp_path / "run" / "last.pt"
+        trainer, calls = DetectorTrainer(config_for(path.parent)), itertools.count()
+        original = getattr(trainer, method)
+
+        def filling(*args):
+            if next(calls) == 1:
+                temporary_path(path).symlink_to("/dev/full")
+            return original(*args)
+
+        setattr(trainer, method, filling)
         with pytest.raises(OSError, match=f"{path}.*No space left"):
-            Filling(config_for(path.parent)).fit()
-        assert step_of(path) == 3
+            trainer.fit()
+        assert step_of(path) == step
         go_on(path.parent)
-        steps = [step for step, _ in scalars(path.parent)["train/loss"]]
-        assert steps == [2, 4, 6], "TensorBoard has none twice"
+        points = scalars(path.parent)
+        assert [step for step, _ in points["train/loss"]] == [2, 4, 6], "none twice"
+        assert [step for step, _ in points["eval/mean_ap"]] == [3, 6]
 
 
 @pytest.fixture
@@ -197,16 +201,15 @@ def before_the_end(whole_run, tmp_path):
     return run_dir
 
 
-def break_file(path, how="flipped"):
+def break_file(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1  # in the middle of a tensor
-    path.write_bytes(data if how == "flipped" else data[: len(data) // 2])
+    path.write_bytes(data)
 
 
 class TestGoesOn:
-    @pytest.mark.parametrize("how", ["flipped", "half"])
-    def test_from_the_checkpoint_before_a_broken_one(self, before_the_end, go_on, how):
-        break_file(before_the_end / "last.pt", how)
+    def test_from_the_checkpoint_before_a_broken_one(self, before_the_end, go_on):
+        break_file(before_the_end / "last.pt")
         with open(before_the_end / "metrics.jsonl", "a") as file:
             file.write('{"event": "train", "st')  # half a line
         go_on(before_the_end)
@@ -240,7 +243,6 @@ class TestRefused:
         [
             ("seed=1", "last.pt.*seed"),
             ("data.batch_size=6", "last.pt.*6"),
-            ("data.train_limit=8", "last.pt.*8"),
             ("data.test_limit=2", "last.pt.*test_limit"),
             ("data.classes=[circle, cross, square, triangle, star]", "last.pt.*triangle"),
             ("detector.head_dim=16", "last.pt.*box_head"),
@@ -263,10 +265,7 @@ class TestRefused:
         ("change", "named"),
         [
             ({"position": {"epoch": "a", "batch": 0, "step": 0}}, "epoch"),
-            ({"position": {"epoch": 0, "batch": -3, "step": 0}}, "batch"),
-            ({"meter": {"sums": {"loss": 1.0}}}, ""),
             ({"optimizer": {"state": [], "param_groups": []}}, "optimizer"),
-            ({"ema": []}, ""),
             ({"optimizer": None}, "optimizer"),  # as in best.pt
             ({"config": {"model": {"name": "resnet18"}}}, "detector"),  # a classifier's
             ({"format": 3}, "3"),
@@ -301,6 +300,7 @@ def test_what_has_changed_is_named(config_for, before_the_end, caplog):
         (line,) = (line for line in caplog.messages if line.startswith(name))
         assert before in line
         assert now in line
+    assert len(caplog.messages) == 1 + len(changes), "places are none"
 
 
 def test_the_best_checkpoint_is_of_the_highest_score(whole_run):
