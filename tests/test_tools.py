@@ -41,7 +41,6 @@ def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path, overr
     [
         (["found.json"], "--annotations"),
         (["best.pt", "--iou_type", "segm"], "--annotations"),
-        (["best.pt", "--backend", "mine"], "mine"),
         ([".", "--report"], "--report"),
         (["found.json", "--annotations", "x", "--save", "y"], "--save"),
     ],

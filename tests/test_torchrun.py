@@ -50,8 +50,7 @@ def worker_of(process, rank):
 
 
 @pytest.mark.parametrize(
-    ("to", "signum"),
-    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)],
+    ("to", "signum"), [(0, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)]
 )
 def test_a_run_that_loses_a_process(shapes_root, whole, tmp_path, to, signum):
     """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
