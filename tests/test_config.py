@@ -46,7 +46,6 @@ SCORES = '{"box_score_thresh": 0.1}'
 # Arguments, and what options come to by them. What begins with "--" is given on the command line,
 # anything else is the text of a file.
 ACCEPTED = [
-    (["epochs: 3", "--epochs=4"], {"epochs": 4}),
     (
         ["optim: {lr: 0.5, momentum: 0.8}\nseed: 7", "optim: {lr: 0.25}", "--optim.momentum=0.7"],
         {"optim": OptimConfig(lr=0.25, momentum=0.7), "seed": 7},
@@ -56,57 +55,44 @@ ACCEPTED = [
     (["data: {coco.empty: keep, format: coco}"], {"data.coco.empty": "keep"}),
     (["--loss.normalizer=weights", "--loss=null"], {"loss": None}),
     (["loss: null", "--loss.normalizer=weights"], {"loss": LossWeighting(1.0, "weights")}),
-    (["loss: {normalizer: weights}", "--loss={background_weight: 0.5}"],
-     {"loss": LossWeighting(0.5, "weights")}),
     ([f"detector: {{options: {SCORES}}}", "--detector.options.box_nms_thresh=0.3"],
      {"detector.options": {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}}),
     ([f"detector: {{options: {SCORES}}}", "detector: {options: {box_nms_thresh: 0.3}}"],
      {"detector.options": {"box_nms_thresh": 0.3}}),
     (["--optim.lr=1e-3"], {"optim.lr": 0.001}),
-    (["optim: {lr: 1e3}"], {"optim.lr": 1000.0}),
-    (["--channels_last=true", "--precision=no", "--threads=null"],
-     {"channels_last": True, "precision": "no", "threads": None}),
+    (["--channels_last=true", "--precision=no"], {"channels_last": True, "precision": "no"}),
     (["--run_dir=2007"], {"run_dir": Path("2007")}),
-    (["--data.train=[['2007', val], ['2012', val]]"],
-     {"data.train": (("2007", "val"), ("2012", "val"))}),
-    (["--backbone.levels=[2, 3]", "--data.classes=[a, '1']"],
-     {"backbone.levels": (2, 3), "data.classes": ("a", "1")}),
+    (["--data.train=[['2007', val]]"], {"data.train": (("2007", "val"),)}),
+    (["--backbone.levels=[2, 3]"], {"backbone.levels": (2, 3)}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "expected"), ACCEPTED, ids=lambda value: str(value)[:60])
 def test_values_and_their_order(tmp_path, given, expected):
-    args, texts, parts = [], [], []
+    args, texts = [], []
     for number, text in enumerate(given):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         is_option = text.startswith("--")
-        args += [text] if is_option else ["--config", str(file)]
+        args += text.split("=", 1) if is_option else ["--config", str(file)]
         texts += [text] if is_option else [f"--config={text}\n"]
-        parts += text.split("=", 1) if is_option else ["--config", str(file)]
     config = parse(*args)
     for name, value in expected.items():
         found = value_of(config, name)
-        assert found == value
-        assert type(found) is type(value)
-    assert parse(*texts) == parse(*parts) == config
+        assert (found, type(found)) == (value, type(value))
+    assert parse(*texts) == config
 
 
 # The text of a file, and what an error says of it.
 REFUSED = [
-    ("epoch: 3", "epoch .*epochs"),
     ("data: {root: x, trian: []}", r"data\.trian .*data\.train"),
-    ("optim: null", "optim .*None"),
     ("loss: 5", "loss .*5"),
-    ("detector: {options: [1]}", r"detector\.options .*1"),
     ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
     ("optim: {lr: '0.5'}", r"optim\.lr .*number.*'0\.5'"),
     ("optim: {lr: true}", r"optim\.lr .*number.*True"),
     ("optim: {lr: .nan}", r"optim\.lr .*nan"),
     ("epochs: 1.5", "epochs .*integer.*1.5"),
-    ("channels_last: 1", "channels_last .*1"),
     ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
-    ("data: {classes: a}", r"data\.classes .*'a'"),
     ("data: {batch_size: 1}", r".*data\.batch_size=1"),
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
     ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
@@ -137,7 +123,6 @@ class TestErrors:
         ("args", "message"),
         [
             (["runs/x"], "runs/x"),
-            (["--"], "--"),
             (["--epochs", "--seed", "1"], "--epochs"),
             (["--config", "missing.yaml"], r"missing\.yaml"),
             (["--optim.lrr", "1"], r"optim\.lrr .*optim\.lr"),
@@ -169,37 +154,25 @@ class TestErrors:
 
 class TestPlainValues:
     CHANGED = (
-        "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
-        '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
-        "--data.num_keypoints=4", "--detector.name=fasterrcnn",
+        "--loss=null", "--optim.ema_decay=0.5", "--data.format=coco", "--data.coco.empty=keep",
+        "--data.classes=[null_, '12', yes_]", "--run_dir=a b/ü", "--schedule.milestones=[1, 3]",
         "--detector.options={box_score_thresh: 0.2, image_mean: [0.1, 0.2, 0.3]}",
-        "--backbone.trainable_layers=2", "--schedule.milestones=[1, 3]", "--run_dir=a b/ü",
-        "--threads=2", "--optim.lr=1e-05",
-    )  # fmt: skip
-    COCO = (
-        "--data.format=coco", "--data.coco.test_images=a/b", "--data.coco.empty=keep",
-        "--detector.name=keypointrcnn_resnet50_fpn",
+        "--optim.lr=1e-05",
     )  # fmt: skip
 
-    @pytest.mark.parametrize("args", [(), CHANGED, COCO], ids=["defaults", "changed", "coco"])
+    @pytest.mark.parametrize("args", [(), CHANGED], ids=["defaults", "changed"])
     def test_round_trip(self, tmp_path, capsys, args):
         config = parse(*args)
         plain = config.as_dict()
         assert json.loads(json.dumps(plain)) == plain
-        assert from_dict(TrainConfig, plain) == config
-        assert parse("--config", json.dumps(plain)) == config
+        assert from_dict(TrainConfig, plain, ["--seed=5"]) == replace(config, seed=5)
+        assert plain == config.as_dict()
         with pytest.raises(SystemExit) as end:
             parse("--print_config", *args)
         assert not end.value.code
         file = tmp_path / "config.yaml"
         file.write_text(capsys.readouterr().out, encoding="utf-8")
         assert parse("--config", str(file)) == config
-
-    def test_overrides_leave_the_given_values_alone(self):
-        plain = TrainConfig().as_dict()
-        changed = from_dict(TrainConfig, plain, ["--optim.lr=0.5", "--data.coco.empty=drop"])
-        assert changed == replace(TrainConfig(), optim=OptimConfig(lr=0.5))
-        assert plain == TrainConfig().as_dict()
 
     @pytest.mark.parametrize("cls", [TrainConfig, PretrainConfig])
     def test_help_tells_every_option_with_its_default_and_words(self, capsys, cls):
