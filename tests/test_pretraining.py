@@ -25,6 +25,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
+from detmix.training.classifier import build_image_transform
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -172,10 +173,10 @@ class TestChain:
     [
         "mix=cutmixup", "mixing.p=2", "mixing.mixup_alpha=0", "mixing.cutout_area=0.9",
         "label_smoothing=1.5", "data.batch_size=1", "data.mean=[124, 117, 104]",
-        "data.std=[0, 1, 1]", "augment.scale=[0.5, 0.1]", "augment.eval_resize=8",
+        "data.std=[0, 1, 1]", "augment.scale=[0.5, 2]", "augment.eval_resize=8",
         "model.name=vgg16",
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(option):
     with pytest.raises(ValueError, match=re.escape(option.partition("=")[0])):
-        tiny_pretrain_config("data", "run", "mix=cutout", option)
+        build_image_transform(tiny_pretrain_config("data", "run", option), train=False)

@@ -71,17 +71,21 @@ class TestFiles:
         assert "detmix" in versions
 
     @pytest.mark.parametrize(
-        ("override", "error"),
+        ("override", "error", "named"),
         [
-            ("data.root=missing", FileNotFoundError),
-            ("data.classes=[circle]", ValueError),
-            ("data.batch_size=25", ValueError),
-            ("mixing.off_epochs=2", ValueError),  # of two
-            ("precision=fp16", ValueError),  # needs a GPU
+            ("data.root=missing", FileNotFoundError, "missing"),
+            ("data.classes=[circle]", ValueError, "circle"),
+            ("data.batch_size=25", ValueError, "batch_size"),
+            ("data.batch_size=1", ValueError, "batch_size=1"),
+            ("detector.name=maskrcnn", ValueError, "maskrcnn needs masks"),
+            ("mixing.off_epochs=2", ValueError, "off_epochs"),  # of two
+            ("precision=fp16", ValueError, "fp16"),  # needs a GPU
         ],
     )
-    def test_wrong_settings_leave_nothing_behind(self, trainer_for, tmp_path, override, error):
-        with pytest.raises(error):
+    def test_wrong_settings_leave_nothing_behind(
+        self, trainer_for, tmp_path, override, error, named
+    ):
+        with pytest.raises(error, match=named):
             trainer_for(override)
         assert not (tmp_path / "run").exists()
 

@@ -26,7 +26,7 @@ from detmix.training.full_evaluation import (
     save_devkit_results,
 )
 from detmix.training.inference import detect
-from detmix.training.processes import make_accelerator
+from detmix.training.processes import loader_share, make_accelerator
 from detmix.training.run_report import write_run_report
 
 
@@ -65,10 +65,7 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     loader = eval_loader(
         build_test_set(config, dataset),
         config.data.eval_batch_size,
-        workers=config.data.workers,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
+        **loader_share(accelerator, config.data.workers),
     )
     if accelerator.is_main_process:  # what cannot be written to is told before the work
         folder.mkdir(parents=True, exist_ok=True)

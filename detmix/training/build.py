@@ -97,9 +97,12 @@ def open_dataset(
     """Open the images and annotations to train or to evaluate on, as they are on disk."""
     # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
     # as the devkit's and COCO's rules need them, and leaves out no image.
-    data = config.data
+    data, name = config.data, config.detector.name
+    files, needed = data.coco, target_keys(name)
     on_error = on_error or (data.on_error if train else "raise")
     if data.format == "voc":
+        if needed:
+            raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
         return VOCDetection(
             data.root,
             image_sets=data.train if train else data.test,
@@ -107,7 +110,6 @@ def open_dataset(
             classes=data.class_names,
             on_error=on_error,
         )
-    files, needed = data.coco, target_keys(config.detector.name)
     annotations = data.root / (files.train_annotations if train else files.test_annotations)
     dataset = CocoDetection(
         data.root / (files.train_images if train else files.test_images),
@@ -123,8 +125,8 @@ def open_dataset(
     found, expected = len(dataset.keypoint_names), data.num_keypoints
     if "keypoints" in needed and (found == 0 or found != (expected or found)):
         raise ValueError(
-            f"{annotations} names {found} keypoints for each object, but detector.name="
-            f"{config.detector.name} with data.num_keypoints={expected} needs {expected or 'some'}"
+            f"{annotations} names {found} keypoints for each object, but detector.name={name} "
+            f"with data.num_keypoints={expected} needs {expected or 'some'}"
         )
     return dataset
 
@@ -181,6 +183,8 @@ def build_train_loader(
     train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)
     if mix is not None and place == "dataset":
         train_set = MixedDataset(train_set, mix, seed=config.seed)
+    elif mix is not None and mix.p > 0 and config.data.batch_size == 1:
+        raise ValueError("data.batch_size=1 leaves no partner: set mixing.place=dataset")
     mix = mix if place == "batch" else None
     return train_loader(train_set, config.data.batch_size, seed=config.seed, mix=mix, **share)
 

@@ -14,20 +14,15 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
 from detmix.data import VOC_CLASSES
-from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig, target_keys
+from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.losses import LossWeighting
 from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 
 OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Byte = Annotated[float, Field(ge=0, le=255)]
 ImageSets = tuple[tuple[str, str], ...]
 
-# A mapping with whatever keys somebody gives it.
-FREE = "detector.options"
-# Compared as a whole; the loss may be null.
-_WHOLE = (FREE, "loss")
+FREE = "detector.options"  # a mapping with whatever keys somebody gives it
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -92,7 +87,7 @@ class MixingConfig:
     alpha: PositiveFloat = 1.5  #: ratios of mixup are drawn from Beta(alpha, alpha)
     cutmix_alpha: PositiveFloat = 1.0  #: the same of CutMix
     p: Share = 0.5  #: chance that an image is mixed
-    fill: Byte = 0.0  #: value of pixels that mixup leaves uncovered
+    fill: Annotated[float, Field(ge=0, le=255)] = 0.0  #: of pixels that mixup leaves uncovered
     min_visibility: Share = 0.1  #: an object of which CutMix leaves less than this is dropped
     off_epochs: NonNegativeInt = 0  #: epochs at the end without mixing
     #: Within a loader's batch, with any image of the dataset, decoded again, or on the device.
@@ -109,7 +104,8 @@ class OptimConfig:
     nesterov: bool = False  #: whether SGD's momentum is Nesterov's
     weight_decay: NonNegativeFloat = 1e-4  #: of all parameters
     clip_norm: PositiveFloat | None = None  #: what the gradient is scaled down to; null for never
-    ema_decay: Fraction | None = None  #: per step, of averaged weights, then used and saved too
+    #: per step, of averaged weights, which are then used and saved too; null for none
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -121,10 +117,6 @@ class ScheduleConfig:
     warmup_start: Share = 0.001  #: share of the learning rate to start from
     milestones: tuple[NonNegativeInt, ...] = ()  #: epochs at which multistep multiplies the rate
     gamma: NonNegativeFloat = 0.1  #: what by
-
-    def __post_init__(self) -> None:
-        if self.name == "multistep" and not self.milestones:
-            raise ValueError("schedule.milestones must name epochs for schedule.name=multistep")
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -164,19 +156,6 @@ class TrainConfig(LoopConfig):
     backbone: BackboneConfig = BackboneConfig()
     detector: DetectorConfig = DetectorConfig()
 
-    def __post_init__(self) -> None:
-        mixing, detector = self.mixing, self.detector.name
-        if (needed := target_keys(detector)) and self.data.format == "voc":
-            raise ValueError(
-                f"detector.name={detector} needs {' and '.join(needed)}: set data.format=coco"
-            )
-        mixes = mixing.name != "none" and mixing.p > 0
-        if mixes and mixing.place != "dataset" and self.data.batch_size == 1:
-            raise ValueError(
-                f"mixing.place={mixing.place} finds no partner with data.batch_size=1: "
-                "mixing.place=dataset does"
-            )
-
 
 @dataclass(frozen=True, config=OPTIONS)
 class ImageDataConfig:
@@ -203,12 +182,6 @@ class ImageAugmentConfig:
     flip: Share = 0.5  #: probability of a horizontal flip
     jitter: Share = 0.0  #: strength of random brightness, contrast and saturation
     eval_resize: PositiveInt | None = None  #: validation's shorter side before a crop; or size
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"augment.scale must ascend from above 0, got {self.scale}")
-        if self.eval_resize is not None and self.eval_resize < self.size:
-            raise ValueError(f"augment.eval_resize={self.eval_resize} is less than {self.size}")
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -240,6 +213,7 @@ def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        is_section = isinstance(value, Mapping) and name not in _WHOLE
+        # The loss is compared as a whole, since it may be null.
+        is_section = isinstance(value, Mapping) and name not in (FREE, "loss")
         flat |= flat_options(value, f"{name}.") if is_section else {name: value}
     return flat

@@ -39,12 +39,8 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     """Read a configuration from command-line arguments.
 
     ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over earlier
-    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does.
-
-    Args:
-        cls: The configuration's class.
-        args: The arguments, without the program's name.
-        description: What ``--help`` says first.
+    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does, which
+    begins with the description.
 
     Raises:
         ValueError: Naming every unknown option, every value of the wrong type or range, and the
@@ -60,13 +56,11 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     return config
 
 
-def from_dict(
-    cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> Config:
+def from_dict(cls: type[Config], values: Mapping[str, Any], args: Sequence[str] = ()) -> Config:
     """Build a configuration from plain values, changed by arguments as `parse_args` reads them."""
     merged, known, files = _merge({}, values), flat_options(cls().as_dict()), list[str]()
     try:
-        for options in _read(overrides, known, files):
+        for options in _read(args, known, files):
             _merge(merged, options)
         # As JSON: there pydantic takes no text for a number, but lists for tuples.
         return TypeAdapter(cls).validate_json(to_json(merged), strict=True)
@@ -77,9 +71,7 @@ def from_dict(
     raise ValueError(f"{problem} (reading {', '.join(files)})" if files else problem)
 
 
-def _read(
-    args: Sequence[str], known: Mapping[str, Any], files: list[str]
-) -> Iterator[dict[Any, Any]]:
+def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> Iterator[Any]:
     """Yield what each argument sets, and note the files that are read."""
     words = iter(args)
     for word in words:
