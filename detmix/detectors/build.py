@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from detmix.detectors.config import BackboneConfig, DetectorConfig
 from detmix.detectors.construct import build_by_name, build_family, keep_boxes_in_float32
 from detmix.detectors.pyramid import build_pyramid, norm_epsilon, set_norm_epsilon
-from detmix.detectors.spec import DetectorSpec, resolve
+from detmix.detectors.spec import resolve
 from detmix.pretrained.match_state import LoadReport, load_matching
 from detmix.pretrained.read_state import STATISTICS
 from detmix.pretrained.sources import Source, read_source
@@ -68,7 +70,11 @@ def build_detector(
     keep_boxes_in_float32(model)
     if spec.source is not None and load_weights:
         report = _load_detector(model, spec.source, spec.title, num_classes)
-    _set_normalization(model, spec, report)
+    trained: dict[str, Any] = {"norm_eps": spec.source_eps}
+    if report is not None:
+        trained |= {"image_mean": report.mean, "image_std": report.std}
+        trained |= {} if report.norm_eps is None else {"norm_eps": report.norm_eps}
+    set_normalization(model, detector, backbone, trained)
     return model
 
 
@@ -95,22 +101,19 @@ def _load_detector(model: Any, source: Source, title: str, num_classes: int) -> 
     return load_matching(model, weights, model=title, heads=head, head=text)
 
 
-def _set_normalization(model: Any, spec: DetectorSpec, report: LoadReport | None) -> None:
-    """Normalise as the configuration says, else as the weights want it."""
-    transform, eps = model.transform, spec.source_eps
-    if report is not None:
-        transform.image_mean, transform.image_std = list(report.mean), list(report.std)
-        eps = eps if report.norm_eps is None else report.norm_eps
-    set_norm_epsilon(model, eps)
-
-    def choose(setting: str, given: Any, trained: Any) -> Any:
-        if report is not None and None not in (given, trained) and given != trained:
-            _log.warning("%s is %s, but the weights were trained with %s", setting, given, trained)
-        return trained if given is None else given
-
+def set_normalization(
+    model: Any, detector: DetectorConfig, backbone: BackboneConfig, trained: Mapping[str, Any]
+) -> None:
+    """Normalise as the configuration says, else as trained weights want it, else as it is."""
     for name in STATISTICS:
-        given, trained = spec.detector.options.get(name), getattr(transform, name)
-        chosen = choose(f"detector.options.{name}", given and list(given), list(trained))
-        setattr(transform, name, chosen)
-    chosen = choose("backbone.norm_eps", spec.backbone.norm_eps, norm_epsilon(model))
-    set_norm_epsilon(model, chosen)
+        chosen = _choose(name, detector.options.get(name), trained.get(name))
+        if chosen is not None:
+            setattr(model.transform, name, list(chosen))
+    if norm_epsilon(model) is not None:
+        set_norm_epsilon(model, _choose("norm_eps", backbone.norm_eps, trained.get("norm_eps")))
+
+
+def _choose(name: str, given: Any, trained: Any) -> Any:
+    if None not in (given, trained) and not np.array_equal(given, trained):
+        _log.warning("%s is %s, but the weights were trained with %s", name, given, trained)
+    return trained if given is None else given

@@ -17,7 +17,8 @@ from detmix.data import (
     train_loader,
 )
 from detmix.detectors import build_detector, target_keys
-from detmix.detectors.pyramid import norm_epsilon, set_norm_epsilon
+from detmix.detectors.build import set_normalization
+from detmix.detectors.pyramid import norm_epsilon
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
 from detmix.evaluation.coco.backend import Backend
 from detmix.evaluation.results import IouType
@@ -70,19 +71,10 @@ def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.M
         **({} if keypoints is None else {"num_keypoints": keypoints}),
     )
     if saved is not None:
-        _normalize_as(model, saved, config)
+        set_normalization(model, config.detector, config.backbone, saved)
     if config.loss is None:
         return model
     return weight_losses(model, config.loss.background_weight, config.loss.normalizer)
-
-
-def _normalize_as(model: Any, saved: Normalization, config: TrainConfig) -> None:
-    """Have a checkpoint's normalization where the configuration leaves it open."""
-    for name in STATISTICS:
-        if config.detector.options.get(name) is None and saved.get(name) is not None:
-            setattr(model.transform, name, list(saved[name]))
-    if config.backbone.norm_eps is None:
-        set_norm_epsilon(model, saved.get("norm_eps"))
 
 
 def normalization(model: Any) -> Normalization:
