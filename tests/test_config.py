@@ -204,13 +204,3 @@ class TestShippedConfigs:
             build_image_transform(config, train=True)
             assert (build_batch_mix(config, 10) is None) == (mix == "cutout")
         assert build_classifier(config.model, 10).fc.out_features == 10
-
-
-@pytest.mark.parametrize("path", CONFIGS + PRETRAIN_CONFIGS, ids=lambda path: path.stem)
-def test_the_head_says_command_time_and_score(path):
-    head = path.read_text(encoding="utf-8").partition("run_dir:")[0]
-    is_detector = path.parent == FOLDER
-    tool = "quickstart" if path.stem == "quickstart" else "train" if is_detector else "pretrain"
-    assert f"tools/{tool}.py" in head
-    assert "time" in head.lower()
-    assert ("mAP" if is_detector else "top-1") in head

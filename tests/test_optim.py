@@ -94,10 +94,3 @@ class TestOptimizers:
         (group,) = optimizer.param_groups
         assert (group["initial_lr"], group["weight_decay"]) == (0.125, 0.25)
         assert group.get("momentum", 0.75) == 0.75
-
-    def test_refuse_the_state_of_another(self, name):
-        model, single = nn.Linear(3, 2), nn.Linear(3, 2, bias=False)
-        other = "sgd" if name == "adamw" else "adamw"
-        for saved, named in ((build(other, model), "kind"), (build(name, single), "group")):
-            with pytest.raises(ValueError, match=named):
-                load_optimizer(build(name, model), saved.state_dict())
