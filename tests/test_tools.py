@@ -30,14 +30,12 @@ def test_mixing_is_drawn(shapes_root, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("data.root=nowhere", "nowhere"), ("optim.lr=fast", "optim.lr.*fast")],
-)
-def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path, override, named):
-    code, out, err = command("train", *tiny_args(shapes_root, tmp_path / "run", override))
+def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path):
+    code, out, err = command(
+        "train", *tiny_args(shapes_root, tmp_path / "run", "data.root=nowhere")
+    )
     assert code == 2
-    assert re.search(rf"^error: .*{named}.*\n\Z", err, re.MULTILINE)
+    assert re.search(r"^error: .*nowhere.*\n\Z", err, re.MULTILINE)
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 

@@ -19,13 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 from detmix.files import temporary_path
 from detmix.training import DetectorTrainer, Interrupted, load_checkpoint
 
-EVERY_STEP = "save_minutes=1e-9"
 # What is called then, and which of its calls count.
 MOMENTS = {
     "step": (torch.Tensor, "backward", None),
     "update": (AveragedModel, "update_parameters", None),  # the weights' average is not new yet
     "write": (torch, "save", None),
-    "sync": (os, "fsync", None),
     # where there is no last.pt for a moment, only a previous.pt
     "exchange": (os, "replace", lambda source, target: Path(target).name == "last.pt"),
     "evaluation": (nn.Module, "eval", lambda model: model.training),
@@ -52,11 +50,6 @@ def arrange_signal(signum, moment, count):
 
 
 @pytest.fixture
-def args_for(shapes_root):
-    return lambda run_dir, *more: tiny_args(shapes_root, run_dir, *STATEFUL, "resume=auto", *more)
-
-
-@pytest.fixture
 def config_for(shapes_root, fresh_accelerator):
     return lambda run_dir, *overrides: tiny_config(shapes_root, run_dir, *STATEFUL, *overrides)
 
@@ -77,23 +70,22 @@ def step_of(path):
     return load_checkpoint(path)["position"]["step"]
 
 
-# ``kept`` is the step of the newest checkpoint.
+# A moment, the number of its call, and the step of the newest checkpoint then.
 KILLS = [
     ("write", 3, 3, []),  # after the first evaluation, which is lost
     ("exchange", 1, 3, []),
     ("step", 2, 3, []),  # a line of the log is written again
-    ("update", 2, 4, [EVERY_STEP, "data.workers=1"]),
+    ("update", 2, 4, ["save_minutes=1e-9", "data.workers=1"]),
     ("evaluation", 1, 6, []),
 ]
 
 
-def test_killed_again_and_again(args_for, go_on, tmp_path):
+def test_killed_again_and_again(shapes_root, go_on, tmp_path):
     """By SIGKILL at one moment after the other."""
     run_dir = tmp_path / "run"
     for moment, count, kept, overrides in KILLS:
-        status = run_command(
-            args_for(run_dir, *overrides), arrange_signal, signal.SIGKILL, moment, count
-        )
+        args = tiny_args(shapes_root, run_dir, *STATEFUL, "resume=auto", *overrides)
+        status = run_command(args, arrange_signal, signal.SIGKILL, moment, count)
         assert status == -signal.SIGKILL, moment
         assert (run_dir / "last.pt").exists() == (moment != "exchange")
         newest = "previous.pt" if moment == "exchange" else "last.pt"
@@ -106,8 +98,8 @@ class Stopping(StoppingMixin, DetectorTrainer):
 
 
 class TestStopped:
-    def test_the_command_and_its_workers(self, args_for, go_on, tmp_path):
-        args = args_for(tmp_path / "run", "data.workers=1")
+    def test_the_command_and_its_workers(self, shapes_root, go_on, tmp_path):
+        args = tiny_args(shapes_root, tmp_path / "run", *STATEFUL, "data.workers=1")
         status = run_command(args, arrange_signal, signal.SIGTERM, "step", 5)
         assert status == 128 + signal.SIGTERM
         assert step_of(tmp_path / "run" / "last.pt") == 5
@@ -239,8 +231,7 @@ class TestRefused:
         root = Path(shutil.copytree(shapes_root, tmp_path / "data"))
         (path,) = root.rglob(f"{split}.txt")
         path.write_text("\n".join(path.read_text().split()[::-1]))
-        config = config_for(whole_run, f"data.root={root}", "resume=auto")
-        self.assert_refused(config, f"last.pt.*{named}")
+        self.assert_refused(config_for(whole_run, f"data.root={root}", "resume=auto"), named)
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -259,13 +250,11 @@ class TestRefused:
         torch.save({key: value for key, value in state.items() if value is not None}, path)
         self.assert_refused(config_for(before_the_end, "resume=auto"), f"last.pt.*{named}")
 
-    def test_no_whole_checkpoint(self, config_for, before_the_end):
+    def test_no_whole_checkpoint_or_not_to_be_resumed(self, config_for, before_the_end):
+        self.assert_refused(config_for(before_the_end), str(before_the_end), FileExistsError)
         for name in ("last.pt", "previous.pt"):
             break_file(before_the_end / name)
         self.assert_refused(config_for(before_the_end, "resume=auto"), "last.pt.*previous.pt")
-
-    def test_a_run_that_is_there(self, config_for, whole_run):
-        self.assert_refused(config_for(whole_run), str(whole_run), FileExistsError)
 
 
 def test_what_has_changed_is_named(config_for, before_the_end, caplog):
