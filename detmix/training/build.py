@@ -171,7 +171,7 @@ def build_train_loader(
         if has_keypoints and isinstance(dataset, CocoDetection)
         else None,
     )
-    limited = _first(dataset, config.data.train_limit)
+    limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
     train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)
     if mix is not None and place == "dataset":
         train_set = MixedDataset(train_set, mix, seed=config.seed)
@@ -184,13 +184,8 @@ def build_train_loader(
 def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedDataset:
     """Bring a data set to the scale of training, and change nothing else of it."""
     transform = detection_transforms(config.augment.size, train=False)
-    return AugmentedDataset(_first(dataset, config.data.test_limit), transform, seed=config.seed)
-
-
-def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
-    if limit is None or limit >= len(dataset):
-        return dataset
-    return Subset(dataset, range(limit))
+    limited = Subset(dataset, range(len(dataset))[: config.data.test_limit])
+    return AugmentedDataset(limited, transform, seed=config.seed)
 
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:

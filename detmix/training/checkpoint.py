@@ -27,7 +27,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from detmix.files import write_atomically
-from detmix.pretrained.read_state import read_torch_file, section, take_normalization
+from detmix.pretrained.read_state import (
+    model_state,
+    read_torch_file,
+    section,
+    take_normalization,
+)
 from detmix.training.config import flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
@@ -41,13 +46,7 @@ Normalization = Mapping[str, Any]
 _log = logging.getLogger(__name__)
 # Options that a run goes on with as they were.
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit")
-# The sections by which kinds of training are told apart.
-_KINDS = ("detector", "model")
-_SIZES = {
-    "num_images": "the number of images",
-    "batch_size": "the images of a batch of all processes",
-    "steps_per_epoch": "the steps of an epoch",
-}
+_SIZES = ("num_images", "batch_size", "steps_per_epoch")  # the batch is of all processes
 
 
 class _Content(BaseModel, strict=True):
@@ -83,12 +82,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = No
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint of `save_checkpoint` onto the CPU.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What was saved.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -151,8 +144,7 @@ class TrainingState:
         """Take on a state."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
-            average = state["model"] if state["ema"] is None else state["ema"]
-            self.ema.module.load_state_dict(average)
+            self.ema.module.load_state_dict(model_state(state))
             self.ema.n_averaged.fill_(state["ema_updates"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"] is not None:
@@ -186,7 +178,7 @@ def load_newest(run_dir: Path) -> Newest | None:
 def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
     path, state, _ = newest
-    for kind in _KINDS:
+    for kind in ("detector", "model"):
         if kind in present["config"] and kind not in state["config"]:
             raise ValueError(f"{path} is of another kind of training: it has no section {kind}")
     before, now = _facts(state), _facts(present)
@@ -205,7 +197,7 @@ def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
         "the number of classes": len(state["classes"]),
         **{f"class {number}": name for number, name in enumerate(state["classes"])},
         **{name: value for name, value in normalization.items() if value is not None},
-        **{what: state[key] for key, what in _SIZES.items() if key in state},
+        **{name: state[name] for name in _SIZES if name in state},
         **{f"the digest of the {name} images": v for name, v in state.get("images", {}).items()},
         **{name: options[name] for name in _FIXED if name in options},
     }

@@ -32,19 +32,11 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """How well a classifier does on a split.
+    """How well a classifier does on a split."""
 
-    Attributes:
-        top1: Share of the images whose class has the highest score.
-        top5: Share of those whose class is among the five highest.
-        loss: Mean cross-entropy, without label smoothing.
-        num_images: Images of the split.
-        num_classes: K.
-    """
-
-    top1: float
-    top5: float
-    loss: float
+    top1: float  # share of the images whose class has the highest score
+    top5: float  # share of those whose class is among the five highest
+    loss: float  # mean cross-entropy, without label smoothing
     num_images: int
     num_classes: int
 

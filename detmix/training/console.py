@@ -30,15 +30,13 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
         with _shown():
             main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
-        print(f"{_prefix()}: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _tell(one_line(error))
     except RuntimeError as error:
         is_lost = _LOST.search(str(error))
         if not is_lost and not isinstance(error, DistError):
             raise
         hint = "lost another process, whose own error tells why: " if is_lost else ""
-        print(f"{_prefix()}: {hint}{one_line(error)[:_MOST]}", file=sys.stderr)
-        return 2
+        return _tell(hint + one_line(error)[:_MOST])
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
@@ -48,10 +46,12 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
     return 0
 
 
-def _prefix() -> str:
-    """Return how an error begins: of several processes, with the number of this one."""
+def _tell(error: str) -> int:
+    """Print an error, of several processes with the number of this one, and return the status."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return f"error in process {os.environ.get('RANK', '0')}" if several else "error"
+    prefix = f"error in process {os.environ.get('RANK', '0')}" if several else "error"
+    print(f"{prefix}: {error}", file=sys.stderr)
+    return 2
 
 
 @contextmanager

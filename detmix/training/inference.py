@@ -59,8 +59,7 @@ def predict(
             the image that the detector sees.
 
     Yields:
-        Predictions as torchvision has them, but for ``masks``, which are D run lengths as
-        `encode_masks` returns them, and the loader's targets.
+        Predictions as torchvision's, but with D run lengths of `encode_masks` for ``masks``.
     """
     model.eval()
     for images, targets in loader:
@@ -156,16 +155,11 @@ def score(
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
-    """Load a detector from a checkpoint of a training.
+    """Load a detector, with averaged weights where there are some, and its configuration.
 
     Args:
         path: ``last.pt`` or ``best.pt`` of a run.
-        overrides: Dotted arguments that change the checkpoint's configuration, such as
-            ``["--data.root", "data/VOCdevkit"]``.
-
-    Returns:
-        The detector on the CPU in evaluation mode, with the averaged weights where there are
-        some, and its configuration.
+        overrides: Arguments that change the configuration, such as ``["--data.root", "data"]``.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -29,17 +29,20 @@ from detmix.training.checkpoint import (
     describe,
     digest_of,
     load_newest,
+    save_checkpoint,
     tell,
 )
 from detmix.training.config import LoopConfig
-from detmix.training.norm_statistics import (
+from detmix.training.optim import (
+    build_optimizer,
     copy_statistics,
     is_finite,
+    learning_rate_factor,
     moving_average,
     restore_statistics,
+    scale_learning_rate,
     share_statistics,
 )
-from detmix.training.optim import build_optimizer, learning_rate_factor, scale_learning_rate
 from detmix.training.processes import StepNews, check_agreement, gather_causes, share_step
 from detmix.training.progress import Evaluation, LossMeter, Position, Result, progress_bar
 from detmix.training.run_folder import RunFolder, lock_folder, versions
@@ -194,7 +197,8 @@ class Trainer(abc.ABC, Generic[Result]):
         # A batch ahead: where the next one is broken, all processes hear of it in the step before.
         batches = iter(self.loader)
         batch, problem = _take(batches)
-        self._stop_if_told(self._share({}, problem is not None), problem)
+        news = share_step(self.accelerator, {}, problem is not None, self._guard.signum)
+        self._stop_if_told(news, problem)
         while batch is not None:
             following, problem = _take(batches)
             yield batch, problem
@@ -213,7 +217,8 @@ class Trainer(abc.ABC, Generic[Result]):
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        news = self._share({**losses, "loss": total}, next_is_broken)
+        known = {**losses, "loss": total}
+        news = share_step(self.accelerator, known, next_is_broken, self._guard.signum)
         if not all(news.are_finite):
             restore_statistics(self.plain_model, statistics)
             own_is_finite = news.are_finite[self.accelerator.process_index]
@@ -226,9 +231,6 @@ class Trainer(abc.ABC, Generic[Result]):
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
         return news
-
-    def _share(self, losses: Mapping[str, Tensor], next_is_broken: bool) -> StepNews:
-        return share_step(self.accelerator, losses, next_is_broken, self._guard.signum)
 
     def _log(self, bar: Any) -> None:
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
@@ -257,7 +259,8 @@ class Trainer(abc.ABC, Generic[Result]):
         if score is not None and (position.best is None or score > position.best):
             position.best = score
             if self.folder:
-                self.folder.save_best({**self._about(), "model": self.eval_model.state_dict()})
+                state = {**self._about(), "model": self.eval_model.state_dict()}
+                save_checkpoint(self.folder.best, state)
         self._save()
         return evaluation.result
 

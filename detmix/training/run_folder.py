@@ -102,10 +102,6 @@ class RunFolder:
                 os.fsync(file.fileno())
         save_checkpoint(self.last, state, keep=self.previous)
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Save the checkpoint with the highest score so far."""
-        save_checkpoint(self.best, state)
-
     def take_previous(self) -> None:
         """Put the checkpoint before the newest in the place of that one, which is broken."""
         os.replace(self.previous, self.last)

@@ -14,11 +14,7 @@ from detmix.training.progress import Position
 
 
 class Interrupted(Exception):
-    """A training ended early because of a signal, after saving a checkpoint.
-
-    Attributes:
-        signum: The signal's number.
-    """
+    """A training ended early because of a signal, ``signum``, after saving a checkpoint."""
 
     def __init__(self, signum: int, position: Position) -> None:
         super().__init__(
