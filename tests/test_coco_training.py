@@ -24,15 +24,9 @@ from detmix.training.inference import detect, score
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-PROPOSALS = {
-    "rpn_pre_nms_top_n_train": 60,
-    "rpn_post_nms_top_n_train": 30,
-    "rpn_batch_size_per_image": 64,
-    "box_batch_size_per_image": 16,
-    "box_score_thresh": 0.001,
-}
 SMALL = {"min_size": 64, "max_size": 64, "anchor_sizes": [16, 32, 64]}
-RCNN = {**SMALL, "roi_sampling_ratio": 1, "head_dim": 64, "options": PROPOSALS}
+RCNN = {**SMALL, "roi_sampling_ratio": 1, "head_dim": 64}
+RCNN["options"] = {**SETTINGS["detector"]["options"], "box_score_thresh": 0.001}
 ONE_STAGE = {**SMALL, "anchor_sizes": [8, 16, 32], "options": {"score_thresh": 0.001}}
 FAMILIES = {
     "fasterrcnn": RCNN,
@@ -57,11 +51,6 @@ def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data)
     """Return a training on 8 images with mixup and CutMix in turn, evaluated at the end."""
     settings = {
         **SETTINGS,
-        "run_dir": str(run_dir),
-        "epochs": steps // 2,
-        "eval_every": steps,
-        "save_every": steps,
-        "log_every": 1,
         "data": {"format": "coco", "root": str(folder), "batch_size": 4, "workers": 0, **data},
         "augment": {},
         "mixing": {"name": "mixup+cutmix", "p": 0.5, "fill": 114},
@@ -69,6 +58,8 @@ def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data)
         "detector": {"name": name, **FAMILIES[name]},
         "optim": {"name": "adamw", "lr": 0.001, "clip_norm": 10.0},
     }
+    ends = {"epochs": steps // 2, "eval_every": steps, "save_every": steps, "log_every": 1}
+    settings |= {"run_dir": str(run_dir), **ends}
     if "_" in name:
         del settings["backbone"]
     options = [f"--{override}" for override in overrides]

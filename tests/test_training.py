@@ -35,29 +35,27 @@ def trainer_for(shapes_root, tmp_path):
 
 
 class TestFiles:
-    def test_metrics(self, whole_run):
-        metrics = read_metrics(whole_run)
+    def test_metrics_and_tensorboard(self, whole_run):
+        metrics, points = read_metrics(whole_run), scalars(whole_run)
         assert [(m["event"], m["step"], m["epoch"]) for m in metrics] == [
             ("train", 2, 0.6667), ("eval", 3, 1), ("train", 4, 1.3333), ("train", 6, 2),
             ("eval", 6, 2),
         ]  # fmt: skip
-        for train in (m for m in metrics if m["event"] == "train"):
-            parts = [value for name, value in train.items() if name.startswith("loss_")]
-            assert len(parts) == 4
-            assert train["loss"] == pytest.approx(sum(parts), rel=1e-5)
-            assert train["images_per_s"] > 0
-        # Step 1 is half-way through the warm-up; the second epoch has a tenth of the rate.
-        rates = [m["lr"] for m in metrics if m["event"] == "train"]
-        assert rates == pytest.approx([0.002 * (1 + 0.001) / 2, 0.0002, 0.0002])
-
-    def test_tensorboard_has_the_same_numbers(self, whole_run):
-        lines, points = read_metrics(whole_run), scalars(whole_run)
         for event in ("train", "eval"):
-            of_event = [line for line in lines if line["event"] == event]
+            of_event = [line for line in metrics if line["event"] == event]
             for name in of_event[0].keys() - {"event", "step", "epoch"}:
                 steps, values = zip(*points[f"{event}/{name}"], strict=True)
                 assert list(steps) == [line["step"] for line in of_event]
                 assert values == pytest.approx([line[name] for line in of_event], rel=1e-5)
+        trained = [m for m in metrics if m["event"] == "train"]
+        for line in trained:
+            parts = [value for name, value in line.items() if name.startswith("loss_")]
+            assert len(parts) == 4
+            assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
+            assert line["images_per_s"] > 0
+        # Step 1 is half-way through the warm-up; the second epoch has a tenth of the rate.
+        rates = [line["lr"] for line in trained]
+        assert rates == pytest.approx([0.002 * (1 + 0.001) / 2, 0.0002, 0.0002])
 
     def test_what_it_is_and_ran_with(self, shapes_root, whole_run):
         assert {path.name for path in whole_run.iterdir()} == {

@@ -58,21 +58,14 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
     def __init__(self, config: PretrainConfig) -> None:
         accelerator = make_accelerator(config)
         data = config.data
-        self.train_set = ImageClasses(
-            data.root,
-            "train",
-            build_image_transform(config, train=True),
-            on_error=data.on_error,
-            seed=config.seed,
-        )
+        augment, resize = (build_image_transform(config, train=train) for train in (True, False))
+        rest: dict[str, Any] = {"on_error": data.on_error, "seed": config.seed}
+        self.train_set = ImageClasses(data.root, "train", augment, **rest)
         classes = self.train_set.classes
-        val_set = ImageClasses(
-            data.root, "val", build_image_transform(config, train=False), classes=classes
-        )
+        val_set = ImageClasses(data.root, "val", resize, classes=classes)
         share = {**loader_share(accelerator, data.workers), "collate_fn": default_collate}
         loader = train_loader(self.train_set, data.batch_size, seed=config.seed, **share)
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
-        self._label_smoothing = config.label_smoothing
         self._mix = build_batch_mix(config, len(classes))
         # On the device once and for all: a copy in every step would have to be waited for.
         shape = {"dtype": torch.float32, "device": accelerator.device}
@@ -91,17 +84,13 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         data = self.config.data
         return {"image_mean": list(data.mean), "image_std": list(data.std), "norm_eps": None}
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell the data set the epoch, in running workers too."""
-        self.train_set.set_epoch(epoch)
-
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of a batch, which is mixed on the device."""
         images, labels = self._to_device(batch)
         if self._mix is not None:
             images, labels = self._mix(images, labels)
         scores = self.model(images)
-        loss = F.cross_entropy(scores, labels, label_smoothing=self._label_smoothing)
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         return {"loss_classifier": loss}
 
     def describe(self, batch: Batch) -> str:

@@ -60,8 +60,8 @@ class DetectorTrainer(Trainer[Score]):
         return normalization(self.plain_model)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the data set and the mixer the epoch, in running workers too."""
-        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        """Tell the mixer the epoch, too."""
+        super().begin_epoch(epoch)
         if self._mix is not None:
             self._mix.set_epoch(epoch)
 

@@ -126,9 +126,9 @@ class Trainer(abc.ABC, Generic[Result]):
     def normalization(self) -> Normalization:
         """Return what the model normalises with, for its checkpoints."""
 
-    @abc.abstractmethod
     def begin_epoch(self, epoch: int) -> None:
-        """Prepare data and mixing for an epoch, counted from 0."""
+        """Tell the data set the epoch, counted from 0, in running workers too."""
+        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
 
     @abc.abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
