@@ -44,7 +44,6 @@ def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path):
     ("args", "named"),
     [
         (["found.json"], "--annotations"),
-        (["best.pt", "--iou_type", "segm"], "--annotations"),
         ([".", "--report"], "--report"),
         (["found.json", "--annotations", "x", "--save", "y"], "--save"),
     ],

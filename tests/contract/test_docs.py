@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.metadata
 import json
@@ -194,13 +193,13 @@ def test_links_and_pictures_exist(page):
             assert heading in {title.lower().replace(" ", "-") for title in titles}
 
 
-def imported() -> set[tuple[str, str]]:
+def imported():
     """Return the modules of detmix and the names that the pages import from them."""
-    nodes = [node for block in blocks("python") for node in ast.walk(ast.parse(block))]
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    found = {(node.module or "", alias.name) for node in froms for alias in node.names}
-    found |= {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", ALL)}
-    return {(module, name) for module, name in found if module.split(".")[0] == "detmix"}
+    found = re.findall(
+        r"^from (detmix[\w.]*) import (.+)$", "\n".join(blocks("python")), re.MULTILINE
+    )
+    found = {(module, name.strip(" ()")) for module, names in found for name in names.split(",")}
+    return found | {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", ALL)}
 
 
 class TestNames:
