@@ -52,8 +52,7 @@ def run_command(args, arrange, *arranged):
     """Run ``tools/train.py`` after calling ``arrange`` in its process; return its status."""
     process = as_process(_train, args, arrange, arranged)
     process.join(120)
-    if process.is_alive():
-        process.kill()
+    process.kill()
     return process.exitcode
 
 
