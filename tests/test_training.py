@@ -99,12 +99,13 @@ def test_one_process_at_a_time(tmp_path):
     taken, done = context.Event(), context.Event()
     other = as_process(hold, folder, taken, done)
     assert taken.wait(60)
+    temporary = temporary_path(folder / "last.pt")
+    temporary.write_text("the other's")
     with pytest.raises(FileExistsError, match="run: another process is training there"):
         RunFolder(folder, {}, resume=True)
+    assert temporary.exists()
     other.kill()
     other.join()
-    temporary = temporary_path(folder / "last.pt")
-    temporary.write_text("what it left")
     RunFolder(folder, {}, resume=True).close()
     assert not temporary.exists()
 
@@ -249,14 +250,8 @@ class TestNonFiniteLoss:
             trainer.fit()
         message, last = str(error.value), trainer.config.run_dir / "last.pt"
         images = [f"VOC2007/{index + 1:06d}" for index in trainer.seen]
-        for part in (
-            "step 3 (epoch 0)",
-            "loss_objectness nan",
-            "loss_box_reg ",
-            str(last),
-            *images,
-        ):
-            assert part in message
+        parts = ("step 3 (epoch 0)", "loss_objectness nan", "loss_box_reg ", str(last), *images)
+        assert all(part in message for part in parts)
         assert (" mixed with " in message) == (place == "dataset")
         state = load_checkpoint(last)
         norm = "backbone.body.bn1.running_mean"

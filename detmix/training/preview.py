@@ -12,15 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detmix.data.loaders import collate, eval_loader
-from detmix.mixing import (
-    Cut,
-    DetectionCutMix,
-    MixParams,
-    Sample,
-    Target,
-    box_weights,
-    mixup,
-)
+from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
 from detmix.training.build import (
     DetectionData,
     build_mixer,

@@ -18,13 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detmix.detectors import build_detector
 from detmix.files import temporary_path, write_atomically
-from detmix.training import (
-    TrainConfig,
-    load_checkpoint,
-    load_detector,
-    parse_args,
-    save_checkpoint,
-)
+from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args, save_checkpoint
 
 # Frozen batch norm alone has an epsilon of its own.
 SETTINGS = TINY | {"backbone": TINY["backbone"] | {"norm": "frozen"}}
