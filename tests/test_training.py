@@ -202,9 +202,11 @@ class TestOptions:
         assert not torch.equal(last["ema"][conv], last["model"][conv])
         assert trainer.eval_model is trainer.ema.module
 
-    def test_bf16(self, trainer_for):
-        trainer = trainer_for("precision=bf16", "channels_last=true", "data.train_limit=8")
+    def test_bf16_channels_last_and_threads(self, trainer_for):
+        options = ("precision=bf16", "channels_last=true", "data.train_limit=8", "threads=2")
+        trainer = trainer_for(*options)
         assert trainer.fit().num_images == 8
+        assert torch.get_num_threads() == 2
         for value in trainer.plain_model.parameters():
             assert value.dtype == torch.float32
             assert torch.isfinite(value).all()
