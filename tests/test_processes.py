@@ -72,7 +72,9 @@ def train(*args):
 
 def end_early(root, run_dir, rank, kind):
     """Train until process 1 alone meets a bad loss, an image it cannot read or a signal."""
-    trainer = trainer_of(root, run_dir, 2, "log_every=1")
+    # Each process has statistics of its own, until an evaluation shares the first one's.
+    norm = "batch" if kind == "stopped" else "group"
+    trainer = trainer_of(root, run_dir, 2, "log_every=1", f"backbone.norm={norm}")
     if rank == 1:
         name, when = {
             "failed": ("nan_in", 2), "broken": ("broken_after", 0), "stopped": ("in_evaluation", 1)
