@@ -48,12 +48,11 @@ def as_process(function, *args):
     return process
 
 
-def run_command(args, arrange=None, *arranged):
+def run_command(args, arrange, *arranged):
     """Run ``tools/train.py`` after calling ``arrange`` in its process; return its status."""
     process = as_process(_train, args, arrange, arranged)
     process.join(120)
-    if process.is_alive():
-        process.kill()
+    process.kill()
     return process.exitcode
 
 
@@ -72,8 +71,7 @@ def command(tool, *args):
 def _train(args, arrange, arranged):
     torch.set_num_threads(1)
     set_start_method("fork", force=True)  # of the loader's workers
-    if arrange:
-        arrange(*arranged)
+    arrange(*arranged)
     sys.argv = [str(TOOLS / "train.py"), *args]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

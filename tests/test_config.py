@@ -9,24 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 
 from detmix.detectors import build_classifier
 from detmix.losses import LossWeighting
-from detmix.losses.ssd import WeightedSSD
 from detmix.mixing import DetectionCutMix, DetectionMixUp, RandomChoice
-from detmix.training import (
-    DataConfig,
-    MixingConfig,
-    OptimConfig,
-    PretrainConfig,
-    ScheduleConfig,
-    TrainConfig,
-    parse_args,
-)
+from detmix.training import OptimConfig, PretrainConfig, TrainConfig, parse_args
 from detmix.training.build import build_mixer, build_model
 from detmix.training.classifier import build_batch_mix, build_image_transform
-from detmix.training.config import changed_options, flat_options
+from detmix.training.config import flat_options
 from detmix.training.parse import from_dict
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -34,16 +24,6 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 PRETRAIN_CONFIGS = sorted(FOLDER.glob("pretrain/*.yaml"))
 # These change a few settings of another file, which their heads name.
 BASES = {"overfit16_voc2007": "voc2007_cpu"}
-# Each family's class, and the part of it that has weighted losses.
-MODELS = {
-    "fasterrcnn": (FasterRCNN, "roi_heads"),
-    "maskrcnn": (MaskRCNN, "roi_heads"),
-    "keypointrcnn": (KeypointRCNN, "roi_heads"),
-    "retinanet": (RetinaNet, "head"),
-    "fcos": (FCOS, "head"),
-    "ssdlite320_mobilenet_v3_large": (WeightedSSD, ""),
-    "ssd300_vgg16": (WeightedSSD, ""),
-}
 MIXERS = {
     "mixup": DetectionMixUp,
     "cutmix": DetectionCutMix,
@@ -66,88 +46,57 @@ SCORES = '{"box_score_thresh": 0.1}'
 # Arguments, and what options come to by them. What begins with "--" is given on the command line,
 # anything else is the text of a file.
 ACCEPTED = [
-    (["epochs: 3", "--epochs=4"], {"epochs": 4}),
-    (["--epochs=4", "epochs: 3"], {"epochs": 3}),
     (
         ["optim: {lr: 0.5, momentum: 0.8}\nseed: 7", "optim: {lr: 0.25}", "--optim.momentum=0.7"],
         {"optim": OptimConfig(lr=0.25, momentum=0.7), "seed": 7},
     ),
-    (["optim.lr: 0.5\nmixing: {<<: {p: 0.25}, alpha: 2}"], {"optim.lr": 0.5, "mixing.p": 0.25}),
     (["--optim.momentum=0.1", "--optim={lr: 0.5}"], {"optim": OptimConfig(lr=0.5, momentum=0.1)}),
     (["data: {coco.empty: keep, format: coco}"], {"data.coco.empty": "keep"}),
     (["--loss.normalizer=weights", "--loss=null"], {"loss": None}),
     (["loss: null", "--loss.normalizer=weights"], {"loss": LossWeighting(1.0, "weights")}),
-    (["loss: {normalizer: weights}", "--loss={background_weight: 0.5}"],
-     {"loss": LossWeighting(0.5, "weights")}),
     ([f"detector: {{options: {SCORES}}}", "--detector.options.box_nms_thresh=0.3"],
      {"detector.options": {"box_score_thresh": 0.1, "box_nms_thresh": 0.3}}),
     ([f"detector: {{options: {SCORES}}}", "detector: {options: {box_nms_thresh: 0.3}}"],
      {"detector.options": {"box_nms_thresh": 0.3}}),
     (["--optim.lr=1e-3"], {"optim.lr": 0.001}),
-    (["optim: {lr: 1e3}"], {"optim.lr": 1000.0}),
-    (["--optim.lr=1"], {"optim.lr": 1.0}),
-    (["--channels_last=true", "--precision=no", "--threads=null"],
-     {"channels_last": True, "precision": "no", "threads": None}),
+    (["--channels_last=true", "--precision=no"], {"channels_last": True, "precision": "no"}),
     (["--run_dir=2007"], {"run_dir": Path("2007")}),
-    (["--run_dir=a: b"], {"run_dir": Path("a: b")}),
-    (["--data.train=[['2007', val], ['2012', val]]"],
-     {"data.train": (("2007", "val"), ("2012", "val"))}),
-    (["--backbone.levels=[2, 3]", "--data.classes=[a, '1']"],
-     {"backbone.levels": (2, 3), "data.classes": ("a", "1")}),
+    (["--data.train=[['2007', val]]"], {"data.train": (("2007", "val"),)}),
+    (["--backbone.levels=[2, 3]"], {"backbone.levels": (2, 3)}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "expected"), ACCEPTED, ids=lambda value: str(value)[:60])
 def test_values_and_their_order(tmp_path, given, expected):
-    args, texts, parts = [], [], []
+    args, texts = [], []
     for number, text in enumerate(given):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         is_option = text.startswith("--")
-        args += [text] if is_option else ["--config", str(file)]
+        args += text.split("=", 1) if is_option else ["--config", str(file)]
         texts += [text] if is_option else [f"--config={text}\n"]
-        parts += text.split("=", 1) if is_option else ["--config", str(file)]
     config = parse(*args)
     for name, value in expected.items():
         found = value_of(config, name)
-        assert found == value
-        assert type(found) is type(value)
-    assert parse(*texts) == parse(*parts) == config
+        assert (found, type(found)) == (value, type(value))
+    assert parse(*texts) == config
 
 
 # The text of a file, and what an error says of it.
 REFUSED = [
-    ("epoch: 3", "epoch .*epochs"),
     ("data: {root: x, trian: []}", r"data\.trian .*data\.train"),
-    ("1: 2", "1 "),
-    ("optim: null", "optim .*None"),
-    ("optim: x.yaml", r"optim .*x\.yaml"),
     ("loss: 5", "loss .*5"),
-    ("detector: {options: [1]}", r"detector\.options .*1"),
     ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
     ("optim: {lr: '0.5'}", r"optim\.lr .*number.*'0\.5'"),
     ("optim: {lr: true}", r"optim\.lr .*number.*True"),
-    ("optim: {lr: null}", r"optim\.lr .*number.*None"),
     ("optim: {lr: .nan}", r"optim\.lr .*nan"),
-    (f"optim: {{lr: {'9' * 400}}}", r"optim\.lr .*999"),
     ("epochs: 1.5", "epochs .*integer.*1.5"),
-    ("epochs: true", "epochs .*integer.*True"),
-    ("channels_last: 1", "channels_last .*1"),
-    ("run_dir: 5", "run_dir .*5"),
-    ("data: {train: [['2007']]}", r"data\.train"),
     ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
-    ("data: {classes: a}", r"data\.classes .*'a'"),
-    ("data: {batch_size: 1}", r".*data\.batch_size=1"),
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
     ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
     ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*integer.*'1'"),
-    ("loss: {background_weight: -1}", ".*background_weight .* -1"),
-    ("detector: {name: maskrcnn}", r".*maskrcnn needs masks.*data\.format=coco"),
-    ("mixing: {off_epochs: 20}", r"mixing\.off_epochs=20 .*epochs=20"),
-    ("optim: {nesterov: true, momentum: 0}", r"optim\.nesterov"),
-    ("schedule: {name: multistep}", r"schedule\.milestones"),
+    ("loss: {background_weight: -1}", r"loss\.background_weight .* -1"),
     ("a: [}", ""),
-    ("[1, 2]", ""),
 ]
 OUT_OF_RANGE = {
     "epochs": 0, "seed": -1, "eval_every": 0, "save_minutes": 0, "precision": "fp8",
@@ -170,7 +119,6 @@ class TestErrors:
         ("args", "message"),
         [
             (["runs/x"], "runs/x"),
-            (["--"], "--"),
             (["--epochs", "--seed", "1"], "--epochs"),
             (["--config", "missing.yaml"], r"missing\.yaml"),
             (["--optim.lrr", "1"], r"optim\.lrr .*optim\.lr"),
@@ -187,71 +135,32 @@ class TestErrors:
         for name, value in (OUT_OF_RANGE | {"mixing.p": 7}).items():
             assert re.search(rf"{re.escape(name)} [^;]*got {value!r}", str(error.value)), name
 
-    @pytest.mark.parametrize(
-        ("cls", "settings"),
-        [
-            (PretrainConfig, {"data.class_limit": 5}),
-            (PretrainConfig, {"data": {"in_memory": True}}),
-            (PretrainConfig, {"data.val": "val"}),
-            (TrainConfig, {"backbone": {"reduced_tail": None}}),
-        ],
-    )
-    def test_of_an_option_that_is_gone_say_what_to_do(self, cls, settings):
-        with pytest.raises(ValueError, match=r"[a-z]+\.[a-z_]+ is gone: \w"):
-            from_dict(cls, settings)
+    def test_also_of_what_is_built_in_python(self):
+        with pytest.raises(ValueError, match=r"(?s)lr.*-1"):
+            OptimConfig(lr=-1)
 
-    @pytest.mark.parametrize(
-        ("cls", "values"),
-        [
-            (OptimConfig, {"lr": "fast"}),
-            (DataConfig, {"shuffle": True}),
-            (ScheduleConfig, {"name": "multistep"}),
-            (TrainConfig, {"mixing": MixingConfig(off_epochs=20)}),
-        ],
-    )
-    def test_also_of_what_is_built_in_python(self, cls, values):
-        with pytest.raises(ValueError, match="(?s)" + str(*values)):
-            cls(**values)
+
+CHANGED = (
+    "--loss=null", "--optim.ema_decay=0.5", "--data.format=coco", "--data.coco.empty=keep",
+    "--data.classes=[null_, '12', yes_]", "--run_dir=a b/ü", "--schedule.milestones=[1, 3]",
+    "--detector.options={box_score_thresh: 0.2, image_mean: [0.1, 0.2, 0.3]}", "--optim.lr=1e-05",
+)  # fmt: skip
 
 
 class TestPlainValues:
-    CHANGED = (
-        "--loss=null", "--augment.size=77", "--data.train_limit=3", "--optim.ema_decay=0.5",
-        '--data.train=[["2012", "val"]]', "--data.classes=[null_, '12', yes_]",
-        "--data.num_keypoints=4", "--detector.name=fasterrcnn",
-        "--detector.options={box_score_thresh: 0.2, image_mean: [0.1, 0.2, 0.3]}",
-        "--backbone.trainable_layers=2", "--schedule.milestones=[1, 3]", "--run_dir=a b/ü",
-        "--threads=2", "--optim.lr=1e-05",
-    )  # fmt: skip
-    COCO = (
-        "--data.format=coco", "--data.coco.test_images=a/b", "--data.coco.empty=keep",
-        "--data.coco.backend=faster-coco-eval", "--detector.name=keypointrcnn_resnet50_fpn",
-    )  # fmt: skip
-
-    @pytest.mark.parametrize("args", [(), CHANGED, COCO], ids=["defaults", "changed", "coco"])
+    @pytest.mark.parametrize("args", [(), CHANGED], ids=["defaults", "changed"])
     def test_round_trip(self, tmp_path, capsys, args):
         config = parse(*args)
         plain = config.as_dict()
         assert json.loads(json.dumps(plain)) == plain
-        assert from_dict(TrainConfig, plain) == config
-        assert parse("--config", json.dumps(plain)) == config
+        assert from_dict(TrainConfig, plain, ["--seed=5"]) == replace(config, seed=5)
+        assert plain == config.as_dict()
         with pytest.raises(SystemExit) as end:
             parse("--print_config", *args)
         assert not end.value.code
         file = tmp_path / "config.yaml"
         file.write_text(capsys.readouterr().out, encoding="utf-8")
         assert parse("--config", str(file)) == config
-
-    def test_overrides_leave_the_given_values_alone(self):
-        plain = TrainConfig().as_dict()
-        changed = from_dict(TrainConfig, plain, ["--optim.lr=0.5", "--data.coco.backend=auto"])
-        assert changed == replace(TrainConfig(), optim=OptimConfig(lr=0.5))
-        assert plain == TrainConfig().as_dict()
-
-    def test_where_a_run_lies_is_no_change_of_what_it_does(self):
-        moved = parse("--run_dir=other", "--resume=auto", "--seed=1", "--loss=null").as_dict()
-        changed = changed_options(TrainConfig().as_dict(), moved)
-        assert {name: now for name, (_, now) in changed.items()} == {"seed": 1, "loss": None}
 
     @pytest.mark.parametrize("cls", [TrainConfig, PretrainConfig])
     def test_help_tells_every_option_with_its_default_and_words(self, capsys, cls):
@@ -260,7 +169,9 @@ class TestPlainValues:
         text = capsys.readouterr().out
         assert text.startswith("Train it.")
         for name, default in flat_options(cls().as_dict()).items():
-            (found,) = re.findall(rf"(?m)^--{re.escape(name)}: .* = .*\n    \S.*$", text)
+            comment = r"    # .*\n"
+            option = rf"--{re.escape(name)}: .* = .*"
+            (found,) = re.findall(rf"(?m)^(?:{comment}{option}|{option}  # .+)$", text)
             if isinstance(default, str):
                 assert f'"{default}"' in found
         assert "learning rate after the warm-up" in text
@@ -275,9 +186,7 @@ class TestShippedConfigs:
             config = replace(config, data=replace(config.data, classes=("one", "two")))
         with torch.device("meta"):  # which takes neither time nor memory
             model = build_model(config, saved={})
-        detector, part = MODELS[config.detector.name]
-        assert type(model) is detector
-        assert "Weighted" in type(model.get_submodule(part)).__name__
+        assert any("Weighted" in type(module).__name__ for module in model.modules())
         assert isinstance(build_mixer(config), MIXERS[config.mixing.name])
 
     @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
@@ -287,21 +196,3 @@ class TestShippedConfigs:
             build_image_transform(config, train=True)
             assert (build_batch_mix(config, 10) is None) == (mix == "cutout")
         assert build_classifier(config.model, 10).fc.out_features == 10
-
-    def test_imagenet_is_trained_as_in_the_paper(self):
-        """300 epochs, batches of 256, 0.1 divided by 10 every 75; CutMix always, alpha 1."""
-        path = FOLDER / "pretrain" / "imagenet_resnet50_cutmix.yaml"
-        config = parse_args(PretrainConfig, [f"--config={path}"])
-        assert (config.epochs, config.data.batch_size, config.optim.lr) == (300, 256, 0.1)
-        assert (config.schedule.milestones, config.schedule.gamma) == ((75, 150, 225), 0.1)
-        assert (config.mix, config.mixing.p, config.mixing.cutmix_alpha) == ("cutmix", 1.0, 1.0)
-
-
-@pytest.mark.parametrize("path", CONFIGS + PRETRAIN_CONFIGS, ids=lambda path: path.stem)
-def test_the_head_says_command_time_and_score(path):
-    head = path.read_text(encoding="utf-8").partition("run_dir:")[0]
-    is_detector = path.parent == FOLDER
-    tool = "quickstart" if path.stem == "quickstart" else "train" if is_detector else "pretrain"
-    assert f"tools/{tool}.py" in head
-    assert "time" in head.lower()
-    assert ("mAP" if is_detector else "top-1") in head

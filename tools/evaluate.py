@@ -26,7 +26,7 @@ from detmix.training.full_evaluation import (
     save_devkit_results,
 )
 from detmix.training.inference import detect
-from detmix.training.processes import make_accelerator
+from detmix.training.processes import loader_share, make_accelerator
 from detmix.training.run_report import write_run_report
 
 
@@ -61,14 +61,11 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     model, config = load_detector(source, parsed.overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
-    check_before(dataset, config, parsed.backend)
+    check_before(dataset, parsed.backend)
     loader = eval_loader(
         build_test_set(config, dataset),
         config.data.eval_batch_size,
-        workers=config.data.workers,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
+        **loader_share(accelerator, config.data.workers),
     )
     if accelerator.is_main_process:  # what cannot be written to is told before the work
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +97,7 @@ def _score_devkit_results(parsed: argparse.Namespace) -> None:
 
 
 def _score_json(parsed: argparse.Namespace) -> None:
-    chosen = {"iou_type": parsed.iou_type or "bbox", "backend": parsed.backend or "auto"}
+    chosen = {"iou_type": parsed.iou_type or "bbox", "backend": parsed.backend}
     print(score_predictions(parsed.source, parsed.annotations, **chosen))
 
 
@@ -133,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         choices=("auto", "pycocotools", "faster-coco-eval"),
+        default="auto",
         help="what computes COCO's AP",
     )
     return parser

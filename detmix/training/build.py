@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from detmix.data import (
     AugmentedDataset,
     CocoDetection,
     VOCDetection,
     detection_transforms,
+    train_loader,
 )
 from detmix.detectors import build_detector, target_keys
 from detmix.detectors.build import configured_normalization, set_normalization
@@ -43,20 +44,15 @@ _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
     mixing = config.mixing
-    names = [] if mixing.name == "none" else mixing.name.split("+")
+    if mixing.name == "none":
+        return None
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    schedule = {"epochs": config.epochs, "off_epochs": mixing.off_epochs}
-    mixers: list[DetectionMixer] = []
-    if "mixup" in names:
-        mixers.append(DetectionMixUp(mixing.alpha, mixing.p, fill, **schedule))
-    if "cutmix" in names:
-        mixers.append(
-            DetectionCutMix(mixing.cutmix_alpha, mixing.p, mixing.min_visibility, **schedule)
-        )
-    if len(mixers) > 1:
-        return RandomChoice(mixers)
-    return mixers[0] if mixers else None
+    when: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    mixup = DetectionMixUp(mixing.alpha, fill=fill, **when)
+    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **when)
+    both = RandomChoice([mixup, cutmix])
+    return {"mixup": mixup, "cutmix": cutmix, "mixup+cutmix": both}[mixing.name]
 
 
 def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.Module:
@@ -86,9 +82,12 @@ def open_dataset(
     """Open the images and annotations to train or to evaluate on, as they are on disk."""
     # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
     # as the devkit's and COCO's rules need them, and leaves out no image.
-    data = config.data
+    data, name = config.data, config.detector.name
+    files, needed = data.coco, target_keys(name)
     on_error = on_error or (data.on_error if train else "raise")
     if data.format == "voc":
+        if needed:
+            raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
         return VOCDetection(
             data.root,
             image_sets=data.train if train else data.test,
@@ -96,7 +95,6 @@ def open_dataset(
             classes=data.class_names,
             on_error=on_error,
         )
-    files, needed = data.coco, target_keys(config.detector.name)
     annotations = data.root / (files.train_annotations if train else files.test_annotations)
     dataset = CocoDetection(
         data.root / (files.train_images if train else files.test_images),
@@ -112,8 +110,8 @@ def open_dataset(
     found, expected = len(dataset.keypoint_names), data.num_keypoints
     if "keypoints" in needed and (found == 0 or found != (expected or found)):
         raise ValueError(
-            f"{annotations} names {found} keypoints for each object, but detector.name="
-            f"{config.detector.name} with data.num_keypoints={expected} needs {expected or 'some'}"
+            f"{annotations} names {found} keypoints for each object, but detector.name={name} "
+            f"with data.num_keypoints={expected} needs {expected or 'some'}"
         )
     return dataset
 
@@ -150,11 +148,11 @@ def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
     return replace(config, data=data)
 
 
-def build_train_set(
-    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None = None
-) -> AugmentedDataset | MixedDataset:
-    """Augment a data set for training and, if a mixer is given, mix it."""
-    augment = config.augment
+def build_train_loader(
+    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None, **share: Any
+) -> DataLoader[Any]:
+    """Augment a data set for training, mix it where that is its or its loader's work, load it."""
+    augment, place = config.augment, config.mixing.place
     has_keypoints = "keypoints" in target_keys(config.detector.name)
     transform = detection_transforms(
         augment.size,
@@ -166,21 +164,21 @@ def build_train_set(
         if has_keypoints and isinstance(dataset, CocoDetection)
         else None,
     )
-    limited = _first(dataset, config.data.train_limit)
-    augmented = AugmentedDataset(limited, transform, seed=config.seed)
-    return augmented if mix is None else MixedDataset(augmented, mix, seed=config.seed)
+    limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
+    train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)
+    if mix is not None and place == "dataset":
+        train_set = MixedDataset(train_set, mix, seed=config.seed)
+    elif mix is not None and config.mixing.p > 0 and config.data.batch_size == 1:
+        raise ValueError("data.batch_size=1 leaves no partner: set mixing.place=dataset")
+    mix = mix if place == "batch" else None
+    return train_loader(train_set, config.data.batch_size, seed=config.seed, mix=mix, **share)
 
 
 def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedDataset:
     """Bring a data set to the scale of training, and change nothing else of it."""
     transform = detection_transforms(config.augment.size, train=False)
-    return AugmentedDataset(_first(dataset, config.data.test_limit), transform, seed=config.seed)
-
-
-def _first(dataset: DetectionData, limit: int | None) -> Dataset[Sample]:
-    if limit is None or limit >= len(dataset):
-        return dataset
-    return Subset(dataset, range(limit))
+    limited = Subset(dataset, range(len(dataset))[: config.data.test_limit])
+    return AugmentedDataset(limited, transform, seed=config.seed)
 
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
@@ -191,7 +189,7 @@ def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
 
 
 def build_coco_evaluator(
-    config: TrainConfig, dataset: DetectionData, backend: Backend | None = None
+    config: TrainConfig, dataset: DetectionData, backend: Backend = "auto"
 ) -> COCOEvaluator:
     """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
@@ -199,7 +197,7 @@ def build_coco_evaluator(
         config.data.class_names,
         category_ids=dataset.category_ids,
         iou_types=("bbox", *more),
-        backend=backend or config.data.coco.backend,
+        backend=backend,
     )
 
 
@@ -208,14 +206,8 @@ def summarize(evaluator: Evaluator) -> Evaluation[Score]:
     if isinstance(evaluator, VOCEvaluator):
         return _summarize_voc(evaluator)
     result = evaluator.compute("bbox")
-    metrics = {
-        "mean_ap": result.ap,
-        "ap50": result.ap50,
-        "ap75": result.ap75,
-        "ap_small": result.ap_small,
-        "ap_medium": result.ap_medium,
-        "ap_large": result.ap_large,
-    }
+    names = ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    metrics = {"mean_ap": result.ap, **{name: getattr(result, name) for name in names}}
     summary = f"AP {result.ap:.4f}, AP50 {result.ap50:.4f}, AP75 {result.ap75:.4f}"
     for iou_type in evaluator.iou_types:
         if iou_type != "bbox":

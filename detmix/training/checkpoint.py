@@ -19,20 +19,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from detmix.files import write_atomically
-from detmix.pretrained.read_state import (
-    CHECKPOINT_KEYS,
-    read_torch_file,
-    section,
-    take_normalization,
-)
-from detmix.training.config import changed_options, flat_options
+from detmix.pretrained.read_state import model_state, read_torch_file, section, take_normalization
+from detmix.training.config import flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
 
@@ -45,14 +41,15 @@ Normalization = Mapping[str, Any]
 _log = logging.getLogger(__name__)
 # Options that a run goes on with as they were.
 _FIXED = ("seed", "data.format", "data.test", "data.test_limit")
-# The sections by which kinds of training are told apart.
-_KINDS = ("detector", "model")
-_TYPES = {"config": dict, "classes": list, "model": dict, "normalization": dict}
-_SIZES = {
-    "num_images": "the number of images",
-    "batch_size": "the images of a batch of all processes",
-    "steps_per_epoch": "the steps of an epoch",
-}
+_SIZES = ("num_images", "batch_size", "steps_per_epoch")  # the batch is of all processes
+
+
+class _Content(BaseModel, strict=True):
+    format: Annotated[int, Field(le=FORMAT)]
+    model: dict[Any, Any]
+    config: dict[str, Any]
+    classes: list[str]
+    normalization: dict[str, Any] = {}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -81,12 +78,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = No
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint of `save_checkpoint` onto the CPU.
 
-    Args:
-        path: The file.
-
-    Returns:
-        What was saved.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is broken, holds more than tensors and plain values (such a file
@@ -97,27 +88,19 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
     """Return what was read from a file as the present format has it, if it is a checkpoint."""
-    missing = CHECKPOINT_KEYS - state.keys() if isinstance(state, dict) else CHECKPOINT_KEYS
-    if missing:
+    try:
+        _Content.model_validate(state)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            got = item["input"] if isinstance(item["input"], int | str) else type(item["input"])
+            problems.append(f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {got}")
         raise ValueError(
-            f"{path} is not a checkpoint of detmix: it lacks {', '.join(sorted(missing))}"
-        )
-    found = state["format"]
-    if not isinstance(found, int) or found > FORMAT:
-        found = found if isinstance(found, int | str | None) else type(found).__name__
-        raise ValueError(
-            f"{path} has checkpoint format {found}, this version of detmix reads up to {FORMAT}"
-        )
+            f"{path} is not a checkpoint that this version of detmix reads: {'; '.join(problems)}"
+        ) from error
     state = {"normalization": {}, **state}
-    for key, kind in _TYPES.items():
-        if not isinstance(state[key], kind):
-            raise ValueError(
-                f"{path} is not a checkpoint of detmix: expected {key} to be a {kind.__name__}, "
-                f"got {type(state[key]).__name__}"
-            )
-    if not all(isinstance(name, str) for name in state["classes"]):
-        raise ValueError(f"{path} is not a checkpoint of detmix: expected strings in classes")
-    return _from_format_1(path, state) if found == 1 else state
+    section(state["config"], "data", "coco").pop("backend", None)  # an option once
+    return _from_format_1(path, state) if state["format"] == 1 else state
 
 
 def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +139,7 @@ class TrainingState:
         """Take on a state."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
-            average = state["model"] if state["ema"] is None else state["ema"]
-            self.ema.module.load_state_dict(average)
+            self.ema.module.load_state_dict(model_state(state))
             self.ema.n_averaged.fill_(state["ema_updates"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"] is not None:
@@ -191,7 +173,7 @@ def load_newest(run_dir: Path) -> Newest | None:
 def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
     path, state, _ = newest
-    for kind in _KINDS:
+    for kind in ("detector", "model"):
         if kind in present["config"] and kind not in state["config"]:
             raise ValueError(f"{path} is of another kind of training: it has no section {kind}")
     before, now = _facts(state), _facts(present)
@@ -210,7 +192,7 @@ def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
         "the number of classes": len(state["classes"]),
         **{f"class {number}": name for number, name in enumerate(state["classes"])},
         **{name: value for name, value in normalization.items() if value is not None},
-        **{what: state[key] for key, what in _SIZES.items() if key in state},
+        **{name: state[name] for name in _SIZES if name in state},
         **{f"the digest of the {name} images": v for name, v in state.get("images", {}).items()},
         **{name: options[name] for name in _FIXED if name in options},
     }
@@ -239,5 +221,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
         _log.warning("%s; the checkpoint before it is used", problem)
     position = Position(**state["position"])
     _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
-    for name, (before, now) in changed_options(state["config"], config).items():
-        _log.warning("%s has changed: it was %s, it is now %s", name, before, now)
+    before, now = flat_options(state["config"]), flat_options(config)
+    for name in sorted(before.keys() & now.keys() - {"run_dir", "resume"}):
+        if before[name] != now[name]:
+            _log.warning("%s was %s, it is now %s", name, before[name], now[name])

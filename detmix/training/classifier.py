@@ -32,19 +32,11 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """How well a classifier does on a split.
+    """How well a classifier does on a split."""
 
-    Attributes:
-        top1: Share of the images whose class has the highest score.
-        top5: Share of those whose class is among the five highest.
-        loss: Mean cross-entropy, without label smoothing.
-        num_images: Images of the split.
-        num_classes: K.
-    """
-
-    top1: float
-    top5: float
-    loss: float
+    top1: float  # share of the images whose class has the highest score
+    top5: float  # share of those whose class is among the five highest
+    loss: float  # mean cross-entropy, without label smoothing
     num_images: int
     num_classes: int
 
@@ -58,34 +50,22 @@ class ClassificationResult:
 class ClassifierTrainer(Trainer[ClassificationResult]):
     """Trains a classifier as a configuration says; `fit` runs to the end.
 
-    Everything that can be wrong with the input is met here, before the run's folder is made.
-
-    Args:
-        config: The configuration.
-
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
-        FileNotFoundError, ValueError: For data or settings that are wrong.
+        FileNotFoundError, ValueError: For wrong data or settings, before the folder is made.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
         accelerator = make_accelerator(config)
         data = config.data
-        self.train_set = ImageClasses(
-            data.root,
-            "train",
-            build_image_transform(config, train=True),
-            on_error=data.on_error,
-            seed=config.seed,
-        )
+        augment, resize = (build_image_transform(config, train=train) for train in (True, False))
+        rest: dict[str, Any] = {"on_error": data.on_error, "seed": config.seed}
+        self.train_set = ImageClasses(data.root, "train", augment, **rest)
         classes = self.train_set.classes
-        val_set = ImageClasses(
-            data.root, "val", build_image_transform(config, train=False), classes=classes
-        )
+        val_set = ImageClasses(data.root, "val", resize, classes=classes)
         share = {**loader_share(accelerator, data.workers), "collate_fn": default_collate}
         loader = train_loader(self.train_set, data.batch_size, seed=config.seed, **share)
         self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
-        self._label_smoothing = config.label_smoothing
         self._mix = build_batch_mix(config, len(classes))
         # On the device once and for all: a copy in every step would have to be waited for.
         shape = {"dtype": torch.float32, "device": accelerator.device}
@@ -104,17 +84,13 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         data = self.config.data
         return {"image_mean": list(data.mean), "image_std": list(data.std), "norm_eps": None}
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell the data set the epoch, in running workers too."""
-        self.train_set.set_epoch(epoch)
-
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of a batch, which is mixed on the device."""
         images, labels = self._to_device(batch)
         if self._mix is not None:
             images, labels = self._mix(images, labels)
         scores = self.model(images)
-        loss = F.cross_entropy(scores, labels, label_smoothing=self._label_smoothing)
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         return {"loss_classifier": loss}
 
     def describe(self, batch: Batch) -> str:
@@ -167,7 +143,10 @@ def build_image_transform(config: PretrainConfig, *, train: bool) -> Callable[[T
     augment, mixing = config.augment, config.mixing
     size = augment.size
     if not train:
-        resize = v2.Resize(augment.eval_resize or size)
+        side = augment.eval_resize or size
+        if side < size:
+            raise ValueError(f"augment.eval_resize={side} is less than augment.size={size}")
+        resize = v2.Resize(side)
         return v2.Compose([resize, v2.CenterCrop(size)])  # type: ignore[no-any-return]
     # What is covered is zero after normalization, as in the papers.
     fill = [round(255 * value) for value in config.data.mean]

@@ -1,4 +1,4 @@
-"""The typed configurations of both trainings, and what changed between two of them.
+"""The typed configurations of both trainings.
 
 All classes are frozen and check their values, wherever these come from. ``#:`` is for ``--help``.
 """
@@ -9,44 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetPydanticSchema, StrictBool
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
-from detmix.backbones.timm import TIMM_PREFIX
 from detmix.data import VOC_CLASSES
-from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig, target_keys
+from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.losses import LossWeighting
 from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 
 OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
-# Numbers are neither texts nor true or false.
-Number = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-NotNegative = Annotated[float, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, gt=0)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-Fraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
-Byte = Annotated[float, Field(strict=True, ge=0, le=255)]
+Share = Annotated[float, Field(ge=0, le=1)]
 ImageSets = tuple[tuple[str, str], ...]
 
-# A mapping with whatever keys somebody gives it.
-FREE = "detector.options"
-# Compared as a whole; the loss may be null.
-_WHOLE = (FREE, "loss")
-# Options that say where a run lies and not what it does.
-PLACES = ("run_dir", "resume")
-
-
-def _strictly(source: Any, handler: Any) -> Any:
-    """Let pydantic check a plain dataclass as strictly as the others, or a mapping in its place."""
-    schema = handler(source)
-    inner = handler.resolve_ref_schema(schema)
-    inner["config"]["strict"], inner["strict"] = True, False
-    return schema
-
-
-STRICTLY = GetPydanticSchema(_strictly)
+FREE = "detector.options"  # a mapping with whatever keys somebody gives it
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -58,8 +34,6 @@ class CocoConfig:
     test_images: Path = Path("val2017")  #: folder of the images to evaluate on
     test_annotations: Path = Path("annotations/instances_val2017.json")  #: their JSON
     empty: Literal["keep", "drop"] = "drop"  #: training images without objects
-    #: What computes the AP; the optional faster-coco-eval, which auto prefers, to the same numbers.
-    backend: Literal["auto", "pycocotools", "faster-coco-eval"] = "auto"
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -72,23 +46,19 @@ class DataConfig:
     test: ImageSets = (("2007", "test"),)  #: VOC: pairs of year and split to evaluate on
     coco: CocoConfig = CocoConfig()
     classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
-    num_keypoints: Count | None = None  #: of an object; null for as many as the COCO file names
+    num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
-    batch_size: Count = 8  #: images of a training batch, in each process
-    eval_batch_size: Count = 8  #: images of an evaluation batch, in each process
-    workers: Number = 2  #: loader processes
-    train_limit: Count | None = None  #: train on so many images only, the first ones
-    test_limit: Count | None = None  #: evaluate on so many images only, the first ones
+    batch_size: PositiveInt = 8  #: images of a training batch, in each process
+    eval_batch_size: PositiveInt = 8  #: images of an evaluation batch, in each process
+    workers: NonNegativeInt = 2  #: loader processes
+    train_limit: PositiveInt | None = None  #: train on so many images only, the first ones
+    test_limit: PositiveInt | None = None  #: evaluate on so many images only, the first ones
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing to this format, rather than to ignore them."""
-        unused: dict[str, Any] = {"coco": CocoConfig(backend=self.coco.backend)}
-        if self.format == "coco":
-            unused = {"train": DataConfig.train, "test": DataConfig.test, "difficult": "keep"}
-        for name, default in unused.items():
-            value = getattr(self, name)
-            if value != default:
+        """Refuse what means nothing to this format, rather than to ignore it."""
+        for name in ("coco",) if self.format == "voc" else ("train", "test", "difficult"):
+            if (value := getattr(self, name)) != getattr(DataConfig, name):
                 raise ValueError(f"data.{name} is not for data.format={self.format}, got {value}")
 
     @property
@@ -103,7 +73,7 @@ class DataConfig:
 class AugmentConfig:
     """Augmentation before mixing."""
 
-    size: Count | None = None  #: longer sides are shrunk to it, in pixels, for evaluation too
+    size: PositiveInt | None = None  #: longer sides are shrunk to it, in pixels, for evaluation too
     flip: Share = 0.5  #: probability of a horizontal flip
     photometric: Share = 0.0  #: probability of changed brightness, contrast, saturation and hue
     crop: Share = 0.0  #: probability of a crop that holds every box whole
@@ -114,12 +84,12 @@ class MixingConfig:
     """Mixing of image pairs: mixup as in arXiv 1902.04103, section 3.1, CutMix after 1905.04899."""
 
     name: Literal["mixup", "cutmix", "mixup+cutmix", "none"] = "mixup"  #: + is one or the other
-    alpha: Positive = 1.5  #: ratios of mixup are drawn from Beta(alpha, alpha)
-    cutmix_alpha: Positive = 1.0  #: the same of CutMix
+    alpha: PositiveFloat = 1.5  #: ratios of mixup are drawn from Beta(alpha, alpha)
+    cutmix_alpha: PositiveFloat = 1.0  #: the same of CutMix
     p: Share = 0.5  #: chance that an image is mixed
-    fill: Byte = 0.0  #: value of pixels that mixup leaves uncovered
+    fill: Annotated[float, Field(ge=0, le=255)] = 0.0  #: of pixels that mixup leaves uncovered
     min_visibility: Share = 0.1  #: an object of which CutMix leaves less than this is dropped
-    off_epochs: Number = 0  #: epochs at the end without mixing
+    off_epochs: NonNegativeInt = 0  #: epochs at the end without mixing
     #: Within a loader's batch, with any image of the dataset, decoded again, or on the device.
     place: Literal["batch", "dataset", "device"] = "batch"
 
@@ -129,16 +99,13 @@ class OptimConfig:
     """The optimizer."""
 
     name: Literal["sgd", "adamw"] = "sgd"  #: the algorithm
-    lr: Positive = 0.01  #: learning rate after the warm-up, for the batches of all processes
+    lr: PositiveFloat = 0.01  #: learning rate after the warm-up, for the batches of all processes
     momentum: Share = 0.9  #: of SGD
-    nesterov: StrictBool = False  #: whether SGD's momentum is Nesterov's
-    weight_decay: NotNegative = 1e-4  #: of all parameters
-    clip_norm: Positive | None = None  #: what the gradient is scaled down to; null for never
-    ema_decay: Fraction | None = None  #: per step, of averaged weights, then used and saved too
-
-    def __post_init__(self) -> None:
-        if self.nesterov and not self.momentum:
-            raise ValueError("optim.nesterov=true needs a positive optim.momentum")
+    nesterov: bool = False  #: whether SGD's momentum is Nesterov's
+    weight_decay: NonNegativeFloat = 1e-4  #: of all parameters
+    clip_norm: PositiveFloat | None = None  #: what the gradient is scaled down to; null for never
+    #: per step, of averaged weights, which are then used and saved too; null for none
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -146,14 +113,10 @@ class ScheduleConfig:
     """The learning rate over the training: a linear warm-up, then a decay."""
 
     name: Literal["cosine", "multistep", "constant"] = "cosine"  #: the decay; cosine goes to zero
-    warmup_steps: Number = 500  #: steps of the warm-up
+    warmup_steps: NonNegativeInt = 500  #: steps of the warm-up
     warmup_start: Share = 0.001  #: share of the learning rate to start from
-    milestones: tuple[Number, ...] = ()  #: epochs at which multistep multiplies the rate
-    gamma: NotNegative = 0.1  #: what by
-
-    def __post_init__(self) -> None:
-        if self.name == "multistep" and not self.milestones:
-            raise ValueError("schedule.milestones must name epochs for schedule.name=multistep")
+    milestones: tuple[NonNegativeInt, ...] = ()  #: epochs at which multistep multiplies the rate
+    gamma: NonNegativeFloat = 0.1  #: what by
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -162,18 +125,18 @@ class LoopConfig:
 
     run_dir: Path = Path("runs/train")  #: folder of the run; must be new, or resumed
     resume: Literal["never", "auto"] = "never"  #: auto: from the last checkpoint in run_dir, if any
-    epochs: Count = 20  #: epochs to train
+    epochs: PositiveInt = 20  #: epochs to train
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    eval_every: Count = 1  #: evaluate every so many epochs, and after the last
-    save_every: Count = 1  #: save a checkpoint every so many epochs, and with every evaluation
-    save_minutes: Positive | None = 10.0  #: and when the last is so old: all that a kill loses
-    log_every: Count = 20  #: write metrics every so many steps
-    seed: Number = 0  #: all randomness is a function of it
+    eval_every: PositiveInt = 1  #: evaluate every so many epochs, and after the last
+    save_every: PositiveInt = 1  #: save a checkpoint every so many epochs, and to evaluate
+    save_minutes: PositiveFloat | None = 10.0  #: and when the last is so old: all that a kill loses
+    log_every: PositiveInt = 20  #: write metrics every so many steps
+    seed: NonNegativeInt = 0  #: all randomness is a function of it
     precision: Literal["no", "bf16", "fp16"] = "no"  #: no is float32, the others are mixed
-    channels_last: StrictBool = False  #: whether convolutions use the channels-last memory format
+    channels_last: bool = False  #: whether convolutions use the channels-last memory format
     device: Literal["auto", "cpu"] = "auto"  #: auto takes a GPU where there is one
-    threads: Count | None = None  #: CPU threads of each process; null for torch's default
+    threads: PositiveInt | None = None  #: CPU threads of each process; null for torch's default
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON, YAML and a checkpoint can hold."""
@@ -189,29 +152,9 @@ class TrainConfig(LoopConfig):
     augment: AugmentConfig = AugmentConfig()
     mixing: MixingConfig = MixingConfig()
     #: null for torchvision's own losses, which ignore the ratios
-    loss: Annotated[LossWeighting, STRICTLY] | None = LossWeighting()
-    backbone: Annotated[BackboneConfig, STRICTLY] = BackboneConfig()
-    detector: Annotated[DetectorConfig, STRICTLY] = DetectorConfig()
-
-    def __post_init__(self) -> None:
-        mixing, detector = self.mixing, self.detector
-        if mixing.name != "none" and mixing.off_epochs >= self.epochs:
-            raise ValueError(
-                f"mixing.off_epochs={mixing.off_epochs} of epochs={self.epochs} would never mix "
-                "at all: it must be smaller than epochs"
-            )
-        needed = " and ".join(target_keys(detector.name))
-        if needed and self.data.format == "voc":
-            raise ValueError(
-                f"detector.name={detector.name} needs {needed}, which data.format=voc has not: "
-                "set data.format=coco"
-            )
-        on_batch = mixing.name != "none" and mixing.place != "dataset" and mixing.p > 0
-        if on_batch and self.data.batch_size == 1:
-            raise ValueError(
-                f"mixing.place={mixing.place} finds no partner with data.batch_size=1: "
-                "mixing.place=dataset does"
-            )
+    loss: LossWeighting | None = LossWeighting()
+    backbone: BackboneConfig = BackboneConfig()
+    detector: DetectorConfig = DetectorConfig()
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -221,30 +164,24 @@ class ImageDataConfig:
     root: Path = Path("data/imagenet")  #: holds train and val, each with a folder for each class
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     mean: tuple[Share, Share, Share] = IMAGENET_MEAN  #: subtracted from channels in [0, 1]
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD  #: divided by then
-    batch_size: Count = 256  #: images of a training batch, in each process
-    eval_batch_size: Count = 256  #: images of a validation batch, in each process
-    workers: Number = 2  #: loader processes
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD  #: divided by then
+    #: images of a training batch, in each process; one would have no partner, nor a variance
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    eval_batch_size: PositiveInt = 256  #: images of a validation batch, in each process
+    workers: NonNegativeInt = 2  #: loader processes
 
 
 @dataclass(frozen=True, config=OPTIONS)
 class ImageAugmentConfig:
     """Cropping, and augmentation before mixing."""
 
-    size: Count = 224  #: side of the square that the network sees, in pixels
+    size: PositiveInt = 224  #: side of the square that the network sees, in pixels
     crop: Literal["resized", "padded"] = "resized"  #: a part as large as the image, or a shift
     scale: tuple[Share, Share] = (0.08, 1.0)  #: share of the area that a resized crop covers
-    padding: Number = 4  #: pixels added at each side before a padded crop
+    padding: NonNegativeInt = 4  #: pixels added at each side before a padded crop
     flip: Share = 0.5  #: probability of a horizontal flip
     jitter: Share = 0.0  #: strength of random brightness, contrast and saturation
-    eval_resize: Count | None = None  #: shorter side before validation's central crop; null: size
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"augment.scale must ascend within (0, 1], got {self.scale}")
-        if self.eval_resize is not None and self.eval_resize < self.size:
-            raise ValueError(f"augment.eval_resize={self.eval_resize} is less than {self.size}")
+    eval_resize: PositiveInt | None = None  #: validation's shorter side before a crop; or size
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -252,9 +189,10 @@ class ImageMixingConfig:
     """How mix mixes or cuts: mixup as in arXiv 1710.09412, Cutout 1708.04552, CutMix 1905.04899."""
 
     p: Share = 1.0  #: of a batch, of an image for Cutout; CutMix's: 1 for ImageNet, 0.5 for CIFAR
-    mixup_alpha: Positive = 0.2  #: ratios are drawn from Beta(alpha, alpha); 0.2 for ImageNet
-    cutmix_alpha: Positive = 1.0  #: the same of CutMix
-    cutout_area: Fraction = 0.25  #: share of the image, in a square, that Cutout takes away
+    mixup_alpha: PositiveFloat = 0.2  #: ratios are drawn from Beta(alpha, alpha); 0.2 for ImageNet
+    cutmix_alpha: PositiveFloat = 1.0  #: the same of CutMix
+    #: share of the image, in a square, that Cutout takes away
+    cutout_area: Annotated[float, Field(ge=0.01, le=0.8)] = 0.25
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -267,20 +205,7 @@ class PretrainConfig(LoopConfig):
     label_smoothing: Share = 0.0  #: share of each target that is spread evenly over all classes
     data: ImageDataConfig = ImageDataConfig()
     augment: ImageAugmentConfig = ImageAugmentConfig()
-    model: Annotated[ClassifierConfig, STRICTLY] = ClassifierConfig()
-
-    def __post_init__(self) -> None:
-        side, area = self.augment.size, self.mixing.cutout_area
-        if self.mix == "cutout" and not 0 < round(area**0.5 * side) < side:
-            raise ValueError(
-                f"mixing.cutout_area={area} erases nothing or all of augment.size={side}"
-            )
-        if self.data.batch_size > 1:
-            return
-        if self.mix not in ("none", "cutout") and self.mixing.p > 0:
-            raise ValueError(f"mix={self.mix} finds no partner with data.batch_size=1")
-        if self.model.norm == "batch" and not self.model.name.startswith(TIMM_PREFIX):
-            raise ValueError("data.batch_size=1 is too few for batch norm: use model.norm=group")
+    model: ClassifierConfig = ClassifierConfig()
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -288,15 +213,7 @@ def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        is_section = isinstance(value, Mapping) and name not in _WHOLE
+        # The loss is compared as a whole, since it may be null.
+        is_section = isinstance(value, Mapping) and name not in (FREE, "loss")
         flat |= flat_options(value, f"{name}.") if is_section else {name: value}
     return flat
-
-
-def changed_options(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Return the options, but for places, that two configurations set differently."""
-    old, new = flat_options(before), flat_options(now)
-    names = sorted(old.keys() & new.keys() - set(PLACES))
-    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}

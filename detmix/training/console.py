@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError
@@ -26,18 +27,16 @@ _LOST = re.compile(r"(?i)connection (closed|reset) by peer|remote process (has )
 def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None = None) -> int:
     """Run a tool's ``main`` and turn what a user can mend into one line on standard error."""
     try:
-        with _shown_log(), _short_warnings():
+        with _shown():
             main(sys.argv[1:] if args is None else args)
     except _USER_ERRORS as error:
-        print(f"{_prefix()}: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _tell(one_line(error))
     except RuntimeError as error:
         is_lost = _LOST.search(str(error))
         if not is_lost and not isinstance(error, DistError):
             raise
         hint = "lost another process, whose own error tells why: " if is_lost else ""
-        print(f"{_prefix()}: {hint}{one_line(error)[:_MOST]}", file=sys.stderr)
-        return 2
+        return _tell(hint + one_line(error)[:_MOST])
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
@@ -47,20 +46,32 @@ def run_tool(main: Callable[[Sequence[str]], None], args: Sequence[str] | None =
     return 0
 
 
-def _prefix() -> str:
-    """Return how an error begins: of several processes, with the number of this one."""
+def _tell(error: str) -> int:
+    """Print an error, of several processes with the number of this one, and return the status."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return f"error in process {os.environ.get('RANK', '0')}" if several else "error"
+    prefix = f"error in process {os.environ.get('RANK', '0')}" if several else "error"
+    print(f"{prefix}: {error}", file=sys.stderr)
+    return 2
 
 
 @contextmanager
-def _shown_log() -> Iterator[None]:
-    """Show what detmix logs, such as what was loaded from a checkpoint, once for all processes."""
-    log = logging.getLogger("detmix")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    level = log.level
-    if os.environ.get("RANK", "0") == "0":
+def _shown() -> Iterator[None]:
+    """Show what detmix logs and warns of, without the line of code, once for all processes."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    log, full, package = (
+        logging.getLogger("detmix"),
+        warnings.formatwarning,
+        str(Path(__file__).parents[1]),
+    )
+    handler, level = logging.StreamHandler(), log.level
+
+    def short(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> str:
+        if not filename.startswith(package):
+            return full(message, category, filename, *args, **kwargs)
+        return f"warning: {message}\n" if is_first else ""
+
+    warnings.formatwarning = short
+    if is_first:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     try:
@@ -68,23 +79,4 @@ def _shown_log() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-@contextmanager
-def _short_warnings() -> Iterator[None]:
-    """Show warnings of detmix, such as of images left out, without the line of code."""
-    full = warnings.formatwarning
-    package = os.path.dirname(os.path.dirname(__file__))
-
-    def short(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> str:
-        if filename.startswith(package):
-            if os.environ.get("RANK", "0") != "0":  # the first process tells
-                return ""
-            return f"warning: {message}\n"
-        return full(message, category, filename, *args, **kwargs)
-
-    warnings.formatwarning = short
-    try:
-        yield
-    finally:
         warnings.formatwarning = full

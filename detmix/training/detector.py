@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detmix.data.loaders import MixCollate, eval_loader, train_loader
+from detmix.data.loaders import MixCollate, eval_loader
 from detmix.detectors.build import normalization
 from detmix.mixing import MixedDataset, Target
 from detmix.training.build import (
@@ -13,7 +13,7 @@ from detmix.training.build import (
     build_mixer,
     build_model,
     build_test_set,
-    build_train_set,
+    build_train_loader,
     open_datasets,
     summarize,
 )
@@ -30,14 +30,9 @@ Batch = tuple[list[Tensor], list[Target]]
 class DetectorTrainer(Trainer[Score]):
     """Trains a detector as a configuration says; `fit` runs to the end.
 
-    Everything that can be wrong with the input is met here, before the run's folder is made.
-
-    Args:
-        config: The configuration.
-
     Raises:
         FileExistsError: If the run's folder exists and is not to be resumed.
-        FileNotFoundError, ValueError: For data or settings that are wrong.
+        FileNotFoundError, ValueError: For wrong data or settings, before the folder is made.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -47,16 +42,8 @@ class DetectorTrainer(Trainer[Score]):
         self._mix_on_device = (
             MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
         )
-        on_dataset = self._mix if place == "dataset" else None
-        self.train_set = build_train_set(config, self._data, on_dataset)
         share = loader_share(accelerator, config.data.workers)
-        loader = train_loader(
-            self.train_set,
-            config.data.batch_size,
-            seed=config.seed,
-            mix=self._mix if place == "batch" else None,
-            **share,
-        )
+        loader = build_train_loader(config, self._data, self._mix, **share)
         test_set = build_test_set(config, self.test_data)
         self.test_loader = eval_loader(test_set, config.data.eval_batch_size, **share)
         self.config: TrainConfig = config
@@ -73,8 +60,8 @@ class DetectorTrainer(Trainer[Score]):
         return normalization(self.plain_model)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the data set and the mixer the epoch, in running workers too."""
-        self.train_set.set_epoch(epoch)
+        """Tell the mixer the epoch, too."""
+        super().begin_epoch(epoch)
         if self._mix is not None:
             self._mix.set_epoch(epoch)
 
@@ -92,8 +79,8 @@ class DetectorTrainer(Trainer[Score]):
         for target in batch[1]:
             index = self._data.index_of(int(target["image_id"]))
             name = self._data.names[index]
-            if isinstance(self.train_set, MixedDataset):
-                params = self.train_set.draw_params(index)
+            if isinstance(self.loader.dataset, MixedDataset):
+                params = self.loader.dataset.draw_params(index)
                 name += f" mixed with {self._data.names[params.partner]}" if params else ""
             names.append(name)
         return ", ".join(names)

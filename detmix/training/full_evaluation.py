@@ -88,9 +88,9 @@ class FullEvaluation:
         return "\n".join([*lines, "", str(self.errors)])
 
 
-def check_before(dataset: DetectionData, config: TrainConfig, backend: Backend | None) -> None:
+def check_before(dataset: DetectionData, backend: Backend) -> None:
     """Raise, before a detector is run, what would keep its evaluation from being made or saved."""
-    check_backend(backend or config.data.coco.backend)
+    check_backend(backend)
     if isinstance(dataset, VOCDetection):
         for name in dataset.classes:
             file_name("comp4", "test", name)
@@ -100,7 +100,7 @@ def evaluate_fully(
     found: Sequence[tuple[int, Prediction]],
     truth: DetectionData,
     config: TrainConfig,
-    backend: Backend | None = None,
+    backend: Backend = "auto",
 ) -> tuple[FullEvaluation, COCOEvaluator]:
     """Judge what `detect` has found by all rules."""
     voc = VOCEvaluator(config.data.class_names)

@@ -31,7 +31,6 @@ Prediction = dict[str, Any]
 _UINT8_MAX = 255.0
 _MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
 _MASKS_AT_ONCE = 8
-_UPDATE_IMAGES = 8
 
 
 def to_device(
@@ -61,8 +60,7 @@ def predict(
             the image that the detector sees.
 
     Yields:
-        Predictions as torchvision has them, but for ``masks``, which are D run lengths as
-        `encode_masks` returns them, and the loader's targets.
+        Predictions as torchvision's, but with D run lengths of `encode_masks` for ``masks``.
     """
     model.eval()
     for images, targets in loader:
@@ -150,30 +148,19 @@ def score(
     truth: DetectionData,
 ) -> None:
     """Hand what `detect` has found to evaluators."""
-    for start in range(0, len(found), _UPDATE_IMAGES):
-        part = found[start : start + _UPDATE_IMAGES]
-        targets = [_true_target(truth, index) for index, _ in part]
+    for index, prediction in found:
+        about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
+        target = {**truth.target(index), **about}
         for evaluator in evaluators:
-            evaluator.update([prediction for _, prediction in part], targets)
-
-
-def _true_target(truth: DetectionData, index: int) -> Target:
-    """Return an image's objects with what is saved of the image itself."""
-    about = {"file_name": truth.names[index], "orig_size": truth.image_size(index)}
-    return {**truth.target(index), **about}
+            evaluator.update([prediction], [target])
 
 
 def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.Module, TrainConfig]:
-    """Load a detector from a checkpoint of a training.
+    """Load a detector, with averaged weights where there are some, and its configuration.
 
     Args:
         path: ``last.pt`` or ``best.pt`` of a run.
-        overrides: Dotted arguments that change the checkpoint's configuration, such as
-            ``["--data.root", "data/VOCdevkit"]``.
-
-    Returns:
-        The detector on the CPU in evaluation mode, with the averaged weights where there are
-        some, and its configuration.
+        overrides: Arguments that change the configuration, such as ``["--data.root", "data"]``.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -29,30 +29,33 @@ from detmix.training.checkpoint import (
     describe,
     digest_of,
     load_newest,
+    save_checkpoint,
     tell,
 )
 from detmix.training.config import LoopConfig
-from detmix.training.norm_statistics import (
-    check_norm,
+from detmix.training.optim import (
+    build_optimizer,
     copy_statistics,
     is_finite,
+    learning_rate_factor,
     moving_average,
     restore_statistics,
+    scale_learning_rate,
     share_statistics,
 )
-from detmix.training.optim import build_optimizer, learning_rate_factor, scale_learning_rate
 from detmix.training.processes import StepNews, check_agreement, gather_causes, share_step
 from detmix.training.progress import Evaluation, LossMeter, Position, Result, progress_bar
 from detmix.training.run_folder import RunFolder, lock_folder, versions
 from detmix.training.stopping import (
     Interrupted,
     InterruptGuard,
+    NonFiniteLossError,
+    OtherProcessError,
     describe_losses,
-    non_finite_loss,
-    non_finite_weights,
     one_line,
-    stopped_elsewhere,
 )
+
+_NOT_SAVED = "the checkpoint before is left as it is"
 
 
 class Trainer(abc.ABC, Generic[Result]):
@@ -100,7 +103,6 @@ class Trainer(abc.ABC, Generic[Result]):
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(config.seed)
         model = self.build_model(None if newest is None else newest.state["normalization"])
-        check_norm(model, accelerator)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model.to(accelerator.device)
@@ -124,9 +126,9 @@ class Trainer(abc.ABC, Generic[Result]):
     def normalization(self) -> Normalization:
         """Return what the model normalises with, for its checkpoints."""
 
-    @abc.abstractmethod
     def begin_epoch(self, epoch: int) -> None:
-        """Prepare data and mixing for an epoch, counted from 0."""
+        """Tell the data set the epoch, counted from 0, in running workers too."""
+        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
 
     @abc.abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
@@ -195,7 +197,8 @@ class Trainer(abc.ABC, Generic[Result]):
         # A batch ahead: where the next one is broken, all processes hear of it in the step before.
         batches = iter(self.loader)
         batch, problem = _take(batches)
-        self._stop_if_told(self._share({}, problem is not None), problem)
+        news = share_step(self.accelerator, {}, problem is not None, self._guard.signum)
+        self._stop_if_told(news, problem)
         while batch is not None:
             following, problem = _take(batches)
             yield batch, problem
@@ -214,7 +217,8 @@ class Trainer(abc.ABC, Generic[Result]):
         statistics = copy_statistics(self.plain_model)
         losses = self.compute_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        news = self._share({**losses, "loss": total}, next_is_broken)
+        known = {**losses, "loss": total}
+        news = share_step(self.accelerator, known, next_is_broken, self._guard.signum)
         if not all(news.are_finite):
             restore_statistics(self.plain_model, statistics)
             own_is_finite = news.are_finite[self.accelerator.process_index]
@@ -227,9 +231,6 @@ class Trainer(abc.ABC, Generic[Result]):
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
         return news
-
-    def _share(self, losses: Mapping[str, Tensor], next_is_broken: bool) -> StepNews:
-        return share_step(self.accelerator, losses, next_is_broken, self._guard.signum)
 
     def _log(self, bar: Any) -> None:
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
@@ -258,14 +259,15 @@ class Trainer(abc.ABC, Generic[Result]):
         if score is not None and (position.best is None or score > position.best):
             position.best = score
             if self.folder:
-                self.folder.save_best({**self._about(), "model": self.eval_model.state_dict()})
+                state = {**self._about(), "model": self.eval_model.state_dict()}
+                save_checkpoint(self.folder.best, state)
         self._save()
         return evaluation.result
 
     def _save(self) -> None:
         """Save the newest checkpoint; raise `NonFiniteLossError` if the model is spoilt."""
         if not is_finite(self.plain_model):
-            raise non_finite_weights(self.position)
+            raise NonFiniteLossError("the weights are", self.position, _NOT_SAVED)
         self._saved_at = time.monotonic()
         if self.folder:
             self.folder.save_last({**self._about(), **self._state.state_dict()})
@@ -318,28 +320,24 @@ class Trainer(abc.ABC, Generic[Result]):
             self._save_for_all()
         except OSError as error:
             raise OSError(f"{error}, when {'; '.join(causes)}") from error
-        raise problem or stopped_elsewhere(causes)
+        raise problem or OtherProcessError(f"another process stops: {'; '.join(causes)}")
 
     def _stop_at(self, signum: int | None) -> None:
         if signum is None:
             return
         self._save_for_all()
-        position = self.position
-        raise Interrupted(
-            signum,
-            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
-            "go on with --resume auto",
-        )
+        raise Interrupted(signum, self.position)
 
     def _fail(self, cause: str | None) -> None:
         """Stop for a loss that is not finite, with the causes of all; None where it is well."""
         causes = gather_causes(cause)
-        saved = f"The weights before this step are saved in {self.config.run_dir / LAST}"
+        saved = f"the weights before this step are saved in {self.config.run_dir / LAST}"
         if is_finite(self.plain_model):
             self._save_for_all()
         else:  # a gradient of a step before was not finite, though its loss was
-            saved = "The weights are not finite either: the checkpoint before is left as it is"
-        raise non_finite_loss(causes, self.position, saved)
+            saved = f"the weights are not finite either: {_NOT_SAVED}"
+        more = f"{'; in another process: '.join(causes)}; {saved}"
+        raise NonFiniteLossError("a loss is", self.position, more)
 
 
 def _take(batches: Iterator[Any]) -> tuple[Any, Exception | None]:

@@ -13,24 +13,17 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from detmix.training.config import FREE, LoopConfig, flat_options
 
 Config = TypeVar("Config", bound=LoopConfig)
 
-# Options of earlier versions, and what to do in their place.
-_GONE = {
-    "backbone.reduced_tail": "an SSDlite has the narrow tail; start it from detector.weights",
-    "data.class_limit": "link the folders of some classes into a folder of their own",
-    "data.in_memory": "files that were read once stay in the system's memory",
-    "data.train": "a pretraining's training images are in the folder train of data.root",
-    "data.val": "a pretraining's validation images are in the folder val of data.root",
-}
 _USAGE = """
 --config FILE: a YAML file, or its text; may be given repeatedly; what comes later wins
 --print_config: print what results, for --config
 
-Values are YAML. A Number is at least 0, a Count at least 1, a Share from 0 to 1.
+Values are YAML. A Share is from 0 to 1.
 """
 
 
@@ -46,12 +39,8 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     """Read a configuration from command-line arguments.
 
     ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over earlier
-    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does.
-
-    Args:
-        cls: The configuration's class.
-        args: The arguments, without the program's name.
-        description: What ``--help`` says first.
+    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does, which
+    begins with the description.
 
     Raises:
         ValueError: Naming every unknown option, every value of the wrong type or range, and the
@@ -67,39 +56,32 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     return config
 
 
-def from_dict(
-    cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> Config:
+def from_dict(cls: type[Config], values: Mapping[str, Any], args: Sequence[str] = ()) -> Config:
     """Build a configuration from plain values, changed by arguments as `parse_args` reads them."""
-    merged, defaults = _merge({}, values), flat_options(cls().as_dict())
-    files: list[str] = []
+    merged, known, files = _merge({}, values), flat_options(cls().as_dict()), list[str]()
     try:
-        for options in _read(overrides, defaults, files):
+        for options in _read(args, known, files):
             _merge(merged, options)
-        return TypeAdapter(cls).validate_python(merged)
+        # As JSON: there pydantic takes no text for a number, but lists for tuples.
+        return TypeAdapter(cls).validate_json(to_json(merged), strict=True)
     except ValidationError as error:
-        problem = "; ".join(_tell(item, defaults) for item in error.errors())
+        problem = "; ".join(_tell(item, known) for item in error.errors())
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error)
     raise ValueError(f"{problem} (reading {', '.join(files)})" if files else problem)
 
 
-def _read(
-    args: Sequence[str], defaults: Mapping[str, Any], files: list[str]
-) -> Iterator[dict[Any, Any]]:
+def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> Iterator[Any]:
     """Yield what each argument sets, and note the files that are read."""
     words = iter(args)
     for word in words:
-        option, has_value, text = word.partition("=")
-        name = option.removeprefix("--")
-        if not has_value:
-            text = next(words, "--")
-        if name == option or re.match(r"--(\w|$)", text):
+        name, has_value, text = word.removeprefix("--").partition("=")
+        text = text if has_value else next(words, "--")
+        if not word.startswith("--") or text.startswith("--"):
             raise ValueError(f"expected an option and its value, got {word}")
         if name != "config":
             # YAML would make more of a path, or of "no".
-            is_text = isinstance(defaults.get(name), str)
-            yield {name: text if is_text else yaml.load(text, _Loader)}
+            yield {name: text if isinstance(known.get(name), str) else yaml.load(text, _Loader)}
             continue
         if not re.search(r"\n|: |^\s*\{", text):
             files.append(text)
@@ -120,36 +102,29 @@ def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") 
                 before = {}
             merged[name] = _merge(before, {rest: value} if rest else value, f"{prefix}{name}.")
         else:
-            merged[name] = tuple(value) if isinstance(value, list) else value
+            merged[name] = value
     return merged
 
 
 def _tell(problem: Any, known: Iterable[str]) -> str:
     """Say what is wrong with an option."""
     name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "unexpected_keyword_argument":
+        similar = get_close_matches(name, known, n=1) or ["one of --help"]
+        return f"{name} is no option; expected {similar[0]}"
     if problem["type"] == "value_error":  # of a class's own check, which names the option
         text = str(problem["ctx"]["error"])
-        return text if text.startswith(name) else f"{name}: {text}"
-    if problem["type"] != "unexpected_keyword_argument":
-        return f"{name} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r:.200}"
-    if name in _GONE:
-        return f"{name} is gone: {_GONE[name]}"
-    similar = get_close_matches(name, known, n=1) or ["one of --help"]
-    return f"{name} is no option; expected {similar[0]}"
+        return text if text.startswith(name) else f"{name}.{text}"
+    return f"{name} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r:.200}"
 
 
 def _help(config: Any, prefix: str = "") -> str:
-    """Return what the source says of the options, by dotted names; sections come last."""
-    source = "".join(map(inspect.getsource, type(config).__mro__[-2::-1]))
-    found = re.findall(r"(?m)^((?: {4}#: .*\n)*) {4}(\w+)(: .+)$", source)
-    texts = {}
-    for docs, name, rest in found:
-        plain = re.sub(r"Annotated\[(\w+), STRICTLY\]", r"\1", rest)
-        option, _, doc = plain.partition("  #: ")
-        lines = [*re.findall("#: (.*)", docs), doc]
-        texts[name] = "\n    ".join([f"--{prefix}{name}{option}", *filter(None, lines)])
+    """Return the options as the source has them, by dotted names; sections come last."""
+    source = "".join(map(inspect.getsource, type(config).__mro__[-2::-1])).replace("#: ", "# ")
+    found = re.findall(r"(?m)^((?: {4}# .*\n)*) {4}(\w+)(: .+)$", source)
+    options = {name: f"{above}--{prefix}{name}{rest}" for above, name, rest in found}
     about = (inspect.getdoc(config) or "").partition("\n\nRaises:")[0]
-    parts = ["\n".join([about, *(texts[name] for name in vars(config))])]
+    parts = ["\n".join([about, *(options[name] for name in vars(config))])]
     sections = {name: value for name, value in vars(config).items() if is_dataclass(value)}
     parts += [_help(value, f"{prefix}{name}.") for name, value in sections.items()]
     return "\n\n".join(parts)

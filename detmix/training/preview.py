@@ -11,21 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from detmix.data.loaders import EpochBatchSampler, collate, eval_loader, train_loader
-from detmix.mixing import (
-    Cut,
-    DetectionCutMix,
-    MixParams,
-    Sample,
-    Target,
-    box_weights,
-    mixup,
-)
+from detmix.data.loaders import collate, eval_loader
+from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
 from detmix.training.build import (
     DetectionData,
     build_mixer,
     build_test_set,
-    build_train_set,
+    build_train_loader,
     open_dataset,
 )
 from detmix.training.config import TrainConfig
@@ -48,7 +40,6 @@ def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int
 def _mixed_samples(config: TrainConfig, epoch: int) -> Iterator[Sample]:
     if not 0 <= epoch < config.epochs:
         raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
-    on_dataset = config.mixing.place == "dataset"
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
     mixer = build_mixer(config)
@@ -60,11 +51,8 @@ def _mixed_samples(config: TrainConfig, epoch: int) -> Iterator[Sample]:
 
         mixer.mix_pair = mix_sources  # type: ignore[method-assign]
         mixer.set_epoch(epoch)
-    dataset = build_train_set(config, _open_with_sources(config), mixer if on_dataset else None)
-    dataset.set_epoch(epoch)
-    mix = None if on_dataset else mixer
-    loader = train_loader(dataset, config.data.batch_size, seed=config.seed, workers=0, mix=mix)
-    assert isinstance(loader.batch_sampler, EpochBatchSampler)
+    loader: Any = build_train_loader(config, _open_with_sources(config), mixer, workers=0)
+    loader.dataset.set_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)
     for images, targets in loader:
         yield from zip(images, targets, strict=True)

@@ -6,6 +6,7 @@ P is the number of processes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,21 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from detmix.training.config import PLACES, LoopConfig, flat_options
+from detmix.training.config import LoopConfig, flat_options
 
 # What may differ between the machines of a run: places, and what they can do.
-_LOCAL = (
-    *PLACES,
-    "backbone.weights",
-    "data.coco.test_annotations",
-    "data.coco.test_images",
-    "data.coco.train_annotations",
-    "data.coco.train_images",
-    "data.root",
-    "data.workers",
-    "detector.weights",
-    "threads",
-)
+_LOCAL = re.compile(r"run_dir|resume|threads|data\.(root|workers|coco\..*)|.*\.weights")
 
 
 class StepNews(NamedTuple):
@@ -64,7 +54,8 @@ def gather_causes(own: str | None) -> list[str]:
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
     """Raise `ValueError` in all processes unless options and more are the same in all of them."""
-    own = {name: value for name, value in flat_options(facts).items() if name not in _LOCAL}
+    options = flat_options(facts).items()
+    own = {name: value for name, value in options if not _LOCAL.fullmatch(name)}
     first, *others = gather_object([own])
     for rank, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):

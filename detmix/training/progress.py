@@ -8,30 +8,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import pydantic
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 from tqdm import tqdm
 
 Result = TypeVar("Result")
 
 
-@dataclass
+@pydantic.dataclasses.dataclass
 class Position:
     """How far a training has come."""
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
+    epoch: NonNegativeInt = 0
+    batch: NonNegativeInt = 0
+    step: NonNegativeInt = 0
     evaluation_due: bool = False
     best: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epoch", "batch", "step"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
-        if not isinstance(self.best, float | int | None):
-            raise ValueError(f"best must be a number or None, got {self.best!r}")
 
 
 @dataclass(frozen=True)

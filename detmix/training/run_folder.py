@@ -51,15 +51,11 @@ def versions() -> dict[str, str]:
 
 def check_run_dir(path: Path, *, resume: bool) -> None:
     """Raise `FileExistsError` if a folder holds something and is not to be resumed."""
-    if not resume and path.exists() and (not path.is_dir() or _holds_anything(path)):
+    if not resume and any(file.name != _LOCK for file in path.glob("*")):
         raise FileExistsError(
             f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
             "with --resume auto"
         )
-
-
-def _holds_anything(path: Path) -> bool:
-    return any(file.name != _LOCK for file in path.iterdir())
 
 
 def lock_folder(path: Path) -> AcquireReturnProxy[FileLock]:
@@ -93,6 +89,7 @@ class RunFolder:
         write_text(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
         self._board: SummaryWriter | None = None
         self._purge_step: int | None = None
+        self._kept: list[dict[str, Any]] = []  # lines of that step
 
     def _take(self) -> None:
         # Until it is closed, or nobody has it any more.
@@ -105,10 +102,6 @@ class RunFolder:
                 os.fsync(file.fileno())
         save_checkpoint(self.last, state, keep=self.previous)
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Save the checkpoint with the highest score so far."""
-        save_checkpoint(self.best, state)
-
     def take_previous(self) -> None:
         """Put the checkpoint before the newest in the place of that one, which is broken."""
         os.replace(self.previous, self.last)
@@ -117,17 +110,17 @@ class RunFolder:
         """Drop the metrics of what a resumed run does again."""
         if not self.metrics.exists():
             return
-        self._purge_step = step + 1
-        kept = []
+        lines = []
         for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with suppress(ValueError, KeyError, TypeError):  # half a line, of a killed run
                 line = json.loads(text)
-                again = evaluation and line["event"] == "eval" and line["step"] == step
-                if line["step"] <= step and not again:
-                    kept.append(text + "\n")
-            except (ValueError, KeyError, TypeError):  # a line that a killed run left half-written
-                continue
-        write_text(self.metrics, "".join(kept))
+                is_again = evaluation and line["event"] == "eval" and line["step"] == step
+                if line["step"] <= step and not is_again:
+                    lines.append(line)
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        # TensorBoard forgets whole steps.
+        self._purge_step = step if evaluation else step + 1
+        self._kept = [line for line in lines if line["step"] == self._purge_step]
 
     def log(self, event: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Append a line of metrics, and hand its numbers to TensorBoard."""
@@ -138,9 +131,12 @@ class RunFolder:
         with write_errors(folder):
             if self._board is None:
                 self._board = SummaryWriter(str(folder), purge_step=self._purge_step)
-            for name, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(f"{event}/{name}", value, step)
+                self._purge_step = None
+            for shown in (*self._kept, line):
+                for name, value in list(shown.items())[3:]:  # after event, step and epoch
+                    if value is not None:
+                        self._board.add_scalar(f"{shown['event']}/{name}", value, shown["step"])
+            self._kept = []
 
     def close(self) -> None:
         """Write out what is still held back, and let others write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -12,18 +12,15 @@ from torch import Tensor
 
 from detmix.training.progress import Position
 
-_ADVICE = "A lower optim.lr, a longer warm-up or optim.clip_norm often helps"
-
 
 class Interrupted(Exception):
-    """A training ended early because of a signal, after saving a checkpoint.
+    """A training ended early because of a signal, ``signum``, after saving a checkpoint."""
 
-    Attributes:
-        signum: The signal's number.
-    """
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, signum: int, position: Position) -> None:
+        super().__init__(
+            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
+            "go on with --resume auto"
+        )
         self.signum = signum
 
 
@@ -65,6 +62,12 @@ class InterruptGuard:
 class NonFiniteLossError(RuntimeError):
     """A loss was NaN or infinite; the message names the images of the step."""
 
+    def __init__(self, what: str, position: Position, more: str) -> None:
+        super().__init__(
+            f"{what} not finite at step {position.step} (epoch {position.epoch}): {more}. A lower "
+            "optim.lr, a longer warm-up or optim.clip_norm often helps"
+        )
+
 
 class OtherProcessError(RuntimeError):
     """This process is well, but another one has stopped; the message tells why."""
@@ -76,30 +79,9 @@ def describe_losses(losses: Mapping[str, Tensor], images: str) -> str:
     return f"{values}; images of the step: {images}"
 
 
-def non_finite_loss(causes: Sequence[str], position: Position, saved: str) -> NonFiniteLossError:
-    """Return the error of a loss that is not finite."""
-    return NonFiniteLossError(
-        f"a loss is not finite at step {position.step} (epoch {position.epoch}): "
-        f"{'; in another process: '.join(causes)}. {saved}. {_ADVICE}"
-    )
-
-
-def non_finite_weights(position: Position) -> NonFiniteLossError:
-    """Return the error of weights that are not finite."""
-    return NonFiniteLossError(
-        f"the weights are not finite at step {position.step}: the checkpoint before is left as it "
-        f"is. {_ADVICE}"
-    )
-
-
 def one_line(error: BaseException) -> str:
     """Return an error's message as one line; of one out of a loader's worker only its last."""
     text = str(error).strip() or type(error).__name__
     if "DataLoader worker process" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text
     return " ".join(text.split())
-
-
-def stopped_elsewhere(causes: Sequence[str]) -> OtherProcessError:
-    """Return the error of a process that is well, given why others stop."""
-    return OtherProcessError(f"another process stops: {'; '.join(causes)}")
