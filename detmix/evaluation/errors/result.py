@@ -48,13 +48,8 @@ class MissedObjects:
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and shares, in the order of a table's columns."""
-        return {
-            "objects": self.objects,
-            "missed": self.missed,
-            "share": self.share,
-            "missed_at_best_f1": self.missed_at_best_f1,
-            "share_at_best_f1": self.share_at_best_f1,
-        }
+        names = ("objects", "missed", "share", "missed_at_best_f1", "share_at_best_f1")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import IntArray, Record, RecordReader, checked_classes
+from detmix.evaluation.records import IntArray, Record, Records, checked_classes
 from detmix.files import write_text
 
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
@@ -58,7 +58,7 @@ def write_voc_results(
     image_index = _index(names)
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
-    found = RecordReader("predictions", list(image_index), len(paths)).read(predictions, "scores")
+    found = Records("predictions", predictions, list(image_index)).read("scores", len(paths))
     boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
         rows = np.flatnonzero(found.labels == label)
