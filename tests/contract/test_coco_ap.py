@@ -1,6 +1,8 @@
 """COCO's average precision against pycocotools called by hand, and cases done on paper."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -12,17 +14,19 @@ from coco_oracle import (
     add_keypoints,
     as_entries,
     by_hand,
-    detection,
     evaluator_of,
     full_case,
     only,
     plain_evaluator,
     random_case,
     truth,
+    write_json,
 )
 from pycocotools.cocoeval import Params
+from voc_oracle import image
 
-from detmix.evaluation import encode_masks
+from detmix.evaluation import COCOEvaluator, VOCEvaluator, encode_masks, score_predictions
+from detmix.evaluation.coco.masks import mask_areas
 
 BACKENDS = (
     "pycocotools",
@@ -79,11 +83,9 @@ def test_any_number_of_keypoints_with_sigmas():
         assert result["ap_small"] is result["ar1"] is None
 
 
-def tensors(records, dtype=torch.float32):
+def tensors(records):
     arrays = [{k: torch.as_tensor(v) for k, v in record.items()} for record in records]
-    for record in arrays:
-        record["boxes"] = record["boxes"].to(dtype).requires_grad_()
-    return arrays
+    return [record | {"boxes": record["boxes"].double().requires_grad_()} for record in arrays]
 
 
 def encoded(records):
@@ -104,17 +106,13 @@ def with_strangers(predictions):
     return found
 
 
-BY_ID = {"prediction_labels": "category_id"}
 FORMS = {
-    "image by image": lambda p, t: (p, t, {"batch_size": 1}),
-    "from behind": lambda p, t: (p[::-1], t[::-1], {}),
+    "image by image, from behind": lambda p, t: (p[::-1], t[::-1], {"batch_size": 1}),
     "repeated images, found anew": lambda p, t: ([*p, *p[1:5], p[3]], [*t, *t[:4], t[3]], {}),
+    "images of nothing": lambda p, t: ([image([], []), *p], [truth([], 10_001), *t], {}),
     "tensors": lambda p, t: (tensors(p), tensors(t), {}),
-    "double precision": lambda p, t: (tensors(p, torch.float64), tensors(t), {}),
     "masks encoded early": lambda p, t: (encoded(p), encoded(t), {}),
-    "category ids": lambda p, t: (with_strangers(p), t, BY_ID),
-    "category ids, tensors": lambda p, t: (tensors(with_strangers(p)), t, BY_ID),
-    "category ids, encoded": lambda p, t: (encoded(with_strangers(p)), t, BY_ID),
+    "category ids": lambda p, t: (with_strangers(p), t, {"prediction_labels": "category_id"}),
 }
 
 
@@ -131,6 +129,8 @@ def test_the_same_in_another_form(form, plain):
     predictions, targets, options = FORMS[form](predictions, targets)
     before = [prediction["labels"].tolist() for prediction in predictions]
     evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES, **options)
+    num_images = len({target["image_id"] for target in targets})
+    expected = [result | {"num_images": num_images} for result in expected]
     assert [evaluator.compute(t).as_dict() for t in IOU_TYPES] == expected
     assert [prediction["labels"].tolist() for prediction in predictions] == before
 
@@ -182,7 +182,7 @@ ON_PAPER = {
 def test_on_paper(case, backend):
     boxes, scores, objects, known, expected = ON_PAPER[case]
     target = truth(objects, **{key: torch.tensor(value) for key, value in known.items()})
-    result = plain_evaluator([detection(boxes, scores)], [target], backend=backend).compute()
+    result = plain_evaluator([image(boxes, scores)], [target], backend=backend).compute()
     got = {name: getattr(result, name) for name in expected}
     assert got == pytest.approx(expected, nan_ok=True)
     ignored = sum(known.get("iscrowd", known.get("difficult", [])))
@@ -193,27 +193,19 @@ def test_on_paper(case, backend):
 def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
     points = torch.rand(17, 3, generator=torch.Generator().manual_seed(0)) * 40
     points[:, 2] = 2
-    box = [0.0, 0, 40, 40]
-    shift = torch.tensor([500.0, 0, 0])
-    target = truth(
-        [box, [1000, 0, 1040, 40]],
-        keypoints=torch.stack([points, points + 2 * shift]),
-        difficult=torch.tensor([1, 0]),
-    )
-    there, far, other = (
-        {"boxes": [[x, 0, x + 40, 40]], "keypoints": (points + x / 500 * shift)[None]}
-        for x in (0.0, 500.0, 1000.0)
-    )
 
-    def average(*found):
-        boxes = [box for one in found for box in one["boxes"]]
-        keypoints = torch.cat([one["keypoints"] for one in found])
-        prediction = detection(boxes, [0.9, 0.8, 0.7][: len(found)], keypoints=keypoints)
+    def at(places):
+        boxes = [[x, 0, x + 40, 40] for x in places]
+        return boxes, torch.stack([points + torch.tensor([x, 0, 0]) for x in places])
+
+    boxes, keypoints = at([0, 1000])
+    target = truth(boxes, keypoints=keypoints, difficult=torch.tensor([1, 0]))
+    # On the difficult one a detection counts neither way, elsewhere it is a false positive.
+    for first, expected in ((0, 1.0), (500, 0.5)):
+        boxes, keypoints = at([first, 1000])
+        found = image(boxes, [0.9, 0.8], keypoints=keypoints)
         options = {"iou_types": ["keypoints"], "backend": backend}
-        return plain_evaluator([prediction], [target], **options).compute().ap
-
-    assert average(there, other) == pytest.approx(1.0)  # counts neither way
-    assert average(far, other) == pytest.approx(0.5)  # a false positive above a true one
+        assert plain_evaluator([found], [target], **options).compute().ap == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------- empty sides
@@ -222,28 +214,20 @@ def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 def test_nothing(backend, iou_type):
     shapes = {"masks": torch.ones(1, 1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
-    found = detection([[0, 0, 20, 20]], [0.5], **shapes)
+    found = image([[0, 0, 20, 20]], [0.5], **shapes)
     there = truth([[0, 0, 20, 20]], **shapes)
     options = {"iou_types": [iou_type], "backend": backend}
     nothing = evaluator_of([], [], **options).compute()
     assert math.isnan(nothing.ap)
     assert nothing.num_images == 0
     assert nothing.as_dict()["ap_by_class"] == dict.fromkeys(CLASSES)
-    missed = evaluator_of([detection([], [])], [there], **options).compute()
+    missed = evaluator_of([image([], [])], [there], **options).compute()
     assert missed.ap == missed.ap50_by_class["cat"] == missed.ar == 0.0
     assert math.isnan(missed.ap_by_class["dog"])
-    none = evaluator_of([found, detection([], [])], [truth([]), truth([], 2)], **options).compute()
+    none = evaluator_of([found, image([], [])], [truth([]), truth([], 2)], **options).compute()
     assert math.isnan(none.ap)
     assert none.num_images == 2
     assert none.num_detections == {"cat": 1, "dog": 0, "cow": 0}
-
-
-def test_images_without_anything_change_nothing(plain):
-    predictions, targets, expected = plain
-    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES)
-    evaluator.update([detection([], [])] * 2, [truth([], 10_001), truth([], 10_002)])
-    changed = [result | {"num_images": 27} for result in expected]
-    assert [evaluator.compute(t).as_dict() for t in IOU_TYPES] == changed
 
 
 # -------------------------------------------------------------------------------- gathering state
@@ -253,11 +237,11 @@ def test_results_follow_updates_and_reset():
     evaluator = evaluator_of(*full_case(num_images=5))
     evaluator.reset()
     assert evaluator.compute().num_images == 0
-    evaluator.update([detection([BOX], [0.5])], [truth([BOX])])
+    evaluator.update([image([BOX], [0.5])], [truth([BOX])])
     first = evaluator.compute()
     assert first.ap == pytest.approx(1.0)
     assert evaluator.compute() is first
-    evaluator.update([detection([], [])], [truth([BOX], 2)])
+    evaluator.update([image([], [])], [truth([BOX], 2)])
     assert evaluator.compute().ap == pytest.approx(51 / 101)
 
 
@@ -285,8 +269,9 @@ BAD = [
 @pytest.mark.parametrize(("side", "key", "value"), BAD)
 def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
     shapes = {"masks": torch.ones(1, 1, 9, 9), "keypoints": torch.ones(1, 17, 3)}
-    found, there = detection([BOX], [0.5], **shapes), truth([BOX], **shapes)
-    evaluator = plain_evaluator([found], [there], iou_types=IOU_TYPES)
+    found, there = image([BOX], [0.5], **shapes), truth([BOX], **shapes)
+    # Without objects it is this prediction that says the number of keypoints.
+    evaluator = plain_evaluator([found], [truth([])], iou_types=IOU_TYPES)
     before = evaluator.compute().as_dict()
     good = {"predictions": [found, found], "targets": [there | {"image_id": i} for i in (5, 2)]}
     changed = {k: v for k, v in (good[side][1] | {key: value}).items() if v is not None}
@@ -295,3 +280,71 @@ def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
     assert evaluator.compute().as_dict() == before
     evaluator.update(**good)  # no id is remembered either
     assert evaluator.compute().num_images == 3
+
+
+BAD_SETTINGS = [
+    ({"classes": []}, r"classes is \[\]"),
+    ({"category_ids": [1]}, r"category_ids is \[1\]"),
+    ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
+    ({"iou_types": "bbox"}, "iou_types is 'bbox'"),
+    ({"iou_types": ["box"]}, "iou_type is 'box'"),
+    ({"prediction_labels": "category_id"}, "category_ids"),
+    ({"backend": "coco"}, "backend is 'coco'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_SETTINGS)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        COCOEvaluator(**{"classes": ["cat", "dog"], **options})
+
+
+# ------------------------------------------------------------------------------- limits, the table
+
+
+def test_more_masks_in_an_image_than_pycocotools_counts():
+    """Their number does not fit its 8 bits; of all the area is taken."""
+    masks = np.random.default_rng(2).random((300, 6, 5)) < 0.5
+    entries = encode_masks(masks)
+    np.testing.assert_array_equal(mask_areas(entries), masks.sum(axis=(1, 2)))
+
+
+def test_dense_masks_are_not_held():
+    masks = torch.ones(1, 1, 50, 50)
+    kept = weakref.ref(masks)
+    found = image([[0, 0, 50, 50]], [0.9], masks=masks)
+    target = truth([[0, 0, 50, 50]], masks=torch.ones(1, 50, 50, dtype=torch.uint8))
+    evaluator = plain_evaluator([found], [target], iou_types=["segm"])
+    del masks, found, target
+    gc.collect()
+    assert kept() is None
+    assert evaluator.compute().ap == pytest.approx(1.0)
+
+
+def test_ids_of_64_bits(tmp_path):
+    def score(first_image, first_category, backend="auto"):
+        images = [{"id": first_image + index, "height": 9, "width": 9} for index in range(3)]
+        categories = [{"id": first_category + index, "name": f"{index}"} for index in range(2)]
+        pairs = zip(range(3), images, [*categories, categories[0]], strict=True)
+        entries = [
+            {"image_id": image["id"], "category_id": of["id"], "bbox": [x, 1, 5, 5], "score": 0.5}
+            for x, image, of in pairs
+        ]
+        truth = {"images": images, "categories": categories, "annotations": entries[:2]}
+        files = write_json(tmp_path / "p.json", entries), write_json(tmp_path / "gt.json", truth)
+        return score_predictions(*files, backend=backend).as_dict()
+
+    assert score(2**62, 1) == score(1, 2**62) == score(1, 1, backend="pycocotools")
+
+
+@pytest.mark.parametrize("evaluator", [COCOEvaluator(CLASSES), VOCEvaluator(CLASSES)])
+def test_table(evaluator):
+    boxes, labels = [[0, 0, 9, 9], [9, 9, 30, 30], [30, 0, 50, 9]], [1, 2, 2]
+    evaluator.update([image(boxes, [0.5] * 3, labels)], [truth(boxes[:2], labels=labels[:2])])
+    result = evaluator.compute()
+    header, _, cat, dog, cow, _, mean = (line.split() for line in str(result).splitlines()[:7])
+    assert header[-2:] == ["objects", "detections"]
+    assert [cat[1], cat[-2], cat[-1]] == ["1.0000", "1", "1"]
+    assert [dog[-2:], cow[1], cow[-2:]] == [["1", "2"], "n/a", ["0", "0"]]
+    assert f"{result.mean_ap:.4f}" in mean
+    assert mean[-2:] == ["2", "3"]
