@@ -15,7 +15,6 @@ from coco_oracle import (
     evaluator_of,
     foreign_files,
     full_case,
-    only,
     uncompressed,
 )
 from coco_oracle import CLASSES as COCO_CLASSES
