@@ -166,9 +166,9 @@ def only(results, iou_type):
 # ------------------------------------------------------------------- cases, evaluators and files
 
 
-def full_case(seed=0, num_images=25):
+def full_case(seed=0, num_images=25, levels=12, **options):
     """With masks and keypoints."""
-    predictions, targets = random_case(seed, num_images, limit=60.0, levels=12)
+    predictions, targets = random_case(seed, num_images, limit=60.0, levels=levels, **options)
     add_masks(predictions, targets)
     add_keypoints(predictions, targets)
     return predictions, targets

@@ -25,7 +25,7 @@ from coco_oracle import (
 from pycocotools.cocoeval import Params
 from voc_oracle import image
 
-from detmix.evaluation import COCOEvaluator, VOCEvaluator, encode_masks, score_predictions
+from detmix.evaluation import encode_masks, score_predictions
 from detmix.evaluation.coco.masks import mask_areas
 
 BACKENDS = (
@@ -81,58 +81,6 @@ def test_any_number_of_keypoints_with_sigmas():
         stats, _ = by_hand(ground_truth, results, "keypoints", used)
         assert {name: result[name] for name in stats} == pytest.approx(stats, abs=1e-12)
         assert result["ap_small"] is result["ar1"] is None
-
-
-def tensors(records):
-    arrays = [{k: torch.as_tensor(v) for k, v in record.items()} for record in records]
-    return [record | {"boxes": record["boxes"].double().requires_grad_()} for record in arrays]
-
-
-def encoded(records):
-    return [record | {"masks": encode_masks(record["masks"])} for record in records]
-
-
-def with_strangers(predictions):
-    """Category ids in place of labels, as of detectors pretrained on COCO, others between."""
-    found = []
-    for prediction, stranger in zip(predictions, full_case(seed=7)[0], strict=True):
-        ids = np.array([0, *CATEGORY_IDS])[prediction["labels"]]
-        unknown = np.resize([1, 91, 0], len(stranger["labels"]))  # nobody asked for these
-        places = np.random.default_rng(0).permutation(len(ids) + len(unknown))
-        places[: len(ids)].sort()  # the order of the others stays
-        both = {key: np.concatenate([prediction[key], stranger[key]]) for key in prediction}
-        both["labels"] = np.concatenate([ids, unknown])
-        found.append({key: value[np.argsort(places)] for key, value in both.items()})
-    return found
-
-
-FORMS = {
-    "image by image, from behind": lambda p, t: (p[::-1], t[::-1], {"batch_size": 1}),
-    "repeated images, found anew": lambda p, t: ([*p, *p[1:5], p[3]], [*t, *t[:4], t[3]], {}),
-    "images of nothing": lambda p, t: ([image([], []), *p], [truth([], 10_001), *t], {}),
-    "tensors": lambda p, t: (tensors(p), tensors(t), {}),
-    "masks encoded early": lambda p, t: (encoded(p), encoded(t), {}),
-    "category ids": lambda p, t: (with_strangers(p), t, {"prediction_labels": "category_id"}),
-}
-
-
-@pytest.fixture(scope="module")
-def plain():
-    predictions, targets = full_case()
-    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES)
-    return predictions, targets, [evaluator.compute(t).as_dict() for t in IOU_TYPES]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_same_in_another_form(form, plain):
-    predictions, targets, expected = plain
-    predictions, targets, options = FORMS[form](predictions, targets)
-    before = [prediction["labels"].tolist() for prediction in predictions]
-    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES, **options)
-    num_images = len({target["image_id"] for target in targets})
-    expected = [result | {"num_images": num_images} for result in expected]
-    assert [evaluator.compute(t).as_dict() for t in IOU_TYPES] == expected
-    assert [prediction["labels"].tolist() for prediction in predictions] == before
 
 
 # ------------------------------------------------------------------------------------- on paper
@@ -230,76 +178,7 @@ def test_nothing(backend, iou_type):
     assert none.num_detections == {"cat": 1, "dog": 0, "cow": 0}
 
 
-# -------------------------------------------------------------------------------- gathering state
-
-
-def test_results_follow_updates_and_reset():
-    evaluator = evaluator_of(*full_case(num_images=5))
-    evaluator.reset()
-    assert evaluator.compute().num_images == 0
-    evaluator.update([image([BOX], [0.5])], [truth([BOX])])
-    first = evaluator.compute()
-    assert first.ap == pytest.approx(1.0)
-    assert evaluator.compute() is first
-    evaluator.update([image([], [])], [truth([BOX], 2)])
-    assert evaluator.compute().ap == pytest.approx(51 / 101)
-
-
-BAD = [
-    ("targets", "image_id", None),
-    ("targets", "image_id", "a"),
-    ("targets", "area", [-1.0]),
-    ("targets", "area", [NAN]),
-    ("targets", "iscrowd", [0, 1]),
-    ("targets", "file_name", 3),
-    ("targets", "masks", None),
-    ("targets", "keypoints", torch.ones(1, 17, 2)),
-    ("targets", "keypoints", torch.full((1, 17, 3), math.inf)),
-    ("predictions", "labels", [9]),
-    ("predictions", "boxes", [[5.0, 0, 4, 9]]),
-    ("predictions", "masks", torch.ones(2, 1, 9, 9)),
-    ("predictions", "keypoints", None),
-    # Others than the prediction's, or than those of the images before.
-    ("targets", "masks", torch.ones(1, 8, 8)),
-    ("targets", "keypoints", torch.ones(1, 16, 3)),
-    ("predictions", "keypoints", torch.ones(1, 18, 3)),
-]
-
-
-@pytest.mark.parametrize(("side", "key", "value"), BAD)
-def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
-    shapes = {"masks": torch.ones(1, 1, 9, 9), "keypoints": torch.ones(1, 17, 3)}
-    found, there = image([BOX], [0.5], **shapes), truth([BOX], **shapes)
-    # Without objects it is this prediction that says the number of keypoints.
-    evaluator = plain_evaluator([found], [truth([])], iou_types=IOU_TYPES)
-    before = evaluator.compute().as_dict()
-    good = {"predictions": [found, found], "targets": [there | {"image_id": i} for i in (5, 2)]}
-    changed = {k: v for k, v in (good[side][1] | {key: value}).items() if v is not None}
-    with pytest.raises(ValueError, match=rf"{side}\[1\].*{key}"):
-        evaluator.update(**(good | {side: [good[side][0], changed]}))
-    assert evaluator.compute().as_dict() == before
-    evaluator.update(**good)  # no id is remembered either
-    assert evaluator.compute().num_images == 3
-
-
-BAD_SETTINGS = [
-    ({"classes": []}, r"classes is \[\]"),
-    ({"category_ids": [1]}, r"category_ids is \[1\]"),
-    ({"category_ids": [1, 1]}, r"category_ids is \[1, 1\]"),
-    ({"iou_types": "bbox"}, "iou_types is 'bbox'"),
-    ({"iou_types": ["box"]}, "iou_type is 'box'"),
-    ({"prediction_labels": "category_id"}, "category_ids"),
-    ({"backend": "coco"}, "backend is 'coco'"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), BAD_SETTINGS)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        COCOEvaluator(**{"classes": ["cat", "dog"], **options})
-
-
-# ------------------------------------------------------------------------------- limits, the table
+# ------------------------------------------------------------------------ limits of the libraries
 
 
 def test_more_masks_in_an_image_than_pycocotools_counts():
@@ -333,16 +212,3 @@ def test_ids_of_64_bits(tmp_path, part, key):
 
     expected = score_predictions(*foreign_files(tmp_path), backend="pycocotools").as_dict()
     assert score_predictions(*foreign_files(tmp_path, change=shift)).as_dict() == expected
-
-
-@pytest.mark.parametrize("evaluator", [COCOEvaluator(CLASSES), VOCEvaluator(CLASSES)])
-def test_table(evaluator):
-    boxes, labels = [[0, 0, 9, 9], [9, 9, 30, 30], [30, 0, 50, 9]], [1, 2, 2]
-    evaluator.update([image(boxes, [0.5] * 3, labels)], [truth(boxes[:2], labels=labels[:2])])
-    result = evaluator.compute()
-    header, _, cat, dog, cow, _, mean = (line.split() for line in str(result).splitlines()[:7])
-    assert header[-2:] == ["objects", "detections"]
-    assert [cat[1], cat[-2], cat[-1]] == ["1.0000", "1", "1"]
-    assert [dog[-2:], cow[1], cow[-2:]] == [["1", "2"], "n/a", ["0", "0"]]
-    assert f"{result.mean_ap:.4f}" in mean
-    assert mean[-2:] == ["2", "3"]

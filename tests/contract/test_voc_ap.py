@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision import tv_tensors
 from voc_oracle import (
     INTERPOLATIONS,
     check_against_the_devkit,
@@ -18,7 +17,7 @@ from voc_oracle import (
     random_cases,
 )
 
-from detmix.evaluation import OperatingPoint, VOCEvaluator, analyze_errors, average_precision
+from detmix.evaluation import OperatingPoint, analyze_errors, average_precision
 
 CLASSES = ("cat", "dog", "cow")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,130 +100,6 @@ def test_crowds_count_neither_way():
     assert result.mean_ap == 1
     assert result.num_objects == {"cat": 1}
     assert (totals["ignored"], totals["correct"], totals["background"]) == (3, 1, 1)
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_nothing_at_all(interpolation):
-    evaluator = VOCEvaluator(CLASSES, interpolation=interpolation)
-    assert math.isnan(evaluator.compute().mean_ap)
-    evaluator.update([image([], [])], [image([])])
-    result = evaluator.compute()
-    assert result.num_images == 1
-    assert all(math.isnan(value) for value in result.ap.values())
-    assert average_precision(np.zeros(0), np.zeros(0), interpolation) == 0
-
-
-# -------------------------------------------------------------------------------- gathering state
-
-
-def test_batches_order_and_later_changes_of_the_input_change_nothing():
-    predictions, targets = random_case(3, 20, 3)
-    expected = evaluate(predictions, targets, 3, batch_size=20).compute().as_dict()
-    assert evaluate(predictions[::-1], targets[::-1], 3).compute().as_dict() == expected
-    evaluator = evaluate([], [], 3)
-    for i in range(20):
-        evaluator.update(predictions[i : i + 1], targets[i : i + 1])
-        evaluator.compute()  # in between
-    assert evaluator.compute().as_dict() == expected
-    evaluator.reset()
-    assert evaluator.compute().num_images == 0
-    evaluator.update(predictions, targets)
-    for record in (*predictions, *targets):
-        record["boxes"][:] = 0
-    assert evaluator.compute().as_dict() == expected
-
-
-def test_repeated_image_ids_are_dropped_and_images_without_always_count():
-    """As where processes share images out: the last ones get some twice."""
-    predictions, targets = random_case(5, 11, 3)
-    plain = evaluate(predictions, targets, 3).compute()
-    ids = [0, "000005", torch.tensor(7), torch.tensor([8]), np.int64(9), np.array([10])]
-    for index, target in enumerate(targets):
-        target["image_id"] = ids[index] if index < len(ids) else 100 + index
-    evaluator = evaluate(predictions, targets, 3)
-    repeats = [0, 1, 2, 3, 10]
-    evaluator.update([predictions[i] for i in repeats], [targets[i] for i in repeats])
-    evaluator.update([predictions[2]], [targets[2] | {"image_id": 7}])  # as int this time
-    assert evaluator.compute().as_dict() == plain.as_dict()
-    twice = [*predictions, predictions[0]], [*targets, targets[0]]  # within one batch
-    assert evaluate(*twice, 3, batch_size=12).compute().as_dict() == plain.as_dict()
-    del targets[0]["image_id"]
-    assert evaluate(predictions[:1] * 3, targets[:1] * 3, 3).compute().num_images == 3
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_one_batch_of_many_kinds(dtype):
-    """Arrays, tensors and their subclasses, of several precisions, on a GPU where there is one."""
-    predictions, targets = random_case(2, 12, 3, grid=5, levels=4)  # all precisions hold them
-    expected = evaluate(predictions, targets, 3).compute().as_dict()
-    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        for record in (prediction, target):
-            if index % 3:
-                record |= {k: torch.from_numpy(v).to(DEVICE) for k, v in record.items()}
-        if index % 3 == 1:
-            target["image_id"] = torch.tensor([index], device=DEVICE)
-            prediction |= {key: prediction[key].to(dtype) for key in ("boxes", "scores")}
-            target["boxes"] = tv_tensors.BoundingBoxes(
-                target["boxes"], format="XYXY", canvas_size=(99, 99)
-            )
-        if index % 3 == 2 and "difficult" in target:
-            target["difficult"] = target["difficult"].to(torch.uint8)
-    assert evaluate(predictions, targets, 3, batch_size=12).compute().as_dict() == expected
-
-
-GOOD = {
-    "predictions": [image([UNIT], [0.5]), image([UNIT, FAR], [0.5, 0.4])],
-    "targets": [image([UNIT], image_id=41), image([UNIT, FAR], image_id=42)],
-}
-BAD = [
-    ("predictions", "scores", None),
-    ("predictions", "scores", torch.rand(1)),
-    ("predictions", "scores", torch.tensor([0.5, math.nan])),
-    ("predictions", "labels", torch.tensor([1, 4])),
-    ("predictions", "labels", torch.tensor([0, 1])),
-    ("predictions", "labels", torch.tensor([1.0, 2.0])),
-    ("predictions", "boxes", torch.zeros(2, 5)),
-    ("targets", "labels", None),
-    ("targets", "boxes", torch.tensor([[0, 0, 1, math.inf]] * 2)),
-    ("targets", "boxes", torch.tensor([[0.0, 0, 1, 1], [9, 9, 5, 20]])),
-    ("targets", "difficult", torch.tensor([1])),
-    ("targets", "difficult", torch.tensor([0.5, 0.0])),
-    ("targets", "image_id", 0.5),
-]
-
-
-@pytest.mark.parametrize(("side", "key", "value"), BAD)
-def test_bad_input_is_named_and_nothing_of_it_is_kept(side, key, value):
-    changed = {k: v for k, v in (GOOD[side][1] | {key: value}).items() if v is not None}
-    evaluator = VOCEvaluator(CLASSES)
-    with pytest.raises(ValueError, match=rf"{side}\[1\].*{key}") as caught:
-        evaluator.update(**(GOOD | {side: [GOOD[side][0], changed]}))
-    assert key == "image_id" or "42" in str(caught.value)
-    evaluator.update(**GOOD)  # no id is remembered either
-    assert evaluator.compute().num_images == 2
-
-
-@pytest.mark.parametrize(
-    ("predictions", "message"), [([], "0 predictions and 2 targets"), ([None] * 2, "NoneType")]
-)
-def test_bad_lists(predictions, message):
-    with pytest.raises(ValueError, match=message):
-        VOCEvaluator(CLASSES).update(predictions, GOOD["targets"])
-
-
-BAD_SETTINGS = [
-    ({"classes": []}, "classes"),
-    ({"classes": ["a", "b", "a"]}, "classes.* a "),
-    ({"classes": "cat"}, "'cat'"),
-    ({"iou_threshold": 1.0}, "iou_threshold is 1.0"),
-    ({"interpolation": "101point"}, "'101point'"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), BAD_SETTINGS)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        VOCEvaluator(**({"classes": CLASSES} | options))
 
 
 # ----------------------------------------------------------------------------- best F1, as JSON
