@@ -36,7 +36,7 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
         truth = COCO()
         truth.dataset = copy.deepcopy(ground_truth)
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+        evaluation = COCOeval(truth, truth.loadRes(only(results, iou_type)), iou_type)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
         evaluation.evaluate()
@@ -53,6 +53,19 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
         for k, category in enumerate(evaluation.params.catIds)
     }
     return stats, by_class
+
+
+def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0):
+    """All numbers of a result, whose classes are `CLASSES`, are those of `by_hand`."""
+    stats, by_class = by_hand(ground_truth, results, iou_type, sigmas)
+    pairs = zip(result.ap_by_class.values(), result.ap50_by_class.values(), strict=True)
+    got = {name: getattr(result, name) for name in stats} | dict(
+        zip(CATEGORY_IDS, pairs, strict=True)
+    )
+    for name, value in (stats | by_class).items():
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
+    assert result.iou_type == iou_type
+    assert result.classes == CLASSES
 
 
 def decode(rle):
