@@ -14,27 +14,11 @@ from matplotlib.text import Text
 from PIL import Image
 from voc_oracle import random_case
 
-import detmix.pictures
+from detmix import pictures
 from detmix.data import VOC_CLASSES
 from detmix.evaluation import VOCEvaluator, analyze_errors, encode_masks
 from detmix.evaluation.errors.result import KINDS
-from detmix.pictures import (
-    plot_batch,
-    plot_box_weights,
-    plot_errors,
-    plot_learning_curve,
-    plot_precision_recall,
-    plot_predictions,
-)
-from detmix.pictures.style import (
-    BLUE,
-    BOX_COLORS,
-    GREY,
-    VERMILLION,
-    new_figure,
-    save_figure,
-    shorten,
-)
+from detmix.pictures import style
 
 EIGHTY = [f"class number {i}" for i in range(1, 81)]
 CLASSES = EIGHTY[:20]
@@ -77,20 +61,20 @@ def extents(texts):
 
 def test_pyplot_is_not_involved():
     """Its global state, backends and warnings stay out of training runs."""
-    for path in Path(detmix.pictures.__file__).parent.glob("*.py"):
+    for path in Path(pictures.__file__).parent.glob("*.py"):
         assert not re.search(r"^ *(from|import) .*pyplot", path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("given", ["a", "v1.5/a", "a.svg"])
 def test_the_path_is_that_of_the_file(tmp_path, given):
-    path = save_figure(new_figure(1, 1), f"{tmp_path}/{given}")
+    path = style.save_figure(style.new_figure(1, 1), f"{tmp_path}/{given}")
     assert path == tmp_path / (given if given.endswith("svg") else f"{given}.png")
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
 def test_names_are_cut_in_the_middle():
     text = "abcdefghijk"
-    assert [shorten(text, length) for length in (12, 11, 10, 5, 4, 1)] == [
+    assert [style.shorten(text, length) for length in (12, 11, 10, 5, 4, 1)] == [
         *(text, text, "abcde…hijk", "ab…jk", "ab…k", "…"),
     ]
 
@@ -98,18 +82,15 @@ def test_names_are_cut_in_the_middle():
 # -------------------------------------------------------------------- boxes on images
 
 
-def picture(height=90, width=120, dtype=torch.uint8):
+def picture(height=90, width=120):
     noise = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0))
-    return noise.to(torch.uint8) if dtype == torch.uint8 else (noise / 255).to(dtype)
+    return noise.to(torch.uint8)
 
 
-def target(num, height=90, width=120, seed=0, **extra):
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.rand(num, 2, generator=generator) * 0.7
-    high = low + torch.rand(num, 2, generator=generator) * (1 - low)
-    labels = torch.randint(1, 21, (num,), generator=generator)
-    scale = torch.tensor([width, height] * 2)
-    return {"boxes": torch.cat([low, high], 1) * scale, "labels": labels} | extra
+def target(num, height=90, width=120, **extra):
+    corners = torch.rand(num, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
+    boxes = corners.flatten(1) * torch.tensor([width, height] * 2)
+    return {"boxes": boxes, "labels": torch.arange(num) + 1} | extra
 
 
 def labels_of(axes):
@@ -123,13 +104,13 @@ def labels_of(axes):
 
 
 def test_every_box_of_a_batch_with_its_weight(tmp_path, drawn):
-    images = [picture(), picture(200, 100, torch.float32), picture(40, 60, torch.bfloat16)]
+    images = [picture(), picture(200, 100) / 255, (picture(40, 60) / 255).bfloat16()]
     weights = torch.tensor([0.7, 0.7, 0.3, 0.3, 0.3])
     targets = [target(5, box_weights=weights), target(0, 200, 100), target(2, 40, 60)]
-    path = plot_batch(images, targets, CLASSES, tmp_path / "new" / "batch.png")
+    path = pictures.plot_batch(images, targets, CLASSES, tmp_path / "new" / "batch.png")
     assert path == tmp_path / "new" / "batch.png"
     first, empty, plain = drawn[0].axes
-    heavy, light = BOX_COLORS[:2]  # without sources, boxes of equal weight share a colour
+    heavy, light = style.BOX_COLORS[:2]  # without sources, boxes of equal weight share a colour
     assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.70")} == {heavy}
     assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.30")} == {light}
     assert [text.rsplit(maxsplit=1)[0] for text, _ in labels_of(first)[0]] == [
@@ -154,15 +135,15 @@ def test_colors_are_those_of_the_sources(tmp_path, drawn, num_more):
     empty = target(0, source=torch.zeros(0, dtype=torch.int64), sources={11: "empty.jpg"})
     more = [target(1, source=torch.tensor([50 + i])) for i in range(num_more)]
     targets = [mix, alone, empty, *more]
-    plot_batch([picture()] * len(targets), targets, CLASSES, tmp_path / "a.png")
+    pictures.plot_batch([picture()] * len(targets), targets, CLASSES, tmp_path / "a.png")
     first, second, third = map(labels_of, drawn[0].axes[:3])
-    a, none, b = BOX_COLORS[:3]
+    a, none, b = style.BOX_COLORS[:3]
     assert [color for _, color in first[0]] == [a, a, b, b, a]
     above = [("a.jpg: weight 0.30 to 1.00", a), ("empty.jpg: no objects", none)]
     assert first[1] == [*above, ("b.jpg: weight 0.50", b)][::-1]  # the lowest first
     # In all panels alike, where there are colours enough for all their sources.
-    assert [color for _, color in second[0]] == [BOX_COLORS[0] if num_more else b]
-    assert third[1] == [("empty.jpg: no objects", BOX_COLORS[0] if num_more else none)]
+    assert [color for _, color in second[0]] == [style.BOX_COLORS[0] if num_more else b]
+    assert third[1] == [("empty.jpg: no objects", style.BOX_COLORS[0] if num_more else none)]
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
@@ -175,8 +156,8 @@ def test_panels_and_texts_stay_apart_and_inside(tmp_path, drawn, num_images):
         one["boxes"][:3] = torch.tensor([[0, 0, width, height], [width - 3, 0, width, 3], [-5] * 4])
     found = [one | {"scores": torch.ones(12), "outcomes": ["correct"] * 12} for one in targets]
     named = [one | {"missed": [True] * 12, "name": "a name " * 30} for one in targets]
-    plot_batch(images, targets, CLASSES, tmp_path / "a.png")
-    plot_predictions(images, found, named, CLASSES, tmp_path / "b.png")
+    pictures.plot_batch(images, targets, CLASSES, tmp_path / "a.png")
+    pictures.plot_predictions(images, found, named, CLASSES, tmp_path / "b.png")
     assert [len(figure.axes) for figure in drawn] == [num_images, 2 * num_images]
     for figure in drawn:
         headings = [text for axes in figure.axes for text in axes.texts[12:]]
@@ -188,22 +169,28 @@ def test_panels_and_texts_stay_apart_and_inside(tmp_path, drawn, num_images):
 
 def test_labels_hide_no_other(tmp_path, drawn):
     """As many as there is room for, though the boxes are the same."""
-    same = {"boxes": torch.tensor([[40.0, 30, 80, 60]]).repeat(6, 1), "labels": torch.arange(6) + 1}
-    plot_batch([picture()], [same], CLASSES, tmp_path / "a.png")
+    same = target(6, boxes=torch.tensor([[40.0, 30, 80, 60]] * 6))
+    pictures.plot_batch([picture()], [same], CLASSES, tmp_path / "a.png")
     check_apart(drawn[0], extents(drawn[0].axes[0].texts), slack=0)
 
 
 def test_outcomes_color_and_name_what_is_wrong(tmp_path, drawn):
     kinds = ["correct", "localization", "similar_class", "duplicate", "ignored", "background"]
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.55, 0.1])
-    found = target(6, seed=1) | {"scores": scores, "outcomes": kinds}
+    found = target(6) | {"scores": scores, "outcomes": kinds}
     truth = target(4, difficult=torch.tensor([0, 0, 1, 0]), iscrowd=torch.tensor([0, 0, 0, 1]))
     truth |= {"missed": [False, True, False, False], "name": "000123.jpg"}
-    plot_predictions([picture()], [found], [truth], CLASSES, tmp_path / "predictions.png")
+    pictures.plot_predictions([picture()], [found], [truth], CLASSES, tmp_path / "predictions.png")
     (truths, above), (founds, _) = map(labels_of, drawn[0].axes)
-    assert [color for _, color in truths] == [BLUE, VERMILLION, GREY, GREY]
+    assert [color for _, color in truths] == [style.BLUE, style.VERMILLION, style.GREY, style.GREY]
     # The weakest, from the threshold on, is drawn first.
-    assert [color for _, color in founds] == [GREY, VERMILLION, VERMILLION, VERMILLION, BLUE]
+    assert [color for _, color in founds] == [
+        style.GREY,
+        style.VERMILLION,
+        style.VERMILLION,
+        style.VERMILLION,
+        style.BLUE,
+    ]
     ends = [text.split(maxsplit=4)[3:] for text, _ in founds]
     assert ends == [
         ["0.55", "ignored"], ["0.60", "duplicate"], ["0.70", "similar class"],
@@ -217,7 +204,7 @@ def test_outcomes_color_and_name_what_is_wrong(tmp_path, drawn):
 
 def test_keypoints_are_dots_and_rings(tmp_path, drawn):
     points = [[[20.0, 30, 2], [25, 35, 1], [0, 0, 0]], [[80, 50, 2], [90, 60, 2], [99, 70, 1]]]
-    plot_batch(
+    pictures.plot_batch(
         [picture()], [target(2, keypoints=torch.tensor(points))], CLASSES, tmp_path / "a.png"
     )
     for marks, rows in zip(drawn[0].axes[0].collections, points, strict=True):
@@ -235,7 +222,7 @@ def test_predictions_have_masks_and_keypoints(tmp_path, drawn):
     black = torch.zeros(3, 90, 120, dtype=torch.uint8)
     found = target(2) | {"scores": torch.tensor([0.9, 0.1]), "keypoints": points}
     found["masks"] = encode_masks(masks)
-    plot_predictions([black], [found], [target(0)], CLASSES, tmp_path / "a")
+    pictures.plot_predictions([black], [found], [target(0)], CLASSES, tmp_path / "a")
     axes = drawn[0].axes[1]
     (dots,) = axes.collections
     assert dots.get_offsets().tolist() == [[10.5, 20.5]]
@@ -258,7 +245,7 @@ BAD = [
 @pytest.mark.parametrize(("images", "targets", "message"), BAD)
 def test_bad_pictures(tmp_path, images, targets, message):
     with pytest.raises(ValueError, match=message):
-        plot_batch(images, targets, CLASSES, tmp_path / "a.png")
+        pictures.plot_batch(images, targets, CLASSES, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,7 +268,7 @@ def legend_texts(axes):
 @pytest.mark.parametrize(("classes", "num_panels"), [(VOC_CLASSES, 1), (EIGHTY[:41], 3)])
 def test_precision_recall_curves(tmp_path, drawn, classes, num_panels):
     result = evaluated(classes).compute()
-    plot_precision_recall(result, tmp_path / "pr.png")
+    pictures.plot_precision_recall(result, tmp_path / "pr.png")
     panels = drawn[0].axes
     assert len(panels) == num_panels
     check_apart(drawn[0], [axes.get_tightbbox() for axes in panels])
@@ -329,7 +316,7 @@ def test_learning_curve(tmp_path, drawn, scores, legend):
         {"event": "eval", "epoch": 10, "step": 100} | {name: 0 for name in scores if scores[name]},
         train(100, loss=7.0),  # a resumed run
     )
-    plot_learning_curve(metrics, tmp_path / "curve.png")
+    pictures.plot_learning_curve(metrics, tmp_path / "curve.png")
     check_apart(drawn[0], [axes.get_tightbbox() for axes in drawn[0].axes])
     loss, rate, score = drawn[0].axes
     name = legend[0].partition(",")[0]
@@ -350,10 +337,10 @@ def test_learning_curve(tmp_path, drawn, scores, legend):
 def test_broken_metrics_name_file_and_line(tmp_path, line):
     metrics = write_lines(tmp_path / "metrics.jsonl", train(1), line, train(2))
     with pytest.raises(ValueError, match=re.escape(f"{metrics}, line 2: ")):
-        plot_learning_curve(metrics, tmp_path / "curve.png")
+        pictures.plot_learning_curve(metrics, tmp_path / "curve.png")
     lines = write_lines(tmp_path / "start.jsonl", {"event": "start"})
     with pytest.raises(ValueError, match=r"start\.jsonl: no training step"):
-        plot_learning_curve(lines, tmp_path / "curve.png")
+        pictures.plot_learning_curve(lines, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
 
 
@@ -363,7 +350,7 @@ def test_broken_metrics_name_file_and_line(tmp_path, line):
 )
 def test_histogram_of_box_weights(tmp_path, drawn, alpha, cdf):
     weights = torch.tensor([1.0] * 6 + [0.01, 0.5, 0.5, 0.99])
-    plot_box_weights(weights, tmp_path / "w.png", alpha=alpha)
+    pictures.plot_box_weights(weights, tmp_path / "w.png", alpha=alpha)
     (axes,) = drawn[0].axes
     check_apart(drawn[0], [axes.get_tightbbox() for axes in drawn[0].axes])
     of_boxes, of_beta = (patch.get_data().values for patch in axes.patches)
@@ -378,7 +365,7 @@ def test_histogram_of_box_weights(tmp_path, drawn, alpha, cdf):
 @pytest.mark.parametrize("weights", [[0.5, 0.0], [1.5], [0.5, float("nan")], [[0.5]], []])
 def test_bad_weights(tmp_path, weights):
     with pytest.raises(ValueError, match="weights"):
-        plot_box_weights(weights, tmp_path / "w.png")
+        pictures.plot_box_weights(weights, tmp_path / "w.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -397,14 +384,16 @@ def rows_of(axes):
 def test_bars_of_errors_are_the_numbers(tmp_path, drawn, classes):
     """Of the classes with objects, at most 24, those with most errors, the best first."""
     analysis = analyze_errors(evaluated(classes, num_images=150).matching())
-    plot_errors(analysis, tmp_path / "errors.png")
+    pictures.plot_errors(analysis, tmp_path / "errors.png")
     check_apart(drawn[0], extents(drawn[0].findobj(Text)), slack=2)
     of_class, gains, missed = map(rows_of, drawn[0].axes)
     counts, expected = analysis.counts["top_n"], {}
     num = {name: num for name, num in analysis.num_objects.items() if num}
     for name in sorted(num, key=lambda name: (counts[name]["correct"] - num[name], name))[:24]:
         lengths = np.array([counts[name][kind] for kind in ("correct", *KINDS)]) / num[name]
-        expected[shorten(name, 20)] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+        expected[style.shorten(name, 20)] = np.stack(
+            [np.cumsum(lengths) - lengths, lengths], axis=1
+        )
     assert of_class.keys() == expected.keys()
     for name, bars in of_class.items():
         np.testing.assert_allclose(bars, expected[name], err_msg=name)
@@ -424,7 +413,9 @@ def test_bars_of_errors_are_the_numbers(tmp_path, drawn, classes):
 
 
 def test_errors_of_nothing(tmp_path, drawn):
-    plot_errors(analyze_errors(VOCEvaluator(["cat", "dog"]).matching()), tmp_path / "none.png")
+    pictures.plot_errors(
+        analyze_errors(VOCEvaluator(["cat", "dog"]).matching()), tmp_path / "none.png"
+    )
     of_class, gains, missed = map(rows_of, drawn[0].axes)
     assert (of_class, missed) == ({}, {})
     assert len(gains) == len(KINDS)
