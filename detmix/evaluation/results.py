@@ -9,6 +9,7 @@ from detmix.evaluation.voc.ap import Interpolation, OperatingPoint, PrecisionRec
 
 IouType = Literal["bbox", "segm", "keypoints"]
 Row = tuple[Any, ...]
+Table = tuple[list[Row], list[Row], list[Row]]
 Column = tuple[str, Mapping[str, Any], Any]  # header, values by class, and what stands below them
 
 
@@ -18,13 +19,11 @@ class VOCResult:
 
     Attributes:
         mean_ap: mean over the classes that have objects, in [0, 1]; NaN where none has.
-        ap: average precision by class name, NaN for a class without objects.
+        ap: by class name, NaN for a class without objects.
         classes: the class names in the order of their labels 1..C.
         num_objects: by class name, objects that are not difficult.
         num_detections: by class name, all detections, also those that count neither way.
-        curves: by class name.
         iou_threshold: a match overlaps by strictly more.
-        interpolation: ``"11point"`` or ``"all-point"``.
         num_images: distinct images evaluated.
     """
 
@@ -152,15 +151,15 @@ def best_columns(result: VOCResult, digits: int = 4) -> list[Column]:
     ]
 
 
-def class_table(what: str, columns: Sequence[Column]) -> tuple[list[Row], list[Row], list[Row]]:
-    """The header, a row for each class and the last row, named ``what``; of text and integers."""
-    headers, of_class, last = zip(*columns, strict=True)
+def class_table(last: str, columns: Sequence[Column], first: str = "class") -> Table:
+    """The header, a row for each class and the row named ``last``; of text and integers."""
+    headers, by_class, below = zip(*columns, strict=True)
 
     def row(name: str, values: Iterable[Any]) -> Row:
         return name, *(ap_text(each) if isinstance(each, float) else each for each in values)
 
-    rows = [row(name, (values[name] for values in of_class)) for name in of_class[0]]
-    return [("class", *headers)], rows, [row(what, last)]
+    rows = [row(name, (values[name] for values in by_class)) for name in by_class[0]]
+    return [(first, *headers)], rows, [row(last, below)]
 
 
 def align(*parts: Sequence[Row]) -> list[str]:

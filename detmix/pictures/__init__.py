@@ -1,4 +1,7 @@
-"""Samples, predictions and results as pictures."""
+"""Samples, predictions and results as pictures.
+
+All take the path to write to, whose ending chooses the format, and return it.
+"""
 
 from detmix.pictures.curves import plot_box_weights, plot_learning_curve, plot_precision_recall
 from detmix.pictures.errors import plot_errors

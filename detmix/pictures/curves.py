@@ -40,13 +40,10 @@ Series = npt.NDArray[np.float64]  # (2, K): optimizer steps and values, NaN wher
 
 @style.styled
 def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
-    """Draw every class's precision over recall, its AP in the legend, and return the path written.
+    """Draw every class's precision over recall, its AP in the legend.
 
-    A dot marks the point of highest F1. More than 20 classes are spread over several panels.
-
-    Args:
-        result: of `VOCEvaluator.compute`. Classes without objects appear in the legend only.
-        path: picture to write; its ending chooses the format.
+    A dot marks the point of highest F1. More than 20 classes are spread over several panels;
+    classes without objects appear in the legend only.
     """
     order = sorted(result.classes, key=lambda name: (-np.nan_to_num(result.ap[name], nan=-1), name))
     num_panels = math.ceil(len(order) / _MAX_CURVES)
@@ -70,14 +67,9 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
 
 @style.styled
 def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
-    """Draw loss, learning rate and scores over a run's optimizer steps; return the path written.
+    """Draw loss, learning rate and scores over a run's optimizer steps.
 
-    Args:
-        metrics_path: a run's ``metrics.jsonl``.
-        path: picture to write; its ending chooses the format.
-
-    Raises:
-        ValueError: if a line is broken, which the message names, or none is of training.
+    A ValueError if a line of its ``metrics.jsonl`` is broken, or none is of training.
     """
     train, scores = _read_metrics(metrics_path)
     if "loss" not in train or "lr" not in train:
@@ -156,13 +148,13 @@ def _draw_scores(axes: Axes, metrics: Mapping[str, Series]) -> None:
 def plot_box_weights(
     weights: npt.ArrayLike, path: str | Path, *, alpha: float | None = None
 ) -> Path:
-    """Draw how often boxes have which weight below 1; return the path written.
+    """Draw how often boxes have which weight below 1.
 
     Boxes that are not mixed weigh 1, and so do those that CutMix leaves whole.
 
     Args:
         weights: ``(N,)``, N > 0, an array or a CPU tensor; a ValueError if not all in (0, 1].
-        path: picture to write; its ending chooses the format.
+        path: of the picture.
         alpha: draw what mixup with a ratio λ from Beta(alpha, alpha) is expected to give, which is
             symmetric: weights are distributed alike whether they are λ or 1 - λ. Not for CutMix.
     """

@@ -36,15 +36,11 @@ _LEGEND: dict[str, Any] = {  # above the panel, with its title
 
 @style.styled
 def plot_errors(analysis: ErrorAnalysis, path: str | Path) -> Path:
-    """Draw kinds of errors by class, what each costs, what is missed; return the path written.
+    """Draw kinds of errors by class, what each costs and what is missed.
 
     Of each class the best N detections are drawn, N being its objects, difficult ones left out; a
     class with fewer detections has a shorter bar, one without objects none. Of more than 24 classes
     only those are drawn that lack most correct detections, by number.
-
-    Args:
-        analysis: of `analyze_errors`.
-        path: picture to write; its ending chooses the format.
     """
     num = {name: num for name, num in analysis.num_objects.items() if num}
     correct = {name: analysis.counts["top_n"][name]["correct"] for name in num}

@@ -25,7 +25,7 @@ from detmix.evaluation import (
 from detmix.evaluation.coco.backend import Backend, check_backend
 from detmix.evaluation.results import (
     IouType,
-    Row,
+    Table,
     align,
     ap_text,
     best_columns,
@@ -64,8 +64,8 @@ class FullEvaluation:
         write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
         return path
 
-    def class_table(self) -> tuple[list[Row], list[Row], list[Row]]:
-        """Return the header, a row for each class and the row of the mean, of text and integers."""
+    def class_table(self) -> Table:
+        """Return the header, a row for each class and the mean's."""
         voc, voc07 = self.voc, self.voc07
         aps = [("AP", voc.ap, voc.mean_ap), ("AP 07", voc07.ap, voc07.mean_ap)]
         aps += [

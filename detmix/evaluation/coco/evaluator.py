@@ -43,11 +43,6 @@ class COCOEvaluator:
             left out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
-
-    Raises:
-        ValueError: no classes, repeated ones, category ids that are not C different ints, an
-            unknown IoU type or backend, labels that are category ids without ``category_ids``.
-        ImportError: a backend that is not installed.
     """
 
     def __init__(
@@ -129,13 +124,11 @@ class COCOEvaluator:
         return self._results[chosen]
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write the predictions, and the ground truth they were scored against.
+        """Write ``predictions.json`` and ``ground_truth.json``; return their paths.
 
-        `score_predictions` scores the two files to exactly the same numbers with the same backend.
-
-        Returns:
-            The paths of ``predictions.json`` (COCO's results format) and ``ground_truth.json`` (an
-            instances JSON, in which a difficult object's area lies beyond all area ranges).
+        They are in COCO's formats of results and instances; a difficult object's area lies beyond
+        all area ranges. `score_predictions` scores the two to exactly the same numbers with the
+        same backend.
         """
         contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
         paths = Path(folder) / "predictions.json", Path(folder) / "ground_truth.json"

@@ -41,17 +41,13 @@ def write_voc_results(
     Args:
         folder: Made if need be; files of the same names are replaced.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
-            that years need a folder each.
+            that years need a folder each. All different and without white space.
         predictions: For each image what `VOCEvaluator.update` takes.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
 
     Returns:
         The files in the order of the classes.
-
-    Raises:
-        ValueError: For names that cannot be part of a line or of a file's name, or come twice, and
-            for predictions that `VOCEvaluator.update` would not take.
     """
     files = [file_name("comp4", image_set, name) for name in checked_classes(classes)]
     paths = [Path(folder) / file for file in files]
