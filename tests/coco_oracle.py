@@ -5,7 +5,6 @@ import copy
 import io
 import json
 import math
-import warnings
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -66,12 +65,6 @@ def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0
         np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
     assert result.iou_type == iou_type
     assert result.classes == CLASSES
-
-
-def decode(rle):
-    with warnings.catch_warnings():  # pycocotools against NumPy 2's rule for __array__
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return coco_mask.decode(rle)
 
 
 def nan_for_none(value):
@@ -209,7 +202,10 @@ def foreign_files(folder, iou_type="bbox", change=None):
     for entry in ground_truth["annotations"]:
         if entry["iscrowd"]:
             rle = entry["segmentation"]
-            entry["segmentation"] = {"size": rle["size"], "counts": uncompressed(decode(rle))}
+            entry["segmentation"] = {
+                "size": rle["size"],
+                "counts": uncompressed(coco_mask.decode(rle)),
+            }
         else:
             entry["segmentation"] = box_polygon(entry["bbox"])
     results = only(results, iou_type)

@@ -11,18 +11,16 @@ from coco_oracle import (
     IOU_TYPES,
     as_entries,
     check_by_hand,
-    decode,
     evaluator_of,
     foreign_files,
     full_case,
     uncompressed,
 )
 from coco_oracle import CLASSES as COCO_CLASSES
+from pycocotools import mask as coco_mask
 from voc_oracle import as_annotated, devkit_ap, evaluate, random_case
 
 from detmix.evaluation import (
-    COCOEvaluator,
-    VOCEvaluator,
     encode_masks,
     read_voc_results,
     score_predictions,
@@ -82,9 +80,7 @@ def test_devkit_files_of_other_tools(tmp_path):
     np.testing.assert_array_equal(b["boxes"], [[10, 20, 30, 40], [1, 1, 3, 3]])
     assert (b["labels"].tolist(), b["scores"].tolist()) == ([1, 1], [0.5, 0.75])
     np.testing.assert_allclose(c["boxes"], [[1.3, 4.3, 1.3, 4.3]])
-    target = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "image_id": 1}
-    for evaluator in (VOCEvaluator(CLASSES), COCOEvaluator(CLASSES)):
-        evaluator.update([c], [target])
+    assert (c["boxes"][:, :2] <= c["boxes"][:, 2:]).all()
 
 
 BAD_LINES = (
@@ -104,14 +100,11 @@ def test_bad_lines_are_named(tmp_path, line):
         read_voc_results(tmp_path, ["a", "b"], CLASSES)
 
 
-def test_no_images(tmp_path):
-    write_voc_results(tmp_path, [], [], CLASSES)
-    assert read_voc_results(tmp_path, [], CLASSES) == []
-
-
 def test_finds_the_files_of_one_image_set(tmp_path):
     classes = ("dog", "hot_dog")
     record = {"boxes": np.ones((2, 4)), "labels": [1, 2], "scores": [0.5, 0.75]}
+    write_voc_results(tmp_path / "none", [], [], classes)
+    assert read_voc_results(tmp_path / "none", [], classes) == []
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_voc_results(tmp_path / "nowhere", ["a"], classes)
     (tmp_path / "comp3_det_val_dog.txt").write_text("")
@@ -206,7 +199,7 @@ def test_all_forms_are_the_same_masks():
     probabilities[0, 0, 0] = 0.5  # not above it
     inside = probabilities[:, 0] > 0.5
     expected = encode_masks(inside)
-    np.testing.assert_array_equal(decode(expected).transpose(2, 0, 1), inside)
+    np.testing.assert_array_equal(coco_mask.decode(expected).transpose(2, 0, 1), inside)
     assert json.loads(json.dumps(expected)) == expected
     forms = [
         probabilities,
