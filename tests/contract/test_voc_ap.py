@@ -90,7 +90,7 @@ def test_precision_recall_curve_by_hand():
 
 def test_crowds_count_neither_way():
     """COCO's: any number of detections that lie in one with more than half of their own area."""
-    crowd, alone = [20, 2, 60, 62], [2, 2, 12, 12]
+    crowd, alone = [20, 2, 60, 62], [50, 4, 58, 20]  # found, though it lies in the crowd
     inside = [[22, 5, 32, 20], [30, 30, 58, 60], [15, 4, 30, 20]]  # two thirds of the last one
     outside = [10, 40, 28, 60]  # four ninths of it in the crowd
     found = image([*inside, alone, outside], [0.9, 0.7, 0.5, 0.3, 0.1])
