@@ -141,20 +141,18 @@ def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 def test_nothing(backend, iou_type):
     shapes = {"masks": torch.ones(1, 1, 20, 20), "keypoints": torch.full((1, 17, 3), 2.0)}
-    found = image([[0, 0, 20, 20]], [0.5], **shapes)
-    there = truth([[0, 0, 20, 20]], **shapes)
-    options = {"iou_types": [iou_type], "backend": backend}
-    nothing = evaluator_of([], [], **options).compute()
-    assert math.isnan(nothing.ap)
-    assert nothing.num_images == 0
-    assert nothing.as_dict()["ap_by_class"] == dict.fromkeys(CLASSES)
-    missed = evaluator_of([image([], [])], [there], **options).compute()
-    assert missed.ap == missed.ap50_by_class["cat"] == missed.ar == 0.0
-    assert math.isnan(missed.ap_by_class["dog"])
-    none = evaluator_of([found, image([], [])], [truth([]), truth([], 2)], **options).compute()
-    assert math.isnan(none.ap)
-    assert none.num_images == 2
-    assert none.num_detections == {"cat": 1, "dog": 0, "cow": 0}
+    found, there = image([BOX], [0.5], **shapes), truth([BOX], **shapes)
+    for predictions, targets, ap in (
+        ([], [], NAN),
+        ([image([], [])], [there], 0.0),
+        ([found, image([], [])], [truth([]), truth([], 2)], NAN),
+    ):
+        options = {"iou_types": [iou_type], "backend": backend}
+        result = evaluator_of(predictions, targets, **options).compute()
+        assert [result.ap, result.ap_by_class["cat"]] == pytest.approx([ap] * 2, nan_ok=True)
+        assert math.isnan(result.ap_by_class["dog"])
+        assert result.num_images == len(targets)
+        assert result.num_detections == {"cat": len(predictions) // 2, "dog": 0, "cow": 0}
 
 
 # ------------------------------------------------------------------------ limits of the libraries

@@ -78,18 +78,14 @@ class COCOEvaluator:
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
 
-        As `VOCEvaluator.update`, but that every image needs its ``image_id``.
-
         Args:
-            predictions: for each image a dict with ``boxes (D, 4)``, ``labels (D,)`` in 1..C, or
-                category ids if ``prediction_labels`` says so, and ``scores (D,)``; for ``"segm"``
-                ``masks`` as `encode_masks` takes or returns them; for ``"keypoints"`` ``keypoints
-                (D, K, 3)``.
-            targets: for each image a dict with ``image_id`` (int, or a tensor of one), ``boxes
-                (G, 4)`` and ``labels (G,)``; for ``"segm"`` and ``"keypoints"`` ``masks`` and
-                ``keypoints (G, K, 3)`` alike. Optionally ``iscrowd (G,)``, ``difficult (G,)``,
-                ``area (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
-                ``orig_size`` (height, width) and ``file_name`` (str). Other keys are ignored.
+            predictions: as of `VOCEvaluator.update`, but that labels are category ids if
+                ``prediction_labels`` says so; for ``"segm"`` with ``masks`` as `encode_masks` takes
+                or returns them, for ``"keypoints"`` with ``keypoints (D, K, 3)``.
+            targets: as there, but that every image needs its ``image_id``, an int or a tensor of
+                one; with ``masks`` and ``keypoints (G, K, 3)`` alike. Optional are also ``area
+                (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
+                ``orig_size`` (height, width) and ``file_name`` (str).
 
         Raises:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a

@@ -92,8 +92,8 @@ def read_voc_results(
 
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
-        ValueError: Results of several competitions or image sets to choose from; a bad name in
-            ``names`` or ``classes``; a line that is none of theirs, named with its file.
+        ValueError: Results of several competitions or image sets to choose from; a line that is no
+            result, named with its file.
     """
     paths = _find(Path(folder), checked_classes(classes), image_set)
     image_index = _index(names)
