@@ -141,7 +141,7 @@ def _set_sigmas(
 def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
     names = _category_names(truth.dataset["categories"])
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
-    at_50 = _at(evaluation.params.iouThrs, 0.5)
+    at_50 = evaluation.params.iouThrs == 0.5
     counted = Counter(
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
@@ -177,23 +177,16 @@ def _summary(
     params: Any, precision: NDArray[np.float64], recall: NDArray[np.float64]
 ) -> dict[str, float]:
     """COCO's summary numbers; the means are taken as pycocotools' ``summarize`` takes them."""
-    at = {name: _at(params.iouThrs, iou) for name, iou in (("50", 0.5), ("75", 0.75))}
     summary = {}
     for name, values in (("ap", precision), ("ar", recall)):
         summary[name] = _mean(values[..., 0, -1])
-        for end, thresholds in at.items():
-            summary[name + end] = _mean(values[thresholds][..., 0, -1])
+        for end, iou in (("50", 0.5), ("75", 0.75)):
+            summary[name + end] = _mean(values[params.iouThrs == iou][..., 0, -1])
         for area in ("small", "medium", "large"):
-            at_area = [a for a, label in enumerate(params.areaRngLbl) if label == area]
-            summary[f"{name}_{area}"] = _mean(values[..., at_area, -1])
+            summary[f"{name}_{area}"] = _mean(values[..., np.array(params.areaRngLbl) == area, -1])
     for most in (1, 10, 100):
-        at_most = [m for m, number in enumerate(params.maxDets) if number == most]
-        summary[f"ar{most}"] = _mean(recall[..., 0, at_most])
+        summary[f"ar{most}"] = _mean(recall[..., 0, np.array(params.maxDets) == most])
     return summary
-
-
-def _at(thresholds: NDArray[np.float64], iou: float) -> NDArray[np.int64]:
-    return np.flatnonzero(thresholds == iou)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
