@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,19 +20,13 @@ from voc_oracle import check_against_the_devkit, evaluate
 from detmix.data import SHAPE_CLASSES, VOCDetection
 from detmix.data.loaders import collate, eval_loader
 from detmix.evaluation import analyze_errors, read_voc_results, score_predictions
-from detmix.training import DetectorTrainer, load_detector
+from detmix.training import load_detector
 from detmix.training.build import build_test_set, open_dataset
 from detmix.training.full_evaluation import check_before
 from detmix.training.inference import detect
 from detmix.training.processes import make_accelerator
 
 CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
-# So low a threshold that the mAP of the tiny detector is not 0.
-TRAINED = (
-    "epochs=3", "optim.lr=0.003", "augment.photometric=0", "augment.crop=0", "data.workers=0",
-    "detector.options.box_score_thresh=0.005", "detector.options.box_detections_per_img=60",
-    "detector.options.rpn_post_nms_top_n_test=60", "detector.options.rpn_pre_nms_top_n_test=60",
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -47,11 +42,9 @@ def run(fresh_accelerator):
 
 
 @pytest.fixture(scope="module")
-def run_dir(shapes_root, tmp_path_factory):
-    """Train once and return the run's folder."""
-    folder = tmp_path_factory.mktemp("evaluation") / "run"
-    DetectorTrainer(tiny_config(shapes_root, folder, *TRAINED)).fit()
-    return folder
+def run_dir(whole_run, tmp_path_factory):
+    """Return a copy of a run, to be written into."""
+    return shutil.copytree(whole_run, tmp_path_factory.mktemp("evaluation") / "run")
 
 
 def test_writes_and_reads_back(run, run_dir, shapes_root, tmp_path):
