@@ -88,8 +88,8 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's."""
-    known = get_args(choices)
+    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's or a list."""
+    known = get_args(choices) or choices
     if value not in known:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 

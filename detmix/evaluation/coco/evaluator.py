@@ -103,11 +103,7 @@ class COCOEvaluator:
         Asking again before the next `update` is free.
         """
         chosen = self.iou_types[0] if iou_type is None else iou_type
-        if chosen not in self.iou_types:
-            raise ValueError(
-                f"iou_type is {chosen!r}, expected one of {', '.join(self.iou_types)}, as the "
-                "evaluator was made for"
-            )
+        check_choice("iou_type", chosen, self.iou_types)
         if chosen not in self._results:
             with paused_collection():
                 self._results[chosen] = score_entries(
