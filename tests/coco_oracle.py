@@ -5,13 +5,13 @@ import copy
 import io
 import json
 import math
-import warnings
 
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from voc_oracle import fed, image
+from voc_oracle import random_case as voc_case
 
 from detmix.evaluation import COCOEvaluator
 
@@ -35,7 +35,7 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
         truth = COCO()
         truth.dataset = copy.deepcopy(ground_truth)
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+        evaluation = COCOeval(truth, truth.loadRes(only(results, iou_type)), iou_type)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
         evaluation.evaluate()
@@ -54,58 +54,36 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
     return stats, by_class
 
 
-def decode(rle):
-    with warnings.catch_warnings():  # pycocotools against NumPy 2's rule for __array__
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return coco_mask.decode(rle)
+def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0):
+    """All numbers of a result, whose classes are `CLASSES`, are those of `by_hand`."""
+    stats, by_class = by_hand(ground_truth, results, iou_type, sigmas)
+    pairs = zip(result.ap_by_class.values(), result.ap50_by_class.values(), strict=True)
+    got = {name: getattr(result, name) for name in stats} | dict(
+        zip(CATEGORY_IDS, pairs, strict=True)
+    )
+    for name, value in (stats | by_class).items():
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
+    assert result.iou_type == iou_type
+    assert result.classes == CLASSES
 
 
 def nan_for_none(value):
     return math.nan if value == -1 else float(value)
 
 
-def random_boxes(rng, num, limit, grid):
-    low = rng.uniform(0, limit * 0.75, (num, 2))
-    size = np.exp(rng.uniform(np.log(4), np.log(limit * 0.5), (num, 2)))
-    boxes = np.concatenate([low, low + size], axis=1)
-    return (np.round(boxes / grid) * grid if grid else boxes).astype(np.float32)
-
-
-def random_case(seed, num_images, num_classes=3, *, limit=300.0, grid=None, most=20, levels=None):
-    """Predictions and targets with crowds, difficult objects, areas of their own, equal scores.
-
-    The last class has no objects. ``most`` is the number of detections an image has at most.
-    """
+def random_case(seed, num_images, num_classes=3, *, limit=300.0, **options):
+    """Pascal VOC's, with crowds and areas of their own in place of difficult objects, and ids."""
+    predictions, targets = voc_case(seed, num_images, num_classes, limit=limit, **options)
     rng = np.random.default_rng(seed)
-    predictions, targets = [], []
-    for image_id in rng.permutation(10 * num_images)[:num_images].tolist():
-        num_gt, num_near, num_far = rng.integers(0, 7), rng.integers(0, most), rng.integers(0, 4)
-        gt = random_boxes(rng, num_gt, limit, grid)
-        gt_labels = rng.integers(1, num_classes, num_gt)
-        copies = rng.integers(0, max(num_gt, 1), num_near if num_gt else 0)
-        doubt = rng.random(len(copies))  # how far off, and how far from sure
-        near = gt[copies] + (rng.normal(0, 0.05 * limit, len(copies)) * doubt)[:, None]
-        if grid:
-            near = np.round(near / grid) * grid
-        boxes = np.concatenate([near, random_boxes(rng, num_far, limit, grid)]).astype(np.float32)
-        far_labels = rng.integers(1, num_classes + 1, num_far)
-        scores = np.concatenate([1 - doubt * rng.random(len(copies)), 0.6 * rng.random(num_far)])
-        scores = scores.astype(np.float32)
-        if levels:
-            scores = np.round(scores * levels).astype(np.float32) / np.float32(levels)
-        predictions.append(
-            {
-                "boxes": boxes,
-                "labels": np.concatenate([gt_labels[copies], far_labels]),
-                "scores": scores,
-            }
-        )
-        target = {"image_id": image_id, "boxes": gt, "labels": gt_labels}
-        if rng.random() < 0.7:
-            target["iscrowd"] = (rng.random(num_gt) < 0.2).astype(np.int64)
+    ids = rng.permutation(10 * num_images)[:num_images].tolist()
+    for image_id, found, target in zip(ids, predictions, targets, strict=True):
+        num = len(target["labels"])
+        found["boxes"][:, 2:] = np.maximum(found["boxes"][:, :2], found["boxes"][:, 2:])
+        target["image_id"] = image_id
+        if target.pop("difficult", None) is not None:
+            target["iscrowd"] = (rng.random(num) < 0.2).astype(np.int64)
         if rng.random() < 0.5:
-            target["area"] = np.exp(rng.uniform(4, 11, num_gt)).astype(np.float32)
-        targets.append(target)
+            target["area"] = np.exp(rng.uniform(4, 11, num)).astype(np.float32)
     return predictions, targets
 
 
@@ -127,7 +105,7 @@ def ellipses(boxes):
     return across**2 + along**2 <= 1
 
 
-def add_keypoints(predictions, targets, num=17, seed=0, noise=3):
+def add_keypoints(predictions, targets, num=17, seed=0, noise=1):
     """The same places of every box, with noise; some objects have no labelled keypoint."""
     rng = np.random.default_rng(seed)
     places = rng.random((num, 2))
@@ -194,46 +172,27 @@ def only(results, iou_type):
 # ------------------------------------------------------------------- cases, evaluators and files
 
 
-def full_case(seed=0, num_images=25):
+def full_case(seed=0, num_images=25, levels=12, **options):
     """With masks and keypoints."""
-    predictions, targets = random_case(seed, num_images, limit=60.0, levels=12)
+    predictions, targets = random_case(seed, num_images, limit=60.0, levels=levels, **options)
     add_masks(predictions, targets)
     add_keypoints(predictions, targets)
     return predictions, targets
 
 
 def evaluator_of(predictions, targets, batch_size=7, classes=CLASSES, **options):
-    evaluator = COCOEvaluator(classes, **{"category_ids": CATEGORY_IDS, **options})
-    for first in range(0, len(targets), batch_size):
-        batch = slice(first, first + batch_size)
-        evaluator.update(predictions[batch], targets[batch])
-    return evaluator
+    options = {"category_ids": CATEGORY_IDS, **options}
+    return fed(COCOEvaluator(classes, **options), predictions, targets, batch_size)
 
 
 def plain_evaluator(predictions, targets, **options):
-    evaluator = COCOEvaluator(["cat"], **options)
-    evaluator.update(predictions, targets)
-    return evaluator
+    """Of one class only."""
+    options = {"classes": ["cat"], "category_ids": None, **options}
+    return evaluator_of(predictions, targets, **options)
 
 
-def detection(boxes, scores, labels=None, **more):
-    labels = [1] * len(scores) if labels is None else labels
-    return {
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "scores": torch.tensor(scores, dtype=torch.float32),
-        **more,
-    }
-
-
-def truth(boxes, image_id=1, labels=None, **more):
-    labels = [1] * len(boxes) if labels is None else labels
-    return {
-        "image_id": image_id,
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        **more,
-    }
+def truth(boxes, image_id=1, **more):
+    return image(boxes, image_id=image_id, **more)
 
 
 def foreign_files(folder, iou_type="bbox", change=None):
@@ -243,7 +202,10 @@ def foreign_files(folder, iou_type="bbox", change=None):
     for entry in ground_truth["annotations"]:
         if entry["iscrowd"]:
             rle = entry["segmentation"]
-            entry["segmentation"] = {"size": rle["size"], "counts": uncompressed(decode(rle))}
+            entry["segmentation"] = {
+                "size": rle["size"],
+                "counts": uncompressed(coco_mask.decode(rle)),
+            }
         else:
             entry["segmentation"] = box_polygon(entry["bbox"])
     results = only(results, iou_type)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from detmix.evaluation import VOCEvaluator
 
@@ -81,37 +82,52 @@ def as_annotated(classes, record, key):
     return names, record.get(key, np.zeros(len(names), bool)), boxes.tolist()
 
 
-def random_boxes(rng, num, grid):
+def random_boxes(rng, num, grid, limit):
     """Boxes on a coarse grid have many equal overlaps; ``grid=None`` draws continuous ones."""
-    low, size = rng.uniform(0, 60, (num, 2)), rng.uniform(5, 40, (num, 2))
+    low, size = rng.uniform(0, 0.6, (num, 2)) * limit, rng.uniform(0.15, 0.4, (num, 2)) * limit
     if grid:
         low, size = np.round(low / grid) * grid, np.ceil(size / grid) * grid
     return np.concatenate([low, low + size], axis=1).astype(np.float32)
 
 
-def random_case(seed, num_images, num_classes, grid=None, score_levels=None):
-    """Predictions and targets, some objects found twice or not at all, some difficult."""
+def random_case(seed, num_images, num_classes, grid=None, levels=None, limit=100.0):
+    """Predictions and targets, some objects found twice or not at all, some difficult.
+
+    The last class has no objects.
+    """
     rng = np.random.default_rng(seed)
-    used = rng.permutation(num_classes)[: max(1, num_classes - 1)] + 1  # one class has no objects
     predictions, targets = [], []
     for _ in range(num_images):
         num_gt, num_far = rng.integers(0, 6), rng.integers(0, 5)
-        gt = random_boxes(rng, num_gt, grid)
-        gt_labels = rng.choice(used, num_gt)
+        gt = random_boxes(rng, num_gt, grid, limit)
+        gt_labels = rng.integers(1, max(num_classes, 2), num_gt)
         target = {"boxes": gt, "labels": gt_labels}
         if rng.random() < 0.8:
             target["difficult"] = rng.random(num_gt) < 0.3
         copies = rng.integers(0, max(num_gt, 1), rng.integers(0, 10) if num_gt else 0)
-        shift = rng.normal(0, 3, (len(copies), 4)) if not grid else rng.integers(-1, 2, (1, 4))
-        near = gt[copies] + shift.astype(np.float32)
-        boxes = np.concatenate([near, random_boxes(rng, num_far, grid)]).astype(np.float32)
+        doubt = rng.random((len(copies), 1))  # how far off, and how far from sure
+        noise = rng.normal(0, 0.04 * limit, (len(copies), 4)) * doubt
+        near = gt[copies] + (rng.integers(-1, 2, (1, 4)) if grid else noise)
+        boxes = np.concatenate([near, random_boxes(rng, num_far, grid, limit)]).astype(np.float32)
         labels = np.concatenate([gt_labels[copies], rng.integers(1, num_classes + 1, num_far)])
-        scores = rng.random(len(boxes)).astype(np.float32)
-        if score_levels:
-            scores = np.round(scores * score_levels).astype(np.float32) / score_levels
+        sure = 1 - doubt[:, 0] * rng.random(len(copies))
+        scores = np.concatenate([sure, 0.6 * rng.random(num_far)]).astype(np.float32)
+        if levels:
+            scores = np.round(scores * levels).astype(np.float32) / np.float32(levels)
         predictions.append({"boxes": boxes, "labels": labels, "scores": scores})
         targets.append(target)
     return predictions, targets
+
+
+# Equal overlaps (grid) and equal scores (levels) among them.
+random_cases = st.builds(
+    random_case,
+    seed=st.integers(0, 2**32 - 1),
+    num_images=st.integers(0, 12),
+    num_classes=st.integers(1, 4),
+    grid=st.sampled_from([None, 5, 20]),
+    levels=st.sampled_from([None, 2, 10]),
+)
 
 
 def image(boxes, scores=None, labels=None, **extra):
@@ -128,7 +144,11 @@ def image(boxes, scores=None, labels=None, **extra):
 def evaluate(predictions, targets, classes=1, threshold=0.5, batch_size=3):
     """An evaluator that has seen these images; ``classes`` are names or their number."""
     names = CLASSES[:classes] if isinstance(classes, int) else classes
-    evaluator = VOCEvaluator(names, threshold)
+    return fed(VOCEvaluator(names, threshold), predictions, targets, batch_size)
+
+
+def fed(evaluator, predictions, targets, batch_size):
+    """The evaluator once it has seen these images."""
     for first in range(0, len(predictions), batch_size):
         part = slice(first, first + batch_size)
         evaluator.update(predictions[part], targets[part])

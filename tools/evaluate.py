@@ -12,10 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from detmix.data import VOCDetection
 from detmix.data.loaders import eval_loader
 from detmix.evaluation import score_predictions
+from detmix.evaluation.coco.backend import Backend
+from detmix.evaluation.results import IouType
 from detmix.training import TrainConfig, load_detector, parse_args
 from detmix.training.build import build_test_set, open_dataset
 from detmix.training.console import run_tool
@@ -62,11 +65,8 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
     check_before(dataset, parsed.backend)
-    loader = eval_loader(
-        build_test_set(config, dataset),
-        config.data.eval_batch_size,
-        **loader_share(accelerator, config.data.workers),
-    )
+    images, share = build_test_set(config, dataset), loader_share(accelerator, config.data.workers)
+    loader = eval_loader(images, config.data.eval_batch_size, **share)
     if accelerator.is_main_process:  # what cannot be written to is told before the work
         folder.mkdir(parents=True, exist_ok=True)
     found = detect(model.to(accelerator.device), loader, accelerator, truth=dataset)
@@ -111,28 +111,19 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "source",
         type=Path,
-        help="best.pt or last.pt of a run folder, a folder of the VOC devkit's result files, or a "
-        "predictions.json; goes first",
+        help="best.pt or last.pt of a run, a folder of the devkit's files, or "
+        "a predictions.json; goes first",
     )
     add(
         "--save",
         type=Path,
-        help="folder for results.json, the devkit's result files, predictions.json and "
-        "ground_truth.json; by default 'evaluation' beside the checkpoint",
+        help="folder for results.json and what was found, in the formats of "
+        "the devkit and of COCO; by default 'evaluation' beside the checkpoint",
     )
     add("--report", action="store_true", help="write report.html and its pictures there, too")
     add("--annotations", type=Path, help="score predictions against this COCO annotation file")
-    add(
-        "--iou_type",
-        choices=("bbox", "segm", "keypoints"),
-        help="what to score, with --annotations; bbox by default",
-    )
-    add(
-        "--backend",
-        choices=("auto", "pycocotools", "faster-coco-eval"),
-        default="auto",
-        help="what computes COCO's AP",
-    )
+    add("--iou_type", choices=get_args(IouType), help="with --annotations; bbox by default")
+    add("--backend", choices=get_args(Backend), default="auto", help="what computes COCO's AP")
     return parser
 
 

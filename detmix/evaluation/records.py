@@ -4,8 +4,9 @@ What comes out of here is trusted. Shape legend: N detections or objects of all 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
@@ -18,13 +19,15 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
-# Of each field the NumPy kinds it may be of, its least precision and the shape of a row.
+# Of each field the NumPy kinds it may be of, its least precision and the end of a row's shape.
 _FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
     "boxes": ("fiu", np.float32, (4,)),
     "labels": ("iu", np.int64, ()),
     "scores": ("fiu", np.float32, ()),
     "difficult": ("biu", np.bool_, ()),
     "iscrowd": ("biu", np.bool_, ()),
+    "area": ("fiu", np.float32, ()),
+    "keypoints": ("fiu", np.float32, (3,)),
 }
 
 
@@ -85,8 +88,8 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's."""
-    known = get_args(choices)
+    """Raise ValueError unless the value of the setting ``name`` is one of a Literal's or a list."""
+    known = get_args(choices) or choices
     if value not in known:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
@@ -105,90 +108,97 @@ def read_batch(
             "one as of the other"
         )
     image_ids: list[ImageId] = [None] * len(targets)  # filled in, so that errors can tell them
-    reader = RecordReader("targets", image_ids, num_classes)
-    for index, target in enumerate(targets):
-        image_ids[index] = reader.image_id(index, target)
-    most = None if any_label else num_classes
-    detections = RecordReader("predictions", image_ids, most).read(predictions, "scores")
-    objects = reader.read(targets, "difficult")
-    return Batch(image_ids, detections, objects, reader.flags("iscrowd", targets, objects.counts))
+    there = Records("targets", targets, image_ids)
+    for index in range(len(targets)):
+        image_ids[index] = there.image_id(index)
+    found = Records("predictions", predictions, image_ids)
+    detections = found.read("scores", None if any_label else num_classes)
+    objects = there.read("difficult", num_classes)
+    return Batch(image_ids, detections, objects, there.column("iscrowd").astype(bool))
 
 
 @dataclass(frozen=True)
-class RecordReader:
-    """Reads one of the two lists; knows enough to say where something is wrong."""
+class Records:
+    """One of a batch's two lists; knows enough to say where something is wrong."""
 
     name: str
+    records: Sequence[Record]
     image_ids: list[ImageId]
-    num_classes: int | None
 
-    def image_id(self, index: int, target: Record) -> ImageId:
-        """The id as int or str; None where there is none."""
+    @cached_property
+    def counts(self) -> IntArray:
+        """How many boxes each record has."""
+        shapes = [as_array(record["boxes"]).shape for record in self.records]
+        return np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
+
+    def image_id(self, index: int) -> ImageId:
+        """A target's id as int or str; None where there is none."""
+        target = self.records[index]
         value: Any = target.get("image_id") if isinstance(target, Mapping) else None
         is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
         if is_array and np.prod(value.shape) == 1:
             value = value.item()
         if value is not None and not isinstance(value, int | str):
-            raise self._error(index, f"image_id is {value!r}, expected one int or str")
+            raise self.error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
-    def read(self, records: Sequence[Record], extra: str) -> Columns:
+    def read(self, extra: str, num_classes: int | None) -> Columns:
         """The images' detections (``extra`` is "scores") or objects ("difficult"), joined."""
         keys = ("boxes", "labels", "scores") if extra == "scores" else ("boxes", "labels")
-        for index, record in enumerate(records):
+        for index, record in enumerate(self.records):
             if not isinstance(record, Mapping):
-                raise self._error(index, f"is a {type(record).__name__}, expected a dict")
-            if missing := [key for key in keys if key not in record]:
-                got = f"has no {missing[0]!r}, only {sorted(map(str, record))}"
-                raise self._error(index, f"{got}; expected {', '.join(keys)}")
-        shapes = [as_array(record["boxes"]).shape for record in records]
-        counts = np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
-        boxes, labels, values = (
-            self._column(key, records, counts) for key in ("boxes", "labels", extra)
-        )
-        if self.num_classes is not None:
-            known = (labels >= 1) & (labels <= self.num_classes)
-            self._check_rows(counts, known, "labels", labels, f"1..{self.num_classes}")
+                raise self.error(index, f"is a {type(record).__name__}, expected a dict")
+            self.require(index, *keys)
+        boxes, labels, values = map(self.column, ("boxes", "labels", extra))
+        if num_classes is not None:
+            known = (labels >= 1) & (labels <= num_classes)
+            self.check_rows(known, "labels", labels, f"1..{num_classes}")
         for key, column in (("boxes", boxes), (extra, values)):
-            self._check_rows(counts, np.isfinite(column), key, column, "finite numbers")
+            self.check_rows(np.isfinite(column), key, column, "finite numbers")
         if extra == "difficult":
-            ordered = boxes[:, :2] <= boxes[:, 2:]
-            self._check_rows(counts, ordered, "boxes", boxes, "x1 <= x2 and y1 <= y2")
+            self.check_rows(boxes[:, :2] <= boxes[:, 2:], "boxes", boxes, "x1 <= x2 and y1 <= y2")
             values = values.astype(bool)
-        return Columns(counts, boxes, labels.astype(np.int64, copy=False), values)
+        return Columns(self.counts, boxes, labels.astype(np.int64, copy=False), values)
 
-    def flags(self, key: str, targets: Sequence[Record], counts: IntArray) -> BoolArray:
-        """A flag ``(N,)`` for each object, False where it is absent."""
-        return self._column(key, targets, counts).astype(bool)
+    def require(self, index: int, *keys: str) -> None:
+        """Raise unless a record has all keys."""
+        if missing := [key for key in keys if key not in self.records[index]]:
+            got = f"has no {missing[0]!r}, only {sorted(map(str, self.records[index]))}"
+            raise self.error(index, f"{got}; expected {', '.join(keys)}")
 
-    def _column(self, key: str, records: Sequence[Record], counts: IntArray) -> NDArray[Any]:
-        """A copy of a field of all images, zeros where it is absent."""
+    def needed(self, key: str) -> Iterator[tuple[int, Any]]:
+        """A field, with the record's index, of all records with boxes; these need it."""
+        for index in np.flatnonzero(self.counts).tolist():
+            self.require(index, key)
+            yield index, self.records[index][key]
+
+    def column(self, key: str, *inner: int) -> NDArray[Any]:
+        """A copy ``(N, *inner, …)`` of a field of all images, zeros where it is absent."""
         kinds, least, row = _FIELDS[key]
+        row = (*inner, *row)
         arrays = [np.zeros((0, *row), least)]
-        for index, (record, num) in enumerate(zip(records, counts.tolist(), strict=True)):
+        for index, (record, num) in enumerate(zip(self.records, self.counts.tolist(), strict=True)):
             array = as_array(record.get(key, np.zeros((num, *row), least)))
             if array.shape != (num, *row):
                 expected = f"expected {(num, *row)}: one for each box"
-                raise self._error(index, f"{key} have shape {array.shape}, {expected}")
+                raise self.error(index, f"{key} of shape {array.shape}, {expected}")
             if num and array.dtype.kind not in kinds:
                 expected = "numbers" if "f" in kinds else "integers"
-                raise self._error(index, f"{key} are {array.dtype}, expected {expected}")
+                raise self.error(index, f"{key} of {array.dtype}, expected {expected}")
             if num:  # an empty list says nothing of the precision
                 arrays.append(array)
         return np.concatenate(arrays)
 
-    def _check_rows(
-        self, counts: IntArray, good: BoolArray, key: str, values: NDArray[Any], expected: str
-    ) -> None:
-        """Raise unless all of ``good``, ``(N,)`` or ``(N, coordinates)``, holds."""
+    def check_rows(self, good: BoolArray, key: str, values: NDArray[Any], expected: str) -> None:
+        """Raise unless all of ``good (N, …)`` holds."""
         if good.all():
             return
         row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
-        index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
-        within = row - counts[:index].sum()
-        raise self._error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
+        index = int(np.searchsorted(np.cumsum(self.counts), row, side="right"))
+        within = row - self.counts[:index].sum()
+        raise self.error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
 
-    def _error(self, index: int, message: str) -> ValueError:
+    def error(self, index: int, message: str) -> ValueError:
         """An error that says which record of which list, and which image, it is about."""
         image_id = self.image_ids[index]
         suffix = "" if image_id is None else f" (image_id {image_id!r})"

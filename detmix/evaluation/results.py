@@ -1,13 +1,16 @@
 """What VOC and COCO evaluations found: tables, plain values, and VOC's curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from detmix.evaluation.voc.ap import Interpolation, OperatingPoint, PrecisionRecallCurve
 
 IouType = Literal["bbox", "segm", "keypoints"]
+Row = tuple[Any, ...]
+Table = tuple[list[Row], list[Row], list[Row]]
+Column = tuple[str, Mapping[str, Any], Any]  # header, values by class, and what stands below them
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,13 +19,11 @@ class VOCResult:
 
     Attributes:
         mean_ap: mean over the classes that have objects, in [0, 1]; NaN where none has.
-        ap: average precision by class name, NaN for a class without objects.
+        ap: by class name, NaN for a class without objects.
         classes: the class names in the order of their labels 1..C.
         num_objects: by class name, objects that are not difficult.
         num_detections: by class name, all detections, also those that count neither way.
-        curves: by class name.
         iou_threshold: a match overlaps by strictly more.
-        interpolation: ``"11point"`` or ``"all-point"``.
         num_images: distinct images evaluated.
     """
 
@@ -51,22 +52,10 @@ class VOCResult:
 
     def __str__(self) -> str:
         """The table: one line for each class, the mean, and what some of the columns mean."""
-        rows = [
-            (
-                name,
-                ap_text(self.ap[name]),
-                *(ap_text(value, 3) for value in (point.precision, point.recall, point.score)),
-                self.num_objects[name],
-                self.num_detections[name],
-            )
-            for name, point in self.best_f1().items()
-        ]
         what = f"mean ({self.interpolation}, IoU > {self.iou_threshold:g})"
-        objects, detections = sum(self.num_objects.values()), sum(self.num_detections.values())
-        mean = (what, ap_text(self.mean_ap), "", "", "", objects, detections)
-        header = ("class", "AP", "precision", "recall", "score", "objects", "detections")
+        columns = [("AP", self.ap, self.mean_ap), *best_columns(self, digits=3)]
         note = "precision, recall: of the detections from this score up, where F1 is highest"
-        return "\n".join([*align([header], rows, [mean]), note])
+        return "\n".join([*align(*class_table(what, [*columns, *count_columns(self)])), note])
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,21 +116,10 @@ class COCOResult:
 
     def __str__(self) -> str:
         """The table: one line for each class, then the mean, then AP and AR by area."""
-        rows = [
-            (
-                name,
-                ap_text(self.ap_by_class[name]),
-                ap_text(self.ap50_by_class[name]),
-                self.num_objects[name],
-                self.num_detections[name],
-            )
-            for name in self.classes
-        ]
         what = f"mean ({self.iou_type}, IoU 0.50:0.95)"
-        counts = sum(self.num_objects.values()), sum(self.num_detections.values())
-        mean = (what, ap_text(self.ap), ap_text(self.ap50), *counts)
-        header = ("class", "AP", "AP50", "objects", "detections")
-        return "\n".join([*align([header], rows, [mean]), "", *self.area_lines()])
+        aps = [("AP", self.ap_by_class, self.ap), ("AP50", self.ap50_by_class, self.ap50)]
+        lines = align(*class_table(what, [*aps, *count_columns(self)]))
+        return "\n".join([*lines, "", *self.area_lines()])
 
     def area_lines(self) -> list[str]:
         """AP and AR by IoU and area, as lines of a table."""
@@ -158,7 +136,33 @@ class COCOResult:
         return lines
 
 
-def align(*parts: Sequence[tuple[Any, ...]]) -> list[str]:
+def count_columns(result: VOCResult | COCOResult) -> list[Column]:
+    """Objects and detections."""
+    counts = {"objects": result.num_objects, "detections": result.num_detections}
+    return [(name, of_class, sum(of_class.values())) for name, of_class in counts.items()]
+
+
+def best_columns(result: VOCResult, digits: int = 4) -> list[Column]:
+    """Precision, recall and score where F1 is highest."""
+    best = result.best_f1().items()
+    return [
+        (key, {name: ap_text(getattr(point, key), digits) for name, point in best}, "")
+        for key in ("precision", "recall", "score")
+    ]
+
+
+def class_table(last: str, columns: Sequence[Column], first: str = "class") -> Table:
+    """The header, a row for each class and the row named ``last``; of text and integers."""
+    headers, by_class, below = zip(*columns, strict=True)
+
+    def row(name: str, values: Iterable[Any]) -> Row:
+        return name, *(ap_text(each) if isinstance(each, float) else each for each in values)
+
+    rows = [row(name, (values[name] for values in by_class)) for name in by_class[0]]
+    return [(first, *headers)], rows, [row(last, below)]
+
+
+def align(*parts: Sequence[Row]) -> list[str]:
     """Lines of equal width, the first column to the left; rules between the parts of the table."""
     columns = zip(*(row for part in parts for row in part), strict=True)
     widths = [max(len(str(cell)) for cell in column) for column in columns]

@@ -1,7 +1,14 @@
-"""Samples, predictions and results as pictures."""
+"""Samples, predictions and results as pictures.
 
-from detmix.pictures.curves import plot_box_weights, plot_learning_curve, plot_precision_recall
-from detmix.pictures.errors import plot_errors
+All take the path to write to, whose ending chooses the format, and return it.
+"""
+
+from detmix.pictures.charts import (
+    plot_box_weights,
+    plot_errors,
+    plot_learning_curve,
+    plot_precision_recall,
+)
 from detmix.pictures.images import plot_batch, plot_predictions
 
 __all__ = [

@@ -37,7 +37,7 @@ _PER_OBJECT = (
 def plot_batch(
     images: Sequence[Tensor], targets: Sequence[Target], classes: Sequence[str], path: str | Path
 ) -> Path:
-    """Draw a (mixed) batch, every box with its class and weight; return the path written.
+    """Draw a (mixed) batch, every box with its class and weight.
 
     Boxes of one source image share a colour, without ``source`` boxes of equal weight; above each
     panel stand its ``sources`` and their weights. Masks and keypoints are drawn too.
@@ -48,7 +48,7 @@ def plot_batch(
             as `encode_masks` takes them, ``keypoints (N, K, 3)``, ``source (N,)``, the ``image_id``
             of each object's image, and ``sources``, the name of each image mixed by ``image_id``.
         classes: the C class names without the background.
-        path: picture to write; its ending chooses the format.
+        path: of the picture.
 
     Raises:
         ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
@@ -89,25 +89,22 @@ def plot_predictions(
     path: str | Path,
     score_threshold: float = 0.5,
 ) -> Path:
-    """Draw predictions beside the ground truth, with masks and keypoints; return the path written.
+    """Draw predictions beside the ground truth, with masks and keypoints.
 
     Each class has a colour. With ``outcomes`` and ``missed``, colours say instead what is right and
     what is wrong: correct detections and found objects are blue, false detections, with their kind
     in words, and missed objects vermillion, what does not count grey.
 
     Args:
-        images: as of `plot_batch`.
+        images: these, ``classes``, ``path`` and errors are as of `plot_batch`.
         predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``, and maybe ``masks`` and
             ``keypoints``, and ``outcomes``, D of `detmix.evaluation.errors.result.OUTCOMES`.
         targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints``,
             ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed, ``missed``, G flags, which goes
             with ``outcomes``, and ``name``, a title.
-        classes: the C class names without the background.
-        path: picture to write; its ending chooses the format.
+        classes: the C class names.
+        path: of the picture.
         score_threshold: predictions below it are left out.
-
-    Raises:
-        ValueError: as of `plot_batch`.
     """
     _check(images, targets=targets, predictions=predictions)
     what = f"predictions of score ≥ {score_threshold:g}" if score_threshold > 0 else "predictions"

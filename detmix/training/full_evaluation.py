@@ -23,7 +23,15 @@ from detmix.evaluation import (
     write_voc_results,
 )
 from detmix.evaluation.coco.backend import Backend, check_backend
-from detmix.evaluation.results import IouType, align, ap_text
+from detmix.evaluation.results import (
+    IouType,
+    Table,
+    align,
+    ap_text,
+    best_columns,
+    class_table,
+    count_columns,
+)
 from detmix.evaluation.voc.devkit_files import file_name
 from detmix.files import write_text
 from detmix.training.build import DetectionData, build_coco_evaluator
@@ -56,26 +64,19 @@ class FullEvaluation:
         write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
         return path
 
-    def class_table(self) -> tuple[list[str], list[tuple[Any, ...]], tuple[Any, ...]]:
-        """Return the header, a row for each class and the row of the mean, of text and integers."""
-        voc, voc07, coco = self.voc, self.voc07, list(self.coco.values())
-        header = ["class", "AP", "AP 07", *(_COCO_COLUMNS[result.iou_type] for result in coco)]
-        header += ["objects", "detections", "precision", "recall", "score"]
-        rows: list[tuple[Any, ...]] = []
-        for name, best in voc.best_f1().items():
-            aps = (voc.ap[name], voc07.ap[name], *(result.ap_by_class[name] for result in coco))
-            counts = (voc.num_objects[name], voc.num_detections[name])
-            at_best = (best.precision, best.recall, best.score)
-            rows.append((name, *map(ap_text, aps), *counts, *map(ap_text, at_best)))
-        aps = (voc.mean_ap, voc07.mean_ap, *(result.ap for result in coco))
-        counts = sum(voc.num_objects.values()), sum(voc.num_detections.values())
-        return header, rows, ("mean", *map(ap_text, aps), *counts, "", "", "")
+    def class_table(self) -> Table:
+        """Return the header, a row for each class and the mean's."""
+        voc, voc07 = self.voc, self.voc07
+        aps = [("AP", voc.ap, voc.mean_ap), ("AP 07", voc07.ap, voc07.mean_ap)]
+        aps += [
+            (_COCO_COLUMNS[name], coco.ap_by_class, coco.ap) for name, coco in self.coco.items()
+        ]
+        return class_table("mean", [*aps, *count_columns(voc), *best_columns(voc)])
 
     def __str__(self) -> str:
         """One line for each class, the means, COCO's AP by area, errors by kind."""
-        header, rows, mean = self.class_table()
         lines = [
-            *align([tuple(header)], rows, [mean]),
+            *align(*self.class_table()),
             "",
             f"{self.voc.num_images} images; precision and recall at the score of the best F1",
             f"VOC, IoU > {self.voc.iou_threshold:g}",

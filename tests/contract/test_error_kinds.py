@@ -1,13 +1,15 @@
-"""Kinds of errors against a per-detection loop, re-evaluated repairs and cases worked by hand."""
+"""Kinds of errors against a per-detection loop and re-evaluated repairs."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from voc_oracle import CLASSES, evaluate, image, random_case
+from torchvision.ops import box_iou
+from voc_oracle import CLASSES, evaluate, random_case, random_cases
 
 from detmix.data import VOC_CLASSES
 from detmix.evaluation import VOCEvaluator, analyze_errors, worst_images
@@ -19,31 +21,23 @@ GROUPS = (("c0", "c1"), ("c1", "c2"))  # c0 and c2 are not similar
 # ---------------------------------------------------------------------------- the oracle: a loop
 
 
-def overlap(a, b):
-    ax1, ay1, ax2, ay2 = map(float, a)
-    bx1, by1, bx2, by2 = map(float, b)
-    width, height = min(ax2, bx2) - max(ax1, bx1), min(ay2, by2) - max(ay1, by1)
-    if width <= 0 or height <= 0:
-        return 0.0
-    inter = width * height
-    return inter / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter)
-
-
 def first_best(ious):
     """The first object of highest overlap and the overlap; ``ious`` by object."""
     return max(ious.items(), key=lambda item: item[1], default=(-1, 0.0))
 
 
-def diagnose(prediction, target, groups, t, b):
-    """Outcomes and, if repaired, objects of an image's detections; which objects are found."""
-    outcomes, objects = [""] * len(prediction["scores"]), [-1] * len(prediction["scores"])
-    found, taken = set(), set()
-    for d in sorted(range(len(outcomes)), key=lambda d: -prediction["scores"][d]):
+def diagnose(prediction, target, t, b):
+    """Of an image's detections the outcomes, the objects if repaired, and the objects found."""
+    num = len(prediction["scores"])
+    outcomes, objects, hits, taken = [""] * num, [-1] * num, [-1] * num, set()
+    sides = (torch.from_numpy(record["boxes"]).double() for record in (prediction, target))
+    overlaps = box_iou(*sides).nan_to_num().tolist()
+    for d in sorted(range(num), key=lambda d: -prediction["scores"][d]):
         label = prediction["labels"][d]
-        ious = {g: overlap(prediction["boxes"][d], box) for g, box in enumerate(target["boxes"])}
+        ious = dict(enumerate(overlaps[d]))
         g, iou = first_best({g: v for g, v in ious.items() if target["labels"][g] == label})
         if iou > t:
-            found.add(g)
+            hits[d] = g
             if target["difficult"][g]:
                 outcomes[d] = "ignored"
             elif g in taken:
@@ -56,7 +50,7 @@ def diagnose(prediction, target, groups, t, b):
             outcomes[d] = "localization"
             objects[d] = -1 if target["difficult"][g] else g
             continue
-        near = {CLASSES[label - 1]}.union(*(s for s in groups if CLASSES[label - 1] in s))
+        near = {CLASSES[label - 1]}.union(*(s for s in GROUPS if CLASSES[label - 1] in s))
         similar = {g: v for g, v in ious.items() if CLASSES[target["labels"][g] - 1] in near}
         outcomes[d] = "background"
         for kind, of_kind in (("similar_class", similar), ("other_class", ious)):
@@ -65,7 +59,7 @@ def diagnose(prediction, target, groups, t, b):
                 outcomes[d] = kind
                 objects[d] = -1 if iou <= t or target["difficult"][g] else g
                 break
-    return outcomes, objects, found
+    return outcomes, objects, hits
 
 
 def repair(prediction, target, outcomes, objects, kind):
@@ -88,20 +82,15 @@ def repair(prediction, target, outcomes, objects, kind):
     return {"boxes": boxes[keep], "labels": labels[keep], "scores": prediction["scores"][keep]}
 
 
-def check_against_the_loop(predictions, targets, num_classes, groups, threshold, background):
+def check_against_the_loop(predictions, targets, num_classes, threshold, background):
     evaluator = evaluate(predictions, targets, num_classes, threshold)
     result = evaluator.compute("all-point")
-    analysis = analyze_errors(evaluator.matching(), similar=groups, background_iou=background)
+    analysis = analyze_errors(evaluator.matching(), similar=GROUPS, background_iou=background)
     targets = [{"difficult": np.zeros(len(t["labels"]), bool)} | t for t in targets]
     images = list(zip(predictions, targets, strict=True))
-    found = [diagnose(*pair, groups, threshold, background) for pair in images]
+    found = [diagnose(*pair, threshold, background) for pair in images]
     outcomes = [outcome for of_image, _, _ in found for outcome in of_image]
     assert [OUTCOMES[kind] for kind in analysis.kinds] == outcomes
-    assert analysis.is_missed.tolist() == [
-        g not in of_image
-        for (_, _, of_image), target in zip(found, targets, strict=True)
-        for g in range(len(target["labels"]))
-    ]
     for kind in KINDS:
         repaired = [
             repair(*pair, *of_image[:2], kind) for pair, of_image in zip(images, found, strict=True)
@@ -111,6 +100,7 @@ def check_against_the_loop(predictions, targets, num_classes, groups, threshold,
         assert analysis.ap_gain[kind] == expected, kind
     assert analysis.mean_ap == pytest.approx(result.mean_ap, abs=1e-12, nan_ok=True)
     check_counts(analysis, result, predictions, outcomes)
+    check_images(analysis, result, images, found)
     return analysis
 
 
@@ -133,99 +123,68 @@ def check_counts(analysis, result, predictions, outcomes):
             assert analysis.counts[scope][name] == counts
 
 
+def check_images(analysis, result, images, found):
+    """What is missed, by size and difficulty, and the images with errors, the worst first."""
+    best = [point.score for point in result.best_f1().values()]
+    objects, worst = [], []
+    for index, ((prediction, target), (outcomes, _, hits)) in enumerate(
+        zip(images, found, strict=True)
+    ):
+        scores, labels = prediction["scores"], prediction["labels"]
+        ranked = np.argsort(-scores, kind="stable").tolist()
+        shown = [d for d in ranked if scores[d] >= best[labels[d] - 1]]
+        hits_shown, outcomes = [hits[d] for d in shown], tuple(outcomes[d] for d in shown)
+        lost = []
+        for g, (x1, y1, x2, y2) in enumerate(target["boxes"]):
+            late, difficult = g not in hits_shown, bool(target["difficult"][g])
+            objects.append(((x2 - x1) * (y2 - y1), difficult, g not in hits, late))
+            lost.append(late and not difficult)
+        num_correct = outcomes.count("correct")
+        num_errors = sum(outcome in KINDS for outcome in outcomes) + sum(lost)
+        if num_errors:
+            f1 = 2 * num_correct / (2 * num_correct + num_errors)
+            boxes = prediction["boxes"][shown].tolist(), target["boxes"].tolist()
+            worst.append((f1, -num_errors, index, outcomes, lost, *boxes))
+    matching = analysis.matching
+    for each, expected in zip(worst_images(analysis, len(images)), sorted(worst), strict=True):
+        boxes = matching.det_boxes[each.detections], matching.gt_boxes[each.objects]
+        got = (each.f1, -each.num_errors, each.image, each.outcomes, each.is_missed.tolist())
+        assert (*got, *(rows.tolist() for rows in boxes)) == expected
+    assert len(worst_images(analysis, 1)) == min(len(worst), 1)
+    assert [missed for _, _, missed, _ in objects] == analysis.is_missed.tolist()
+    limits = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
+    for of_difficulty, by_size in ((False, analysis.missed), (True, analysis.missed_difficult)):
+        for size, (low, high) in (limits | {"all": (0, np.inf)}).items():
+            own = [
+                (missed, late)
+                for area, difficult, missed, late in objects
+                if difficult == of_difficulty and low <= area < high
+            ]
+            counts = [len(own), *np.sum(own or [(0, 0)], axis=0)]
+            shares = [count / len(own) if own else math.nan for count in counts[1:]]
+            expected = counts[0], counts[1], shares[0], counts[2], shares[1]
+            got = tuple(by_size[size].as_dict().values())
+            np.testing.assert_allclose(got, expected, err_msg=size)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num_images=st.integers(0, 8),
-    num_classes=st.integers(1, 4),
-    grid=st.sampled_from([None, 5, 20]),
-    score_levels=st.sampled_from([None, 2, 10]),
-    thresholds=st.sampled_from([(0.5, 0.1), (0.5, 0.5), (0.75, 0.25)]),
-)
-def test_equals_the_loop(seed, num_images, num_classes, grid, score_levels, thresholds):
-    case = random_case(seed, num_images, num_classes, grid, score_levels)
-    groups = [tuple(name for name in g if name in CLASSES[:num_classes]) for g in GROUPS]
-    check_against_the_loop(*case, num_classes, groups, *thresholds)
+@given(random_cases, st.sampled_from([(0.5, 0.1), (0.5, 0.5), (0.75, 0.25)]))
+def test_equals_the_loop(case, thresholds):
+    check_against_the_loop(*case, 5, *thresholds)
+
+
+@pytest.mark.parametrize(("limit", "area"), [(100, 32**2), (240, 96**2)])
+def test_equals_the_loop_where_sizes_are_at_their_limits(limit, area):
+    case = random_case(4, 60, 4, grid=32, limit=limit)
+    x1, y1, x2, y2 = check_against_the_loop(*case, 4, 0.5, 0.1).matching.gt_boxes.T
+    assert area in ((x2 - x1) * (y2 - y1)).tolist()
 
 
 def test_equals_the_loop_on_a_large_set_with_all_kinds():
-    analysis = check_against_the_loop(*random_case(3, 300, 4), 4, GROUPS, 0.5, 0.1)
+    """And what is printed and saved of it."""
+    analysis = check_against_the_loop(*random_case(3, 300, 4), 4, 0.5, 0.1)
     assert all(count > 20 for count in analysis.totals("all").values())
     assert all(gain > 0.001 for gain in analysis.ap_gain.values())
-
-
-# ------------------------------------------------------------------------------- worked by hand
-
-UNIT, FAR = (0, 0, 10, 10), (50, 50, 60, 60)
-HALF, QUARTER = (0, 0, 10, 5), (0, 0, 5, 5)  # overlaps of exactly 1/2 and 1/4 with UNIT
-LABELS = {"cat": 1, "dog": 2, "cow": 3}
-
-
-def analyze(*images, **options):
-    """Each image is (objects, detections): class, box and what else there is."""
-    evaluator = VOCEvaluator(tuple(LABELS))
-    for number, (objects, detections) in enumerate(images):
-        target = image([o[1] for o in objects], labels=[LABELS[o[0]] for o in objects])
-        target["difficult"] = np.array([len(o) > 2 for o in objects], bool)
-        target["image_id"] = f"i{number}"
-        labels, boxes, scores = zip(*detections, strict=True) if detections else ((), (), ())
-        found = image(list(boxes), list(scores), [LABELS[label] for label in labels])
-        evaluator.update([found], [target])
-    return analyze_errors(evaluator.matching(), **options)
-
-
-@pytest.mark.parametrize(
-    ("label", "box", "options", "kind"),
-    [
-        ("cat", UNIT, {}, "correct"),
-        ("cat", HALF, {}, "localization"),  # the threshold itself is no match
-        ("cat", QUARTER, {"background_iou": 0.25}, "localization"),
-        ("cat", QUARTER, {"background_iou": 0.26}, "background"),
-        ("dog", QUARTER, {"background_iou": 0.25}, "other_class"),
-        ("dog", QUARTER, {"similar": [("cat", "dog")]}, "similar_class"),
-        ("dog", QUARTER, {"similar": [("dog", "cow")]}, "other_class"),
-        ("dog", UNIT, {"similar": [("cat", "dog")]}, "similar_class"),
-        ("dog", QUARTER, {"background_iou": 0.26}, "background"),
-        ("cat", FAR, {}, "background"),
-    ],
-)
-def test_kinds_at_their_limits(label, box, options, kind):
-    analysis = analyze(([("cat", UNIT)], [(label, box, 0.9)]), **({"similar": ()} | options))
-    totals = analysis.totals("all")
-    assert {name for name, count in totals.items() if count} == {kind}
-
-
-def test_missed_objects_by_size_and_difficulty():
-    sides = {"small": (31.999,), "medium": (32, 95.999), "large": (96, 200)}
-    objects = [("cat", (0, 0, side, side)) for of_size in sides.values() for side in of_size]
-    hit, low = ("cat", (300, 0, 310, 10), 0.9), ("cat", (400, 0, 410, 10), 0.1)
-    objects += [(hit[0], hit[1]), ("cat", low[1]), ("cat", (500, 0, 540, 40), "difficult")]
-    blunders = [("cat", (600, 10 * i, 610, 10 * i + 10), 0.5) for i in range(20)]
-    difficult_hit = ("cat", (500, 0, 540, 40), 0.2)
-    analysis = analyze((objects, [hit, low, difficult_hit, *blunders]))
-    assert analysis.best_f1_scores["cat"] == pytest.approx(0.9)
-    assert math.isnan(analysis.best_f1_scores["dog"])
-    numbers = {
-        size: (m.objects, m.missed, m.missed_at_best_f1) for size, m in analysis.missed.items()
-    }
-    expected = {"small": (3, 1, 2), "medium": (2, 2, 2), "large": (2, 2, 2), "all": (7, 5, 6)}
-    assert numbers == expected
-    medium = analysis.missed_difficult["medium"]
-    assert (medium.objects, medium.share, medium.share_at_best_f1) == (1, 0.0, 1.0)
-    assert math.isnan(analysis.missed_difficult["small"].share)
-
-
-def test_nothing_at_all():
-    analysis = analyze_errors(VOCEvaluator(CLASSES).matching())
-    assert math.isnan(analysis.mean_ap)
-    assert all(math.isnan(gain) for gain in analysis.ap_gain.values())
-    assert worst_images(analysis, 5) == []
-    assert json.loads(json.dumps(analysis.as_dict(), allow_nan=False))["mean_ap"] is None
-    assert "n/a" in str(analysis)
-
-
-def test_as_dict_and_table():
-    analysis = analyze_errors(evaluate(*random_case(3, 60, 4), 4).matching(), similar=GROUPS)
     values = json.loads(json.dumps(analysis.as_dict(), allow_nan=False))
     missed = analysis.missed["all"]
     assert values["similar"] == [list(group) for group in GROUPS]
@@ -235,9 +194,22 @@ def test_as_dict_and_table():
         assert totals == analysis.totals(scope)
         assert totals == {k: sum(of[k] for of in by_class.values()) for k in OUTCOMES}
     assert values["missed"]["all"] == missed.as_dict()
-    assert missed.share == pytest.approx(missed.missed / missed.objects)
     cells = {line.split("  ")[0]: line.split() for line in str(analysis).splitlines() if line}
     assert cells["all"][1:4] == [str(missed.objects), str(missed.missed), f"{missed.share:.1%}"]
+
+
+# ------------------------------------------------------------------- nothing, names, bad arguments
+
+
+def test_nothing_at_all():
+    analysis = analyze_errors(VOCEvaluator(CLASSES).matching())
+    assert math.isnan(analysis.mean_ap)
+    assert all(math.isnan(gain) for gain in analysis.ap_gain.values())
+    assert worst_images(analysis, 5) == []
+    with pytest.raises(ValueError, match="num is -1"):
+        worst_images(analysis, -1)
+    assert json.loads(json.dumps(analysis.as_dict(), allow_nan=False))["mean_ap"] is None
+    assert "n/a" in str(analysis)
 
 
 def test_hoiems_groups_are_the_default_for_voc_names_only():
@@ -263,43 +235,3 @@ def test_hoiems_groups_are_the_default_for_voc_names_only():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         analyze_errors(VOCEvaluator(CLASSES).matching(), **options)
-
-
-# ------------------------------------------------------------------------------------ worst images
-
-
-def test_worst_images_by_hand():
-    correct = [("cat", UNIT, 0.9)]
-    false = [("cat", (80, 0, 90, 9), 0.95)]
-    below = [("cat", (200, 0, 210, 10), 0.05), ("cat", (300, 0, 310, 10), 0.06)]
-    images = [
-        ([("cat", UNIT)], correct + below),  # no errors shown
-        ([("cat", UNIT)], correct + false),  # F1 2/3
-        ([("cat", UNIT), ("cat", FAR)], []),  # F1 0, two errors
-        ([("cat", UNIT), ("cat", FAR, "difficult")], [*correct, ("cat", FAR, 0.95)]),
-        ([], false),  # F1 0, one error
-        ([("cat", UNIT), ("cat", FAR)], correct),  # F1 2/3
-        ([("cat", UNIT, "difficult")], []),  # nothing is asked of it
-        *[([("cat", UNIT)], correct)] * 6,
-    ]
-    analysis = analyze(*images)
-    worst = worst_images(analysis, 10)
-    assert [(w.image, w.image_id, w.num_correct, w.num_false, w.num_missed) for w in worst] == [
-        (2, "i2", 0, 0, 2),
-        (4, "i4", 0, 1, 0),
-        (1, "i1", 1, 1, 0),
-        (5, "i5", 1, 0, 1),
-    ]
-    assert [w.f1 for w in worst] == pytest.approx([0, 0, 2 / 3, 2 / 3])
-    assert [w.num_errors for w in worst] == [2, 1, 1, 1]
-    third = worst[2]
-    assert third.outcomes == ("background", "correct")  # by decreasing score
-    boxes = analysis.matching.det_boxes[third.detections]
-    np.testing.assert_array_equal(boxes, [false[0][1], correct[0][1]])
-    assert third.is_missed.tolist() == [False]
-    assert worst[3].is_missed.tolist() == [False, True]
-    objects = analysis.matching.gt_boxes[worst[3].objects]
-    np.testing.assert_array_equal(objects, [UNIT, FAR])
-    assert [w.image for w in worst_images(analysis, 1)] == [2]
-    with pytest.raises(ValueError, match="num is -1"):
-        worst_images(analysis, -1)

@@ -10,20 +10,17 @@ from coco_oracle import (
     CATEGORY_IDS,
     IOU_TYPES,
     as_entries,
-    by_hand,
-    decode,
+    check_by_hand,
     evaluator_of,
     foreign_files,
     full_case,
-    only,
     uncompressed,
 )
 from coco_oracle import CLASSES as COCO_CLASSES
+from pycocotools import mask as coco_mask
 from voc_oracle import as_annotated, devkit_ap, evaluate, random_case
 
 from detmix.evaluation import (
-    COCOEvaluator,
-    VOCEvaluator,
     encode_masks,
     read_voc_results,
     score_predictions,
@@ -39,9 +36,11 @@ NOTHING = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.z
 
 @pytest.mark.parametrize(("seed", "grid"), [(0, None), (1, 5), (2, 20)])
 def test_the_devkit_finds_the_same_in_the_files_and_every_digit_comes_back(tmp_path, seed, grid):
-    predictions, targets = random_case(seed, 30, 3, grid, score_levels=20)
+    predictions, targets = random_case(seed, 30, 3, grid, levels=20)
     names = [f"{index:06d}" for index in range(30)]
-    paths = write_voc_results(tmp_path, names, predictions, CLASSES, image_set="val")
+    paths = write_voc_results(tmp_path / "new", names, predictions, CLASSES, image_set="val")
+    expected = [tmp_path / "new" / f"comp4_det_val_{name}.txt" for name in CLASSES]
+    assert paths == sorted((tmp_path / "new").iterdir()) == expected
     annotations = {
         name: list(zip(*as_annotated(CLASSES, target, "difficult"), strict=True))
         for name, target in zip(names, targets, strict=True)
@@ -53,7 +52,7 @@ def test_the_devkit_finds_the_same_in_the_files_and_every_digit_comes_back(tmp_p
         ap = devkit_ap(lines, annotations, name, "all-point")
         assert result.ap[name] == pytest.approx(ap, abs=1e-9, nan_ok=True)
 
-    back = read_voc_results(tmp_path, names, CLASSES, image_set="val")
+    back = read_voc_results(tmp_path / "new", names, CLASSES, image_set="val")
     for got, wrote in zip(back, predictions, strict=True):
         order = np.argsort(wrote["labels"], kind="stable")  # an image's detections come by class
         for key, values in wrote.items():
@@ -62,32 +61,8 @@ def test_the_devkit_finds_the_same_in_the_files_and_every_digit_comes_back(tmp_p
     for path in paths:  # the images in any order
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(sorted(lines, key=lambda line: line.split()[0], reverse=True)))
-    again = evaluate(read_voc_results(tmp_path, names, CLASSES), targets, CLASSES)
+    again = evaluate(read_voc_results(tmp_path / "new", names, CLASSES), targets, CLASSES)
     assert again.compute().as_dict() == result.as_dict()
-
-
-def test_devkit_files_to_the_letter(tmp_path):
-    predictions = [
-        {"boxes": [[0, 0, 10, 20]], "labels": [3], "scores": [0.5]},
-        NOTHING,
-        {"boxes": [[1.5, 2, 3, 4], [0, 1, 2, 3]], "labels": [1, 3], "scores": [0.25, 1e-7]},
-    ]
-    paths = write_voc_results(tmp_path / "new", ["000005", "a", "b"], predictions, CLASSES)
-    names = [f"comp4_det_test_{name}.txt" for name in CLASSES]
-    assert [path.name for path in paths] == names
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
-    assert [path.read_text() for path in paths] == [
-        "b 0.25 2.5 3.0 3.0 4.0\n",
-        "",
-        "000005 0.5 1.0 1.0 10.0 20.0\nb 1e-07 1.0 2.0 2.0 3.0\n",
-    ]
-
-
-@pytest.mark.parametrize("names", [["a", "b"], []])
-def test_images_without_detections_and_no_images(tmp_path, names):
-    write_voc_results(tmp_path, names, [NOTHING] * len(names), CLASSES)
-    back = read_voc_results(tmp_path, names, CLASSES)
-    assert [p["boxes"].shape for p in back] == [(0, 4)] * len(names)
 
 
 def test_devkit_files_of_other_tools(tmp_path):
@@ -105,9 +80,7 @@ def test_devkit_files_of_other_tools(tmp_path):
     np.testing.assert_array_equal(b["boxes"], [[10, 20, 30, 40], [1, 1, 3, 3]])
     assert (b["labels"].tolist(), b["scores"].tolist()) == ([1, 1], [0.5, 0.75])
     np.testing.assert_allclose(c["boxes"], [[1.3, 4.3, 1.3, 4.3]])
-    target = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "image_id": 1}
-    for evaluator in (VOCEvaluator(CLASSES), COCOEvaluator(CLASSES)):
-        evaluator.update([c], [target])
+    assert (c["boxes"][:, :2] <= c["boxes"][:, 2:]).all()
 
 
 BAD_LINES = (
@@ -130,6 +103,8 @@ def test_bad_lines_are_named(tmp_path, line):
 def test_finds_the_files_of_one_image_set(tmp_path):
     classes = ("dog", "hot_dog")
     record = {"boxes": np.ones((2, 4)), "labels": [1, 2], "scores": [0.5, 0.75]}
+    write_voc_results(tmp_path / "none", [], [], classes)
+    assert read_voc_results(tmp_path / "none", [], classes) == []
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_voc_results(tmp_path / "nowhere", ["a"], classes)
     (tmp_path / "comp3_det_val_dog.txt").write_text("")
@@ -192,29 +167,6 @@ def test_saved_predictions_score_the_same_to_the_last_bit(saved, iou_type):
     assert again.ap > 0.05
 
 
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_any_program_reads_the_saved_files(saved, iou_type):
-    """As keypoints difficult objects are ignored too, but their area says what lies near them."""
-    evaluator, paths = saved
-    results, ground_truth = (json.loads(path.read_text()) for path in paths)
-    stats, _ = by_hand(ground_truth, only(results, iou_type), iou_type)
-    result = evaluator.compute(iou_type)
-    assert {name: getattr(result, name) for name in stats} == pytest.approx(stats, abs=1e-12)
-    labelled = {e["num_keypoints"] for e in ground_truth["annotations"] if "difficult" in e}
-    assert labelled == {0}
-
-
-def test_detections_of_other_categories_are_not_saved(tmp_path):
-    boxes = torch.tensor([[0.0, 0, 9, 9]] * 2)
-    found = {"boxes": boxes, "labels": torch.tensor([90, 1]), "scores": torch.tensor([0.5, 0.9])}
-    there = {"boxes": boxes[:1], "labels": torch.tensor([1]), "image_id": 7}
-    evaluator = COCOEvaluator(["cat"], category_ids=[90], prediction_labels="category_id")
-    evaluator.update([found], [there])
-    paths = evaluator.save(tmp_path)
-    assert [entry["category_id"] for entry in json.loads(paths[0].read_text())] == [90]
-    assert score_predictions(*paths).ap == pytest.approx(1)
-
-
 def test_what_is_saved(tmp_path):
     predictions, targets = full_case(num_images=4)
     targets[0]["file_name"] = "one.jpg"
@@ -233,24 +185,13 @@ def test_foreign_files_score_as_pycocotools_says(tmp_path, iou_type):
     paths = foreign_files(tmp_path, iou_type)
     before = [path.read_bytes() for path in paths]
     results, ground_truth = map(json.loads, before)
-    stats, by_class = by_hand(ground_truth, results, iou_type)
     result = score_predictions(*map(str, paths), iou_type=iou_type, backend="pycocotools")
-    np.testing.assert_array_equal([getattr(result, name) for name in stats], [*stats.values()])
+    check_by_hand(result, ground_truth, results, iou_type)
     assert result.ap > 0.05
-    for name, category in zip(COCO_CLASSES, CATEGORY_IDS, strict=True):
-        pair = result.ap_by_class[name], result.ap50_by_class[name]
-        np.testing.assert_array_equal(pair, by_class[category])
     assert [path.read_bytes() for path in paths] == before
 
 
 # ------------------------------------------------------------------------------- run-length masks
-
-
-def test_encoded_masks_are_pycocotools_and_json():
-    masks = np.random.default_rng(0).random((4, 13, 17)) < 0.5
-    encoded = encode_masks(masks)
-    np.testing.assert_array_equal(decode(encoded).transpose(2, 0, 1), masks)
-    assert json.loads(json.dumps(encoded)) == encoded
 
 
 def test_all_forms_are_the_same_masks():
@@ -258,6 +199,8 @@ def test_all_forms_are_the_same_masks():
     probabilities[0, 0, 0] = 0.5  # not above it
     inside = probabilities[:, 0] > 0.5
     expected = encode_masks(inside)
+    np.testing.assert_array_equal(coco_mask.decode(expected).transpose(2, 0, 1), inside)
+    assert json.loads(json.dumps(expected)) == expected
     forms = [
         probabilities,
         torch.tensor(probabilities).requires_grad_(),

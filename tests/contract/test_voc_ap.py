@@ -8,16 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision import tv_tensors
 from voc_oracle import (
     INTERPOLATIONS,
     check_against_the_devkit,
     evaluate,
     image,
     random_case,
+    random_cases,
 )
 
-from detmix.evaluation import OperatingPoint, VOCEvaluator, analyze_errors, average_precision
+from detmix.evaluation import OperatingPoint, analyze_errors, average_precision
 
 CLASSES = ("cat", "dog", "cow")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,22 +27,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num_images=st.integers(0, 12),
-    num_classes=st.integers(1, 5),
-    grid=st.sampled_from([None, 5, 20]),
-    score_levels=st.sampled_from([None, 2, 10]),
-    threshold=st.sampled_from([0.3, 0.5, 0.75]),
-)
-def test_equals_the_devkit(seed, num_images, num_classes, grid, score_levels, threshold):
-    """Difficult objects, duplicates, equal overlaps (grid) and equal scores (levels) among them."""
-    case = random_case(seed, num_images, num_classes, grid, score_levels)
-    check_against_the_devkit(evaluate(*case, num_classes, threshold), *case, threshold)
+@given(random_cases, st.sampled_from([0.3, 0.5, 0.75]))
+def test_equals_the_devkit(case, threshold):
+    """Difficult objects, duplicates, equal overlaps and equal scores among them."""
+    check_against_the_devkit(evaluate(*case, 5, threshold), *case, threshold)
 
 
 def test_equals_the_devkit_on_a_large_set():
-    case = random_case(7, 300, 6, score_levels=50)
+    case = random_case(7, 300, 6, levels=50)
     mean_ap = check_against_the_devkit(evaluate(*case, 6, batch_size=64), *case)
     assert 0.1 < mean_ap < 0.95  # a case that says something
 
@@ -82,23 +74,14 @@ def test_by_hand(case):
         assert result.num_detections == {"cat": len(boxes)}
 
 
-def test_precision_recall_curve_by_hand():
-    """Detections of difficult objects are no points of it."""
-    difficult = torch.tensor([0, 0, 1, 0, 0])
-    found = image([UNIT, AWAY, [20, 20, 30, 30], FAR], [0.9, 0.8, 0.75, 0.7])
-    target = image([*FOUR, [200, 0, 210, 10]], difficult=difficult)
-    curve = evaluate([found], [target], ["cat"]).compute().curves["cat"]
-    np.testing.assert_allclose(curve.recall, [0.25, 0.25, 0.5])
-    np.testing.assert_allclose(curve.precision, [1, 0.5, 2 / 3])
-    np.testing.assert_allclose(curve.scores, [0.9, 0.8, 0.7])
-    assert average_precision(curve.recall, curve.precision, "11point") == pytest.approx(5 / 11)
+def test_no_other_interpolation():
     with pytest.raises(ValueError, match="101point"):
-        average_precision(curve.recall, curve.precision, "101point")
+        average_precision(np.zeros(0), np.zeros(0), "101point")
 
 
 def test_crowds_count_neither_way():
     """COCO's: any number of detections that lie in one with more than half of their own area."""
-    crowd, alone = [20, 2, 60, 62], [2, 2, 12, 12]
+    crowd, alone = [20, 2, 60, 62], [50, 4, 58, 20]  # found, though it lies in the crowd
     inside = [[22, 5, 32, 20], [30, 30, 58, 60], [15, 4, 30, 20]]  # two thirds of the last one
     outside = [10, 40, 28, 60]  # four ninths of it in the crowd
     found = image([*inside, alone, outside], [0.9, 0.7, 0.5, 0.3, 0.1])
@@ -108,141 +91,6 @@ def test_crowds_count_neither_way():
     assert result.mean_ap == 1
     assert result.num_objects == {"cat": 1}
     assert (totals["ignored"], totals["correct"], totals["background"]) == (3, 1, 1)
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_nothing_at_all(interpolation):
-    evaluator = VOCEvaluator(CLASSES, interpolation=interpolation)
-    assert math.isnan(evaluator.compute().mean_ap)
-    evaluator.update([], [])
-    evaluator.update([image([], [])], [image([])])
-    result = evaluator.compute()
-    assert result.num_images == 1
-    assert all(math.isnan(value) for value in result.ap.values())
-    assert average_precision(np.zeros(0), np.zeros(0), interpolation) == 0
-
-
-# -------------------------------------------------------------------------------- gathering state
-
-
-def test_batches_order_and_later_changes_of_the_input_change_nothing():
-    predictions, targets = random_case(3, 20, 3)
-    expected = evaluate(predictions, targets, 3, batch_size=20).compute().as_dict()
-    assert evaluate(predictions[::-1], targets[::-1], 3).compute().as_dict() == expected
-    evaluator = evaluate([], [], 3)
-    for i in range(20):
-        evaluator.update(predictions[i : i + 1], targets[i : i + 1])
-        evaluator.compute()  # in between
-    assert evaluator.compute().as_dict() == expected
-    evaluator.reset()
-    assert evaluator.compute().num_images == 0
-    evaluator.update(predictions, targets)
-    for record in (*predictions, *targets):
-        record["boxes"][:] = 0
-    assert evaluator.compute().as_dict() == expected
-
-
-def test_repeated_image_ids_are_dropped_and_images_without_always_count():
-    """As where processes share images out: the last ones get some twice."""
-    predictions, targets = random_case(5, 11, 3)
-    plain = evaluate(predictions, targets, 3).compute()
-    ids = [0, "000005", torch.tensor(7), torch.tensor([8]), np.int64(9), np.array([10])]
-    for index, target in enumerate(targets):
-        target["image_id"] = ids[index] if index < len(ids) else 100 + index
-    evaluator = evaluate(predictions, targets, 3)
-    repeats = [0, 1, 2, 3, 10]
-    evaluator.update([predictions[i] for i in repeats], [targets[i] for i in repeats])
-    evaluator.update([predictions[2]], [targets[2] | {"image_id": 7}])  # as int this time
-    assert evaluator.compute().as_dict() == plain.as_dict()
-    twice = [*predictions, predictions[0]], [*targets, targets[0]]  # within one batch
-    assert evaluate(*twice, 3, batch_size=12).compute().as_dict() == plain.as_dict()
-    del targets[0]["image_id"]
-    assert evaluate(predictions[:1] * 3, targets[:1] * 3, 3).compute().num_images == 3
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_one_batch_of_many_kinds(dtype):
-    """Arrays, tensors and their subclasses, of several precisions, on a GPU where there is one."""
-    predictions, targets = random_case(2, 12, 3, grid=5, score_levels=4)  # all precisions hold them
-    expected = evaluate(predictions, targets, 3).compute().as_dict()
-    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        for record in (prediction, target):
-            if index % 3:
-                record |= {k: torch.from_numpy(v).to(DEVICE) for k, v in record.items()}
-        if index % 3 == 1:
-            target["image_id"] = torch.tensor([index], device=DEVICE)
-            prediction |= {key: prediction[key].to(dtype) for key in ("boxes", "scores")}
-            target["boxes"] = tv_tensors.BoundingBoxes(
-                target["boxes"], format="XYXY", canvas_size=(99, 99)
-            )
-        if index % 3 == 2 and "difficult" in target:
-            target["difficult"] = target["difficult"].to(torch.uint8)
-    assert evaluate(predictions, targets, 3, batch_size=12).compute().as_dict() == expected
-
-
-BAD = {
-    "predictions": [
-        ("scores", None),
-        ("scores", torch.rand(1)),
-        ("scores", torch.tensor([0.5, math.nan])),
-        ("labels", torch.tensor([1, 4])),
-        ("labels", torch.tensor([0, 1])),
-        ("labels", torch.tensor([1.0, 2.0])),
-        ("boxes", torch.zeros(2, 5)),
-        ("boxes", torch.full((2, 4), math.nan)),
-    ],
-    "targets": [
-        ("labels", None),
-        ("labels", torch.tensor([1, -1])),
-        ("boxes", torch.tensor([[0, 0, 1, math.inf]] * 2)),
-        ("boxes", torch.tensor([[0.0, 0, 1, 1], [9, 9, 5, 20]])),
-        ("difficult", torch.tensor([1])),
-        ("difficult", torch.tensor([0.5, 0.0])),
-    ],
-}
-
-
-@pytest.mark.parametrize("side", BAD)
-def test_bad_input_is_named_and_nothing_of_it_is_kept(side):
-    good = {
-        "predictions": [image([UNIT], [0.5]), image([UNIT, FAR], [0.5, 0.4])],
-        "targets": [image([UNIT], image_id=41), image([UNIT, FAR], image_id=42)],
-    }
-    evaluator = VOCEvaluator(CLASSES)
-    for key, value in BAD[side]:
-        changed = {k: v for k, v in (good[side][1] | {key: value}).items() if v is not None}
-        with pytest.raises(ValueError, match=rf"{side}\[1\].*42.*{key}"):
-            evaluator.update(**(good | {side: [good[side][0], changed]}))
-    evaluator.update(**good)  # no id is remembered either
-    assert evaluator.compute().num_images == 2
-
-
-@pytest.mark.parametrize(
-    ("predictions", "targets", "message"),
-    [
-        ([], [image([UNIT])], "0 predictions and 1 targets"),
-        ([None], [image([UNIT])], r"predictions\[0\]: is a NoneType"),
-        ([image([], [])], [image([], image_id=0.5)], r"targets\[0\].*image_id is 0.5"),
-    ],
-)
-def test_bad_lists(predictions, targets, message):
-    with pytest.raises(ValueError, match=message):
-        VOCEvaluator(CLASSES).update(predictions, targets)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"classes": []}, "classes"),
-        ({"classes": ["a", "b", "a"]}, "classes.* a "),
-        ({"classes": "cat"}, "'cat'"),
-        ({"iou_threshold": 1.0}, "iou_threshold is 1.0"),
-        ({"interpolation": "101point"}, "'101point'"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        VOCEvaluator(**({"classes": CLASSES} | options))
 
 
 # ----------------------------------------------------------------------------- best F1, as JSON
@@ -268,10 +116,10 @@ def test_result_as_json():
     assert plain["mean_ap"] == 0.25
 
 
-@pytest.mark.parametrize(("seed", "score_levels"), [(0, None), (1, None), (2, 4), (3, 4)])
-def test_best_f1_is_the_best_of_what_thresholds_leave(seed, score_levels):
+@pytest.mark.parametrize(("seed", "levels"), [(0, None), (1, None), (2, 4), (3, 4)])
+def test_best_f1_is_the_best_of_what_thresholds_leave(seed, levels):
     """Leave out detections below each score there is, evaluate the rest and take its last point."""
-    predictions, targets = random_case(seed, 20, 3, grid=5, score_levels=score_levels)
+    predictions, targets = random_case(seed, 20, 3, grid=5, levels=levels)
     best = {}
     for score in np.unique(np.concatenate([p["scores"] for p in predictions]))[::-1]:
         left = [{k: v[p["scores"] >= score] for k, v in p.items()} for p in predictions]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
-_MOST_EXACT = 2**53
+_MOST_EXACT = 2**53  # of the integers that floats hold
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
 
@@ -61,9 +61,7 @@ def score_entries(
     # box besides (pycocotools' ``loadRes`` would take the box's). Annotations must have ids from 1:
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
-    if backend == "auto" and not _are_exact_floats(ground_truth):
-        backend = "pycocotools"
-    coco_type, evaluation_type = _load_backend(backend)
+    coco_type, evaluation_type = _load_backend(backend, ground_truth)
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = [_annotation(entry, iou_type) for entry in ground_truth["annotations"]]
@@ -78,15 +76,12 @@ def score_entries(
     return _result(evaluation, truth, results, iou_type)
 
 
-def _are_exact_floats(ground_truth: Entry) -> bool:
-    """Tell whether floats hold all ids, in which the faster backend looks images up."""
-    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
-    return all(abs(number) <= _MOST_EXACT for number in ids)
-
-
-def _load_backend(backend: Backend) -> tuple[Any, Any]:
+def _load_backend(backend: Backend, ground_truth: Entry) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
+    # The faster one looks up ids as floats.
+    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
+    can_be_fast = _has_faster_backend() and all(abs(number) <= _MOST_EXACT for number in ids)
+    if backend == "pycocotools" or (backend == "auto" and not can_be_fast):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -144,32 +139,33 @@ def _set_sigmas(
 
 
 def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
-    categories = truth.dataset["categories"]
-    names = _category_names(categories)
+    names = _category_names(truth.dataset["categories"])
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
-    at_50 = _at(evaluation.params.iouThrs, 0.5)
+    at_50 = evaluation.params.iouThrs == 0.5
     counted = Counter(
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
     found = Counter(entry["category_id"] for entry in results)
-    ids = [category["id"] for category in categories]
-    of_class = [precision[:, :, evaluation.params.catIds.index(number), 0, -1] for number in ids]
+    of_class = {
+        name: precision[:, :, evaluation.params.catIds.index(number), 0, -1]
+        for number, name in names.items()
+    }
     return COCOResult(
         iou_type=iou_type,
         **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),
-        ap_by_class=dict(zip(names, map(_mean, of_class), strict=True)),
-        ap50_by_class=dict(zip(names, (_mean(ap[at_50]) for ap in of_class), strict=True)),
-        classes=names,
-        num_objects={name: counted[number] for name, number in zip(names, ids, strict=True)},
-        num_detections={name: found[number] for name, number in zip(names, ids, strict=True)},
+        ap_by_class={name: _mean(ap) for name, ap in of_class.items()},
+        ap50_by_class={name: _mean(ap[at_50]) for name, ap in of_class.items()},
+        classes=tuple(of_class),
+        num_objects={name: counted[number] for number, name in names.items()},
+        num_detections={name: found[number] for number, name in names.items()},
         num_images=len(truth.imgs),
     )
 
 
-def _category_names(categories: Sequence[Entry]) -> tuple[str, ...]:
-    """The names, with the id behind those that several categories share."""
+def _category_names(categories: Sequence[Entry]) -> dict[int, str]:
+    """The names by id, with the id behind those that several categories share."""
     times = Counter(category["name"] for category in categories)
-    return tuple(c["name"] + f" ({c['id']})" * (times[c["name"]] > 1) for c in categories)
+    return {c["id"]: c["name"] + f" ({c['id']})" * (times[c["name"]] > 1) for c in categories}
 
 
 def _counts(annotation: Entry) -> bool:
@@ -181,23 +177,16 @@ def _summary(
     params: Any, precision: NDArray[np.float64], recall: NDArray[np.float64]
 ) -> dict[str, float]:
     """COCO's summary numbers; the means are taken as pycocotools' ``summarize`` takes them."""
-    at = {name: _at(params.iouThrs, iou) for name, iou in (("50", 0.5), ("75", 0.75))}
     summary = {}
     for name, values in (("ap", precision), ("ar", recall)):
         summary[name] = _mean(values[..., 0, -1])
-        for end, thresholds in at.items():
-            summary[name + end] = _mean(values[thresholds][..., 0, -1])
+        for end, iou in (("50", 0.5), ("75", 0.75)):
+            summary[name + end] = _mean(values[params.iouThrs == iou][..., 0, -1])
         for area in ("small", "medium", "large"):
-            at_area = [a for a, label in enumerate(params.areaRngLbl) if label == area]
-            summary[f"{name}_{area}"] = _mean(values[..., at_area, -1])
+            summary[f"{name}_{area}"] = _mean(values[..., np.array(params.areaRngLbl) == area, -1])
     for most in (1, 10, 100):
-        at_most = [m for m, number in enumerate(params.maxDets) if number == most]
-        summary[f"ar{most}"] = _mean(recall[..., 0, at_most])
+        summary[f"ar{most}"] = _mean(recall[..., 0, np.array(params.maxDets) == most])
     return summary
-
-
-def _at(thresholds: NDArray[np.float64], iou: float) -> NDArray[np.int64]:
-    return np.flatnonzero(thresholds == iou)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

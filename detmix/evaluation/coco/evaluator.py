@@ -43,11 +43,6 @@ class COCOEvaluator:
             left out. Targets have labels 1..C all the same.
         keypoint_sigmas: K falloffs (https://cocodataset.org/#keypoints-eval); without them COCO's
             own for 17 keypoints, and for another K the mean of these, which is nobody's standard.
-
-    Raises:
-        ValueError: no classes, repeated ones, category ids that are not C different ints, an
-            unknown IoU type or backend, labels that are category ids without ``category_ids``.
-        ImportError: a backend that is not installed.
     """
 
     def __init__(
@@ -83,18 +78,14 @@ class COCOEvaluator:
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
 
-        As `VOCEvaluator.update`, but that every image needs its ``image_id``.
-
         Args:
-            predictions: for each image a dict with ``boxes (D, 4)``, ``labels (D,)`` in 1..C, or
-                category ids if ``prediction_labels`` says so, and ``scores (D,)``; for ``"segm"``
-                ``masks`` as `encode_masks` takes or returns them; for ``"keypoints"`` ``keypoints
-                (D, K, 3)``.
-            targets: for each image a dict with ``image_id`` (int, or a tensor of one), ``boxes
-                (G, 4)`` and ``labels (G,)``; for ``"segm"`` and ``"keypoints"`` ``masks`` and
-                ``keypoints (G, K, 3)`` alike. Optionally ``iscrowd (G,)``, ``difficult (G,)``,
-                ``area (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
-                ``orig_size`` (height, width) and ``file_name`` (str). Other keys are ignored.
+            predictions: as of `VOCEvaluator.update`, but that labels are category ids if
+                ``prediction_labels`` says so; for ``"segm"`` with ``masks`` as `encode_masks` takes
+                or returns them, for ``"keypoints"`` with ``keypoints (D, K, 3)``.
+            targets: as there, but that every image needs its ``image_id``, an int or a tensor of
+                one; with ``masks`` and ``keypoints (G, K, 3)`` alike. Optional are also ``area
+                (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
+                ``orig_size`` (height, width) and ``file_name`` (str).
 
         Raises:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
@@ -112,11 +103,7 @@ class COCOEvaluator:
         Asking again before the next `update` is free.
         """
         chosen = self.iou_types[0] if iou_type is None else iou_type
-        if chosen not in self.iou_types:
-            raise ValueError(
-                f"iou_type is {chosen!r}, expected one of {', '.join(self.iou_types)}, as the "
-                "evaluator was made for"
-            )
+        check_choice("iou_type", chosen, self.iou_types)
         if chosen not in self._results:
             with paused_collection():
                 self._results[chosen] = score_entries(
@@ -129,13 +116,11 @@ class COCOEvaluator:
         return self._results[chosen]
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write the predictions, and the ground truth they were scored against.
+        """Write ``predictions.json`` and ``ground_truth.json``; return their paths.
 
-        `score_predictions` scores the two files to exactly the same numbers with the same backend.
-
-        Returns:
-            The paths of ``predictions.json`` (COCO's results format) and ``ground_truth.json`` (an
-            instances JSON, in which a difficult object's area lies beyond all area ranges).
+        They are in COCO's formats of results and instances; a difficult object's area lies beyond
+        all area ranges. `score_predictions` scores the two to exactly the same numbers with the
+        same backend.
         """
         contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
         paths = Path(folder) / "predictions.json", Path(folder) / "ground_truth.json"

@@ -46,18 +46,15 @@ def score_predictions(
             names, and objects no ids. Objects without keypoints are as those without a labelled
             one.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
-        backend: as `COCOEvaluator` has it.
-        keypoint_sigmas: as `COCOEvaluator` has it.
+        backend: this and ``keypoint_sigmas`` are as `COCOEvaluator` has them.
+        keypoint_sigmas: K numbers.
 
     Returns:
         The numbers; classes in the order of the file's categories.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file, the entry and the value: not JSON or not a list, a missing key,
-            an unknown image or category, a box with NaN, a prediction's with a negative side, run
-            lengths that are broken or do not fill the image; an unknown IoU type or backend.
-        ImportError: a backend that is not installed.
+        ValueError: naming the file, the entry and the value, for what cannot be scored.
     """
     check_choice("iou_type", iou_type, IouType)
     check_backend(backend)

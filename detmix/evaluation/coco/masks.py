@@ -31,9 +31,6 @@ def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> 
 
     Returns:
         A dict for each mask: ``size`` ``[H, W]`` and ``counts``, a str.
-
-    Raises:
-        ValueError: naming the shape or the index, the value got and what was expected.
     """
     if isinstance(masks, Sequence):
         return [_compressed(index, mask) for index, mask in enumerate(masks)]

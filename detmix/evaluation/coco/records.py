@@ -1,18 +1,19 @@
 """From batches to COCO's entries: what its evaluation needs of each image, checked once.
 
-Shape legend: N objects or detections of one image, K keypoints each.
+Shape legend: N objects or detections of all images of a batch, K keypoints each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
-from detmix.evaluation.records import Columns, ImageId, Record, as_array, read_batch
+from detmix.evaluation.records import Columns, IntArray, Record, Records, as_array, read_batch
+
+Entries = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class CocoImage:
     """One image, its objects and its detections as COCO's files have them."""
 
     entry: dict[str, Any]
-    annotations: list[dict[str, Any]]
-    results: list[dict[str, Any]]
+    annotations: Entries
+    results: Entries
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,41 @@ class CocoReader:
     ) -> tuple[list[CocoImage], int | None]:
         """Check a batch; return its images, and the number of keypoints once it is known."""
         batch = read_batch(predictions, targets, len(self.category_ids), any_label=self.by_id)
-        image_ids = _checked_ids(batch.image_ids)
-        crowds = np.split(batch.is_crowd, np.cumsum(batch.objects.counts))[:-1]
+        there = Records("targets", targets, batch.image_ids)
+        found = Records("predictions", predictions, batch.image_ids)
+        for index, image_id in enumerate(batch.image_ids):
+            if isinstance(image_id, bool) or not isinstance(image_id, int):
+                raise there.error(index, f"image_id is {image_id!r}, expected an int")
+        if "keypoints" in self.iou_types:
+            points = _num_keypoints(points, there, found)
+        annotations = self._annotations(there, batch.objects, batch.is_crowd.tolist(), points)
+        results = self._results(found, batch.detections, points)
         images = []
-        for target, prediction, is_crowd in zip(
-            _items("targets", image_ids, targets, batch.objects),
-            _items("predictions", image_ids, predictions, batch.detections),
-            crowds,
-            strict=True,
+        for index, (objects, detections) in enumerate(
+            zip(_split(annotations, there.counts), _split(results, found.counts), strict=True)
         ):
-            annotations = self._annotations(target, is_crowd, points)
-            points = points or _num_keypoints(annotations)
-            results = self._results(prediction, points)
-            points = points or _num_keypoints(results)
             if self.by_id:
-                results = [each for each in results if each["category_id"] in self.category_ids]
-            entry = {"id": target.image_id, **_about(target, [*annotations, *results])}
-            images.append(CocoImage(entry, annotations, results))
+                detections = [e for e in detections if e["category_id"] in self.category_ids]
+            entry = {"id": batch.image_ids[index], **_about(there, index, objects + detections)}
+            images.append(CocoImage(entry, objects, detections))
         return images, points
 
     def _annotations(
-        self, item: "_Item", is_crowd: NDArray[np.bool_], points: int | None
-    ) -> list[dict[str, Any]]:
+        self, there: Records, objects: Columns, is_crowd: list[bool], points: int | None
+    ) -> Entries:
+        entries = self._entries(there, objects, self._categories(objects), points)
+        areas = there.column("area")
+        there.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
+        if "segm" in self.iou_types:
+            own = mask_areas([entry["segmentation"] for entry in entries])
+        else:
+            own = np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
+        is_given = np.array(["area" in target for target in there.records], dtype=bool)
+        areas = np.where(is_given[objects.images], areas, own)
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
-        entries = self._entries(item, self._categories(item.labels), points)
-        areas = np.where(item.extra, IGNORED_AREA, _areas(item, entries)).tolist()
-        flags = zip(entries, areas, is_crowd.tolist(), item.extra.tolist(), strict=True)
+        areas = np.where(objects.extra, IGNORED_AREA, areas)
+        flags = zip(entries, areas.tolist(), is_crowd, objects.extra.tolist(), strict=True)
         for entry, area, crowd, difficult in flags:
             entry |= {"area": area, "iscrowd": int(crowd)}
             if difficult:
@@ -73,151 +82,81 @@ class CocoReader:
                 entry["num_keypoints"] = 0 if difficult else visible
         return entries
 
-    def _results(self, item: "_Item", points: int | None) -> list[dict[str, Any]]:
+    def _results(self, found: Records, detections: Columns, points: int | None) -> Entries:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        ordered = item.boxes[:, :2] <= item.boxes[:, 2:]
-        item.check_rows(ordered, "boxes", item.boxes, "x1 <= x2, y1 <= y2")
-        categories = item.labels if self.by_id else self._categories(item.labels)
-        entries = self._entries(item, categories, points)
-        for entry, score in zip(entries, item.extra.tolist(), strict=True):
+        boxes = detections.boxes
+        found.check_rows(boxes[:, :2] <= boxes[:, 2:], "boxes", boxes, "x1 <= x2, y1 <= y2")
+        categories = detections.labels.tolist() if self.by_id else self._categories(detections)
+        entries = self._entries(found, detections, categories, points)
+        for entry, score in zip(entries, detections.extra.tolist(), strict=True):
             entry["score"] = score
         return entries
 
-    def _categories(self, labels: Sequence[int]) -> list[int]:
-        return [self.category_ids[label - 1] for label in labels]
+    def _categories(self, columns: Columns) -> list[int]:
+        return [self.category_ids[label - 1] for label in columns.labels.tolist()]
 
     def _entries(
-        self, item: "_Item", categories: list[int], points: int | None
-    ) -> list[dict[str, Any]]:
+        self, records: Records, columns: Columns, categories: list[int], points: int | None
+    ) -> Entries:
         """What objects and detections share: image, category, box, and masks and keypoints."""
-        boxes = item.boxes.astype(np.float64)
+        boxes = columns.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
-        columns = {
-            "image_id": [item.image_id] * len(boxes),
+        fields = {
+            "image_id": [records.image_ids[index] for index in columns.images.tolist()],
             "category_id": categories,
             "bbox": boxes.tolist(),
         }
         if "segm" in self.iou_types:
-            columns["segmentation"] = _masks(item)
+            fields["segmentation"] = _masks(records)
         if "keypoints" in self.iou_types:
-            columns["keypoints"] = _keypoints(item, points)
+            keypoints = records.column("keypoints", points or 1)
+            records.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
+            fields["keypoints"] = [each.ravel().tolist() for each in keypoints]
         return [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
+            dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
         ]
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One image's target or prediction; ``extra`` is what `Columns` calls so."""
-
-    where: str
-    image_id: int
-    record: Record
-    boxes: NDArray[Any]
-    labels: list[int]
-    extra: NDArray[Any]
-
-    def error(self, message: str) -> ValueError:
-        return ValueError(f"{self.where} (image_id {self.image_id}): {message}")
-
-    def check_key(self, key: str, iou_type: str) -> None:
-        if key not in self.record:
-            keys = sorted(map(str, self.record))
-            raise self.error(f"has no {key!r}, only {keys}; {iou_type!r} needs them")
-
-    def check_rows(
-        self, good: NDArray[np.bool_], key: str, values: NDArray[Any], expected: str
-    ) -> None:
-        """Raise unless all of ``good (N, …)`` holds."""
-        if not good.all():
-            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
-            raise self.error(f"{key}[{row}] is {values[row].tolist()}, expected {expected}")
+def _num_keypoints(known: int | None, *sides: Records) -> int | None:
+    """K, if not known that of the first record with boxes; all of these need keypoints."""
+    shapes = [as_array(points).shape for side in sides for _, points in side.needed("keypoints")]
+    return known or (int(max(1, *shapes[0][1:2])) if shapes else None)
 
 
-def _items(
-    name: str, image_ids: Sequence[int], records: Sequence[Record], columns: Columns
-) -> Iterator[_Item]:
-    ends = np.cumsum(columns.counts)
-    parts = (np.split(rows, ends)[:-1] for rows in (columns.boxes, columns.labels, columns.extra))
-    for index, (boxes, labels, extra) in enumerate(zip(*parts, strict=True)):
-        where = f"{name}[{index}]"
-        yield _Item(where, image_ids[index], records[index], boxes, labels.tolist(), extra)
+def _masks(records: Records) -> list[Rle]:
+    """The masks of all records, encoded."""
+    encoded = []
+    for index, value in records.needed("masks"):
+        try:
+            masks = encode_masks(value)
+        except ValueError as error:
+            raise records.error(index, str(error)) from error
+        if len(masks) != (num := records.counts[index]):
+            raise records.error(index, f"{len(masks)} masks for {num} boxes, expected one for each")
+        encoded += masks
+    return encoded
 
 
-def _num_keypoints(entries: Sequence[Mapping[str, Any]]) -> int | None:
-    """K, where there is an entry that has keypoints."""
-    return len(entries[0].get("keypoints", ())) // 3 or None if entries else None
+def _split(entries: Entries, counts: IntArray) -> list[Entries]:
+    """The entries of each image."""
+    ends = np.cumsum(counts).tolist()
+    return [entries[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _checked_ids(image_ids: Sequence[ImageId]) -> list[int]:
-    ids = []
-    for index, image_id in enumerate(image_ids):
-        if isinstance(image_id, bool) or not isinstance(image_id, int):
-            got = "has no image_id" if image_id is None else f"image_id is {image_id!r}"
-            raise ValueError(f"targets[{index}]: {got}, expected an int")
-        ids.append(image_id)
-    return ids
-
-
-def _areas(item: _Item, entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """The target's ``area (N,)``; where it has none the masks', or else the boxes'."""
-    if "area" in item.record:
-        areas = as_array(item.record["area"])
-        num = len(item.boxes)
-        if areas.shape != (num,) or (num and areas.dtype.kind not in "fiu"):
-            got = f"{areas.dtype} of shape {areas.shape}"
-            raise item.error(f"area is {got}, expected a number for each of {num} boxes")
-        item.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
-        return areas.astype(np.float64)
-    if entries and "segmentation" in entries[0]:
-        return mask_areas([entry["segmentation"] for entry in entries])
-    return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
-
-
-def _masks(item: _Item) -> list[Rle]:
-    if not len(item.boxes):
-        return []
-    item.check_key("masks", "segm")
-    try:
-        masks = encode_masks(item.record["masks"])
-    except ValueError as error:
-        raise item.error(str(error)) from error
-    if len(masks) != len(item.boxes):
-        raise item.error(f"{len(masks)} masks for {len(item.boxes)} boxes, expected one for each")
-    return masks
-
-
-def _keypoints(item: _Item, points: int | None) -> list[list[float]]:
-    num = len(item.boxes)
-    if not num:
-        return []
-    item.check_key("keypoints", "keypoints")
-    keypoints = as_array(item.record["keypoints"])
-    shape = keypoints.shape
-    if len(shape) != 3 or shape[::2] != (num, 3) or shape[1] != (points or max(shape[1], 1)):
-        expected = f"({num}, {points or 'K'}, 3)"
-        raise item.error(f"keypoints have shape {shape}, expected {expected}")
-    item.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
-    flat: list[list[float]] = keypoints.reshape(num, -1).tolist()
-    return flat
-
-
-def _about(target: _Item, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _about(there: Records, index: int, entries: Entries) -> dict[str, Any]:
     """The image's size, its masks' or else ``orig_size``, and its file's name, where known."""
-    about: dict[str, Any] = {}
+    target = there.records[index]
     sizes = sorted({tuple(e["segmentation"]["size"]) for e in entries if "segmentation" in e})
     if len(sizes) > 1:
         found = " and ".join(f"{height} x {width}" for height, width in sizes)
-        raise target.error(f"has, with its prediction, masks of {found} pixels, expected one size")
-    if not sizes and "orig_size" in target.record:
-        size = as_array(target.record["orig_size"]).reshape(-1)
+        raise there.error(index, f"its masks and its prediction's are of {found} pixels")
+    if not sizes and "orig_size" in target:
+        size = as_array(target["orig_size"]).reshape(-1)
         if size.shape != (2,) or size.dtype.kind not in "iu":
-            raise target.error(f"orig_size is {size.tolist()}, expected height and width")
+            raise there.error(index, f"orig_size is {size.tolist()}, expected height and width")
         sizes = [tuple(size.tolist())]
-    if sizes:
-        about = dict(zip(("height", "width"), sizes[0], strict=True))
-    name = target.record.get("file_name")
+    about = dict(zip(("height", "width"), sizes[0], strict=True)) if sizes else {}
+    name = target.get("file_name")
     if name is not None and not isinstance(name, str):
-        raise target.error(f"file_name is {name!r}, expected a str")
+        raise there.error(index, f"file_name is {name!r}, expected a str")
     return about if name is None else about | {"file_name": name}

@@ -67,12 +67,9 @@ def analyze_errors(
 
     Args:
         matching: of `VOCEvaluator.matching`.
-        similar: groups of names, of which a class may be in several. Default: Hoiem et al.'s where
+        similar: groups of classes, which may be in several. Default: Hoiem et al.'s where
             all classes are among VOC's 20, else none.
         background_iou: b, in (0, t].
-
-    Raises:
-        ValueError: if ``background_iou`` is out of range or ``similar`` names an unknown class.
     """
     if not 0 < background_iou <= matching.iou_threshold:
         raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.evaluation.records import BoolArray, ImageId, IntArray
-from detmix.evaluation.results import align, ap_text, plain
+from detmix.evaluation.results import align, ap_text, class_table, plain
 from detmix.evaluation.voc.matching import VOCMatching
 
 KINDS = ("localization", "duplicate", "similar_class", "other_class", "background")
@@ -48,13 +48,8 @@ class MissedObjects:
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and shares, in the order of a table's columns."""
-        return {
-            "objects": self.objects,
-            "missed": self.missed,
-            "share": self.share,
-            "missed_at_best_f1": self.missed_at_best_f1,
-            "share_at_best_f1": self.share_at_best_f1,
-        }
+        names = ("objects", "missed", "share", "missed_at_best_f1", "share_at_best_f1")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +114,16 @@ class ErrorAnalysis:
 
     def __str__(self) -> str:
         """Detections by outcome with the AP each kind of error costs; objects missed by size."""
-        totals = [self.totals(scope) for scope in SCOPES]
-        detections: list[tuple[Any, ...]] = [
-            (
-                label_of(outcome),
-                *(counts[outcome] for counts in totals),
-                ap_text(self.ap_gain[outcome]) if outcome in KINDS else "",
-            )
-            for outcome in ("correct", *KINDS, "ignored")
-        ]
+        shown = ("correct", *KINDS, "ignored")
+        gains = {label_of(outcome): self.ap_gain.get(outcome, "") for outcome in shown}
+        columns = []
+        for title, scope in (("top N", "top_n"), ("at best F1", "best_f1"), ("all", "all")):
+            totals = self.totals(scope)
+            counts = {label_of(outcome): totals[outcome] for outcome in shown}
+            columns.append((title, counts, sum(counts.values())))
         corner = f"detections (IoU > {self.matching.iou_threshold:g})"
-        header = (corner, "top N", "at best F1", "all", "AP gain")
-        mean = (f"all (mean AP {ap_text(self.mean_ap)})", *(sum(t.values()) for t in totals), "")
+        last = f"all (mean AP {ap_text(self.mean_ap)})"
+        detections = class_table(last, [*columns, ("AP gain", gains, "")], corner)
         notes = [
             "top N: the N best detections of each class, N its objects; at best F1: those from",
             "the score up where the class's F1 is highest; AP gain: of the mean AP, without them",
@@ -144,7 +137,7 @@ class ErrorAnalysis:
             for suffix, by_size in (("", self.missed), (", difficult", self.missed_difficult))
         ]
         names = ("objects", "number", "missed", "", "missed at best F1", "")
-        lines = [*align([header], detections, [mean]), *notes, "", *align([names], *objects)]
+        lines = [*align(*detections), *notes, "", *align([names], *objects)]
         return "\n".join(lines)
 
 
@@ -197,11 +190,7 @@ def worst_images(analysis: ErrorAnalysis, num: int) -> list[ImageErrors]:
     """The images with errors: lowest F1 first, of equal ones that with most errors, then the first.
 
     Counted are the detections at or above their class's best-F1 score (``analysis.is_shown``) and
-    the objects that are not difficult.
-
-    Args:
-        analysis: of `analyze_errors`.
-        num: how many images at most, not negative.
+    the objects that are not difficult. Of more than ``num`` images the others are left out.
     """
     if num < 0:
         raise ValueError(f"num is {num}, expected at least 0")

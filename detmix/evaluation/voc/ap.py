@@ -91,9 +91,6 @@ def average_precision(
         interpolation: ``"11point"`` (VOC2007): the mean, over the recalls 0, 0.1, ..., 1, of the
             highest precision at that recall or beyond. ``"all-point"`` (VOC2010 onwards): the area
             under the precision made non-increasing.
-
-    Raises:
-        ValueError: if the interpolation is not one of the two.
     """
     check_choice("interpolation", interpolation, Interpolation)
     # envelope[k] is the highest precision at recall[k] or beyond

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import IntArray, Record, RecordReader, checked_classes
+from detmix.evaluation.records import IntArray, Record, Records, checked_classes
 from detmix.files import write_text
 
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
@@ -41,24 +41,20 @@ def write_voc_results(
     Args:
         folder: Made if need be; files of the same names are replaced.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
-            that years need a folder each.
+            that years need a folder each. All different and without white space.
         predictions: For each image what `VOCEvaluator.update` takes.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
 
     Returns:
         The files in the order of the classes.
-
-    Raises:
-        ValueError: For names that cannot be part of a line or of a file's name, or come twice, and
-            for predictions that `VOCEvaluator.update` would not take.
     """
     files = [file_name("comp4", image_set, name) for name in checked_classes(classes)]
     paths = [Path(folder) / file for file in files]
     image_index = _index(names)
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
-    found = RecordReader("predictions", list(image_index), len(paths)).read(predictions, "scores")
+    found = Records("predictions", predictions, list(image_index)).read("scores", len(paths))
     boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
         rows = np.flatnonzero(found.labels == label)
@@ -96,8 +92,8 @@ def read_voc_results(
 
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
-        ValueError: Results of several competitions or image sets to choose from; a bad name in
-            ``names`` or ``classes``; a line that is none of theirs, named with its file.
+        ValueError: Results of several competitions or image sets to choose from; a line that is no
+            result, named with its file.
     """
     paths = _find(Path(folder), checked_classes(classes), image_set)
     image_index = _index(names)

@@ -38,13 +38,10 @@ class VOCEvaluator:
     crowd of its class with more than ``iou_threshold`` of its own area counts neither way.
 
     Args:
-        classes: the C class names without the background; label k stands for ``classes[k - 1]``.
+        classes: the C class names without the background, all different; label k stands for
+            ``classes[k - 1]``.
         iou_threshold: in (0, 1).
         interpolation: ``"11point"`` as in VOC2007 or ``"all-point"`` as from VOC2010 on.
-
-    Raises:
-        ValueError: if there are no classes or one is named twice, the threshold is outside (0, 1)
-            or the interpolation unknown.
     """
 
     def __init__(
