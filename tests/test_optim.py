@@ -46,9 +46,9 @@ def test_the_learning_rate_is_torchs(name, warmup, start):
 
 
 ORACLES = {
-    "sgd": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01),
-    "nesterov": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01, nesterov=True),
-    "adamw": lambda p: AdamW(p, 0.1, weight_decay=0.01),
+    "sgd": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01, fused=True),
+    "nesterov": lambda p: SGD(p, 0.1, 0.8, weight_decay=0.01, nesterov=True, fused=True),
+    "adamw": lambda p: AdamW(p, 0.1, weight_decay=0.01, fused=True),
 }
 
 
