@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from detmix.data.detection import check_index
+from detmix.data.detection import Problem, attempt, check_index, read_usable
 from detmix.data.images import read_image
-from detmix.data.skipping import Problem, attempt, read_usable
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 

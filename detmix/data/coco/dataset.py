@@ -1,11 +1,12 @@
 """Detection data in the COCO format as a map-style data set.
 
 Annotations are read once, at construction: mistakes show before training starts.
-Legend: I images, M objects of the whole data set, N objects of one image, K keypoints.
+Legend: I images and M objects of the file, N chosen objects, or those of one image, K keypoints.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco.choose import (
-    choose_categories,
-    choose_objects,
-    common_keypoints,
-    fill_sizes,
-    mirrored_order,
+from detmix.data.coco.file import CocoCategory, CocoFile, read_coco, read_keypoints
+from detmix.data.coco.masks import SegmentationBlock, read_segmentation
+from detmix.data.detection import (
+    Problem,
+    StoredDetection,
+    Transforms,
+    attempt,
+    check_classes,
+    check_files,
+    clean_boxes,
+    keep_boxes,
+    read_usable,
+    warn_of_boxes,
 )
-from detmix.data.coco.file import CocoFile, read_coco
-from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.detection import StoredDetection, Transforms, check_files, warn_of_boxes
-from detmix.data.images import read_sized_image
-from detmix.data.skipping import Problem, attempt, read_usable
+from detmix.data.images import read_image_size, read_sized_image
+
+Columns = dict[str, npt.NDArray[Any]]  # of objects, by their names
+
+_SIDE = re.compile("left|right", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 
 @dataclass(frozen=True)
@@ -127,20 +137,14 @@ class CocoDetection(StoredDetection):
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
         file = read_coco(self._path, masks=masks)
-        categories = choose_categories(file, classes)
+        categories = _choose_categories(file, classes)
         self.classes = tuple(category.name for category in categories)
         self.category_ids = tuple(category.id for category in categories)
-        self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
-        self.keypoint_flip = mirrored_order(self.keypoint_names)
-        fill_sizes(file, self._folder)
-        columns = choose_objects(
-            file,
-            categories,
-            clip=clip,
-            drop_crowd=crowd == "drop",
-            masks=masks,
-            num_keypoints=len(self.keypoint_names),
-        )
+        self.keypoint_names = _common_keypoints(categories, self._path) if keypoints else ()
+        self.keypoint_flip = _mirrored_order(self.keypoint_names)
+        _fill_sizes(file, self._folder)
+        columns = _choose_objects(file, categories, clip=clip, drop_crowd=crowd == "drop")
+        _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
         usable, self.skipped = read_usable(
             [name or f"image {id}" for name, id in zip(file.names, file.image_ids, strict=True)],
             lambda index: _find_problem(file, index, self._folder, decode=on_error == "skip"),
@@ -202,9 +206,7 @@ class CocoDetection(StoredDetection):
         return self._path
 
 
-def _take(
-    columns: dict[str, npt.NDArray[Any]], keep: npt.NDArray[np.bool_]
-) -> dict[str, npt.NDArray[Any]]:
+def _take(columns: Columns, keep: npt.NDArray[np.bool_]) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
 
 
@@ -215,3 +217,118 @@ def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> 
     path, size = folder / file.names[index], tuple(file.sizes[index].tolist())
     image = attempt("unusable image", read_sized_image, path, size, file.path)
     return image if isinstance(image, Problem) else None
+
+
+def _choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[CocoCategory]:
+    """Return the category of each class, for each name one."""
+    by_name: dict[str, list[CocoCategory]] = {}
+    for category in sorted(file.categories, key=lambda category: category.id):
+        by_name.setdefault(category.name, []).append(category)
+    names = tuple(by_name) if classes is None else check_classes(classes)
+    used = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
+    chosen = []
+    for name in names:
+        if name not in by_name:
+            known = ", ".join(by_name)
+            raise ValueError(f"{file.path}: there is no category {name!r}; known are {known}")
+        annotated = [category for category in by_name[name] if category.id in used]
+        if len(annotated) > 1:
+            ids = " and ".join(str(category.id) for category in annotated)
+            raise ValueError(
+                f"{file.path}: the categories {ids} are all named {name!r} and have annotations; "
+                "expected one, or classes without this name"
+            )
+        # Super-categories come first: with none annotated, as in a small split, the last is it.
+        chosen.append((annotated or by_name[name])[-1])
+    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
+
+
+def _common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
+    """Return the keypoints' names that all categories share; one without any does not count."""
+    found = {category.keypoints: category.name for category in categories if category.keypoints}
+    if len(found) != 1:
+        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
+        raise ValueError(
+            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
+            f"any, got {'; '.join(got) or 'none'}"
+        )
+    (names,) = found
+    return names
+
+
+def _mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Return which keypoint takes each one's place when the image is mirrored left to right."""
+    partners = [_SIDE.sub(lambda side: _OTHER_SIDE.get(side[0], side[0]), name) for name in names]
+    indices = {name: index for index, name in enumerate(names)}
+    return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
+
+
+def _fill_sizes(file: CocoFile, folder: Path) -> None:
+    """Read the size of each image whose size the file does not give from its header."""
+    for index in np.flatnonzero(np.any(file.sizes == 0, axis=1)).tolist():
+        if index not in file.problems:
+            size = attempt("unusable image", read_image_size, folder / file.names[index])
+            if isinstance(size, Problem):
+                file.problems[index] = size
+            else:
+                file.sizes[index] = size
+
+
+def _choose_objects(
+    file: CocoFile, categories: Sequence[CocoCategory], *, clip: bool, drop_crowd: bool
+) -> Columns:
+    """Return columns ``(N, ...)`` of the objects of some categories, sorted by image.
+
+    Labels are 1, 2, ... in the order of the categories. Also what is not used is there, to be
+    counted.
+    """
+    label_of = {category.id: label for label, category in enumerate(categories, 1)}
+    labels = np.array([label_of.get(category.id, 0) for category in file.categories])
+    order = np.argsort(file.image_index, kind="stable")
+    rows = order[labels[file.category_index[order]] > 0]
+    images, area = file.image_index[rows], file.area[rows]
+    boxes = file.boxes[rows]
+    with np.errstate(over="ignore"):  # what no float holds is beyond the image
+        boxes[:, 2:] += boxes[:, :2]
+    clean = clean_boxes(boxes, file.sizes[images]) if clip else keep_boxes(boxes)
+    x1, y1, x2, y2 = clean.boxes.T
+    is_dropped = file.iscrowd[rows] & clean.has_area & drop_crowd
+    return {
+        "rows": rows,
+        "images": images,
+        "boxes": clean.boxes,
+        "labels": labels[file.category_index[rows]],
+        "iscrowd": file.iscrowd[rows],
+        "area": np.where(np.isnan(area), (x2 - x1) * (y2 - y1), area),
+        "has_area": clean.has_area,
+        "is_clipped": clean.is_clipped,
+        "is_dropped": is_dropped,
+        "is_used": clean.has_area & ~is_dropped,
+    }
+
+
+def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints: int) -> None:
+    """Add segmentations and keypoints of what is used, and note what cannot be used."""
+    num = len(columns["rows"])
+    columns["segmentations"] = np.empty(num, dtype=np.object_)
+    columns["keypoints"] = np.zeros((num, num_keypoints, 3), dtype=np.float32)
+    fits = np.isfinite(columns["boxes"]).all(axis=1)
+    is_read = columns["is_used"] & (masks or num_keypoints > 0 or ~fits)
+    for index in np.flatnonzero(is_read).tolist():
+        row, image = int(columns["rows"][index]), int(columns["images"][index])
+        item = file.items[row]
+        try:
+            if not fits[index]:
+                raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
+            if masks:
+                size = tuple(file.sizes[image].tolist())
+                columns["segmentations"][index] = read_segmentation(item, size)
+            if num_keypoints:
+                keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
+                visibility = keypoints[:, 2].tolist()
+                if not {0, 1, 2}.issuperset(visibility):
+                    raise ValueError(f"keypoints' visibility must be 0, 1 or 2, got {visibility}")
+                columns["keypoints"][index] = keypoints
+        except ValueError as error:
+            problem = Problem("unusable annotation", ValueError(f"{file.where(row)}: {error}"))
+            file.problems.setdefault(image, problem)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco.masks import check_fit, pack_item, shorten, strip_item
-from detmix.data.skipping import Problem
+from detmix.data.coco.masks import pack_item, shorten, strip_item
+from detmix.data.detection import Problem
 from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
@@ -75,14 +75,6 @@ class CocoFile:
         height, width = self.sizes[self.image_index[row]]
         bbox = ", ".join(f"{value:g}" for value in self.boxes[row])
         return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
-
-    def segmentation(self, item: Mapping[str, Any], index: int) -> bytes:
-        """Return the packed segmentation of an object, which must fit the image of this index."""
-        value = item.get("segmentation") or "segmentation is missing or empty"
-        if not isinstance(value, bytes):
-            raise ValueError(value)
-        check_fit(value, tuple(self.sizes[index].tolist()))
-        return value
 
 
 def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> CocoFile:
@@ -146,7 +138,7 @@ def load_json(path: Path, what: str, hook: Callable[[dict[str, Any]], dict[str, 
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file of {what}") from None
     try:
-        text = data.decode("utf-8-sig")
+        text = str(data, "utf-8-sig")
         del data  # of COCO's half a gigabyte
         return json.loads(text, object_hook=hook)
     except (ValueError, RecursionError) as error:

@@ -14,14 +14,16 @@ from typing import Literal
 import numpy as np
 
 from detmix.data.detection import (
+    Problem,
     StoredDetection,
     Transforms,
+    attempt,
     check_classes,
     clean_boxes,
+    read_usable,
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.skipping import Problem, attempt, read_usable
 from detmix.data.voc.devkit import (
     ImageEntry,
     VOCAnnotation,

@@ -17,7 +17,7 @@ from detmix.data.coco.file import (
     read_flag,
     read_keypoints,
 )
-from detmix.data.coco.masks import pack_item, shorten, strip_item, to_rle
+from detmix.data.coco.masks import pack_item, read_segmentation, shorten, strip_item, to_rle
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.masks import mask_areas
 from detmix.evaluation.records import check_choice
@@ -103,8 +103,8 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         try:
             entry["difficult"] = read_flag(item, "difficult")
             if iou_type == "segm":
-                packed = file.segmentation(item, index)
-                entry["segmentation"] = to_rle(packed, tuple(file.sizes[index].tolist()))
+                size = tuple(file.sizes[index].tolist())
+                entry["segmentation"] = to_rle(read_segmentation(item, size), size)
                 if np.isnan(file.area[row]):
                     entry["area"] = float(mask_areas([entry["segmentation"]])[0])
             elif iou_type == "keypoints":
@@ -154,10 +154,11 @@ def _shape(
             raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
         return {"bbox": item["bbox"]}
     if iou_type == "segm":
-        packed = file.segmentation(item, index)
+        size = tuple(file.sizes[index].tolist())
+        packed = read_segmentation(item, size)
         if packed[:1] == b"P":
             raise ValueError("segmentation must be run lengths, size and counts, got polygons")
-        return {"segmentation": to_rle(packed, tuple(file.sizes[index].tolist()))}
+        return {"segmentation": to_rle(packed, size)}
     if item.get("keypoints") is None:
         raise ValueError("has no 'keypoints'")
     read_keypoints(item["keypoints"], num_keypoints)
