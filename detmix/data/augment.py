@@ -33,6 +33,7 @@ from detmix.mixing.seeding import SharedEpoch, sample_seed
 from detmix.mixing.target import Target, check_sample, plain
 
 _SEEDS = 2**32
+_MIN_AREA = 1.0  # of a box that training keeps, in square pixels
 
 
 class AlbumentationsTransform:
@@ -42,8 +43,8 @@ class AlbumentationsTransform:
     (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, ...); what belongs to the image
     passes unchanged. These move with the image, where present:
 
-    - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
-      resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
+    - ``masks`` ``(N, H, W)``, uint8 or bool; a transform that resamples takes the nearest pixel,
+      unless its ``mask_interpolation`` says otherwise.
     - ``keypoints`` ``(N, K, 3)``, x, y, visibility in COCO's convention: mirroring takes x to
       W - 1 - x (and a box's x to W - x), resizing multiplies. One that leaves the image, or had
       visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a visibility, as torchvision's
@@ -56,11 +57,11 @@ class AlbumentationsTransform:
 
     Args:
         transforms: albumentations transforms, applied in this order.
-        min_area: Boxes with less area than this, in square pixels, are left out.
-        min_visibility: So are boxes of which less than this share is left in the image, in [0, 1].
+        min_visibility: Objects are left out of which less than this share is left in the image, in
+            [0, 1], or less than a square pixel, or no pixel of the mask; with 0, as for evaluation,
+            only those without area.
         check_each_transform: Clip boxes and leave them out after each transform; once at the end is
             faster, and right where none but the last moves boxes out of the image.
-        drop_empty_masks: Leave out objects whose mask has no pixel (left).
         keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Whatever
             turns the image over counts; two such transforms cancel out. None keeps the order.
@@ -70,14 +71,10 @@ class AlbumentationsTransform:
         self,
         transforms: Sequence[Any],
         *,
-        min_area: float = 1.0,
         min_visibility: float = 0.1,
         check_each_transform: bool = True,
-        drop_empty_masks: bool = True,
         keypoint_flip: Sequence[int] | None = None,
     ) -> None:
-        if not min_area >= 0:
-            raise ValueError(f"min_area must not be negative, got {min_area}")
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
         order = None if keypoint_flip is None else list(keypoint_flip)
@@ -86,12 +83,12 @@ class AlbumentationsTransform:
                 f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
             )
         self.keypoint_flip = order
-        self.drop_empty_masks = drop_empty_masks
+        self.min_visibility = min_visibility
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
             label_fields=["rows"],
-            min_area=min_area,
+            min_area=_MIN_AREA if min_visibility else 0.0,
             min_visibility=min_visibility,
             check_each_transform=check_each_transform,
             clip=True,
@@ -142,7 +139,7 @@ class AlbumentationsTransform:
         rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64)[has_area])
         moved = {"boxes": torch.from_numpy(boxes[has_area])}
         moved |= moved_fields(result, target, rows, size, self.keypoint_flip)
-        if self.drop_empty_masks and "masks" in moved:
+        if self.min_visibility and "masks" in moved:
             kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
@@ -180,12 +177,7 @@ def detection_transforms(
     shrink = [] if size is None else [_limit_longest_side(size)]
     if not train:
         return AlbumentationsTransform(
-            shrink,
-            min_area=0.0,
-            min_visibility=0.0,
-            check_each_transform=False,
-            drop_empty_masks=False,
-            keypoint_flip=keypoint_flip,
+            shrink, min_visibility=0.0, check_each_transform=False, keypoint_flip=keypoint_flip
         )
     return AlbumentationsTransform(
         [

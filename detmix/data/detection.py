@@ -226,19 +226,29 @@ def attempt(
 def read_usable(
     names: Sequence[str],
     read: Callable[[int], Result | Problem],
+    decode: Callable[[int, Result], object],
     on_error: str,
     where: object,
 ) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
     """Return what is read of each image that can be used, by index, and the other images.
 
-    With ``"raise"`` the first problem is raised. With ``"skip"``, in threads, all are told in one
-    warning, of whoever calls the function that calls this one.
+    With ``"raise"`` the first problem is raised. With ``"skip"`` images are decoded too, in
+    threads, and all problems told in one warning, of whoever calls this function's caller.
     """
+
+    def read_whole(index: int) -> Result | Problem:
+        result = read(index)
+        if isinstance(result, Problem):
+            return result
+        image = attempt("unusable image", decode, index, result)
+        return image if isinstance(image, Problem) else result
+
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     results: dict[int, Result] = {}
     skipped = []
-    found = map(read, range(len(names))) if on_error == "raise" else _in_threads(read, len(names))
+    num = len(names)
+    found = map(read, range(num)) if on_error == "raise" else _in_threads(read_whole, num)
     for index, result in enumerate(found):
         if not isinstance(result, Problem):
             results[index] = result
@@ -247,7 +257,7 @@ def read_usable(
         else:
             skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
     if skipped:
-        message = f"{where}: {len(skipped)} of {len(names)} images left out {_summary(skipped)}"
+        message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
         if not results:
             raise ValueError(f"{message}; there is none left")
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from detmix.data.detection import Problem, attempt, check_index, read_usable
+from detmix.data.detection import check_index, read_usable
 from detmix.data.images import read_image
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
@@ -68,12 +68,10 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         labels = [self.classes.index(name) for name in files.classes]
         names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
 
-        def read(index: int) -> tuple[str, int] | Problem:
-            path, number = files.samples[index]
-            image = attempt("unusable image", read_image, path) if on_error == "skip" else None
-            return image if isinstance(image, Problem) else (path, labels[number])
-
-        found, self.skipped = read_usable(names, read, on_error, folder)
+        samples = [(path, labels[number]) for path, number in files.samples]
+        found, self.skipped = read_usable(
+            names, samples.__getitem__, lambda _, sample: read_image(sample[0]), on_error, folder
+        )
         self.names = tuple(names[index] for index in found)
         self._samples = list(found.values())
         self.transform = transform

@@ -147,7 +147,10 @@ class CocoDetection(StoredDetection):
         _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
         usable, self.skipped = read_usable(
             [name or f"image {id}" for name, id in zip(file.names, file.image_ids, strict=True)],
-            lambda index: _find_problem(file, index, self._folder, decode=on_error == "skip"),
+            file.problems.get,
+            lambda index, _: read_sized_image(
+                self._folder / file.names[index], file.size(index), self._path
+            ),
             on_error,
             self._path,
         )
@@ -208,15 +211,6 @@ class CocoDetection(StoredDetection):
 
 def _take(columns: Columns, keep: npt.NDArray[np.bool_]) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
-
-
-def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> Problem | None:
-    """Return what is wrong with an image; whether it can be decoded is tried on request."""
-    if index in file.problems or not decode:
-        return file.problems.get(index)
-    path, size = folder / file.names[index], tuple(file.sizes[index].tolist())
-    image = attempt("unusable image", read_sized_image, path, size, file.path)
-    return image if isinstance(image, Problem) else None
 
 
 def _choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[CocoCategory]:
@@ -312,7 +306,7 @@ def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints
     num = len(columns["rows"])
     columns["segmentations"] = np.empty(num, dtype=np.object_)
     columns["keypoints"] = np.zeros((num, num_keypoints, 3), dtype=np.float32)
-    fits = np.isfinite(columns["boxes"]).all(axis=1)
+    fits = np.all(np.isfinite(columns["boxes"]), axis=1)
     is_read = columns["is_used"] & (masks or num_keypoints > 0 or ~fits)
     for index in np.flatnonzero(is_read).tolist():
         row, image = int(columns["rows"][index]), int(columns["images"][index])
@@ -321,8 +315,7 @@ def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints
             if not fits[index]:
                 raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
             if masks:
-                size = tuple(file.sizes[image].tolist())
-                columns["segmentations"][index] = read_segmentation(item, size)
+                columns["segmentations"][index] = read_segmentation(item, file.size(image))
             if num_keypoints:
                 keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
                 visibility = keypoints[:, 2].tolist()

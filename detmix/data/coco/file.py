@@ -70,9 +70,14 @@ class CocoFile:
             f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
         )
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return an image's height and width."""
+        height, width = self.sizes[index].tolist()
+        return height, width
+
     def describe_box(self, row: int) -> str:
         """Say where a box stands and how it is written there."""
-        height, width = self.sizes[self.image_index[row]]
+        height, width = self.size(self.image_index[row])
         bbox = ", ".join(f"{value:g}" for value in self.boxes[row])
         return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
 

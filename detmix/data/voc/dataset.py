@@ -129,7 +129,10 @@ class VOCDetection(StoredDetection):
         entries = list_entries(root, image_sets, all_there=on_error == "raise")
         found, self.skipped = read_usable(
             [entry.name for entry in entries],
-            lambda index: _read(entries[index], self.classes, decode=on_error == "skip"),
+            lambda index: _read(entries[index], self.classes),
+            lambda index, found: read_sized_image(
+                entries[index].image, (found.height, found.width), entries[index].annotation
+            ),
             on_error,
             f"{root} {tuple(image_sets)}",
         )
@@ -189,20 +192,10 @@ class VOCDetection(StoredDetection):
         return self._entries[index].annotation
 
 
-def _read(entry: ImageEntry, classes: tuple[str, ...], *, decode: bool) -> VOCAnnotation | Problem:
-    """Read the annotation of one image, with the image's size, and decode the image if asked to."""
+def _read(entry: ImageEntry, classes: tuple[str, ...]) -> VOCAnnotation | Problem:
+    """Read the annotation of one image, with the size from the image's header if it lacks it."""
     annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes)
-    if isinstance(annotation, Problem):
+    if isinstance(annotation, Problem) or (annotation.width > 0 and annotation.height > 0):
         return annotation
-    return attempt("unusable image", _with_size, annotation, entry, decode=decode)
-
-
-def _with_size(annotation: VOCAnnotation, entry: ImageEntry, *, decode: bool) -> VOCAnnotation:
-    """Fill in the size from the image's header where the annotation lacks it."""
-    if not (annotation.width > 0 and annotation.height > 0):
-        height, width = read_image_size(entry.image)
-        annotation = replace(annotation, height=height, width=width)
-    if decode:
-        size = (annotation.height, annotation.width)
-        read_sized_image(entry.image, size, entry.annotation)
-    return annotation
+    size = attempt("unusable image", read_image_size, entry.image)
+    return size if isinstance(size, Problem) else replace(annotation, height=size[0], width=size[1])

@@ -103,7 +103,7 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         try:
             entry["difficult"] = read_flag(item, "difficult")
             if iou_type == "segm":
-                size = tuple(file.sizes[index].tolist())
+                size = file.size(index)
                 entry["segmentation"] = to_rle(read_segmentation(item, size), size)
                 if np.isnan(file.area[row]):
                     entry["area"] = float(mask_areas([entry["segmentation"]])[0])
@@ -154,11 +154,10 @@ def _shape(
             raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
         return {"bbox": item["bbox"]}
     if iou_type == "segm":
-        size = tuple(file.sizes[index].tolist())
-        packed = read_segmentation(item, size)
+        packed = read_segmentation(item, file.size(index))
         if packed[:1] == b"P":
             raise ValueError("segmentation must be run lengths, size and counts, got polygons")
-        return {"segmentation": to_rle(packed, size)}
+        return {"segmentation": to_rle(packed, file.size(index))}
     if item.get("keypoints") is None:
         raise ValueError("has no 'keypoints'")
     read_keypoints(item["keypoints"], num_keypoints)
