@@ -164,8 +164,8 @@ def detection_transforms(
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
         train: Whether to augment.
         flip: The probability of a horizontal flip.
-        photometric: The probability of changed brightness, contrast, saturation and hue.
-        crop: The probability of a crop.
+        photometric: That of changed brightness, contrast, saturation and hue.
+        crop: That of a crop.
         keypoint_flip: As `AlbumentationsTransform` has it; `CocoDetection` knows it.
     """
     if size is not None and size < 1:
@@ -174,15 +174,10 @@ def detection_transforms(
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
     alb = _import_albumentations()
-    shrink = [] if size is None else [_limit_longest_side(size)]
-    if not train:
-        return AlbumentationsTransform(
-            shrink, min_visibility=0.0, check_each_transform=False, keypoint_flip=keypoint_flip
-        )
-    return AlbumentationsTransform(
-        [
-            alb.BBoxSafeRandomCrop(p=crop),
-            *shrink,
+    transforms = [] if size is None else [_limit_longest_side(size)]
+    if train:
+        transforms.insert(0, alb.BBoxSafeRandomCrop(p=crop))
+        transforms += [
             alb.HorizontalFlip(p=flip),
             alb.ColorJitter(
                 brightness=(0.8, 1.2),
@@ -191,7 +186,10 @@ def detection_transforms(
                 hue=(-0.03, 0.03),
                 p=photometric,
             ),
-        ],
+        ]
+    return AlbumentationsTransform(
+        transforms,
+        min_visibility=0.1 if train else 0.0,
         check_each_transform=False,  # none of these moves a box out of the image
         keypoint_flip=keypoint_flip,
     )
