@@ -24,12 +24,7 @@ from detmix.data.detection import (
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.voc.devkit import (
-    ImageEntry,
-    VOCAnnotation,
-    list_entries,
-    read_annotation,
-)
+from detmix.data.voc.devkit import ImageEntry, VOCAnnotation, list_entries, read_annotation
 
 VOC_CLASSES = (
     "aeroplane",
