@@ -38,8 +38,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
-        ValueError: A class is not among ``classes``, no image is left, or on access an image
-            cannot be decoded.
+        ValueError: Of a class not among ``classes`` or, on access, an image that is broken.
     """
 
     def __init__(

@@ -103,9 +103,8 @@ class VOCDetection(StoredDetection):
         skipped: The images that were left out, each a `SkippedImage`.
 
     Raises:
-        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
-        ValueError: An argument, a split file, an annotation or, on access, an image cannot be
-            used; the message names the file and the value.
+        FileNotFoundError: A folder, a split, an image or an annotation is missing.
+        ValueError: An argument, a file or, on access, an image cannot be used.
     """
 
     def __init__(
