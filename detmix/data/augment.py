@@ -39,9 +39,8 @@ _MIN_AREA = 1.0  # of a box that training keeps, in square pixels
 class AlbumentationsTransform:
     """Apply albumentations transforms to an image and its target.
 
-    Of the objects that are left all entries of the target are kept that have one row for each box
-    (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, ...); what belongs to the image
-    passes unchanged. These move with the image, where present:
+    All entries of the target with one row for each box (``labels``, ``box_weights``, ...) follow
+    their objects; what belongs to the image passes unchanged. These move with the image:
 
     - ``masks`` ``(N, H, W)``, uint8 or bool; a transform that resamples takes the nearest pixel,
       unless its ``mask_interpolation`` says otherwise.
@@ -49,8 +48,7 @@ class AlbumentationsTransform:
       W - 1 - x (and a box's x to W - x), resizing multiplies. One that leaves the image, or had
       visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a visibility, as torchvision's
       `KeyPoints` are, stay where they come to lie.
-    - ``area`` is multiplied by what the number of pixels of the mask was multiplied by, or
-      without masks the area of the box: COCO's area is that of the segmentation.
+    - ``area`` grows and shrinks as the mask's number of pixels, or without masks the box.
 
     Torchvision's `Image`, `BoundingBoxes` (of any format that is not rotated), `Mask` and
     `KeyPoints` come back as what they were, with the new canvas size; plain tensors as plain ones.
@@ -64,7 +62,7 @@ class AlbumentationsTransform:
             faster, and right where none but the last moves boxes out of the image.
         keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Whatever
-            turns the image over counts; two such transforms cancel out. None keeps the order.
+            turns the image over counts; two such transforms cancel out.
     """
 
     def __init__(

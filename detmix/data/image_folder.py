@@ -29,7 +29,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         transform: Called with each image; may draw from torch's global CPU generator, as
             torchvision's transforms do, which is seeded for it and afterwards put back.
         classes: The classes in the order of their labels; by default those of this split, sorted.
-        on_error: ``"skip"`` leaves out images that cannot be decoded, as `VOCDetection` does.
+        on_error: As `VOCDetection` has it.
         seed: The run's seed.
 
     Attributes:

@@ -39,11 +39,7 @@ _FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEB
 
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 ``(3, H, W)`` RGB; an EXIF orientation is not applied."""
-    try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such image file") from None
-    return decode_image_bytes(data, path)
+    return decode_image_bytes(read_file(path), path)
 
 
 def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:

@@ -65,8 +65,6 @@ class EpochBatchSampler(Sampler[list[int]]):
     def __init__(
         self, size: int, batch_size: int, seed: int, rank: int = 0, num_processes: int = 1
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if size < batch_size * num_processes:
             raise ValueError(
                 f"{size} samples do not make one batch of {batch_size} in each of "

@@ -74,9 +74,7 @@ class CocoDetection(StoredDetection):
     ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
     Images are sorted by their ids, the objects of one stand as in the file.
 
-    Boxes are clipped to the image; those without area are dropped, as detectors need it. Both are
-    counted in ``report`` and told in one warning. COCO's own evaluation does neither: evaluate
-    on a data set with ``clip=False``.
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
     Of several categories of one name, as exports with a super-category have them, the one with
     annotations is in the data set; where none has any, the one with the highest id.
@@ -87,18 +85,16 @@ class CocoDetection(StoredDetection):
         transforms: Called as ``transforms(image, target)``; returns the new pair.
         crowd: ``"drop"`` leaves crowds out, for training; the evaluation needs them.
         empty: ``"drop"`` leaves out images that have no object left.
-        clip: False keeps all boxes as in the file, also those outside the image and without area;
-            only a side of negative length becomes 0. The AP over such targets is what pycocotools
-            computes from the file itself, but for the rounding to float32.
+        clip: False keeps all boxes as in the file, for evaluation, also those outside the image
+            and without area; only a side of negative length becomes 0. The AP over such targets is
+            what pycocotools computes from the file itself, but for the rounding to float32.
         masks: Whether targets have masks.
         keypoints: Whether targets have keypoints; zeros where an object has none.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
-        on_error: ``"skip"`` leaves out images that are missing, cannot be decoded or have an
-            annotation that cannot be used, as `VOCDetection` does.
+        on_error: As `VOCDetection` has it.
 
     Attributes:
-        classes: The class names.
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
         names: The images' ``file_name`` by index.
         image_ids: The images' ids by index, ascending.
@@ -110,9 +106,8 @@ class CocoDetection(StoredDetection):
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument or the annotation file cannot be used, as where two categories of
-            one name both have annotations, or on access an image; the message names the file, the
-            annotation and the value.
+        ValueError: An argument, the annotation file or, on access, an image cannot be used, as
+            where two categories of one name both have annotations.
     """
 
     def __init__(

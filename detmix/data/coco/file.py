@@ -139,12 +139,7 @@ def load_json(path: Path, what: str, hook: Callable[[dict[str, Any]], dict[str, 
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file of {what}") from None
-    try:
-        text = str(data, "utf-8-sig")
-        del data  # of COCO's half a gigabyte
+        text = str(read_file(path), "utf-8-sig")
         return json.loads(text, object_hook=hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error

@@ -194,11 +194,7 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
 
 def _parse(path: str | Path) -> Element:
     try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such annotation file") from None
-    try:
-        root = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
+        root = defusedxml.ElementTree.fromstring(read_file(path), forbid_dtd=True)
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except DefusedXmlException as error:
