@@ -32,14 +32,13 @@ from detmix.evaluation import COCOEvaluator, score_predictions
 
 
 def test_size_is_the_masks_or_else_the_original(tmp_path):
-    box = np.array([[0, 0, 4, 4]], np.float32)
-    nothing = {"boxes": box[:0], "labels": np.ones(0, int), "scores": np.ones(0)}
-    target = {"boxes": box, "labels": np.ones(1, int), "orig_size": np.array([30, 40])}
-    masked = {**target, "masks": np.ones((1, 6, 8), np.uint8), "image_id": 1}
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.ones(0, int)}
+    masked = {"boxes": np.array([[0, 0, 4, 4]], np.float32), "labels": np.ones(1, int)}
+    masked |= {"masks": np.ones((1, 6, 8), np.uint8)}
     evaluator = COCOEvaluator(["cat"], iou_types=["segm"])
-    empty = {**target, "boxes": box[:0], "labels": np.ones(0, int), "image_id": 2}
-    unknown = {"boxes": box[:0], "labels": np.ones(0, int), "image_id": 3}
-    evaluator.update([nothing] * 3, [masked, empty, unknown])
+    targets = [part | {"orig_size": np.array([30, 40])} for part in (masked, nothing)] + [nothing]
+    targets = [target | {"image_id": number} for number, target in enumerate(targets, 1)]
+    evaluator.update([nothing | {"scores": np.ones(0)}] * 3, targets)
     images = json.loads(evaluator.save(tmp_path)[1].read_text())["images"]
     sizes = [{"height": 6, "width": 8}, {"height": 30, "width": 40}, {}]
     assert images == [{"id": number} | size for number, size in enumerate(sizes, 1)]
@@ -107,9 +106,9 @@ def each(**values):
 
     def change(ground_truth):
         for number, entry in enumerate(ground_truth["annotations"]):
-            if not entry["iscrowd"]:
-                entry |= {k: v(entry, number) if callable(v) else v for k, v in values.items()}
-                for key in [key for key, value in entry.items() if value is ...]:
+            for key, value in {} if entry["iscrowd"] else values.items():
+                entry[key] = value(entry, number) if callable(value) else value
+                if entry[key] is ...:
                     del entry[key]
 
     return change
@@ -119,7 +118,18 @@ def square(entry, _):
     return box_polygon(entry["bbox"])
 
 
-def without_keypoints(values):
+def own_area(iou_type):
+    if iou_type == "segm":
+        return lambda entry, _: float(coco_mask.area(entry["segmentation"]))
+    return lambda entry, _: max(entry["bbox"][2], 0) * max(entry["bbox"][3], 0)
+
+
+def negative_side(entry, number):
+    x, y, width, height = entry["bbox"]
+    return [x, y, -width if number % 3 else width, height]
+
+
+def first_without_keypoints(**values):
     def change(ground_truth):
         ground_truth["categories"][0]["keypoints"] = []
         for entry in ground_truth["annotations"]:
@@ -130,61 +140,32 @@ def without_keypoints(values):
     return change
 
 
-def mask_area(entry, _):
-    return float(coco_mask.area(entry["segmentation"]))
-
-
-def box_area(entry, _):
-    return max(entry["bbox"][2], 0) * entry["bbox"][3]
-
-
-def own_area(iou_type):
-    return each(area=mask_area if iou_type == "segm" else box_area)
-
-
-def negative_side(entry, number):
-    x, y, width, height = entry["bbox"]
-    return [x, y, -width if number % 3 else width, height]
-
-
-def negative_area(entry, number):
-    return box_area({"bbox": negative_side(entry, number)}, number)
-
-
-def some(entry, number):
-    """Not what the keypoints themselves say."""
-    return number % 2 * entry["num_keypoints"]
-
-
 def super_category(ground_truth):
     ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
 
 
-def same(_):
-    return lambda ground_truth: None
-
-
-UNLABELLED = without_keypoints({"keypoints": [0] * 51, "num_keypoints": 0})
+NO_KEYPOINTS = {"keypoints": None, "num_keypoints": None}
+UNLABELLED = first_without_keypoints(keypoints=[0] * 51, num_keypoints=0)
+NOT_AS_LABELLED = each(num_keypoints=lambda entry, number: number % 2 * entry["num_keypoints"])
 # What is odd, and the same as pycocotools takes it, for each type.
 ODDITIES = {
-    "no area": (each(area=lambda _, n: None if n % 2 else ...), own_area),
-    "iscrowd null": (each(iscrowd=None), same),
+    "no area": (
+        each(area=lambda _, number: None if number % 2 else ...), lambda t: each(area=own_area(t)),
+    ),
+    "iscrowd null": (each(iscrowd=None), lambda _: each()),
     "short polygons": (
         each(segmentation=lambda e, n: [[1, 1, 9, 9], [], *square(e, n), [2, 2]]),
         lambda _: each(segmentation=square),
     ),
     "negative sides, no area": (
-        each(bbox=negative_side, area=...),
-        lambda t: each(bbox=negative_side, area=mask_area if t == "segm" else negative_area),
+        each(bbox=negative_side, area=...), lambda t: each(bbox=negative_side, area=own_area(t)),
     ),
-    "without keypoints": (without_keypoints({}), lambda _: UNLABELLED),
-    "keypoints null": (
-        without_keypoints({"keypoints": None, "num_keypoints": None}), lambda _: UNLABELLED,
-    ),
-    "num_keypoints null": (each(num_keypoints=None), same),
-    "no num_keypoints of some": (each(num_keypoints=some), lambda _: each(num_keypoints=some)),
+    "without keypoints": (first_without_keypoints(), lambda _: UNLABELLED),
+    "keypoints null": (first_without_keypoints(**NO_KEYPOINTS), lambda _: UNLABELLED),
+    "num_keypoints null": (each(num_keypoints=None), lambda _: each()),
+    "no num_keypoints of some": (NOT_AS_LABELLED, lambda _: NOT_AS_LABELLED),
     "super-category": (super_category, lambda _: super_category),
-    "annotation ids": (each(id=lambda _, n: -n), same),
+    "annotation ids": (each(id=lambda _, number: -number), lambda _: each()),
 }  # fmt: skip
 
 
@@ -245,12 +226,9 @@ def test_files_without_what_is_scored(tmp_path, iou_type, named):
 
 PREDICTIONS = [
     ("bbox", {"bbox": ...}, "bbox .*None"),
-    ("bbox", {"score": ...}, "score .*None"),
     ("bbox", {"score": math.nan}, "score .*nan"),
-    ("bbox", {"image_id": 100_000}, "image_id .*100000"),
     ("bbox", {"image_id": "3"}, "image_id .*'3'"),
     ("bbox", {"category_id": 1}, "category_id .*1"),
-    ("bbox", {"bbox": [1, 2, 3]}, r"bbox .*\[1, 2, 3\]"),
     ("bbox", {"bbox": [1, 2, math.nan, 3]}, r"bbox .*\[1, 2, nan, 3\]"),
     ("bbox", {"bbox": [1, 2, -3, 3]}, r"bbox .*\[1, 2, -3, 3\]"),
     ("segm", {"segmentation": ...}, "segmentation"),
@@ -264,11 +242,9 @@ PREDICTIONS = [
 ]
 # What the data set's reader refuses besides is in test_data_errors.py.
 ANNOTATIONS = [
-    ("bbox", {"image_id": -5}, "image_id .*-5"),
     ("bbox", {"bbox": [0, 0, 10**400, 1]}, r"bbox .*\[0, 0, 10"),
     ("bbox", {"difficult": 2}, "difficult .*2"),
     ("segm", {"segmentation": []}, "segmentation"),
-    ("segm", {"segmentation": {"size": [8, 6], "counts": [48]}}, r"\(8, 6\).* 60 x 80"),
     ("keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
 ]
 
@@ -290,12 +266,10 @@ def test_an_error_names_file_entry_and_value(tmp_path, part, iou_type, values, n
         score_predictions(*files, iou_type=iou_type)
 
 
-@pytest.mark.parametrize("text", ["[{", "\x80", '{"a": 1}', "[" * 200_000, "[3]"])
+@pytest.mark.parametrize("text", ["[{", '{"a": 1}', "[3]"])
 def test_predictions_of_another_kind(tmp_path, text):
+    """What is no JSON at all, or a folder, is in test_data_errors.py: the reader is the same."""
     predictions, annotations = foreign_files(tmp_path)
-    predictions.write_bytes(text.encode("latin-1"))
+    predictions.write_text(text)
     with pytest.raises(ValueError, match=r"p\.json"):
         score_predictions(predictions, annotations)
-    for other, kind in ((tmp_path, ValueError), (tmp_path / "none.json", FileNotFoundError)):
-        with pytest.raises(kind, match=other.name):
-            score_predictions(other, annotations)
