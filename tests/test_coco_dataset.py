@@ -102,11 +102,8 @@ def test_everything_equals_pycocotools(random_files, capsys):
 def test_outlines_are_bounded(tmp_path):
     """pycocotools keeps every fifth of a pixel of every edge: 2 GB for 20 points far apart."""
     polygon = [0, 0, 4e5, 0, 4e5, 2e5]  # by hand: 4e5 + 2e5 + 4e5
-    angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
-    fine = 4000 + 3000 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    for good in (polygon, fine.ravel().tolist()):
-        arguments = write_coco(tmp_path, [box_object(segmentation=[good])])
-        assert len(CocoDetection(*arguments, masks=True)) == 1
+    arguments = write_coco(tmp_path, [box_object(segmentation=[polygon])])
+    assert len(CocoDetection(*arguments, masks=True)) == 1
     arguments = write_coco(tmp_path, [box_object(segmentation=[[0, 0, 4e5 + 1, 0, 4e5 + 1, 2e5]])])
     with pytest.raises(ValueError, match="1000002 pixels"):
         CocoDetection(*arguments, masks=True)
