@@ -11,8 +11,7 @@ import errno
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -22,10 +21,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from detmix.data.images import read_sized_image
 
+Array = npt.NDArray[Any]
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -53,12 +53,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     image_ids: list[int]
     transforms: Transforms | None
 
-    def _store(
-        self,
-        sizes: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64],
-        columns: Mapping[str, npt.NDArray[Any]],
-    ) -> None:
+    def _store(self, sizes: Array, counts: Array, columns: Mapping[str, Array]) -> None:
         """Keep each image's size and number of objects, and the objects sorted by image."""
         self._sizes = torch.from_numpy(sizes)  # (I, 2) height, width
         # (I + 1,): image i owns the rows offsets[i] to offsets[i + 1].
@@ -83,10 +78,8 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     def target(self, index: int) -> dict[str, Any]:
         """Return a copy of one image's target, as stored and without ``transforms``."""
         rows = slice(*self._rows(index))
-        target: dict[str, Any] = {
-            key: column[rows].clone() for key, column in self._columns.items()
-        }
-        return target | {"image_id": self.image_ids[index]}
+        columns = {key: column[rows].clone() for key, column in self._columns.items()}
+        return {**columns, "image_id": self.image_ids[index]}
 
     def image_path(self, index: int) -> Path:
         """Return the path of one image's file."""
@@ -114,7 +107,7 @@ class CleanBoxes(NamedTuple):
     is_clipped: npt.NDArray[np.bool_]  # (M,)
 
 
-def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
+def clean_boxes(boxes: Array, sizes: Array) -> CleanBoxes:
     """Clip boxes to their images."""
     # All is compared in float32, in which boxes are kept: what is lost in the rounding is no area.
     limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
@@ -125,7 +118,7 @@ def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) ->
     return CleanBoxes(clipped, has_area, moved & has_area)
 
 
-def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
+def keep_boxes(boxes: Array) -> CleanBoxes:
     """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more."""
     with np.errstate(over="ignore"):
         kept = boxes.astype(np.float32)
@@ -134,11 +127,7 @@ def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
     return CleanBoxes(kept, everyone, ~everyone)
 
 
-def warn_of_boxes(
-    has_area: npt.NDArray[np.bool_],
-    is_clipped: npt.NDArray[np.bool_],
-    describe: Callable[[int], str],
-) -> None:
+def warn_of_boxes(has_area: Array, is_clipped: Array, describe: Callable[[int], str]) -> None:
     """Tell once of all boxes that are not as in the files, whoever opens the data set."""
     parts = []
     for mask, what in (
@@ -248,7 +237,11 @@ def read_usable(
     results: dict[int, Result] = {}
     skipped = []
     num = len(names)
-    found = map(read, range(num)) if on_error == "raise" else _in_threads(read_whole, num)
+    found: Iterable[Result | Problem] = map(read, range(num))
+    if on_error == "skip":  # disable=None: a bar only where standard error is a terminal
+        found = thread_map(
+            read_whole, range(num), desc="checking images", leave=False, disable=None, delay=2
+        )
     for index, result in enumerate(found):
         if not isinstance(result, Problem):
             results[index] = result
@@ -262,17 +255,6 @@ def read_usable(
             raise ValueError(f"{message}; there is none left")
         warnings.warn(message, UserWarning, stacklevel=3)
     return results, tuple(skipped)
-
-
-def _in_threads(read: Callable[[int], Result], num: int) -> Iterator[Result]:
-    """Yield ``read(0)``, ``read(1)``, ... in this order; decoding does not hold Python's lock."""
-    with ThreadPoolExecutor(max(2, min(32, os.cpu_count() or 1))) as pool:
-        try:
-            found = pool.map(read, range(num))
-            # disable=None: a bar only where standard error is a terminal.
-            yield from tqdm(found, "checking images", num, leave=False, disable=None, delay=2)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _summary(skipped: Sequence[SkippedImage]) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from detmix.data.coco.file import CocoCategory, CocoFile, read_coco, read_keypoints
 from detmix.data.coco.masks import SegmentationBlock, read_segmentation
 from detmix.data.detection import (
+    Array,
     Problem,
     StoredDetection,
     Transforms,
@@ -32,7 +32,7 @@ from detmix.data.detection import (
 )
 from detmix.data.images import read_image_size, read_sized_image
 
-Columns = dict[str, npt.NDArray[Any]]  # of objects, by their names
+Columns = dict[str, Array]  # of objects, by their names
 
 _SIDE = re.compile("left|right", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
@@ -204,7 +204,7 @@ class CocoDetection(StoredDetection):
         return self._path
 
 
-def _take(columns: Columns, keep: npt.NDArray[np.bool_]) -> Columns:
+def _take(columns: Columns, keep: Array) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
 
 
