@@ -100,7 +100,8 @@ def test_every_field_follows_its_box():
         "embedding": torch.arange(6).reshape(3, 2),
         "text": ["a", "b", "c"],
     }
-    of_image = {"orig_size": torch.tensor([40, 60, 3]), "note": "kept", "image_id": 7}
+    size = torch.tensor([40, 60, 3])  # of length N by chance
+    of_image = {"orig_size": size, "note": "kept", "image_id": 7}
     area = torch.tensor([100.0, 600.0, 600.0])
     target = boxes_only(**follows, **of_image, area=area)
     image, result = AlbumentationsTransform(CROP)(make_image(), target)
@@ -111,12 +112,8 @@ def test_every_field_follows_its_box():
     expected = torch.tensor([[10.0, 20, 40, 40], [0, 5, 5, 35]])
     torch.testing.assert_close(result.pop("boxes"), expected, rtol=0, atol=1e-4)
     assert result.pop("labels").tolist() == [2, 3]
-    assert (result.pop("note"), result.pop("text"), result.pop("image_id")) == (
-        "kept",
-        ["b", "c"],
-        7,
-    )
-    assert torch.equal(result.pop("orig_size"), of_image["orig_size"])  # of length N by chance
+    assert result.pop("text") == ["b", "c"]
+    assert all(result.pop(key) is value for key, value in of_image.items())
     assert all(torch.equal(value, follows[key][1:]) for key, value in result.items())
     assert augment(CROP, boxes_only(labels=[5, 6, 7]))["labels"] == [6, 7]
 
@@ -145,14 +142,11 @@ def test_the_seed_or_else_torch_decides_everything():
         found = [transform(make_image(), boxes_only(), seed=seed) for seed in seeds]
         return [(i.numpy().tobytes(), t["boxes"].numpy().tobytes()) for i, t in found]
 
-    first = outcomes(*range(30))
-    assert len(set(first)) > 15
     torch.manual_seed(3)
-    unseeded = outcomes(None, None)
-    assert unseeded[0] != unseeded[1]
+    first = outcomes(1, 2, None, None)
+    assert len(set(first)) == 4
     torch.manual_seed(3)
-    assert outcomes(None, None) == unseeded
-    assert outcomes(*range(30)) == first
+    assert outcomes(1, 2, None, None) == first
 
 
 def test_transforms_draw_independently():
@@ -199,8 +193,6 @@ class TestTensors:
         result = augment([alb.Crop(20, 10, 60, 40)], target, keypoint_flip=[1, 0])["keypoints"]
         assert result.canvas_size == (30, 40)
         assert result.tolist() == [[[-18, -7], [30, 20]]]
-        flipped = augment([alb.HorizontalFlip(p=1)], target, keypoint_flip=[1, 0])["keypoints"]
-        assert flipped.tolist() == [[[9, 30], [57, 3]]]
 
     def test_inputs_are_not_changed_and_not_shared(self):
         image = make_image()[None].to(memory_format=torch.channels_last)[0]
@@ -360,28 +352,21 @@ def test_what_training_returns_fits_together(size, seed, scene):
 REFLECTED = alb.PadIfNeeded(90, 120, border_mode=cv2.BORDER_REFLECT_101, p=1)
 
 
-@pytest.mark.parametrize(
-    ("transforms", "changes", "named"),
-    [
-        ([], {"boxes": torch.full((4, 4), torch.nan)}, "'boxes'.*nan"),
-        ([], {"labels": [2, 0, 1, 1]}, r"'labels'\[1\].*0"),
-        ([], {"masks": torch.zeros(4, 40, 60)}, "'masks'.*float32"),
-        ([], {"keypoints": [1, 2, 3, 4]}, "'keypoints'.*list"),
-        ([], {"keypoints": torch.full((4, 3, 2), torch.inf)}, r"'keypoints'\[0, 0\].*inf"),
-        ([], {"keypoints": torch.ones(4, 5, 3)}, r"'keypoints'.*\(N, 3, 3\).*\(4, 5, 3\)"),
-        ([REFLECTED], {"masks": None}, "copied .*constant border"),
-        ([REFLECTED], {"keypoints": None}, "copied .*constant border"),
-    ],
-)
-def test_broken_targets_are_named(transforms, changes, named):
-    """What mixers refuse too, as the first of these, is in contract/test_mixing_refused.py."""
-    with pytest.raises(ValueError, match=named):
-        augment(transforms, make_target() | changes, keypoint_flip=[1, 0, 2])
+def of_target(*transforms, **changes):
+    return lambda: augment(transforms, make_target() | changes, keypoint_flip=[1, 0, 2])
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
+        (of_target(boxes=torch.full((4, 4), torch.nan)), "image_id 7: 'boxes'.*nan"),
+        (of_target(labels=[2, 0, 1, 1]), r"image_id 7: 'labels'\[1\].*0"),
+        (of_target(masks=torch.zeros(4, 40, 60)), "image_id 7: 'masks'.*float32"),
+        (of_target(keypoints=[1, 2, 3, 4]), "'keypoints'.*list"),
+        (of_target(keypoints=torch.full((4, 3, 2), torch.inf)), r"'keypoints'\[0, 0\].*inf"),
+        (of_target(keypoints=torch.ones(4, 5, 3)), r"'keypoints'.*\(N, 3, 3\).*\(4, 5, 3\)"),
+        (of_target(REFLECTED, masks=None), "copied .*constant border"),
+        (of_target(REFLECTED, keypoints=None), "copied .*constant border"),
         (lambda: AlbumentationsTransform([])(make_image().float(), make_target()), "image_id 7"),
         (lambda: AlbumentationsTransform([])(make_image()[:2], make_target()), r"\(2, 40, 60\)"),
         (lambda: AlbumentationsTransform([], min_visibility=1.5), r"min_visibility.*1\.5"),
@@ -390,7 +375,8 @@ def test_broken_targets_are_named(transforms, changes, named):
         (lambda: detection_transforms(train=True, keypoint_flip=[0, 0, 1]), "keypoint_flip"),
     ],
 )
-def test_broken_images_and_arguments_are_named(call, named):
+def test_what_is_broken_is_named(call, named):
+    """What mixers refuse too, as the first of these, is in contract/test_mixing_refused.py."""
     with pytest.raises(ValueError, match=named):
         call()
 
