@@ -11,7 +11,6 @@ from coco_oracle import (
     CLASSES,
     IOU_TYPES,
     add_keypoints,
-    add_masks,
     as_entries,
     box_polygon,
     by_hand,
@@ -19,7 +18,6 @@ from coco_oracle import (
     foreign_files,
     full_case,
     only,
-    random_case,
     write_json,
 )
 from PIL import Image
@@ -71,14 +69,8 @@ def test_scored_with_the_same_sigmas(tmp_path):
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """Images, some objects beyond theirs, masks and keypoints; predictions."""
-    predictions, targets = random_case(4, 20, limit=60.0, grid=0.25, levels=12)
-    for records in (predictions, targets):  # float32 holds quarters, sums and products exactly
-        for record in records[1::4]:
-            record["boxes"][:, ::2] += 90  # outside an image 80 pixels wide
-        for record in records[2::4]:
-            record["boxes"] -= 20
-    add_masks(predictions, targets)
+    """Images, objects with masks and keypoints, predictions."""
+    predictions, targets = full_case(4, 20)
     add_keypoints(predictions, targets, noise=0.5)
     ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
     folder = tmp_path_factory.mktemp("images")
