@@ -113,7 +113,6 @@ def super_category(ground_truth):
     ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
 
 
-NO_KEYPOINTS = {"keypoints": None, "num_keypoints": None}
 UNLABELLED = first_without_keypoints(keypoints=[0] * 51, num_keypoints=0)
 NOT_AS_LABELLED = each(num_keypoints=lambda entry, number: number % 2 * entry["num_keypoints"])
 # What is odd, and the same as pycocotools takes it, for each type.
@@ -130,8 +129,6 @@ ODDITIES = {
         each(bbox=negative_side, area=...), lambda t: each(bbox=negative_side, area=own_area(t)),
     ),
     "without keypoints": (first_without_keypoints(), lambda _: UNLABELLED),
-    "keypoints null": (first_without_keypoints(**NO_KEYPOINTS), lambda _: UNLABELLED),
-    "num_keypoints null": (each(num_keypoints=None), lambda _: each()),
     "no num_keypoints of some": (NOT_AS_LABELLED, lambda _: NOT_AS_LABELLED),
     "super-category": (super_category, lambda _: super_category),
     "annotation ids": (each(id=lambda _, number: -number), lambda _: each()),

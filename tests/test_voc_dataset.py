@@ -57,17 +57,19 @@ def test_everything_equals_torchvisions_reader(tmp_path, request, root, classes)
         dataset.index_of(len(dataset))
 
 
+@pytest.mark.filterwarnings("ignore:.* boxes were")
 def test_empty_images_and_difficult_objects(tmp_path):
     hard = dog(60, 40, 60, 40, "<difficult>1</difficult>")  # of one pixel
+    hard += dog(60, 40, 59, 40, "<difficult>1</difficult>")  # without area
     root = make_devkit(tmp_path, {"a": SIZE + DOG + hard, "b": SIZE})
-    for choice, boxes in (
+    for choice, expected in (
         ("keep", [[10, 5, 30, 20], [59, 39, 60, 40]]),
         ("drop", [[10, 5, 30, 20]]),
     ):
         dataset = VOCDetection(root, difficult=choice)
-        assert dataset[0][1]["boxes"].tolist() == boxes
-        report, num_hard = dataset.report, len(boxes) - 1
-        assert (report.num_objects, report.num_empty_images) == (len(boxes), 1)
+        assert dataset[0][1]["boxes"].tolist() == expected
+        report, num_hard = dataset.report, len(expected) - 1
+        assert (report.num_objects, report.num_empty_images) == (len(expected), 1)
         assert (report.num_difficult, report.num_difficult_dropped) == (num_hard, 1 - num_hard)
     empty = dataset[-1][1]
     assert empty.pop("image_id") == 1

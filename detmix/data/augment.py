@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -232,10 +233,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
 def _import_albumentations() -> ModuleType:
     # It asks the network for a newer release at its first import: seconds, where there is none.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    module: ModuleType = albumentations
-    return module
+    return import_module("albumentations")
 
 
 def _limit_longest_side(longest: int) -> Any:

@@ -150,11 +150,6 @@ class CocoDetection(StoredDetection):
             self._path,
         )
         columns = _take(columns, np.isin(columns["images"], list(usable)))
-        warn_of_boxes(
-            columns["has_area"],
-            columns["is_clipped"],
-            lambda index: file.describe_box(columns["rows"][index]),
-        )
         used = _take(columns, columns["is_used"])
         chosen = sorted(set(used["images"].tolist())) if empty == "drop" else list(usable)
         if not chosen:
@@ -162,6 +157,11 @@ class CocoDetection(StoredDetection):
         self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
             check_files(self._folder, self.names)
+        warn_of_boxes(
+            columns["has_area"],
+            columns["is_clipped"],
+            lambda index: file.describe_box(columns["rows"][index]),
+        )
         self.image_ids = [file.image_ids[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
         dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}

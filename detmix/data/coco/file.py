@@ -10,7 +10,7 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -87,7 +87,7 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
     # Only with `named` must images have a file name and objects an id.
     path = Path(path)
     with paused_collection():
-        content = load_json(path, "annotations", pack_item if masks else strip_item)
+        content = load_json(path, "annotations", masks=masks)
         for part in _PARTS:
             _check_part(content, part, path, may_be_empty=not named or part == "annotations")
         categories = _read_categories(content["categories"], f"{path}, category")
@@ -133,14 +133,14 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
-def load_json(path: Path, what: str, hook: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Parse a JSON file; segmentations are packed, or left out, by ``hook`` as it is parsed."""
+def load_json(path: Path, what: str, *, masks: bool) -> Any:
+    """Parse a JSON file; segmentations are packed, or left out, as it is parsed."""
     # As Python objects they would take several gigabytes for COCO's training images.
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
         text = str(read_file(path), "utf-8-sig")
-        return json.loads(text, object_hook=hook)
+        return json.loads(text, object_hook=pack_item if masks else strip_item)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
 

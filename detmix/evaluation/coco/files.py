@@ -17,7 +17,7 @@ from detmix.data.coco.file import (
     read_flag,
     read_keypoints,
 )
-from detmix.data.coco.masks import pack_item, read_segmentation, shorten, strip_item, to_rle
+from detmix.data.coco.masks import read_segmentation, shorten, to_rle
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.masks import mask_areas
 from detmix.evaluation.records import check_choice
@@ -66,8 +66,8 @@ def score_predictions(
         file = read_coco(annotations, masks=iou_type == "segm", named=False)
         for problem in file.problems.values():
             raise problem.error
-        hook = pack_item if iou_type == "segm" else strip_item
-        found = load_json(path, "predictions in COCO's results format", hook)
+        what = "predictions in COCO's results format"
+        found = load_json(path, what, masks=iou_type == "segm")
         if not isinstance(found, list):
             raise ValueError(f"{path}: expected a list of predictions, got {shorten(found)}")
         num_keypoints = _num_keypoints(file, found) if iou_type == "keypoints" else 0
