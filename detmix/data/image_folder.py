@@ -66,7 +66,6 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
                 )
         labels = [self.classes.index(name) for name in files.classes]
         names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
-
         samples = [(path, labels[number]) for path, number in files.samples]
         found, self.skipped = read_usable(
             names, samples.__getitem__, lambda _, sample: read_image(sample[0]), on_error, folder
@@ -89,12 +88,9 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         path, label = self._samples[index]
         image = read_image(path)
         if self.transform is not None:
-            state = torch.get_rng_state()
             seed = sample_seed(self.seed, self._epoch.value, index, "augment")
-            try:
+            with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed the GPUs' generators as well.
                 torch.default_generator.manual_seed(seed)
                 image = self.transform(image)
-            finally:
-                torch.set_rng_state(state)
         return image, label, index
