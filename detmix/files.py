@@ -16,6 +16,8 @@ def read_file(path: str | Path) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:  # a buffer would only take time
             return file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
     except OSError as error:
         if error.filename is not None:
             raise

@@ -11,7 +11,6 @@ from coco_oracle import (
     CLASSES,
     IOU_TYPES,
     add_keypoints,
-    add_masks,
     as_entries,
     box_polygon,
     by_hand,
@@ -19,7 +18,6 @@ from coco_oracle import (
     foreign_files,
     full_case,
     only,
-    random_case,
     write_json,
 )
 from PIL import Image
@@ -32,40 +30,16 @@ from detmix.evaluation import COCOEvaluator, score_predictions
 
 
 def test_size_is_the_masks_or_else_the_original(tmp_path):
-    box = np.array([[0, 0, 4, 4]], np.float32)
-    nothing = {"boxes": box[:0], "labels": np.ones(0, int), "scores": np.ones(0)}
-    target = {"boxes": box, "labels": np.ones(1, int), "orig_size": np.array([30, 40])}
-    masked = {**target, "masks": np.ones((1, 6, 8), np.uint8), "image_id": 1}
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.ones(0, int)}
+    masked = {"boxes": np.array([[0, 0, 4, 4]], np.float32), "labels": np.ones(1, int)}
+    masked |= {"masks": np.ones((1, 6, 8), np.uint8)}
     evaluator = COCOEvaluator(["cat"], iou_types=["segm"])
-    empty = {**target, "boxes": box[:0], "labels": np.ones(0, int), "image_id": 2}
-    unknown = {"boxes": box[:0], "labels": np.ones(0, int), "image_id": 3}
-    evaluator.update([nothing] * 3, [masked, empty, unknown])
+    targets = [part | {"orig_size": np.array([30, 40])} for part in (masked, nothing)] + [nothing]
+    targets = [target | {"image_id": number} for number, target in enumerate(targets, 1)]
+    evaluator.update([nothing | {"scores": np.ones(0)}] * 3, targets)
     images = json.loads(evaluator.save(tmp_path)[1].read_text())["images"]
     sizes = [{"height": 6, "width": 8}, {"height": 30, "width": 40}, {}]
     assert images == [{"id": number} | size for number, size in enumerate(sizes, 1)]
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    evaluator = evaluator_of(*full_case(num_images=2), iou_types=IOU_TYPES)
-    paths = evaluator.save(tmp_path)
-    before = [path.read_bytes() for path in paths]
-    evaluator.update(*full_case(seed=1, num_images=3))
-    monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluator.save(tmp_path)
-    assert [path.read_bytes() for path in paths] == before
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-
-
-def test_difficult_objects_count_in_no_program(tmp_path):
-    predictions, targets = full_case(num_images=9)
-    for target in targets:
-        target["difficult"] = np.arange(len(target["labels"])) % 3 == 0
-    saved = evaluator_of(predictions, targets, iou_types=IOU_TYPES).save(tmp_path)[1]
-    for entry in json.loads(saved.read_text())["annotations"]:
-        if entry.get("difficult"):
-            assert (entry["difficult"], entry["num_keypoints"]) == (1, 0)
-        assert (entry["area"] > 1e10) == ("difficult" in entry)
 
 
 def test_scored_with_the_same_sigmas(tmp_path):
@@ -83,14 +57,8 @@ def test_scored_with_the_same_sigmas(tmp_path):
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """Images, some objects beyond theirs, masks and keypoints; predictions."""
-    predictions, targets = random_case(4, 20, limit=60.0, grid=0.25, levels=12)
-    for records in (predictions, targets):  # float32 holds quarters, sums and products exactly
-        for record in records[1::4]:
-            record["boxes"][:, ::2] += 90  # outside an image 80 pixels wide
-        for record in records[2::4]:
-            record["boxes"] -= 20
-    add_masks(predictions, targets)
+    """Images, objects with masks and keypoints, predictions."""
+    predictions, targets = full_case(4, 20)
     add_keypoints(predictions, targets, noise=0.5)
     ground_truth, results = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
     folder = tmp_path_factory.mktemp("images")
@@ -107,9 +75,9 @@ def each(**values):
 
     def change(ground_truth):
         for number, entry in enumerate(ground_truth["annotations"]):
-            if not entry["iscrowd"]:
-                entry |= {k: v(entry, number) if callable(v) else v for k, v in values.items()}
-                for key in [key for key, value in entry.items() if value is ...]:
+            for key, value in {} if entry["iscrowd"] else values.items():
+                entry[key] = value(entry, number) if callable(value) else value
+                if entry[key] is ...:
                     del entry[key]
 
     return change
@@ -119,7 +87,18 @@ def square(entry, _):
     return box_polygon(entry["bbox"])
 
 
-def without_keypoints(values):
+def own_area(iou_type):
+    if iou_type == "segm":
+        return lambda entry, _: float(coco_mask.area(entry["segmentation"]))
+    return lambda entry, _: max(entry["bbox"][2], 0) * max(entry["bbox"][3], 0)
+
+
+def negative_side(entry, number):
+    x, y, width, height = entry["bbox"]
+    return [x, y, -width if number % 3 else width, height]
+
+
+def first_without_keypoints(**values):
     def change(ground_truth):
         ground_truth["categories"][0]["keypoints"] = []
         for entry in ground_truth["annotations"]:
@@ -130,61 +109,29 @@ def without_keypoints(values):
     return change
 
 
-def mask_area(entry, _):
-    return float(coco_mask.area(entry["segmentation"]))
-
-
-def box_area(entry, _):
-    return max(entry["bbox"][2], 0) * entry["bbox"][3]
-
-
-def own_area(iou_type):
-    return each(area=mask_area if iou_type == "segm" else box_area)
-
-
-def negative_side(entry, number):
-    x, y, width, height = entry["bbox"]
-    return [x, y, -width if number % 3 else width, height]
-
-
-def negative_area(entry, number):
-    return box_area({"bbox": negative_side(entry, number)}, number)
-
-
-def some(entry, number):
-    """Not what the keypoints themselves say."""
-    return number % 2 * entry["num_keypoints"]
-
-
 def super_category(ground_truth):
     ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
 
 
-def same(_):
-    return lambda ground_truth: None
-
-
-UNLABELLED = without_keypoints({"keypoints": [0] * 51, "num_keypoints": 0})
+UNLABELLED = first_without_keypoints(keypoints=[0] * 51, num_keypoints=0)
+NOT_AS_LABELLED = each(num_keypoints=lambda entry, number: number % 2 * entry["num_keypoints"])
 # What is odd, and the same as pycocotools takes it, for each type.
 ODDITIES = {
-    "no area": (each(area=lambda _, n: None if n % 2 else ...), own_area),
-    "iscrowd null": (each(iscrowd=None), same),
+    "no area": (
+        each(area=lambda _, number: None if number % 2 else ...), lambda t: each(area=own_area(t)),
+    ),
+    "iscrowd null": (each(iscrowd=None), lambda _: each()),
     "short polygons": (
         each(segmentation=lambda e, n: [[1, 1, 9, 9], [], *square(e, n), [2, 2]]),
         lambda _: each(segmentation=square),
     ),
     "negative sides, no area": (
-        each(bbox=negative_side, area=...),
-        lambda t: each(bbox=negative_side, area=mask_area if t == "segm" else negative_area),
+        each(bbox=negative_side, area=...), lambda t: each(bbox=negative_side, area=own_area(t)),
     ),
-    "without keypoints": (without_keypoints({}), lambda _: UNLABELLED),
-    "keypoints null": (
-        without_keypoints({"keypoints": None, "num_keypoints": None}), lambda _: UNLABELLED,
-    ),
-    "num_keypoints null": (each(num_keypoints=None), same),
-    "no num_keypoints of some": (each(num_keypoints=some), lambda _: each(num_keypoints=some)),
+    "without keypoints": (first_without_keypoints(), lambda _: UNLABELLED),
+    "no num_keypoints of some": (NOT_AS_LABELLED, lambda _: NOT_AS_LABELLED),
     "super-category": (super_category, lambda _: super_category),
-    "annotation ids": (each(id=lambda _, n: -n), same),
+    "annotation ids": (each(id=lambda _, number: -number), lambda _: each()),
 }  # fmt: skip
 
 
@@ -228,61 +175,35 @@ def test_scoring_needs_no_ids_of_annotations_and_no_names_of_images(tmp_path):
     assert result.ap == expected["ap"]
 
 
-@pytest.mark.parametrize(("iou_type", "named"), [("segm", "0 x 80"), ("keypoints", "keypoints")])
-def test_files_without_what_is_scored(tmp_path, iou_type, named):
-    def change(ground_truth, results):
-        results.clear()
-        ground_truth["annotations"] = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
-        for entry in (*ground_truth["annotations"], *ground_truth["images"]):
-            for name in ("keypoints", "height"):
-                entry.pop(name, None)
-
-    with pytest.raises(ValueError, match=rf"gt\.json.*{named}"):
-        score_predictions(*foreign_files(tmp_path, iou_type, change), iou_type=iou_type)
-
-
 # ------------------------------------------------------------------------------------------ errors
 
-PREDICTIONS = [
-    ("bbox", {"bbox": ...}, "bbox .*None"),
-    ("bbox", {"score": ...}, "score .*None"),
-    ("bbox", {"score": math.nan}, "score .*nan"),
-    ("bbox", {"image_id": 100_000}, "image_id .*100000"),
-    ("bbox", {"image_id": "3"}, "image_id .*'3'"),
-    ("bbox", {"category_id": 1}, "category_id .*1"),
-    ("bbox", {"bbox": [1, 2, 3]}, r"bbox .*\[1, 2, 3\]"),
-    ("bbox", {"bbox": [1, 2, math.nan, 3]}, r"bbox .*\[1, 2, nan, 3\]"),
-    ("bbox", {"bbox": [1, 2, -3, 3]}, r"bbox .*\[1, 2, -3, 3\]"),
-    ("segm", {"segmentation": ...}, "segmentation"),
-    ("segm", {"segmentation": [[1, 1, 2, 2, 3, 1]]}, "polygons"),
-    ("segm", {"segmentation": {"size": [9, 9], "counts": [81]}}, r"\(9, 9\).* 60 x 80"),
-    # Runs of 4900 and -100: `rleToString` of pycocotools, by hand.
-    ("segm", {"segmentation": {"size": [60, 80], "counts": "Ti4lL"}}, "negative run"),
-    ("keypoints", {"keypoints": ...}, "keypoints"),
-    ("keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
-    ("keypoints", {"keypoints": [math.inf] * 51}, "keypoints .*inf"),
-]
-# What the data set's reader refuses besides is in test_data_errors.py.
-ANNOTATIONS = [
-    ("bbox", {"image_id": -5}, "image_id .*-5"),
-    ("bbox", {"bbox": [0, 0, 10**400, 1]}, r"bbox .*\[0, 0, 10"),
-    ("bbox", {"difficult": 2}, "difficult .*2"),
-    ("segm", {"segmentation": []}, "segmentation"),
-    ("segm", {"segmentation": {"size": [8, 6], "counts": [48]}}, r"\(8, 6\).* 60 x 80"),
-    ("keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
+SMALL = {"size": [9, 9], "counts": [81]}
+# Runs of 4900 and -100: `rleToString` of pycocotools, by hand.
+NEGATIVE = {"size": [60, 80], "counts": "Ti4lL"}
+# Of the second entry. What the data set's reader refuses besides is in test_data_errors.py, broken
+# run lengths in contract/test_result_files.py.
+ENTRIES = [
+    ("predictions", "bbox", {"score": math.nan}, "score .*nan"),
+    ("predictions", "bbox", {"image_id": "3"}, "image_id .*'3'"),
+    ("predictions", "bbox", {"bbox": [1, 2, -3, 3]}, r"bbox .*\[1, 2, -3, 3\]"),
+    ("predictions", "segm", {"segmentation": ...}, "segmentation"),
+    ("predictions", "segm", {"segmentation": [[1, 1, 2, 2, 3, 1]]}, "polygons"),
+    ("predictions", "segm", {"segmentation": SMALL}, r"\(9, 9\).* 60 x 80"),
+    ("predictions", "segm", {"segmentation": NEGATIVE}, "negative run"),
+    ("predictions", "keypoints", {"keypoints": ...}, "keypoints"),
+    ("predictions", "keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
+    ("predictions", "keypoints", {"keypoints": [math.inf] * 51}, "keypoints .*inf"),
+    ("annotations", "bbox", {"difficult": 2}, "difficult .*2"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("part", "iou_type", "values", "named"),
-    [("predictions", *case) for case in PREDICTIONS]
-    + [("annotations", *case) for case in ANNOTATIONS],
-)
+@pytest.mark.parametrize(("part", "iou_type", "values", "named"), ENTRIES)
 def test_an_error_names_file_entry_and_value(tmp_path, part, iou_type, values, named):
     def change(ground_truth, results):
-        entries = results if part == "predictions" else ground_truth[part]
-        changed = copy.deepcopy(entries[1]) | values
-        entries[1] = {key: value for key, value in changed.items() if value is not ...}
+        entry = (results if part == "predictions" else ground_truth[part])[1]
+        entry |= values
+        for key in [key for key, value in entry.items() if value is ...]:
+            del entry[key]
 
     name = {"predictions": "p", "annotations": "gt"}[part]
     files = foreign_files(tmp_path, iou_type, change)
@@ -290,12 +211,10 @@ def test_an_error_names_file_entry_and_value(tmp_path, part, iou_type, values, n
         score_predictions(*files, iou_type=iou_type)
 
 
-@pytest.mark.parametrize("text", ["[{", "\x80", '{"a": 1}', "[" * 200_000, "[3]"])
+@pytest.mark.parametrize("text", ["[{", "[3]"])
 def test_predictions_of_another_kind(tmp_path, text):
+    """Others, and a folder, are in test_data_errors.py: the reader is the same."""
     predictions, annotations = foreign_files(tmp_path)
-    predictions.write_bytes(text.encode("latin-1"))
+    predictions.write_text(text)
     with pytest.raises(ValueError, match=r"p\.json"):
         score_predictions(predictions, annotations)
-    for other, kind in ((tmp_path, ValueError), (tmp_path / "none.json", FileNotFoundError)):
-        with pytest.raises(kind, match=other.name):
-            score_predictions(other, annotations)

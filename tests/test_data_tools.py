@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torchvision
@@ -57,24 +58,16 @@ def unpack(root, year, image_set, download=True):
 
 
 def test_downloads_then_finds_everything_there(voc, monkeypatch, tmp_path):
-    calls = []
-
-    def fetch(root, year, image_set, download):
-        calls.append((year, image_set))
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        unpack(root, year, image_set, download)
-
+    fetch = mock.Mock(side_effect=[KeyboardInterrupt])
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", fetch)
     arguments = ("--years", "2007", "2012", "2007")
     assert voc(*arguments)[0] == 130
-    code, out, _ = voc(*arguments)
-    assert code == 0
-    assert calls[1:] == [("2007", "trainval"), ("2012", "trainval")]  # test came with trainval
-    assert "VOC2012 trainval: 4 images, 4 objects, 0 of them difficult\n" in out
-    assert f"voc0712_fasterrcnn_resnet50.yaml --data.root {tmp_path / 'VOCdevkit'}" in out
-    assert voc(*arguments)[0] == 0
-    assert len(calls) == 3
+    fetch.side_effect = unpack
+    for num_calls in (3, 3):  # the test images came with those of training
+        code, out, _ = voc(*arguments)
+        assert (code, fetch.call_count) == (0, num_calls)
+        assert "VOC2012 trainval: 4 images, 4 objects, 0 of them difficult\n" in out
+        assert f"voc0712_fasterrcnn_resnet50.yaml --data.root {tmp_path / 'VOCdevkit'}" in out
 
 
 def test_check_only_downloads_nothing_and_tells_what_lacks(voc, monkeypatch, tmp_path):
@@ -121,28 +114,20 @@ def test_what_cannot_be_used_of_a_devkit(run, tmp_path):
     """More than a warning would name, of both sets; a box is changed, and its image stays."""
     folder = write_shapes(tmp_path, num_train=6, num_test=4, image_size=64) / "VOC2007"
     classes = f"--data.classes={json.dumps(SHAPE_CLASSES)}"
-    args = [main_of("check_data"), f"--data.root={tmp_path}", classes]
     names = [f"{number:06d}" for number in range(1, 11)]  # the last four are to test on
     xml = [folder / f"Annotations/{name}.xml" for name in names]
-    counts = [path.read_text().count("<object>") for path in xml]
-    assert run(*args) == (
-        0,
-        f"train: 6 images with {sum(counts[:6])} objects; {CLEAN}\n"
-        f"test: 4 images with {sum(counts[6:])} objects; {CLEAN}\n",
-        "",
-    )
     (folder / f"JPEGImages/{names[0]}.jpg").unlink()
     for index in (1, 2, 3, 4, 7):
         xml[index].write_text("<annotation>")
     xml[6].write_text(re.sub("<xmax>.*?<", "<xmax>65<", xml[6].read_text(), count=1))
     with pytest.warns(UserWarning, match=f"1 of . boxes were clipped: .*{names[6]}.xml") as caught:
-        code, out, err = run(*args)
+        code, out, err = run(main_of("check_data"), f"--data.root={tmp_path}", classes)
     assert (code, err) == (1, "")
     assert not any("left out" in str(warning.message) for warning in caught)
     malformed = "  unusable annotation: .*{}.xml: not well-formed XML.*"
     expected = [
-        "train: 1 images with .*; 5 images left out",
-        f"  missing file: .*{names[0]}.jpg: there is no such .*file",
+        "train: 1 images with . objects; 0 boxes clipped, .*; 5 images left out",
+        f"  missing file: .*{names[0]}.jpg: there is no such file",
         *(malformed.format(name) for name in names[1:5]),
         "test: 3 images with .*; 1 boxes clipped, .*; 1 images left out",
         malformed.format(names[7]),

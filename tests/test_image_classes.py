@@ -62,10 +62,9 @@ def test_what_the_docs_do_to_tiny_imagenet(tmp_path):
     ((unpack, commands),) = re.findall(r"^(wget .*)\n((?:.*\n)*?)```", page, flags=re.MULTILINE)
     assert unpack.endswith("unzip -q tiny-imagenet-200.zip -d data")
     folder = tmp_path / "data/tiny-imagenet-200"
-    for part in ("train/n01/images/n01_0", "train/n02/images/n02_0"):
-        write_picture(folder / f"{part}.JPEG")
-    for number in (0, 1):
-        write_picture(folder / f"val/images/val_{number}.JPEG")
+    for part in ("train/n01/images/n01", "train/n02/images/n02", "val/images/val"):
+        write_picture(folder / f"{part}_0.JPEG")
+    write_picture(folder / "val/images/val_1.JPEG")
     (folder / "train/n01/n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t3\t3\n")
     lines = "val_0.JPEG\tn02\t0\t0\t3\t3\nval_1.JPEG\tn01\t0\t0\t3\t3\n"
     (folder / "val/val_annotations.txt").write_text(lines)
@@ -82,15 +81,9 @@ def test_wrong_folders(root):
     (root / "val" / "cat").mkdir()
     with pytest.raises(FileNotFoundError, match="cat"):
         ImageClasses(root, "val")
-
-
-def test_archives_are_to_be_unpacked(root):
-    """The command that the error says does it."""
+    # Archives are to be unpacked, by the very command that the error says.
     expected = ImageClasses(root).names
-    for name in ("ant", "cat", "dog"):
-        archive = ["tar", "-cf", f"train-{name}.tar", f"train/{name}", "--remove-files"]
-        subprocess.run(archive, cwd=root, check=True)
-    (root / "train").rename(root / "packed")
+    subprocess.run(["tar", "-cf", "a.tar", "train", "--remove-files"], cwd=root, check=True)
     with pytest.raises(FileNotFoundError, match="no such folder; unpack it: cd") as error:
         ImageClasses(root)
     subprocess.run(["bash", "-c", str(error.value).partition("unpack it: ")[2]], check=True)
@@ -98,20 +91,18 @@ def test_archives_are_to_be_unpacked(root):
 
 
 def test_broken_images_are_named_or_left_out(root):
-    whole = {name: sample[:2] for name, sample in zip(TRAIN, ImageClasses(root), strict=True)}
+    whole = list(ImageClasses(root))
     (root / "train/ant/1.bmp").write_bytes(b"")
     (root / "train/dog/a.png").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"ant/1\.bmp"):
         ImageClasses(root)[0]
-    with pytest.warns(UserWarning, match="2 of 6") as caught:
+    with pytest.warns(UserWarning, match="2 of 6"):
         dataset = ImageClasses(root, on_error="skip")
-    assert [w.filename for w in caught if w.category is UserWarning] == [__file__]
     assert [image.name for image in dataset.skipped] == ["train/ant/1.bmp", "train/dog/a.png"]
     assert dataset.names == (*TRAIN[1:4], TRAIN[5])
-    assert dataset.classes == ("ant", "cat", "dog")  # labels stay as they were
-    for name, (image, label, _) in zip(dataset.names, dataset, strict=True):
-        assert torch.equal(image, whole[name][0])
-        assert label == whole[name][1]
+    for (image, label, _), index in zip(dataset, (1, 2, 3, 5), strict=True):
+        assert torch.equal(image, whole[index][0])
+        assert label == whole[index][1]  # as before, without an ant
 
 
 def test_randomness_is_a_function_of_seed_epoch_and_index(root):
@@ -121,20 +112,18 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(root):
         return ImageClasses(root, transform=v2.RandomResizedCrop(16), seed=seed)
 
     first, second, other = cropped(0), cropped(0), cropped(1)
-    torch.manual_seed(5)
     before = [image for image, _, _ in first]
     torch.manual_seed(6)
     state = torch.get_rng_state()
     assert all(torch.equal(second[i][0], before[i]) for i in range(-1, -7, -1))
     second.set_epoch(1)
-    assert not any(torch.equal(second[i][0], before[i]) for i in range(6))
-    assert not any(torch.equal(other[i][0], before[i]) for i in range(6))
+    for dataset in (second, other):
+        assert not any(torch.equal(dataset[i][0], before[i]) for i in range(6))
     with pytest.raises(TypeError):
         _ = ImageClasses(root, transform=lambda image: torch.rand(3) + "")[0]
     assert torch.equal(torch.get_rng_state(), state)
     loader = DataLoader(first, 3, num_workers=2, persistent_workers=True)
-    for epoch in (0, 1, 2):
+    for epoch in (0, 1):
         first.set_epoch(epoch)
-        images, labels, indices = map(torch.cat, zip(*loader, strict=True))
+        images = torch.cat([images for images, _, _ in loader])
         assert torch.equal(images, torch.stack([image for image, _, _ in first]))
-        assert (labels.tolist(), indices.tolist()) == ([0, 1, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5])

@@ -39,12 +39,25 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--check-only", action="store_true", help="download nothing")
     options = parser.parse_args(args)
     image_sets = [part for part in PARTS if part[0] in options.years]
-    if not options.check_only:
-        for year, split in image_sets:
-            if isinstance(find(options.root, year, split), str):
-                download(options.root, year, split)
-    if not report(options.root, image_sets):
+    is_complete = True
+    for year, split in image_sets:
+        found = find(options.root, year, split)
+        if isinstance(found, str) and not options.check_only:
+            download(options.root, year, split)
+            found = find(options.root, year, split)
+        if isinstance(found, str):
+            print(f"VOC{year} {split}: {found}", file=sys.stderr)
+            is_complete = False
+        else:
+            print(
+                f"VOC{year} {split}: {found.num_images} images, {found.num_objects} objects, "
+                f"{found.num_difficult} of them difficult"
+            )
+    if not is_complete:
         sys.exit(1)
+    config = "voc0712_fasterrcnn_resnet50" if len(image_sets) == len(PARTS) else "voc2007_cpu"
+    command = f"python tools/train.py --config configs/{config}.yaml"
+    print(f"complete; next: {command} --data.root {options.root / 'VOCdevkit'}")
 
 
 def find(root: Path, year: str, split: str) -> VOCReport | str:
@@ -76,27 +89,6 @@ def download(root: Path, year: str, split: str) -> None:
             f"are, into {root.resolve()}, and run the same command again: it verifies their "
             "checksums and unpacks them"
         ) from error
-
-
-def report(root: Path, image_sets: Sequence[tuple[str, str]]) -> bool:
-    """Print what is there and what is wrong; return whether all of it is complete."""
-    problems = []
-    for year, split in image_sets:
-        found = find(root, year, split)
-        if isinstance(found, str):
-            problems.append(f"VOC{year} {split}: {found}")
-        else:
-            print(
-                f"VOC{year} {split}: {found.num_images} images, {found.num_objects} objects, "
-                f"{found.num_difficult} of them difficult"
-            )
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if not problems:
-        config = "voc0712_fasterrcnn_resnet50" if len(image_sets) == len(PARTS) else "voc2007_cpu"
-        command = f"python tools/train.py --config configs/{config}.yaml"
-        print(f"complete; next: {command} --data.root {root / 'VOCdevkit'}")
-    return not problems
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from detmix.data.augment import (
     detection_transforms,
 )
 from detmix.data.coco.dataset import CocoDetection, CocoReport
+from detmix.data.detection import SkippedImage
 from detmix.data.image_folder import ImageClasses
 from detmix.data.loaders import (
     EpochBatchSampler,
@@ -22,7 +23,6 @@ from detmix.data.loaders import (
 )
 from detmix.data.shapes import SHAPE_CLASSES, write_shape_crops, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
-from detmix.data.skipping import SkippedImage
 from detmix.data.voc.dataset import VOC_CLASSES, VOCDetection, VOCReport
 from detmix.data.voc.devkit import VOCAnnotation, VOCObject, read_annotation, write_annotation
 

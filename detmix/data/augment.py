@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -33,51 +34,46 @@ from detmix.mixing.seeding import SharedEpoch, sample_seed
 from detmix.mixing.target import Target, check_sample, plain
 
 _SEEDS = 2**32
+_MIN_AREA = 1.0  # of a box that training keeps, in square pixels
 
 
 class AlbumentationsTransform:
     """Apply albumentations transforms to an image and its target.
 
-    Of the objects that are left all entries of the target are kept that have one row for each box
-    (``labels``, ``box_weights``, ``difficult``, ``iscrowd``, ...); what belongs to the image
-    passes unchanged. These move with the image, where present:
+    All entries of the target with one row for each box (``labels``, ``box_weights``, ...) follow
+    their objects; what belongs to the image passes unchanged. These move with the image:
 
-    - ``masks`` ``(N, H, W)``, uint8 or bool, keep their dtype and values: a transform that
-      resamples takes the nearest pixel, unless its ``mask_interpolation`` says otherwise.
+    - ``masks`` ``(N, H, W)``, uint8 or bool; a transform that resamples takes the nearest pixel,
+      unless its ``mask_interpolation`` says otherwise.
     - ``keypoints`` ``(N, K, 3)``, x, y, visibility in COCO's convention: mirroring takes x to
       W - 1 - x (and a box's x to W - x), resizing multiplies. One that leaves the image, or had
       visibility 0, becomes (0, 0, 0). ``(N, K, 2)``, without a visibility, as torchvision's
       `KeyPoints` are, stay where they come to lie.
-    - ``area`` is multiplied by what the number of pixels of the mask was multiplied by, or
-      without masks the area of the box: COCO's area is that of the segmentation.
+    - ``area`` grows and shrinks as the mask's number of pixels, or without masks the box.
 
     Torchvision's `Image`, `BoundingBoxes` (of any format that is not rotated), `Mask` and
     `KeyPoints` come back as what they were, with the new canvas size; plain tensors as plain ones.
 
     Args:
         transforms: albumentations transforms, applied in this order.
-        min_area: Boxes with less area than this, in square pixels, are left out.
-        min_visibility: So are boxes of which less than this share is left in the image, in [0, 1].
+        min_visibility: Objects are left out of which less than this share is left in the image, in
+            [0, 1], or less than a square pixel, or no pixel of the mask; with 0, as for evaluation,
+            only those without area.
         check_each_transform: Clip boxes and leave them out after each transform; once at the end is
             faster, and right where none but the last moves boxes out of the image.
-        drop_empty_masks: Leave out objects whose mask has no pixel (left).
         keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Whatever
-            turns the image over counts; two such transforms cancel out. None keeps the order.
+            turns the image over counts; two such transforms cancel out.
     """
 
     def __init__(
         self,
         transforms: Sequence[Any],
         *,
-        min_area: float = 1.0,
         min_visibility: float = 0.1,
         check_each_transform: bool = True,
-        drop_empty_masks: bool = True,
         keypoint_flip: Sequence[int] | None = None,
     ) -> None:
-        if not min_area >= 0:
-            raise ValueError(f"min_area must not be negative, got {min_area}")
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
         order = None if keypoint_flip is None else list(keypoint_flip)
@@ -86,12 +82,12 @@ class AlbumentationsTransform:
                 f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
             )
         self.keypoint_flip = order
-        self.drop_empty_masks = drop_empty_masks
+        self.min_visibility = min_visibility
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
             label_fields=["rows"],
-            min_area=min_area,
+            min_area=_MIN_AREA if min_visibility else 0.0,
             min_visibility=min_visibility,
             check_each_transform=check_each_transform,
             clip=True,
@@ -142,7 +138,7 @@ class AlbumentationsTransform:
         rows = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64)[has_area])
         moved = {"boxes": torch.from_numpy(boxes[has_area])}
         moved |= moved_fields(result, target, rows, size, self.keypoint_flip)
-        if self.drop_empty_masks and "masks" in moved:
+        if self.min_visibility and "masks" in moved:
             kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
@@ -167,8 +163,8 @@ def detection_transforms(
         size: Images with a longer side than this, in pixels, are shrunk to it; None for never.
         train: Whether to augment.
         flip: The probability of a horizontal flip.
-        photometric: The probability of changed brightness, contrast, saturation and hue.
-        crop: The probability of a crop.
+        photometric: That of changed brightness, contrast, saturation and hue.
+        crop: That of a crop.
         keypoint_flip: As `AlbumentationsTransform` has it; `CocoDetection` knows it.
     """
     if size is not None and size < 1:
@@ -177,20 +173,10 @@ def detection_transforms(
         if not 0 <= p <= 1:
             raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
     alb = _import_albumentations()
-    shrink = [] if size is None else [_limit_longest_side(size)]
-    if not train:
-        return AlbumentationsTransform(
-            shrink,
-            min_area=0.0,
-            min_visibility=0.0,
-            check_each_transform=False,
-            drop_empty_masks=False,
-            keypoint_flip=keypoint_flip,
-        )
-    return AlbumentationsTransform(
-        [
-            alb.BBoxSafeRandomCrop(p=crop),
-            *shrink,
+    transforms = [] if size is None else [_limit_longest_side(size)]
+    if train:
+        transforms.insert(0, alb.BBoxSafeRandomCrop(p=crop))
+        transforms += [
             alb.HorizontalFlip(p=flip),
             alb.ColorJitter(
                 brightness=(0.8, 1.2),
@@ -199,7 +185,10 @@ def detection_transforms(
                 hue=(-0.03, 0.03),
                 p=photometric,
             ),
-        ],
+        ]
+    return AlbumentationsTransform(
+        transforms,
+        min_visibility=0.1 if train else 0.0,
         check_each_transform=False,  # none of these moves a box out of the image
         keypoint_flip=keypoint_flip,
     )
@@ -244,10 +233,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
 def _import_albumentations() -> ModuleType:
     # It asks the network for a newer release at its first import: seconds, where there is none.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    module: ModuleType = albumentations
-    return module
+    return import_module("albumentations")
 
 
 def _limit_longest_side(longest: int) -> Any:

@@ -1,25 +1,45 @@
-"""What detection data sets share, whatever their format: samples, clipped boxes, checked names.
+"""What data sets share, whatever their format: samples, clipped boxes, images that are left out.
 
+A reader returns for each image what it reads, or the `Problem` with it; `read_usable` raises the
+first of these, or leaves their images out.
 Legend: I images, M objects of the whole data set, N objects of one image.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.contrib.concurrent import thread_map
 
 from detmix.data.images import read_sized_image
 
+Array = npt.NDArray[Any]
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+_OF_THE_DATA = (
+    ValueError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# A link to itself, a socket, a name that is too long: those without a class.
+_ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
+_NUM_SHOWN = 5
 
 
 class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -33,12 +53,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     image_ids: list[int]
     transforms: Transforms | None
 
-    def _store(
-        self,
-        sizes: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64],
-        columns: Mapping[str, npt.NDArray[Any]],
-    ) -> None:
+    def _store(self, sizes: Array, counts: Array, columns: Mapping[str, Array]) -> None:
         """Keep each image's size and number of objects, and the objects sorted by image."""
         self._sizes = torch.from_numpy(sizes)  # (I, 2) height, width
         # (I + 1,): image i owns the rows offsets[i] to offsets[i + 1].
@@ -63,10 +78,8 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     def target(self, index: int) -> dict[str, Any]:
         """Return a copy of one image's target, as stored and without ``transforms``."""
         rows = slice(*self._rows(index))
-        target: dict[str, Any] = {
-            key: column[rows].clone() for key, column in self._columns.items()
-        }
-        return target | {"image_id": self.image_ids[index]}
+        columns = {key: column[rows].clone() for key, column in self._columns.items()}
+        return {**columns, "image_id": self.image_ids[index]}
 
     def image_path(self, index: int) -> Path:
         """Return the path of one image's file."""
@@ -94,7 +107,7 @@ class CleanBoxes(NamedTuple):
     is_clipped: npt.NDArray[np.bool_]  # (M,)
 
 
-def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> CleanBoxes:
+def clean_boxes(boxes: Array, sizes: Array) -> CleanBoxes:
     """Clip boxes to their images."""
     # All is compared in float32, in which boxes are kept: what is lost in the rounding is no area.
     limits = np.tile(sizes[:, ::-1], 2)  # (M, 4): W, H, W, H
@@ -105,7 +118,7 @@ def clean_boxes(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) ->
     return CleanBoxes(clipped, has_area, moved & has_area)
 
 
-def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
+def keep_boxes(boxes: Array) -> CleanBoxes:
     """Clip and drop nothing; a side of negative length becomes 0, which overlaps no more."""
     with np.errstate(over="ignore"):
         kept = boxes.astype(np.float32)
@@ -114,11 +127,7 @@ def keep_boxes(boxes: npt.NDArray[np.float64]) -> CleanBoxes:
     return CleanBoxes(kept, everyone, ~everyone)
 
 
-def warn_of_boxes(
-    has_area: npt.NDArray[np.bool_],
-    is_clipped: npt.NDArray[np.bool_],
-    describe: Callable[[int], str],
-) -> None:
+def warn_of_boxes(has_area: Array, is_clipped: Array, describe: Callable[[int], str]) -> None:
     """Tell once of all boxes that are not as in the files, whoever opens the data set."""
     parts = []
     for mask, what in (
@@ -164,3 +173,93 @@ def check_files(folder: Path, names: Sequence[str]) -> None:
             f"{folder / missing[0]}: there is no such file "
             f"({len(missing)} of {len(names)} listed files are missing)"
         )
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that was left out.
+
+    Attributes:
+        name: Its name, as in the data set's ``names``.
+        kind: ``"missing file"``, ``"unusable annotation"`` or ``"unusable image"``.
+        reason: The error that it would have been.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an image cannot be used: a kind as in `SkippedImage`, and the error that it is."""
+
+    kind: str
+    error: ValueError | OSError
+
+
+def attempt(
+    kind: str, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result | Problem:
+    """Return what a call returns, or the problem with the file that it reads."""
+    try:
+        return call(*args, **kwargs)
+    except (ValueError, OSError) as error:
+        # A retry may go well where the machine is at fault, and not a file: then the images of two
+        # runs would not be the same.
+        if not isinstance(error, _OF_THE_DATA) and error.errno not in _ERRNOS_OF_THE_DATA:
+            raise
+        return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
+
+
+def read_usable(
+    names: Sequence[str],
+    read: Callable[[int], Result | Problem],
+    decode: Callable[[int, Result], object],
+    on_error: str,
+    where: object,
+) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
+    """Return what is read of each image that can be used, by index, and the other images.
+
+    With ``"raise"`` the first problem is raised. With ``"skip"`` images are decoded too, in
+    threads, and all problems told in one warning, of whoever calls this function's caller.
+    """
+
+    def read_whole(index: int) -> Result | Problem:
+        result = read(index)
+        if isinstance(result, Problem):
+            return result
+        image = attempt("unusable image", decode, index, result)
+        return image if isinstance(image, Problem) else result
+
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    results: dict[int, Result] = {}
+    skipped = []
+    num = len(names)
+    found: Iterable[Result | Problem] = map(read, range(num))
+    if on_error == "skip":  # disable=None: a bar only where standard error is a terminal
+        found = thread_map(
+            read_whole, range(num), desc="checking images", leave=False, disable=None, delay=2
+        )
+    for index, result in enumerate(found):
+        if not isinstance(result, Problem):
+            results[index] = result
+        elif on_error == "raise":
+            raise result.error
+        else:
+            skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
+    if skipped:
+        message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
+        if not results:
+            raise ValueError(f"{message}; there is none left")
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return results, tuple(skipped)
+
+
+def _summary(skipped: Sequence[SkippedImage]) -> str:
+    counts = Counter(image.kind for image in skipped)
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
+    reasons = [image.reason for image in skipped[:_NUM_SHOWN]]
+    more = len(skipped) - len(reasons)
+    return f"({kinds}): " + "; ".join([*reasons, *([f"and {more} more"] if more else [])])

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from detmix.data.detection import check_index
+from detmix.data.detection import check_index, read_usable
 from detmix.data.images import read_image
-from detmix.data.skipping import Problem, attempt, read_usable
 from detmix.mixing.seeding import SharedEpoch, sample_seed
 
 
@@ -30,7 +29,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         transform: Called with each image; may draw from torch's global CPU generator, as
             torchvision's transforms do, which is seeded for it and afterwards put back.
         classes: The classes in the order of their labels; by default those of this split, sorted.
-        on_error: ``"skip"`` leaves out images that cannot be decoded, as `VOCDetection` does.
+        on_error: As `VOCDetection` has it.
         seed: The run's seed.
 
     Attributes:
@@ -39,8 +38,7 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
 
     Raises:
         FileNotFoundError: There is no such folder, no class or no image of a class in it.
-        ValueError: A class is not among ``classes``, no image is left, or on access an image
-            cannot be decoded.
+        ValueError: Of a class not among ``classes`` or, on access, an image that is broken.
     """
 
     def __init__(
@@ -68,13 +66,10 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
                 )
         labels = [self.classes.index(name) for name in files.classes]
         names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
-
-        def read(index: int) -> tuple[str, int] | Problem:
-            path, number = files.samples[index]
-            image = attempt("unusable image", read_image, path) if on_error == "skip" else None
-            return image if isinstance(image, Problem) else (path, labels[number])
-
-        found, self.skipped = read_usable(names, read, on_error, folder)
+        samples = [(path, labels[number]) for path, number in files.samples]
+        found, self.skipped = read_usable(
+            names, samples.__getitem__, lambda _, sample: read_image(sample[0]), on_error, folder
+        )
         self.names = tuple(names[index] for index in found)
         self._samples = list(found.values())
         self.transform = transform
@@ -93,12 +88,9 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
         path, label = self._samples[index]
         image = read_image(path)
         if self.transform is not None:
-            state = torch.get_rng_state()
             seed = sample_seed(self.seed, self._epoch.value, index, "augment")
-            try:
+            with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed the GPUs' generators as well.
                 torch.default_generator.manual_seed(seed)
                 image = self.transform(image)
-            finally:
-                torch.set_rng_state(state)
         return image, label, index

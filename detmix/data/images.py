@@ -1,4 +1,4 @@
-"""Decode one image file, or the bytes of one, to a tensor; a ValueError names what is broken.
+"""Decode one image file to a tensor; a ValueError names what is broken.
 
 JPEG goes through torchvision's decoder, 1.3 to 1.7 times as fast as Pillow's; every other format
 through Pillow. torchvision 0.29 announces that a later release drops its decoder; Pillow, which
@@ -39,17 +39,9 @@ _FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEB
 
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 ``(3, H, W)`` RGB; an EXIF orientation is not applied."""
-    try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such image file") from None
-    return decode_image_bytes(data, path)
-
-
-def decode_image_bytes(data: bytes, name: str | Path) -> Tensor:
-    """Decode a JPEG, PNG, WebP, BMP, ... image to uint8 ``(3, H, W)`` RGB."""
+    data = read_file(path)
     # What the bytes begin with decides, not a file's name: ImageNet has a PNG called ``.JPEG``.
-    with _opened(io.BytesIO(data), name) as image:  # reads the head, refuses too many pixels
+    with _opened(io.BytesIO(data), path) as image:  # reads the head, refuses too many pixels
         if decode_jpeg is not None and data.startswith(_JPEG_START):
             return _decode_jpeg(data)
         return _decode(image)

@@ -45,11 +45,8 @@ class MixCollate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Collate and mix; every target's ``image_id`` must be an integer."""
-        epoch = self.mix.epoch
-        seeds = [
-            sample_seed(self.seed, epoch, int(target["image_id"]), "mixing")
-            for _, target in samples
-        ]
+        indices = [int(target["image_id"]) for _, target in samples]
+        seeds = [sample_seed(self.seed, self.mix.epoch, index, "mixing") for index in indices]
         return collate(self.mix.transform(samples, self.mix.make_params(len(samples), seeds=seeds)))
 
     def mix_batch(self, images: list[Tensor], targets: list[Target]) -> Batch:
@@ -61,21 +58,13 @@ class EpochBatchSampler(Sampler[list[int]]):
     """Batches of a permutation that is a function of (seed, epoch); can begin within an epoch.
 
     Incomplete batches are left out, and ValueError is raised where there are not enough samples
-    for a single one. Of several processes each takes its share of the same global batches.
-
-    Args:
-        size: Number of samples.
-        batch_size: B, in one process.
-        seed: The run's seed.
-        rank: Number of this process, from 0.
-        num_processes: Number of processes.
+    for a single one. Of several processes each, numbered from 0 by its ``rank``, takes its share
+    of the same global batches.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int, rank: int = 0, num_processes: int = 1
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if size < batch_size * num_processes:
             raise ValueError(
                 f"{size} samples do not make one batch of {batch_size} in each of "

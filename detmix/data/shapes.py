@@ -1,8 +1,7 @@
 """Synthetic shapes on textured backgrounds, written to disk as a Pascal VOC devkit.
 
 What is trained on them takes the very path that Pascal VOC takes: JPEG files, XML annotations
-and split files read by :class:`detmix.data.VOCDetection`. Every image is a function of
-(seed, split, number) alone.
+and split files. Every image is a function of (seed, split, number) alone.
 """
 
 from __future__ import annotations
@@ -61,21 +60,14 @@ def write_shapes(
     """Write the data set to ``root/VOC2007``, with the splits ``trainval`` and ``test``.
 
     An interrupted run leaves nothing that looks finished. If the same data set is already there,
-    nothing is done.
+    nothing is done; where something else is, FileExistsError is raised.
 
     Args:
-        root: The devkit folder to write to; made if it does not exist.
+        root: The devkit folder to write to; returned, as `VOCDetection` takes it.
         num_train: Images in ``trainval``.
         num_test: Images in ``test``.
         image_size: The longest side in pixels; the other is between 3/4 of it and all of it.
         seed: Of all images; not negative.
-
-    Returns:
-        ``root``, as :class:`detmix.data.VOCDetection` takes it.
-
-    Raises:
-        FileExistsError: There is something else at ``root/VOC2007``.
-        ValueError: A number is out of its range.
     """
     description = describe("write_shapes", num_train, num_test, image_size, seed)
     folder = Path(root) / "VOC2007"
@@ -89,13 +81,7 @@ def write_shape_crops(root: str | Path) -> Path:
     Every object that is not difficult becomes a square image of 48 pixels around its box, with
     some of what surrounds it: ``root/crops/train/<class>/<image>_<k>.png`` for the split
     ``trainval``, ``root/crops/val/...`` for ``test``. Like `write_shapes` it leaves nothing
-    unfinished and does nothing twice, and FileExistsError says that something else is there.
-
-    Args:
-        root: What `write_shapes` returned.
-
-    Returns:
-        ``root/crops``, as :class:`detmix.data.ImageClasses` takes it.
+    unfinished and does nothing twice. Returns ``root/crops``, as `ImageClasses` takes it.
     """
     devkit, folder = Path(root) / "VOC2007", Path(root) / "crops"
     description = json.loads((devkit / "shapes.json").read_text(encoding="utf-8"))
@@ -117,10 +103,10 @@ def describe(
 
 def scenes(description: dict[str, Any], split: int) -> Iterator[tuple[int, Scene]]:
     """Draw the images to train on (split 0) or to test on (1), numbered from 1 through both."""
-    num_train, num_test = description["num_train"], description["num_test"]
-    for index in range((num_train, num_test)[split]):
+    first = (1, 1 + description["num_train"])[split]
+    for index in range(description[("num_train", "num_test")[split]]):
         scene = render_scene(description["seed"], split, index, description["image_size"])
-        yield 1 + split * num_train + index, scene
+        yield first + index, scene
 
 
 def save_image(path: Path, scene: Scene) -> None:
@@ -129,19 +115,16 @@ def save_image(path: Path, scene: Scene) -> None:
 
 
 def _write_devkit(folder: Path, description: dict[str, Any]) -> None:
-    images, annotations, lists = (
-        folder / part for part in ("JPEGImages", "Annotations", "ImageSets/Main")
-    )
-    for part in (images, annotations, lists):
-        part.mkdir(parents=True)
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
     for split, name in enumerate(_SPLITS):
-        with (lists / f"{name}.txt").open("w") as file:
+        with (folder / f"ImageSets/Main/{name}.txt").open("w") as file:
             for number, scene in scenes(description, split):
                 image_id = f"{number:06d}"
-                save_image(images / f"{image_id}.jpg", scene)
+                save_image(folder / f"JPEGImages/{image_id}.jpg", scene)
                 height, width = scene.owners.shape
                 annotation = VOCAnnotation(f"{image_id}.jpg", width, height, scene.objects)
-                write_annotation(annotations / f"{image_id}.xml", annotation)
+                write_annotation(folder / f"Annotations/{image_id}.xml", annotation)
                 file.write(f"{image_id}\n")
 
 

@@ -1,7 +1,7 @@
 """The synthetic shapes written in COCO's layout, with exact masks and keypoints.
 
-The scenes are those of ``shapes.write_shapes``. What is trained on them takes the very path that
-COCO takes: JPEG files and an instances JSON read by :class:`detmix.data.CocoDetection`.
+The scenes are those of `write_shapes`. What is trained on them takes the very path that COCO takes:
+JPEG files and an instances JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ SHAPE_CATEGORY_IDS = (1, 3, 7, 8, 20)
 
 # The keypoints of every category: the outermost pixels that are seen of an object.
 _KEYPOINTS = ["top", "bottom", "left_side", "right_side"]
-_SPLITS = ("train2017", "val2017")
 _VISIBLE = 2
 
 
@@ -41,8 +40,8 @@ def write_shapes_coco(
     outermost pixels of its mask (by their indices from 0, as COCO has it). Image and annotation
     ids run from 1 through both files.
 
-    Arguments, errors and images are those of :func:`detmix.data.write_shapes`. COCO has no
-    ``difficult``: nearly transparent objects are objects like all others.
+    Arguments, errors and images are those of `write_shapes`. COCO has no ``difficult``: nearly
+    transparent objects are objects like all others.
     """
     description = describe("write_shapes_coco", num_train, num_test, image_size, seed)
     root = Path(root)
@@ -55,33 +54,22 @@ def write_shapes_coco(
 def _write_splits(root: Path, description: dict[str, Any]) -> None:
     (root / "annotations").mkdir(parents=True)
     annotation_ids = itertools.count(1)
-    for split, name in enumerate(_SPLITS):
-        (root / name).mkdir()
+    pairs = zip(SHAPE_CATEGORY_IDS, SHAPE_CLASSES, strict=True)
+    categories = [{"id": id, "name": name, "keypoints": _KEYPOINTS} for id, name in pairs]
+    for split, folder in enumerate((root / "train2017", root / "val2017")):
+        folder.mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id, scene in scenes(description, split):
-            path = root / name / f"{image_id:012d}.jpg"
-            save_image(path, scene)
+            name = f"{image_id:012d}.jpg"
+            save_image(folder / name, scene)
             height, width = scene.owners.shape
-            images.append(
-                {"id": image_id, "file_name": path.name, "width": width, "height": height}
-            )
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             for number in range(len(scene.objects)):
                 ids = {"id": next(annotation_ids), "image_id": image_id}
                 annotations.append(ids | _describe_object(scene, number))
-        content = {
-            "images": images,
-            "annotations": annotations,
-            "categories": [
-                {
-                    "id": category_id,
-                    "name": class_name,
-                    "keypoints": _KEYPOINTS,
-                }
-                for category_id, class_name in zip(SHAPE_CATEGORY_IDS, SHAPE_CLASSES, strict=True)
-            ],
-        }
-        path = root / "annotations" / f"instances_{name}.json"
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        path = root / "annotations" / f"instances_{folder.name}.json"
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
@@ -107,13 +95,9 @@ def _outermost(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Return (x, y) of the top, bottom, leftmost and rightmost pixel, of several the middle one."""
     rows, columns = np.nonzero(mask)
     points = []
-    for places, end in (
-        (rows, rows.min()),
-        (rows, rows.max()),
-        (columns, columns.min()),
-        (columns, columns.max()),
-    ):
-        (found,) = np.nonzero(places == end)
-        middle = found[(len(found) - 1) // 2]
-        points.append((int(columns[middle]), int(rows[middle])))
+    for places in (rows, columns):
+        for end in (places.min(), places.max()):
+            found = np.flatnonzero(places == end)
+            middle = found[(len(found) - 1) // 2]
+            points.append((int(columns[middle]), int(rows[middle])))
     return points

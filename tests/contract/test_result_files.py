@@ -225,7 +225,7 @@ BROKEN_COUNTS = (
 
 @pytest.mark.parametrize("counts", BROKEN_COUNTS)
 def test_broken_run_lengths_are_refused(tmp_path, counts):
-    broken = {"size": [60, 80], "counts": counts}
+    broken = {"counts": counts, "size": [60, 80]}  # keys in order, as an error shows them
     for wrong in (broken, counts):
         with pytest.raises(ValueError, match=r"masks\[1\]"):
             encode_masks([{"size": [60, 80], "counts": [4800]}, wrong])

@@ -1,11 +1,12 @@
 """Detection data in the COCO format as a map-style data set.
 
 Annotations are read once, at construction: mistakes show before training starts.
-Legend: I images, M objects of the whole data set, N objects of one image, K keypoints.
+Legend: I images and M objects of the file, N chosen objects, or those of one image, K keypoints.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +14,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from detmix.data.coco.choose import (
-    choose_categories,
-    choose_objects,
-    common_keypoints,
-    fill_sizes,
-    mirrored_order,
+from detmix.data.coco.file import CocoCategory, CocoFile, read_coco, read_keypoints
+from detmix.data.coco.masks import SegmentationBlock, read_segmentation
+from detmix.data.detection import (
+    Array,
+    Problem,
+    StoredDetection,
+    Transforms,
+    attempt,
+    check_classes,
+    check_files,
+    clean_boxes,
+    keep_boxes,
+    read_usable,
+    warn_of_boxes,
 )
-from detmix.data.coco.file import CocoFile, read_coco
-from detmix.data.coco.masks import SegmentationBlock
-from detmix.data.detection import StoredDetection, Transforms, check_files, warn_of_boxes
-from detmix.data.images import read_sized_image
-from detmix.data.skipping import Problem, attempt, read_usable
+from detmix.data.images import read_image_size, read_sized_image
+
+Columns = dict[str, Array]  # of objects, by their names
+
+_SIDE = re.compile("left|right", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,7 @@ class CocoDetection(StoredDetection):
     ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
     Images are sorted by their ids, the objects of one stand as in the file.
 
-    Boxes are clipped to the image; those without area are dropped, as detectors need it. Both are
-    counted in ``report`` and told in one warning. COCO's own evaluation does neither: evaluate
-    on a data set with ``clip=False``.
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
     Of several categories of one name, as exports with a super-category have them, the one with
     annotations is in the data set; where none has any, the one with the highest id.
@@ -77,18 +85,16 @@ class CocoDetection(StoredDetection):
         transforms: Called as ``transforms(image, target)``; returns the new pair.
         crowd: ``"drop"`` leaves crowds out, for training; the evaluation needs them.
         empty: ``"drop"`` leaves out images that have no object left.
-        clip: False keeps all boxes as in the file, also those outside the image and without area;
-            only a side of negative length becomes 0. The AP over such targets is what pycocotools
-            computes from the file itself, but for the rounding to float32.
+        clip: False keeps all boxes as in the file, for evaluation, also those outside the image
+            and without area; only a side of negative length becomes 0. The AP over such targets is
+            what pycocotools computes from the file itself, but for the rounding to float32.
         masks: Whether targets have masks.
         keypoints: Whether targets have keypoints; zeros where an object has none.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
             default all names of the file, sorted by their categories' ids.
-        on_error: ``"skip"`` leaves out images that are missing, cannot be decoded or have an
-            annotation that cannot be used, as `VOCDetection` does.
+        on_error: As `VOCDetection` has it.
 
     Attributes:
-        classes: The class names.
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
         names: The images' ``file_name`` by index.
         image_ids: The images' ids by index, ascending.
@@ -100,9 +106,8 @@ class CocoDetection(StoredDetection):
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument or the annotation file cannot be used, as where two categories of
-            one name both have annotations, or on access an image; the message names the file, the
-            annotation and the value.
+        ValueError: An argument, the annotation file or, on access, an image cannot be used, as
+            where two categories of one name both have annotations.
     """
 
     def __init__(
@@ -127,32 +132,24 @@ class CocoDetection(StoredDetection):
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
         file = read_coco(self._path, masks=masks)
-        categories = choose_categories(file, classes)
+        categories = _choose_categories(file, classes)
         self.classes = tuple(category.name for category in categories)
         self.category_ids = tuple(category.id for category in categories)
-        self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
-        self.keypoint_flip = mirrored_order(self.keypoint_names)
-        fill_sizes(file, self._folder)
-        columns = choose_objects(
-            file,
-            categories,
-            clip=clip,
-            drop_crowd=crowd == "drop",
-            masks=masks,
-            num_keypoints=len(self.keypoint_names),
-        )
+        self.keypoint_names = _common_keypoints(categories, self._path) if keypoints else ()
+        self.keypoint_flip = _mirrored_order(self.keypoint_names)
+        _fill_sizes(file, self._folder)
+        columns = _choose_objects(file, categories, clip=clip, drop_crowd=crowd == "drop")
+        _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
         usable, self.skipped = read_usable(
             [name or f"image {id}" for name, id in zip(file.names, file.image_ids, strict=True)],
-            lambda index: _find_problem(file, index, self._folder, decode=on_error == "skip"),
+            file.problems.get,
+            lambda index, _: read_sized_image(
+                self._folder / file.names[index], file.size(index), self._path
+            ),
             on_error,
             self._path,
         )
         columns = _take(columns, np.isin(columns["images"], list(usable)))
-        warn_of_boxes(
-            columns["has_area"],
-            columns["is_clipped"],
-            lambda index: file.describe_box(columns["rows"][index]),
-        )
         used = _take(columns, columns["is_used"])
         chosen = sorted(set(used["images"].tolist())) if empty == "drop" else list(usable)
         if not chosen:
@@ -160,6 +157,11 @@ class CocoDetection(StoredDetection):
         self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
             check_files(self._folder, self.names)
+        warn_of_boxes(
+            columns["has_area"],
+            columns["is_clipped"],
+            lambda index: file.describe_box(columns["rows"][index]),
+        )
         self.image_ids = [file.image_ids[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
         dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
@@ -202,16 +204,119 @@ class CocoDetection(StoredDetection):
         return self._path
 
 
-def _take(
-    columns: dict[str, npt.NDArray[Any]], keep: npt.NDArray[np.bool_]
-) -> dict[str, npt.NDArray[Any]]:
+def _take(columns: Columns, keep: Array) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
 
 
-def _find_problem(file: CocoFile, index: int, folder: Path, *, decode: bool) -> Problem | None:
-    """Return what is wrong with an image; whether it can be decoded is tried on request."""
-    if index in file.problems or not decode:
-        return file.problems.get(index)
-    path, size = folder / file.names[index], tuple(file.sizes[index].tolist())
-    image = attempt("unusable image", read_sized_image, path, size, file.path)
-    return image if isinstance(image, Problem) else None
+def _choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[CocoCategory]:
+    """Return the category of each class, for each name one."""
+    by_name: dict[str, list[CocoCategory]] = {}
+    for category in sorted(file.categories, key=lambda category: category.id):
+        by_name.setdefault(category.name, []).append(category)
+    names = tuple(by_name) if classes is None else check_classes(classes)
+    used = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
+    chosen = []
+    for name in names:
+        if name not in by_name:
+            known = ", ".join(by_name)
+            raise ValueError(f"{file.path}: there is no category {name!r}; known are {known}")
+        annotated = [category for category in by_name[name] if category.id in used]
+        if len(annotated) > 1:
+            ids = " and ".join(str(category.id) for category in annotated)
+            raise ValueError(
+                f"{file.path}: the categories {ids} are all named {name!r} and have annotations; "
+                "expected one, or classes without this name"
+            )
+        # Super-categories come first: with none annotated, as in a small split, the last is it.
+        chosen.append((annotated or by_name[name])[-1])
+    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
+
+
+def _common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
+    """Return the keypoints' names that all categories share; one without any does not count."""
+    found = {category.keypoints: category.name for category in categories if category.keypoints}
+    if len(found) != 1:
+        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
+        raise ValueError(
+            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
+            f"any, got {'; '.join(got) or 'none'}"
+        )
+    (names,) = found
+    return names
+
+
+def _mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Return which keypoint takes each one's place when the image is mirrored left to right."""
+    partners = [_SIDE.sub(lambda side: _OTHER_SIDE.get(side[0], side[0]), name) for name in names]
+    indices = {name: index for index, name in enumerate(names)}
+    return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
+
+
+def _fill_sizes(file: CocoFile, folder: Path) -> None:
+    """Read the size of each image whose size the file does not give from its header."""
+    for index in np.flatnonzero(np.any(file.sizes == 0, axis=1)).tolist():
+        if index not in file.problems:
+            size = attempt("unusable image", read_image_size, folder / file.names[index])
+            if isinstance(size, Problem):
+                file.problems[index] = size
+            else:
+                file.sizes[index] = size
+
+
+def _choose_objects(
+    file: CocoFile, categories: Sequence[CocoCategory], *, clip: bool, drop_crowd: bool
+) -> Columns:
+    """Return columns ``(N, ...)`` of the objects of some categories, sorted by image.
+
+    Labels are 1, 2, ... in the order of the categories. Also what is not used is there, to be
+    counted.
+    """
+    label_of = {category.id: label for label, category in enumerate(categories, 1)}
+    labels = np.array([label_of.get(category.id, 0) for category in file.categories])
+    order = np.argsort(file.image_index, kind="stable")
+    rows = order[labels[file.category_index[order]] > 0]
+    images, area = file.image_index[rows], file.area[rows]
+    boxes = file.boxes[rows]
+    with np.errstate(over="ignore"):  # what no float holds is beyond the image
+        boxes[:, 2:] += boxes[:, :2]
+    clean = clean_boxes(boxes, file.sizes[images]) if clip else keep_boxes(boxes)
+    x1, y1, x2, y2 = clean.boxes.T
+    is_dropped = file.iscrowd[rows] & clean.has_area & drop_crowd
+    return {
+        "rows": rows,
+        "images": images,
+        "boxes": clean.boxes,
+        "labels": labels[file.category_index[rows]],
+        "iscrowd": file.iscrowd[rows],
+        "area": np.where(np.isnan(area), (x2 - x1) * (y2 - y1), area),
+        "has_area": clean.has_area,
+        "is_clipped": clean.is_clipped,
+        "is_dropped": is_dropped,
+        "is_used": clean.has_area & ~is_dropped,
+    }
+
+
+def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints: int) -> None:
+    """Add segmentations and keypoints of what is used, and note what cannot be used."""
+    num = len(columns["rows"])
+    columns["segmentations"] = np.empty(num, dtype=np.object_)
+    columns["keypoints"] = np.zeros((num, num_keypoints, 3), dtype=np.float32)
+    fits = np.all(np.isfinite(columns["boxes"]), axis=1)
+    is_read = columns["is_used"] & (masks or num_keypoints > 0 or ~fits)
+    for index in np.flatnonzero(is_read).tolist():
+        row, image = int(columns["rows"][index]), int(columns["images"][index])
+        item = file.items[row]
+        try:
+            if not fits[index]:
+                raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
+            if masks:
+                columns["segmentations"][index] = read_segmentation(item, file.size(image))
+            if num_keypoints:
+                keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
+                visibility = keypoints[:, 2].tolist()
+                if not {0, 1, 2}.issuperset(visibility):
+                    raise ValueError(f"keypoints' visibility must be 0, 1 or 2, got {visibility}")
+                columns["keypoints"][index] = keypoints
+        except ValueError as error:
+            problem = Problem("unusable annotation", ValueError(f"{file.where(row)}: {error}"))
+            file.problems.setdefault(image, problem)

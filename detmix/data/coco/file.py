@@ -10,7 +10,7 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detmix.data.coco.masks import check_fit, pack_item, shorten, strip_item
-from detmix.data.skipping import Problem
+from detmix.data.coco.masks import pack_item, shorten, strip_item
+from detmix.data.detection import Problem
 from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
@@ -70,19 +70,16 @@ class CocoFile:
             f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
         )
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return an image's height and width."""
+        height, width = self.sizes[index].tolist()
+        return height, width
+
     def describe_box(self, row: int) -> str:
         """Say where a box stands and how it is written there."""
-        height, width = self.sizes[self.image_index[row]]
+        height, width = self.size(self.image_index[row])
         bbox = ", ".join(f"{value:g}" for value in self.boxes[row])
         return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
-
-    def segmentation(self, item: Mapping[str, Any], index: int) -> bytes:
-        """Return the packed segmentation of an object, which must fit the image of this index."""
-        value = item.get("segmentation") or "segmentation is missing or empty"
-        if not isinstance(value, bytes):
-            raise ValueError(value)
-        check_fit(value, tuple(self.sizes[index].tolist()))
-        return value
 
 
 def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> CocoFile:
@@ -90,7 +87,7 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
     # Only with `named` must images have a file name and objects an id.
     path = Path(path)
     with paused_collection():
-        content = load_json(path, "annotations", pack_item if masks else strip_item)
+        content = load_json(path, "annotations", masks=masks)
         for part in _PARTS:
             _check_part(content, part, path, may_be_empty=not named or part == "annotations")
         categories = _read_categories(content["categories"], f"{path}, category")
@@ -136,19 +133,14 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
-def load_json(path: Path, what: str, hook: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Parse a JSON file; segmentations are packed, or left out, by ``hook`` as it is parsed."""
+def load_json(path: Path, what: str, *, masks: bool) -> Any:
+    """Parse a JSON file; segmentations are packed, or left out, as it is parsed."""
     # As Python objects they would take several gigabytes for COCO's training images.
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file of {what}") from None
-    try:
-        text = data.decode("utf-8-sig")
-        del data  # of COCO's half a gigabyte
-        return json.loads(text, object_hook=hook)
+        text = str(read_file(path), "utf-8-sig")
+        return json.loads(text, object_hook=pack_item if masks else strip_item)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
 

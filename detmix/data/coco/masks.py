@@ -13,6 +13,7 @@ and what is scored are checked alike here. Legend: R runs, H x W pixels.
 from __future__ import annotations
 
 import math
+import reprlib
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+shorten = reprlib.repr  # as messages show a value
 _HEADER = np.dtype(np.uint32)
 _CORNERS = 3
 _LARGEST_COORDINATE = 1e6
@@ -88,14 +90,18 @@ def pack_segmentation(value: Any) -> bytes:
     return b"P" + header.tobytes() + b"".join(polygon.tobytes() for polygon in polygons)
 
 
-def check_fit(packed: bytes, size: tuple[int, int]) -> None:
-    """Raise ValueError unless a segmentation fits an image of this height and width."""
+def read_segmentation(item: Mapping[str, Any], size: tuple[int, int]) -> bytes:
+    """Return the packed segmentation of an object, which must fit an image of (height, width)."""
+    packed = item.get("segmentation") or "segmentation is missing or empty"
+    if not isinstance(packed, bytes):
+        raise ValueError(packed)
     rle_size = size if packed[:1] == b"P" else tuple(np.frombuffer(packed, _HEADER, 2, 1).tolist())
     if rle_size != size or 0 in size:
         raise ValueError(
             f"the segmentation's size (height, width) is {rle_size}, but the image is {size[0]} x "
             f"{size[1]}"
         )
+    return packed
 
 
 def to_rle(packed: bytes, size: tuple[int, int]) -> Any:
@@ -157,12 +163,6 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
         rle = {"size": [height, width], "counts": counts}
         counts = coco_mask.frPyObjects(rle, height, width)["counts"]
     return (height, width), counts
-
-
-def shorten(value: Any) -> str:
-    """Return a value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _read_size(size: Any) -> tuple[int, int]:

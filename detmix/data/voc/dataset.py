@@ -14,20 +14,17 @@ from typing import Literal
 import numpy as np
 
 from detmix.data.detection import (
+    Problem,
     StoredDetection,
     Transforms,
+    attempt,
     check_classes,
     clean_boxes,
+    read_usable,
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.skipping import Problem, attempt, read_usable
-from detmix.data.voc.devkit import (
-    ImageEntry,
-    VOCAnnotation,
-    list_entries,
-    read_annotation,
-)
+from detmix.data.voc.devkit import ImageEntry, VOCAnnotation, list_entries, read_annotation
 
 VOC_CLASSES = (
     "aeroplane",
@@ -106,9 +103,8 @@ class VOCDetection(StoredDetection):
         skipped: The images that were left out, each a `SkippedImage`.
 
     Raises:
-        FileNotFoundError: The root, a year, a split, an image or an annotation is missing.
-        ValueError: An argument, a split file, an annotation or, on access, an image cannot be
-            used; the message names the file and the value.
+        FileNotFoundError: A folder, a split, an image or an annotation is missing.
+        ValueError: An argument, a file or, on access, an image cannot be used.
     """
 
     def __init__(
@@ -127,7 +123,10 @@ class VOCDetection(StoredDetection):
         entries = list_entries(root, image_sets, all_there=on_error == "raise")
         found, self.skipped = read_usable(
             [entry.name for entry in entries],
-            lambda index: _read(entries[index], self.classes, decode=on_error == "skip"),
+            lambda index: _read(entries[index], self.classes),
+            lambda index, found: read_sized_image(
+                entries[index].image, (found.height, found.width), entries[index].annotation
+            ),
             on_error,
             f"{root} {tuple(image_sets)}",
         )
@@ -187,20 +186,10 @@ class VOCDetection(StoredDetection):
         return self._entries[index].annotation
 
 
-def _read(entry: ImageEntry, classes: tuple[str, ...], *, decode: bool) -> VOCAnnotation | Problem:
-    """Read the annotation of one image, with the image's size, and decode the image if asked to."""
+def _read(entry: ImageEntry, classes: tuple[str, ...]) -> VOCAnnotation | Problem:
+    """Read the annotation of one image, with the size from the image's header if it lacks it."""
     annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes)
-    if isinstance(annotation, Problem):
+    if isinstance(annotation, Problem) or (annotation.width > 0 and annotation.height > 0):
         return annotation
-    return attempt("unusable image", _with_size, annotation, entry, decode=decode)
-
-
-def _with_size(annotation: VOCAnnotation, entry: ImageEntry, *, decode: bool) -> VOCAnnotation:
-    """Fill in the size from the image's header where the annotation lacks it."""
-    if not (annotation.width > 0 and annotation.height > 0):
-        height, width = read_image_size(entry.image)
-        annotation = replace(annotation, height=height, width=width)
-    if decode:
-        size = (annotation.height, annotation.width)
-        read_sized_image(entry.image, size, entry.annotation)
-    return annotation
+    size = attempt("unusable image", read_image_size, entry.image)
+    return size if isinstance(size, Problem) else replace(annotation, height=size[0], width=size[1])

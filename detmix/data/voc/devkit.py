@@ -19,6 +19,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -34,58 +35,41 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MAX_SIDE = 2**31
 
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """One image of a data set, in the folder of its year."""
+class ImageEntry(NamedTuple):
+    """One image of a data set: its name, such as VOC2007/000005, its year and split, its files."""
 
-    image_id: str
-    folder: Path
+    name: str
     image_set: tuple[str, str]
-
-    @property
-    def name(self) -> str:
-        """Its name in the data set, such as VOC2007/000005."""
-        return f"{self.folder.name}/{self.image_id}"
-
-    @property
-    def image(self) -> Path:
-        """The JPEG file."""
-        return self.folder / "JPEGImages" / f"{self.image_id}.jpg"
-
-    @property
-    def annotation(self) -> Path:
-        """The XML file."""
-        return self.folder / "Annotations" / f"{self.image_id}.xml"
+    image: Path
+    annotation: Path
 
 
 def list_entries(
     root: str | Path, image_sets: Sequence[tuple[str, str]], *, all_there: bool
 ) -> list[ImageEntry]:
     """List the images of several splits, one after the other, in the order of the split files."""
-    entries: dict[str, ImageEntry] = {}
-    for year, split in _check_image_sets(image_sets):
-        folder = _find_year(Path(root), year)
-        path = folder / "ImageSets" / "Main" / f"{split}.txt"
-        listed = [ImageEntry(image_id, folder, (year, split)) for image_id in _read_split(path)]
-        if all_there:
-            check_files(folder / "JPEGImages", [entry.image.name for entry in listed])
-            check_files(folder / "Annotations", [entry.annotation.name for entry in listed])
-        for entry in listed:
-            if entry.name in entries:
-                raise ValueError(f"{path}: image {entry.name!r} is listed twice in {image_sets}")
-            entries[entry.name] = entry
-    return list(entries.values())
-
-
-def _check_image_sets(image_sets: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     pairs: list[object] = list(image_sets)
-    well_formed = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs)
-    if not pairs or not well_formed:
+    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise ValueError(
             "image_sets must be pairs of year and split, such as (('2007', 'trainval'),), "
             f"got {image_sets!r}"
         )
-    return [(str(year), str(split)) for year, split in image_sets]  # YAML reads 2007 as an integer
+    entries: dict[str, ImageEntry] = {}
+    for year, split in image_sets:
+        folder = _find_year(Path(root), str(year))  # YAML reads 2007 as an integer
+        images, annotations = folder / "JPEGImages", folder / "Annotations"
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        image_ids = _read_split(path)
+        if all_there:
+            check_files(images, [f"{image_id}.jpg" for image_id in image_ids])
+            check_files(annotations, [f"{image_id}.xml" for image_id in image_ids])
+        for image_id in image_ids:
+            name = f"{folder.name}/{image_id}"
+            if name in entries:
+                raise ValueError(f"{path}: image {name!r} is listed twice in {image_sets}")
+            files = (images / f"{image_id}.jpg", annotations / f"{image_id}.xml")
+            entries[name] = ImageEntry(name, (str(year), split), *files)
+    return list(entries.values())
 
 
 def _find_year(root: Path, year: str) -> Path:
@@ -171,10 +155,9 @@ def read_annotation(path: str | Path, classes: Collection[str] | None = None) ->
         classes: The classes that objects may be of; None for any.
 
     Raises:
-        OSError: There is no such file (FileNotFoundError), or it cannot be read.
-        ValueError: The file is not well-formed XML, carries a document type declaration, lacks
-            a field, or has one that cannot be read or an unknown class. The message names the
-            file, the object (counted from 0) and the value.
+        OSError: The file is not there, or cannot be read.
+        ValueError: It is not well-formed XML, has a document type declaration, or a field is not
+            there or wrong. The message names the file, the object (from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
@@ -189,8 +172,7 @@ def read_annotation(path: str | Path, classes: Collection[str] | None = None) ->
 def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
     """Write one annotation file in the devkit's layout, replacing one that is there.
 
-    Whole coordinates are written as such, others with all their digits, so that
-    :func:`read_annotation` returns what was written. One that is not finite is a ValueError.
+    `read_annotation` returns what was written. A coordinate that is not finite is a ValueError.
     """
     root = Element("annotation")
     _add_fields(root, filename=annotation.filename)
@@ -212,11 +194,7 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
 
 def _parse(path: str | Path) -> Element:
     try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such annotation file") from None
-    try:
-        root = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
+        root = defusedxml.ElementTree.fromstring(read_file(path), forbid_dtd=True)
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except DefusedXmlException as error:

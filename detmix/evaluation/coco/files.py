@@ -17,7 +17,7 @@ from detmix.data.coco.file import (
     read_flag,
     read_keypoints,
 )
-from detmix.data.coco.masks import pack_item, shorten, strip_item, to_rle
+from detmix.data.coco.masks import read_segmentation, shorten, to_rle
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.masks import mask_areas
 from detmix.evaluation.records import check_choice
@@ -63,8 +63,8 @@ def score_predictions(
         file = read_coco(annotations, masks=iou_type == "segm", named=False)
         for problem in file.problems.values():
             raise problem.error
-        hook = pack_item if iou_type == "segm" else strip_item
-        found = load_json(path, "predictions in COCO's results format", hook)
+        what = "predictions in COCO's results format"
+        found = load_json(path, what, masks=iou_type == "segm")
         if not isinstance(found, list):
             raise ValueError(f"{path}: expected a list of predictions, got {shorten(found)}")
         num_keypoints = _num_keypoints(file, found) if iou_type == "keypoints" else 0
@@ -100,8 +100,8 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         try:
             entry["difficult"] = read_flag(item, "difficult")
             if iou_type == "segm":
-                packed = file.segmentation(item, index)
-                entry["segmentation"] = to_rle(packed, tuple(file.sizes[index].tolist()))
+                size = file.size(index)
+                entry["segmentation"] = to_rle(read_segmentation(item, size), size)
                 if np.isnan(file.area[row]):
                     entry["area"] = float(mask_areas([entry["segmentation"]])[0])
             elif iou_type == "keypoints":
@@ -151,10 +151,10 @@ def _shape(
             raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
         return {"bbox": item["bbox"]}
     if iou_type == "segm":
-        packed = file.segmentation(item, index)
+        packed = read_segmentation(item, file.size(index))
         if packed[:1] == b"P":
             raise ValueError("segmentation must be run lengths, size and counts, got polygons")
-        return {"segmentation": to_rle(packed, tuple(file.sizes[index].tolist()))}
+        return {"segmentation": to_rle(packed, file.size(index))}
     if item.get("keypoints") is None:
         raise ValueError("has no 'keypoints'")
     read_keypoints(item["keypoints"], num_keypoints)
