@@ -58,12 +58,11 @@ def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
 
 def check_against_the_devkit(evaluator, predictions, targets, threshold=0.5):
     """AP of every class, and its mean, is the devkit's by both rules; all-point AP is returned."""
-    lines, annotations = {name: [] for name in evaluator.classes}, {}
-    for index, (found, target) in enumerate(zip(predictions, targets, strict=True)):
-        names, difficult, boxes = as_annotated(evaluator.classes, target, "difficult")
-        annotations[index] = list(zip(names, difficult, boxes, strict=True))
-        for name, score, box in zip(*as_annotated(evaluator.classes, found, "scores"), strict=True):
-            lines[name].append((index, score, box))
+    lines = devkit_lines(evaluator.classes, range(len(predictions)), predictions)
+    annotations = {
+        index: as_annotated(evaluator.classes, target, "difficult")
+        for index, target in enumerate(targets)
+    }
     for interpolation in INTERPOLATIONS:
         result = evaluator.compute(interpolation)
         expected = [
@@ -75,11 +74,21 @@ def check_against_the_devkit(evaluator, predictions, targets, threshold=0.5):
     return evaluator.compute("all-point").mean_ap
 
 
+def devkit_lines(classes, images, predictions):
+    """Of each class its detections, as a result file holds them."""
+    lines = {name: [] for name in classes}
+    for image_name, found in zip(images, predictions, strict=True):
+        for name, score, box in as_annotated(classes, found, "scores"):
+            lines[name].append((image_name, score, box))
+    return lines
+
+
 def as_annotated(classes, record, key):
-    """Names, values of ``key`` and boxes with both ends included, of all rows."""
+    """Of each row its class, the value of ``key`` and the box with both ends included."""
     names = [classes[label - 1] for label in record["labels"]]
     boxes = np.asarray(record["boxes"], np.float64).reshape(-1, 4) + np.array([1, 1, 0, 0])
-    return names, record.get(key, np.zeros(len(names), bool)), boxes.tolist()
+    values = record.get(key, np.zeros(len(names), bool))
+    return list(zip(names, values, boxes.tolist(), strict=True))
 
 
 def random_boxes(rng, num, grid, limit):

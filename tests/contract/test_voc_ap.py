@@ -20,7 +20,6 @@ from voc_oracle import (
 from detmix.evaluation import OperatingPoint, analyze_errors, average_precision
 
 CLASSES = ("cat", "dog", "cow")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ------------------------------------------------------------------------------ against the devkit
@@ -31,12 +30,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_equals_the_devkit(case, threshold):
     """Difficult objects, duplicates, equal overlaps and equal scores among them."""
     check_against_the_devkit(evaluate(*case, 5, threshold), *case, threshold)
-
-
-def test_equals_the_devkit_on_a_large_set():
-    case = random_case(7, 300, 6, levels=50)
-    mean_ap = check_against_the_devkit(evaluate(*case, 6, batch_size=64), *case)
-    assert 0.1 < mean_ap < 0.95  # a case that says something
 
 
 # ------------------------------------------------------------------------------- worked by hand
