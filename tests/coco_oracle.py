@@ -57,12 +57,11 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
 def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0):
     """All numbers of a result, whose classes are `CLASSES`, are those of `by_hand`."""
     stats, by_class = by_hand(ground_truth, results, iou_type, sigmas)
-    pairs = zip(result.ap_by_class.values(), result.ap50_by_class.values(), strict=True)
-    got = {name: getattr(result, name) for name in stats} | dict(
-        zip(CATEGORY_IDS, pairs, strict=True)
-    )
-    for name, value in (stats | by_class).items():
-        np.testing.assert_allclose(got[name], value, rtol=0, atol=atol, err_msg=name)
+    for name, value in stats.items():
+        np.testing.assert_allclose(getattr(result, name), value, rtol=0, atol=atol, err_msg=name)
+    pairs = [*zip(result.ap_by_class.values(), result.ap50_by_class.values(), strict=True)]
+    expected = [by_class[number] for number in CATEGORY_IDS]
+    np.testing.assert_allclose(pairs, expected, rtol=0, atol=atol)
     assert result.iou_type == iou_type
     assert result.classes == CLASSES
 
