@@ -26,7 +26,7 @@ LONG = "a class with a name too long for any chart, and then some"
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """Return a function that draws: nothing blank, no name with two $ as a formula."""
+    """Return a function that draws, panels apart, nothing blank, no name with two $ a formula."""
     figures = []
     save = Figure.savefig
 
@@ -41,6 +41,7 @@ def draw(tmp_path, monkeypatch):
         with Image.open(path) as picture:
             assert all(200 <= side <= 6000 for side in picture.size)
             assert any(low < high for low, high in picture.convert("RGB").getextrema())
+        check_apart(figures[-1], [axes.get_tightbbox() for axes in figures[-1].axes])
         return figures[-1]
 
     monkeypatch.setattr(Figure, "savefig", savefig)
@@ -251,10 +252,8 @@ def legend_texts(axes):
 @pytest.mark.parametrize(("classes", "num_panels"), [(VOC_CLASSES, 1), (EIGHTY[:41], 3)])
 def test_precision_recall_curves(draw, classes, num_panels):
     result = evaluated(classes).compute()
-    figure = draw(pictures.plot_precision_recall, result)
-    panels = figure.axes
+    panels = draw(pictures.plot_precision_recall, result).axes
     assert len(panels) == num_panels
-    check_apart(figure, [axes.get_tightbbox() for axes in panels])
     ranked = sorted(result.ap.items(), key=lambda item: (-np.nan_to_num(item[1], nan=-1), item[0]))
     assert math.isnan(ranked[-1][1])  # a class without objects
     texts = [f"{name}  {'n/a' if math.isnan(ap) else f'{ap:.4f}'}" for name, ap in ranked]
@@ -299,11 +298,9 @@ def test_learning_curve(tmp_path, draw, scores, legend):
         {"event": "eval", "epoch": 10, "step": 100} | {name: 0 for name in scores if scores[name]},
         train(100, loss=7.0),  # a resumed run
     )
-    figure = draw(pictures.plot_learning_curve, metrics)
-    check_apart(figure, [axes.get_tightbbox() for axes in figure.axes])
-    loss, rate, score = figure.axes
+    loss, rate, score = panels = draw(pictures.plot_learning_curve, metrics).axes
     name = legend[0].partition(",")[0]
-    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "learning rate", name]
+    assert [axes.get_ylabel() for axes in panels] == ["training loss", "learning rate", name]
     steps = np.arange(1, 101)
     losses = np.append(3 / steps[:-1], 7)  # the later line counts
     np.testing.assert_allclose(loss.lines[0].get_xydata().T, [steps, losses])
@@ -329,9 +326,7 @@ def test_broken_metrics_name_file_and_line(tmp_path, line):
 
 def test_histogram_of_box_weights(draw):
     weights = torch.tensor([1.0] * 6 + [0.01, 0.5, 0.5, 0.99])
-    figure = draw(pictures.plot_box_weights, weights, alpha=2)
-    (axes,) = figure.axes
-    check_apart(figure, [axes.get_tightbbox()])
+    (axes,) = draw(pictures.plot_box_weights, weights, alpha=2).axes
     of_boxes, of_beta = (patch.get_data().values for patch in axes.patches)
     expected = np.zeros(25)
     expected[[0, 12, 24]] = 0.25, 0.5, 0.25

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import pickle
@@ -28,12 +27,6 @@ from detmix.training.checkpoint import load_newest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATE = runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]
-
-
-def jpeg(width=60, height=40):
-    file = io.BytesIO()
-    Image.effect_noise((width, height), 99).convert("RGB").save(file, "JPEG")
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -134,7 +127,7 @@ class TestNames:
         "name", ["../secret", "/etc/passwd", "..", ".", "sub/a", "..\\a", "a\0"]
     )
     def test_in_lists(self, devkit, name):
-        (devkit / "secret.jpg").write_bytes(jpeg())
+        Image.new("RGB", (60, 40)).save(devkit / "secret.jpg")
         (devkit / "secret.xml").write_bytes(XML)
         (devkit / "ImageSets/Main/trainval.txt").write_text(f"a\n{name}\n")
         with pytest.raises(ValueError, match=rf"trainval\.txt, line 2: .*{re.escape(repr(name))}"):
@@ -143,7 +136,7 @@ class TestNames:
     @pytest.mark.parametrize("name", ["../b.png", "/etc/passwd", "a/../../b.png", "a\0.png"])
     def test_in_coco_files(self, tmp_path, name):
         folder, path = write_coco(tmp_path, [box_object()])
-        (tmp_path / "b.png").write_bytes(jpeg())
+        Image.new("RGB", (60, 40)).save(tmp_path / "b.png")
         path.write_text(path.read_text().replace('"a.jpg"', json.dumps(name)))
         with pytest.raises(ValueError, match=r"instances\.json, image 1: .*file_name"):
             CocoDetection(folder, path, on_error="skip")
@@ -151,7 +144,7 @@ class TestNames:
     def test_in_annotations(self, devkit):
         """The image is the one beside the annotation, whatever the annotation says."""
         expected = VOCDetection(devkit.parent)[0][0]
-        (devkit / "JPEGImages/b.jpg").write_bytes(jpeg(8, 8))
+        Image.new("RGB", (8, 8)).save(devkit / "JPEGImages/b.jpg")
         (devkit / "Annotations/a.xml").write_bytes(XML.replace(b"a.jpg", b"b.jpg"))
         assert torch.equal(VOCDetection(devkit.parent)[0][0], expected)
 
