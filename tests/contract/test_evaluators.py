@@ -6,14 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from coco_oracle import (
-    CATEGORY_IDS,
-    CLASSES,
-    IOU_TYPES,
-    evaluator_of,
-    full_case,
-    truth,
-)
+from coco_oracle import CATEGORY_IDS, CLASSES, IOU_TYPES, evaluator_of, full_case, truth
 from torchvision import tv_tensors
 from voc_oracle import INTERPOLATIONS, evaluate, fed, image
 

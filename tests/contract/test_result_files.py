@@ -19,12 +19,7 @@ from coco_oracle import CLASSES as COCO_CLASSES
 from pycocotools import mask as coco_mask
 from voc_oracle import devkit_lines, random_case
 
-from detmix.evaluation import (
-    encode_masks,
-    read_voc_results,
-    score_predictions,
-    write_voc_results,
-)
+from detmix.evaluation import encode_masks, read_voc_results, score_predictions, write_voc_results
 
 CLASSES = ("cat", "dog", "hot dog")
 NOTHING = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0)}

@@ -31,9 +31,7 @@ EVALUATE = runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]
 
 @pytest.fixture
 def devkit(tmp_path):
-    make_devkit(tmp_path / "devkit", {"a": ""})
-    (tmp_path / "devkit/VOC2007/Annotations/a.xml").write_bytes(XML)
-    return tmp_path / "devkit/VOC2007"
+    return make_devkit(tmp_path / "devkit", {"a": XML.decode()}) / "VOC2007"
 
 
 class Malicious:
