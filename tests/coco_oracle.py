@@ -42,16 +42,15 @@ def by_hand(ground_truth, results, iou_type="bbox", sigmas=None):
         evaluation.accumulate()
         evaluation.summarize()
     names = KEYPOINT_STATS if iou_type == "keypoints" else DETECTION_STATS
-    stats = dict(zip(names, map(nan_for_none, evaluation.stats), strict=True))
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    stats, precision = (  # -1 where there is nothing to find
+        np.where(values == -1, math.nan, values)
+        for values in (evaluation.stats, evaluation.eval["precision"][:, :, :, 0, -1])
+    )
     by_class = {
-        category: tuple(
-            nan_for_none(-1.0 if (part == -1).all() else float(part[part > -1].mean()))
-            for part in (precision[:, :, k], precision[:1, :, k])
-        )
+        category: (precision[:, :, k].ravel().mean(), precision[0, :, k].ravel().mean())
         for k, category in enumerate(evaluation.params.catIds)
     }
-    return stats, by_class
+    return dict(zip(names, stats, strict=True)), by_class
 
 
 def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0):
@@ -64,10 +63,6 @@ def check_by_hand(result, ground_truth, results, iou_type, sigmas=None, atol=0.0
     np.testing.assert_allclose(pairs, expected, rtol=0, atol=atol)
     assert result.iou_type == iou_type
     assert result.classes == CLASSES
-
-
-def nan_for_none(value):
-    return math.nan if value == -1 else float(value)
 
 
 def random_case(seed, num_images, num_classes=3, *, limit=300.0, **options):

@@ -110,16 +110,14 @@ def test_difficult_object_takes_no_keypoints_far_from_its_own(backend):
     points = torch.rand(17, 3, generator=torch.Generator().manual_seed(0)) * 40
     points[:, 2] = 2
 
-    def at(places):
-        boxes = [[x, 0, x + 40, 40] for x in places]
-        return boxes, torch.stack([points + torch.tensor([x, 0, 0]) for x in places])
+    def at(*places):
+        keypoints = torch.stack([points + torch.tensor([x, 0, 0]) for x in places])
+        return {"boxes": [[x, 0, x + 40, 40] for x in places], "keypoints": keypoints}
 
-    boxes, keypoints = at([0, 1000])
-    target = truth(boxes, keypoints=keypoints, difficult=torch.tensor([1, 0]))
+    target = truth(**at(0, 1000), difficult=torch.tensor([1, 0]))
     # On the difficult one a detection counts neither way, elsewhere it is a false positive.
     for first, expected in ((0, 1.0), (500, 0.5)):
-        boxes, keypoints = at([first, 1000])
-        found = image(boxes, [0.9, 0.8], keypoints=keypoints)
+        found = image(scores=[0.9, 0.8], **at(first, 1000))
         options = {"iou_types": ["keypoints"], "backend": backend}
         assert plain_evaluator([found], [target], **options).compute().ap == pytest.approx(expected)
 

@@ -22,7 +22,6 @@ from voc_oracle import devkit_lines, random_case
 from detmix.evaluation import encode_masks, read_voc_results, score_predictions, write_voc_results
 
 CLASSES = ("cat", "dog", "hot dog")
-NOTHING = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0)}
 
 
 # ------------------------------------------------------------------------ files of the VOC devkit
@@ -79,7 +78,7 @@ BAD_LINES = (
 
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_bad_lines_are_named(tmp_path, line):
-    paths = write_voc_results(tmp_path, ["a", "b"], [NOTHING] * 2, CLASSES)
+    paths = write_voc_results(tmp_path, [], [], CLASSES)
     text = f"a 0.5 1 2 3 4\n\n{line}\na 0.5 1 2 3 4\n"
     paths[1].write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"comp4_det_test_dog\.txt.* 3"):

@@ -18,6 +18,7 @@ import yaml
 from data_files import box_object, make_devkit, write_coco
 from fuzz import DOCTYPES, XML, limits, time_limit, zigzag
 from PIL import Image
+from runs import TOOLS
 
 from detmix.data import CocoDetection, VOCDetection
 from detmix.detectors import BackboneConfig, build_backbone, load_backbone_weights
@@ -25,8 +26,7 @@ from detmix.evaluation import score_predictions
 from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args
 from detmix.training.checkpoint import load_newest
 
-ROOT = Path(__file__).resolve().parents[2]
-EVALUATE = runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]
+EVALUATE = runpy.run_path(str(TOOLS / "evaluate.py"))["main"]
 
 
 @pytest.fixture
