@@ -46,15 +46,11 @@ def test_writes_and_reads_back(run_dir, shapes_root, tmp_path):
     data = ("--data.root", tmp_path, "--data.test", json.dumps(sets))
     printed = run(run_dir / "last.pt", *data, "--report")
     folder = run_dir / "evaluation"
-    report = (folder / "report.html").read_text()
-    assert "Not shown" not in report
-    for name in ("precision_recall", "errors", "learning_curve", "box_weights"):
-        assert (folder / f"{name}.png").is_file()
+    assert "Not shown" not in (folder / "report.html").read_text()
     results = json.loads((folder / "results.json").read_text())
     assert results["checkpoint"] == str(run_dir / "last.pt")
     for number in (results["voc"]["mean_ap"], results["coco"]["bbox"]["ap"]):
         assert f"{number:.4f}" in printed
-        assert f"{number:.4f}" in report
 
     again = run(folder / "results", *data, *CLASSES, "--save", tmp_path)
     assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]

@@ -144,7 +144,6 @@ BAD = [
     ("targets", "image_id", 0.5),
 ]
 BAD_FOR_COCO = [
-    ("targets", "image_id", None),
     ("targets", "image_id", "a"),
     ("targets", "area", [-1.0]),
     ("targets", "file_name", 3),
