@@ -14,31 +14,21 @@ import torch
 import torch.distributed as dist
 from runs import as_process, command
 from tiny import tiny_config
-from torch.utils.data import DataLoader
 from voc_oracle import check_against_the_devkit, evaluate
 
 from detmix.data import SHAPE_CLASSES, VOCDetection
-from detmix.data.loaders import collate, eval_loader
 from detmix.evaluation import analyze_errors, read_voc_results, score_predictions
-from detmix.training import load_detector
-from detmix.training.build import build_test_set, open_dataset
+from detmix.training.build import open_dataset
 from detmix.training.full_evaluation import check_before
-from detmix.training.inference import detect
-from detmix.training.processes import make_accelerator
 
 CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
 
 
-@pytest.fixture
-def run(fresh_accelerator):
-    """Return a function that evaluates and returns what was printed."""
-
-    def run(*args):
-        code, out, err = command("evaluate", *args)
-        assert code == 0, err
-        return out
-
-    return run
+def run(*args):
+    """Evaluate and return what was printed."""
+    code, out, err = command("evaluate", *args)
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +37,8 @@ def run_dir(whole_run, tmp_path_factory):
     return shutil.copytree(whole_run, tmp_path_factory.mktemp("evaluation") / "run")
 
 
-def test_writes_and_reads_back(run, run_dir, shapes_root, tmp_path):
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_writes_and_reads_back(run_dir, shapes_root, tmp_path):
     """Of several image sets: the same names of images in two years, and two splits of one year."""
     for year in ("2007", "2012"):
         (tmp_path / f"VOC{year}").symlink_to(shapes_root / "VOC2007")
@@ -55,15 +46,11 @@ def test_writes_and_reads_back(run, run_dir, shapes_root, tmp_path):
     data = ("--data.root", tmp_path, "--data.test", json.dumps(sets))
     printed = run(run_dir / "last.pt", *data, "--report")
     folder = run_dir / "evaluation"
-    report = (folder / "report.html").read_text()
-    assert "Not shown" not in report
-    for name in ("precision_recall", "errors", "learning_curve", "box_weights"):
-        assert (folder / f"{name}.png").is_file()
+    assert "Not shown" not in (folder / "report.html").read_text()
     results = json.loads((folder / "results.json").read_text())
     assert results["checkpoint"] == str(run_dir / "last.pt")
     for number in (results["voc"]["mean_ap"], results["coco"]["bbox"]["ap"]):
         assert f"{number:.4f}" in printed
-        assert f"{number:.4f}" in report
 
     again = run(folder / "results", *data, *CLASSES, "--save", tmp_path)
     assert again.splitlines()[:-2] == printed.splitlines()[: len(again.splitlines()) - 2]
@@ -105,7 +92,8 @@ def work(rank, runs, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_as_one(run, run_dir, tmp_path):
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_two_processes_as_one(run_dir, tmp_path):
     """Seven images, and one, of which the second process sees none; not batched, to the bit."""
     runs = {
         num: [run_dir / "last.pt", f"--data.test_limit={num}", "--data.eval_batch_size=1"]
@@ -126,19 +114,6 @@ def test_two_processes_as_one(run, run_dir, tmp_path):
     for path in written:
         other = Path(str(path).replace("/one", "/two"))
         assert other.read_bytes() == path.read_bytes(), path
-
-
-def test_an_image_seen_twice_counts_once(run_dir, fresh_accelerator):
-    """As padded samplers of several processes have it; in the order of the images."""
-    model, config = load_detector(run_dir / "last.pt")
-    truth, accelerator = open_dataset(config, train=False), make_accelerator(config)
-    images = build_test_set(config, truth)
-    order = [3, 0, 1, 3, 2, 6, 5, 4, 0, 7, 0]
-    again = DataLoader(images, batch_size=1, sampler=order, collate_fn=collate)
-    loaders = (again, eval_loader(images, 1, workers=0))
-    found, expected = (detect(model, loader, accelerator, truth=truth) for loader in loaders)
-    assert [index for index, _ in found] == list(range(8))
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_what_cannot_be_evaluated_is_told_before(shapes_root, tmp_path, monkeypatch):

@@ -12,13 +12,13 @@ INTERPOLATIONS = ("all-point", "11point")
 CLASSES = tuple(f"c{number}" for number in range(9))
 
 
-def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
-    """VOCevaldet.m and VOCap.m, statement by statement, for the class ``name``.
+def devkit_hits(lines, annotations, name, min_overlap):
+    """VOCevaldet.m, statement by statement: scores, true and false positives, objects to find.
 
-    ``lines`` holds its detections as a result file does: (image, score, [xmin, ymin, xmax, ymax]);
-    ``annotations`` for each image a list of (class, difficult, [xmin, ymin, xmax, ymax]), both in
-    pixels from 1 on, both ends included. As in the devkit's Python port an overlap has to be above
-    the threshold, and the recalls of the 11 points are those of ``np.arange``.
+    ``lines`` holds the detections of the class ``name`` as a result file does: (image, score,
+    [xmin, ymin, xmax, ymax]); ``annotations`` for each image a list of (class, difficult, [xmin,
+    ymin, xmax, ymax]), both in pixels from 1 on, both ends included. As in the devkit's Python port
+    an overlap has to be above the threshold.
     """
     objects = {
         image: [[box, difficult, False] for label, difficult, box in found if label == name]
@@ -26,7 +26,8 @@ def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
     }
     npos = sum(not difficult for found in objects.values() for _, difficult, _ in found)
     tp, fp = [], []
-    for image, _, bb in sorted(lines, key=lambda line: -line[1]):  # stable
+    lines = sorted(lines, key=lambda line: -line[1])  # stable
+    for image, _, bb in lines:
         ovmax, jmax = -math.inf, None
         for j, (bbgt, _, _) in enumerate(objects[image]):
             bi = max(bb[0], bbgt[0]), max(bb[1], bbgt[1]), min(bb[2], bbgt[2]), min(bb[3], bbgt[3])
@@ -42,6 +43,11 @@ def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
         fp.append(not hit or (not match[1] and match[2]))
         if tp[-1]:
             match[2] = True
+    return np.array([score for _, score, _ in lines]), np.array(tp, int), np.array(fp, int), npos
+
+
+def devkit_ap(tp, fp, npos, interpolation):
+    """VOCap.m, statement by statement; the recalls of the 11 points are those of ``np.arange``."""
     if npos == 0:
         return math.nan
     tp, fp = np.cumsum(tp), np.cumsum(fp)
@@ -56,30 +62,55 @@ def devkit_ap(lines, annotations, name, interpolation, min_overlap=0.5):
     return float(np.sum((r[1:] - r[:-1]) * p[1:]))
 
 
+def best_of_thresholds(scores, tp, fp, npos):
+    """Score, precision, recall and F1 of what the best threshold leaves, of equal ones the first.
+
+    What counts neither way is no threshold.
+    """
+    best = (math.nan,) + ((0.0, 0.0, 0.0) if npos else (math.nan,) * 3)
+    for score in sorted(scores[tp + fp > 0], reverse=True):
+        hits, misses = tp[scores >= score].sum(), fp[scores >= score].sum()
+        f1 = 2 * hits / (npos + hits + misses)
+        if npos and (math.isnan(best[0]) or f1 > best[3] + 1e-12):
+            best = score, hits / (hits + misses), hits / npos, f1
+    return best
+
+
 def check_against_the_devkit(evaluator, predictions, targets, threshold=0.5):
-    """AP of every class, and its mean, is the devkit's by both rules; all-point AP is returned."""
-    lines, annotations = {name: [] for name in evaluator.classes}, {}
-    for index, (found, target) in enumerate(zip(predictions, targets, strict=True)):
-        names, difficult, boxes = as_annotated(evaluator.classes, target, "difficult")
-        annotations[index] = list(zip(names, difficult, boxes, strict=True))
-        for name, score, box in zip(*as_annotated(evaluator.classes, found, "scores"), strict=True):
-            lines[name].append((index, score, box))
+    """AP of every class, its mean and the best F1 are the devkit's; all-point AP is returned."""
+    lines = devkit_lines(evaluator.classes, range(len(predictions)), predictions)
+    annotations = {
+        index: as_annotated(evaluator.classes, target, "difficult")
+        for index, target in enumerate(targets)
+    }
+    hits = [devkit_hits(lines[name], annotations, name, threshold) for name in lines]
     for interpolation in INTERPOLATIONS:
         result = evaluator.compute(interpolation)
-        expected = [
-            devkit_ap(lines[name], annotations, name, interpolation, threshold) for name in lines
-        ]
+        expected = [devkit_ap(*of_class, interpolation) for _, *of_class in hits]
         np.testing.assert_allclose(list(result.ap.values()), expected, rtol=0, atol=1e-9)
         mean = math.nan if np.isnan(expected).all() else np.nanmean(expected)
         np.testing.assert_allclose(result.mean_ap, mean, rtol=0, atol=1e-9)
+    points = [list(vars(point).values()) for point in result.best_f1().values()]
+    expected = [best_of_thresholds(*of_class) for of_class in hits]
+    np.testing.assert_allclose(points, expected, rtol=0, atol=1e-9)
     return evaluator.compute("all-point").mean_ap
 
 
+def devkit_lines(classes, images, predictions):
+    """Of each class its detections, as a result file holds them."""
+    lines = {name: [] for name in classes}
+    for image_name, found in zip(images, predictions, strict=True):
+        for name, score, box in as_annotated(classes, found, "scores"):
+            lines[name].append((image_name, score, box))
+    return lines
+
+
 def as_annotated(classes, record, key):
-    """Names, values of ``key`` and boxes with both ends included, of all rows."""
+    """Of each row its class, the value of ``key`` and the box with both ends included."""
     names = [classes[label - 1] for label in record["labels"]]
     boxes = np.asarray(record["boxes"], np.float64).reshape(-1, 4) + np.array([1, 1, 0, 0])
-    return names, record.get(key, np.zeros(len(names), bool)), boxes.tolist()
+    values = record.get(key, np.zeros(len(names), bool))
+    return list(zip(names, values, boxes.tolist(), strict=True))
 
 
 def random_boxes(rng, num, grid, limit):

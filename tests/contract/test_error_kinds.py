@@ -173,16 +173,12 @@ def test_equals_the_loop(case, thresholds):
     check_against_the_loop(*case, 5, *thresholds)
 
 
-@pytest.mark.parametrize(("limit", "area"), [(100, 32**2), (240, 96**2)])
-def test_equals_the_loop_where_sizes_are_at_their_limits(limit, area):
-    case = random_case(4, 60, 4, grid=32, limit=limit)
-    x1, y1, x2, y2 = check_against_the_loop(*case, 4, 0.5, 0.1).matching.gt_boxes.T
-    assert area in ((x2 - x1) * (y2 - y1)).tolist()
-
-
 def test_equals_the_loop_on_a_large_set_with_all_kinds():
-    """And what is printed and saved of it."""
-    analysis = check_against_the_loop(*random_case(3, 300, 4), 4, 0.5, 0.1)
+    """And objects of just the sizes where one begins, and what is printed and saved of it."""
+    case = random_case(3, 300, 4, grid=32, limit=200)
+    analysis = check_against_the_loop(*case, 4, 0.5, 0.1)
+    x1, y1, x2, y2 = analysis.matching.gt_boxes.T
+    assert {32**2, 96**2} <= set(((x2 - x1) * (y2 - y1)).tolist())
     assert all(count > 20 for count in analysis.totals("all").values())
     assert all(gain > 0.001 for gain in analysis.ap_gain.values())
     values = json.loads(json.dumps(analysis.as_dict(), allow_nan=False))
@@ -203,9 +199,6 @@ def test_equals_the_loop_on_a_large_set_with_all_kinds():
 
 def test_nothing_at_all():
     analysis = analyze_errors(VOCEvaluator(CLASSES).matching())
-    assert math.isnan(analysis.mean_ap)
-    assert all(math.isnan(gain) for gain in analysis.ap_gain.values())
-    assert worst_images(analysis, 5) == []
     with pytest.raises(ValueError, match="num is -1"):
         worst_images(analysis, -1)
     assert json.loads(json.dumps(analysis.as_dict(), allow_nan=False))["mean_ap"] is None

@@ -6,15 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from coco_oracle import (
-    CATEGORY_IDS,
-    CLASSES,
-    IOU_TYPES,
-    evaluator_of,
-    full_case,
-    plain_evaluator,
-    truth,
-)
+from coco_oracle import CATEGORY_IDS, CLASSES, IOU_TYPES, evaluator_of, full_case, truth
 from torchvision import tv_tensors
 from voc_oracle import INTERPOLATIONS, evaluate, fed, image
 
@@ -74,7 +66,8 @@ def changed_afterwards(evaluator, predictions, targets):
     predictions, targets = copy.deepcopy((predictions, targets))
     fed(evaluator, predictions, targets, 7)
     for record in (*predictions, *targets):
-        record["boxes"][:] = 0
+        for key in ("boxes", "masks", "keypoints"):
+            record[key][:] = 0
     return evaluator
 
 
@@ -133,17 +126,6 @@ def test_images_without_id_always_count():
     assert evaluate([found] * 4, targets).compute().num_images == 3
 
 
-def test_results_follow_updates():
-    for evaluator in (evaluate([], []), plain_evaluator([], [])):
-        assert math.isnan(evaluator.compute().mean_ap)
-        evaluator.update([image([BOX], [0.1])], [truth([], 3)])
-        assert math.isnan(evaluator.compute().mean_ap)
-        evaluator.update([image([BOX], [0.5])], [truth([BOX])])
-        assert evaluator.compute().mean_ap == pytest.approx(1.0)
-        evaluator.update([image([], [])], [truth([BOX], 2)])
-        assert evaluator.compute().mean_ap == pytest.approx(0.5, abs=0.01)
-
-
 # ----------------------------------------------------------------------------- errors, the table
 
 BAD = [
@@ -157,16 +139,13 @@ BAD = [
     ("targets", "labels", None),
     ("targets", "boxes", torch.tensor([[0, 0, 1, math.inf]])),
     ("targets", "boxes", torch.tensor([[9.0, 9, 5, 20]])),
-    ("targets", "difficult", torch.tensor([1, 0])),
     ("targets", "difficult", torch.tensor([0.5])),
     ("targets", "iscrowd", torch.tensor([0, 1])),
     ("targets", "image_id", 0.5),
 ]
 BAD_FOR_COCO = [
-    ("targets", "image_id", None),
     ("targets", "image_id", "a"),
     ("targets", "area", [-1.0]),
-    ("targets", "area", [math.nan]),
     ("targets", "file_name", 3),
     ("targets", "masks", None),
     ("targets", "keypoints", torch.ones(1, 17, 2)),
