@@ -67,9 +67,7 @@ def test_the_rectangle_is_torchvision_s_for_the_same_draws(size):
 @pytest.mark.parametrize(
     ("given", "side", "rectangle", "box", "share"),
     [
-        (BOX, "a", (0, 0, 10, 20), BOX, 1.0),  # touches from the left
         (BOX, "a", (0, 0, 14, 20), (14, 5, 20, 15), 0.6),  # left side, edge to edge and beyond
-        (BOX, "a", (10, 5, 14, 15), (14, 5, 20, 15), 0.6),  # exactly edge to edge
         (BOX, "a", (13, 0, 30, 20), (10, 5, 13, 15), 0.3),  # right side
         (BOX, "a", (0, 0, 30, 9), (10, 9, 20, 15), 0.6),  # top side
         (BOX, "a", (10, 13, 20, 20), (10, 5, 20, 13), 0.8),  # bottom side
@@ -141,8 +139,8 @@ def test_dtypes_areas_and_keypoints(side, box, share, seen):
 DEPTH = 3
 PLACE, SIDE, EDGE = st.floats(0, 1, exclude_max=True), st.integers(1, 14), st.integers(0, 9)
 CORNER_AND_SIZE = st.tuples(EDGE, EDGE, st.integers(1, 9), st.integers(1, 9))
-# with a nesting of 3, none comes to less than float32 holds
-EXTREMES = st.sampled_from([0.0, 1.0, 0.5, 1e-12, 1e-3, 1 - 1e-3])
+# with a nesting of 3, none comes to less than float32 holds, but with 1e-60 all do
+EXTREMES = st.sampled_from([0.0, 1.0, 0.5, 1e-60, 1e-12, 1e-3, 1 - 1e-3])
 RATIO = st.one_of(EXTREMES, st.floats(0.01, 0.99))
 HOW = st.one_of(RATIO, st.builds(Cut, RATIO, PLACE, PLACE))
 
@@ -168,7 +166,7 @@ def draw_sample(draw, dtype, with_masks):
     boxes = [[x, y, x + w, y + h] for x, y, w, h in draw(st.lists(CORNER_AND_SIZE, max_size=3))]
     count, seed = len(boxes), draw(st.integers(0, 99))
     rng = np.random.default_rng(seed)
-    weights = draw(st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=count, max_size=count))
+    weights = draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=count, max_size=count))
     areas = rng.integers(1, 50, count).astype(np.float32)
     masks = rng.random((count, *size)) > 0.4
     typed_masks = torch.from_numpy(masks).to(draw(st.sampled_from([torch.uint8, torch.bool])))
@@ -260,7 +258,9 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
         rows = [replace(row, weight=row.weight * how) for row in rows_a]
         rows += [replace(row, weight=row.weight * (1 - how)) for row in rows_b]
     size = tuple(image.shape[1:])
-    rows = [replace(row, mask=padded(row.mask, size)) for row in rows if row and row.weight]
+    rows = [
+        replace(row, mask=padded(row.mask, size)) for row in rows if row and np.float32(row.weight)
+    ]
     assert type(image) is type(sample_a[0])
     for key in ("image_id", "size"):
         assert target[key] is sample_a[1][key]
