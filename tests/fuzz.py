@@ -12,10 +12,8 @@ GIBIBYTES = 2  # of address space that it may ask for
 
 XML = b"""<?xml version="1.0" encoding="UTF-8"?>
 <annotation>
-  <folder>VOC2007</folder>
   <filename>a.jpg</filename>
   <size><width>60</width><height>40</height><depth>3</depth></size>
-  <segmented>0</segmented>
   <object>
     <name>person</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
     <bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>

@@ -152,7 +152,6 @@ def test_small_stem():
         ("backbone", {"weights": "timm:resnet18.none"}, r"\.weights: .*'resnet18\.none'.*a1_"),
         ("backbone", {"weights": "timm:resnet1"}, r"\.weights: .*'resnet1'.*resnet18"),
         ("backbone", {"weights": "timm:resnet50_mlp"}, r"\.weights: .*no pre.*resnet50_mlp"),
-        ("backbone", {"name": "timm:nothing"}, r"\.name.*nothing"),
         ("backbone", {"name": MOBILENET, "trainable_layers": 3}, r".*0, 5 or null.*got 3"),
         # A transformer takes images of one size only.
         ("backbone", {"name": "timm:vit_tiny_patch16_224"}, r"\.name.*vit_tiny_patch16_224"),

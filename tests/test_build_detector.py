@@ -263,7 +263,6 @@ DEFAULT = {"weights": "DEFAULT"}
         ("fcos", {}, {"fpn_channels": 48}, "fpn_channels must be a multiple of 32.*got 48"),
         # Between the ranges that two levels are responsible for.
         ("fcos", {}, {"levels": (2, 4)}, r"backbone\.levels.* double .*\(8, 32, 64\)"),
-        ("fcos_resnet50_fpn", {"anchor_sizes": (8, 16)}, {}, r"anchor_sizes .* 5 .*\(8, 16\)"),
         ("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}, r"ratios .*3.*\(1\.0,\)"),
         (SSDLITE, {}, DEFAULT, "--detector.weights COCO_V1"),
         ("ssd300_vgg16", {}, {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -37,19 +36,12 @@ COPIES = {
     "mixer": lambda mix: mix,
     "deepcopy": copy.deepcopy,
     "pickle": lambda mix: pickle.loads(pickle.dumps(mix)),
-    "torch.save": lambda mix: torch.load(saved(mix), weights_only=False),
 }
 with_each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
 
 
 def samples_of(size=12, device="cpu"):
     return [on(device, Plain()[index]) for index in range(size)]
-
-
-def saved(mix):
-    torch.save(mix, file := io.BytesIO())
-    file.seek(0)
-    return file
 
 
 def untouched(sample, index):

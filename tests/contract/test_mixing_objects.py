@@ -42,11 +42,11 @@ def target_of(*boxes, **extra):
     return {"boxes": boxes, "labels": torch.arange(1, len(boxes) + 1), "image_id": 1, **extra}
 
 
-def cut_only(target, rectangle, side, **settings):
+def cut_only(target, rectangle, side):
     """Mix with an image without objects: what is left of the objects of one side."""
     images = make_image(*SIZE, seed=1), make_image(*SIZE, seed=2)
     targets = (target, {}) if side == "a" else ({}, target)
-    return cutmix(images[0], targets[0], images[1], targets[1], rectangle, **settings)[1]
+    return cutmix(images[0], targets[0], images[1], targets[1], rectangle)[1]
 
 
 @pytest.mark.parametrize("size", [(20, 30), (375, 500), (1, 1)])
@@ -98,20 +98,6 @@ def test_a_key_as_long_as_what_is_left_of_the_objects_is_none_of_theirs():
 
 
 @pytest.mark.parametrize(
-    ("min_visibility", "left"), [(0.0, 4), (0.1, 4), (0.11, 3), (0.5, 2), (0.51, 1), (1.0, 1)]
-)
-def test_min_visibility(min_visibility, left):
-    # visible: 0, 0.1, 0.2, 0.5, 1 (within the rectangle, or outside of its mirror image)
-    boxes = [(20, 0, 30, 10), (9, 0, 19, 10), (8, 0, 18, 10), (5, 0, 15, 10), (0, 0, 10, 10)]
-    boxes += [(1, 1, 1, 5), (4, 4, 3, 3)]  # without area
-    for side, rectangle in (("b", (0, 0, 10, 20)), ("a", (10, 0, 30, 20))):
-        mixed = cut_only(target_of(*boxes), rectangle, side, min_visibility=min_visibility)
-        shares = pytest.approx([0.1, 0.2, 0.5, 1.0][-left:], rel=1e-6)
-        assert mixed["box_weights"].tolist() == shares
-        assert mixed["labels"].tolist() == [2, 3, 4, 5][-left:]
-
-
-@pytest.mark.parametrize(
     ("side", "box", "share", "seen"),
     [("a", [14, 5, 20, 15], 0.6, [0, 1, 0, 0]), ("b", [10, 5, 14, 15], 0.4, [1, 0, 1, 0])],
 )
@@ -137,7 +123,7 @@ def test_dtypes_areas_and_keypoints(side, box, share, seen):
 
 DEPTH = 3
 PLACE, SIDE, EDGE = st.floats(0, 1, exclude_max=True), st.integers(1, 14), st.integers(0, 9)
-CORNER_AND_SIZE = st.tuples(EDGE, EDGE, st.integers(1, 9), st.integers(1, 9))
+CORNER_AND_SIZE = st.tuples(EDGE, EDGE, st.integers(0, 9), st.integers(0, 9))
 # with a nesting of 3, none comes to less than float32 holds, but with 1e-60 all do
 EXTREMES = st.sampled_from([0.0, 1.0, 0.5, 1e-60, 1e-12, 1e-3, 1 - 1e-3])
 RATIO = st.one_of(EXTREMES, st.floats(0.01, 0.99))
@@ -310,7 +296,7 @@ def check_rows(target, rows):
     st.data(),
     st.sampled_from(list(TOLERANCE)),
     st.booleans(),
-    st.sampled_from([0.0, 0.1, 0.3, 0.5]),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     st.sampled_from(["Tensor", "TVTensor"]),
 )
 def test_any_nesting(data, dtype, with_masks, min_visibility, return_type):
