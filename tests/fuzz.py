@@ -33,11 +33,7 @@ DOCTYPES = (
     f"<!DOCTYPE annotation [{_LAUGHS}]>",
     f'<!DOCTYPE annotation [<!ENTITY l9 "{"a" * 100_000}">]>',
     '<!DOCTYPE annotation [<!ENTITY l9 SYSTEM "file:///etc/passwd">]>',
-    '<!DOCTYPE annotation [<!ENTITY % l9 SYSTEM "http://127.0.0.1:9/x"> %l9;]>',
     '<!DOCTYPE annotation SYSTEM "file:///dev/zero">',
-    '<!DOCTYPE annotation PUBLIC "-//x//x" "http://127.0.0.1:9/x.dtd">',
-    '<!DOCTYPE annotation [<!ATTLIST annotation a CDATA "b">]>',
-    '<!DOCTYPE annotation [<!NOTATION n SYSTEM "x"><!ENTITY l9 SYSTEM "/dev/zero" NDATA n>]>',
 )
 
 
