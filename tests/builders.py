@@ -142,17 +142,14 @@ class KnownFeatures(nn.Module):
         super().__init__()
         self.images = images
         with torch.no_grad():
-            features = backbone(images)
-        self.names = list(features)
-        self.values = nn.ParameterList(features.values())
+            self.features = nn.ParameterDict(backbone(images))
 
     def forward(self, images):
         """Return the feature maps of the images, perhaps several times over, and of no others."""
         times = (len(images) // len(self.images), 1, 1, 1)
         # a GPU resizes with other roundings
         assert images.is_cuda or torch.equal(images, self.images.repeat(times))
-        features = [value.repeat(times) for value in self.values]
-        return dict(zip(self.names, features, strict=True))
+        return {name: value.repeat(times) for name, value in self.features.items()}
 
 
 def with_known_features(model):

@@ -12,10 +12,8 @@ GIBIBYTES = 2  # of address space that it may ask for
 
 XML = b"""<?xml version="1.0" encoding="UTF-8"?>
 <annotation>
-  <folder>VOC2007</folder>
   <filename>a.jpg</filename>
   <size><width>60</width><height>40</height><depth>3</depth></size>
-  <segmented>0</segmented>
   <object>
     <name>person</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
     <bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>
@@ -35,11 +33,7 @@ DOCTYPES = (
     f"<!DOCTYPE annotation [{_LAUGHS}]>",
     f'<!DOCTYPE annotation [<!ENTITY l9 "{"a" * 100_000}">]>',
     '<!DOCTYPE annotation [<!ENTITY l9 SYSTEM "file:///etc/passwd">]>',
-    '<!DOCTYPE annotation [<!ENTITY % l9 SYSTEM "http://127.0.0.1:9/x"> %l9;]>',
     '<!DOCTYPE annotation SYSTEM "file:///dev/zero">',
-    '<!DOCTYPE annotation PUBLIC "-//x//x" "http://127.0.0.1:9/x.dtd">',
-    '<!DOCTYPE annotation [<!ATTLIST annotation a CDATA "b">]>',
-    '<!DOCTYPE annotation [<!NOTATION n SYSTEM "x"><!ENTITY l9 SYSTEM "/dev/zero" NDATA n>]>',
 )
 
 

@@ -91,31 +91,26 @@ def test_a_builder_is_torchvisions(name):
             assert not torch.equal(values.bfloat16().float(), values)
 
 
-@pytest.mark.parametrize("name", CONFIGURED[:3])
-def test_a_family_of_two_stages_is_torchvisions(name):
-    theirs = on_meta(lambda: get_model(STARTED[name], **NO_WEIGHTS, num_classes=4))
-    assert structure(on_meta(lambda: build(name))) == structure(theirs)
-    assert target_keys(name) == target_keys(STARTED[name])
-    assert takes_backbone(name) is not takes_backbone(STARTED[name])
-
-
 @pytest.mark.parametrize(
     ("name", "whole", "layers"),
     [
         *((name, each, None) for name in STARTED for each in get_model_weights(STARTED[name])),
-        *((name, None, None) for name in NAMES if name != SSDLITE),
+        *((name, None, None) for name in STARTED if name != SSDLITE),
         *(("retinanet_resnet50_fpn", None, layers) for layers in (0, 5)),
         *(("fasterrcnn_mobilenet_v3_large_fpn", None, layers) for layers in (4, 6)),
         ("ssd300_vgg16", None, 3),
     ],
 )
 def test_from_weights_it_has_the_structure_of_torchvisions(name, whole, layers, monkeypatch):
+    """Those of the families stand on the configured backbone."""
+    builder, num, more = STARTED[name], 4, {}
+    assert target_keys(name) == target_keys(builder)
+    assert takes_backbone(name) is (name in CONFIGURED)
     if whole:
-        builder, num = STARTED[name], len(whole.meta["categories"])
+        num = len(whole.meta["categories"])
         source, more = builder, {**NO_WEIGHTS, "num_classes": num}
         theirs, ours = {"weights": whole}, {"weights": str(whole)}
     else:
-        builder, num, more = name, 4, {}
         source = next((n for n in ("vgg16", "mobilenet_v3_large") if n in name), "resnet50")
         weights = "IMAGENET1K_FEATURES" if source == "vgg16" else "IMAGENET1K_V1"
         theirs = {
@@ -182,40 +177,33 @@ def test_settings_reach_the_parts():
         assert heads.keypoint_predictor.kps_score_lowres.out_channels == 5
 
 
-@pytest.mark.parametrize(
-    ("name", "backbone", "sizes"),
-    [
-        ("maskrcnn", {"levels": (2, 3, 4)}, (64, 128, 256, 512)),
-        ("keypointrcnn", {"levels": (4, 2), "stem": "small"}, (16, 64, 128)),
-        ("fcos", {"levels": (1, 2), "stem": "small"}, (1, 2, 4)),
-    ],
-)
-def test_default_sizes_of_anchors(name, backbone, sizes):
-    generator = anchor_generator(on_meta(lambda: build(name, backbone=backbone)))
-    assert tuple(each[0] for each in generator.sizes) == sizes
+SIZES = (8, 16, 32, 64, 128)
 
 
 @pytest.mark.parametrize(
-    ("name", "ratios", "per_location"),
+    ("name", "backbone", "sizes", "ratios", "per_location"),
     [
-        ("maskrcnn", (1.0, 3.0), 2),
-        ("retinanet", (1.0, 3.0), 6),
-        ("fcos", None, 1),
-        ("fasterrcnn_resnet50_fpn", (1.0, 3.0), 2),
-        ("retinanet_resnet50_fpn", (1.0,), 3),
-        ("fcos_resnet50_fpn", None, 1),
-        # Their heads are the builders' own, made for three ratios.
-        ("maskrcnn_resnet50_fpn_v2", (0.3, 1.0, 3.0), 3),
-        ("retinanet_resnet50_fpn_v2", (0.3, 1.0, 3.0), 9),
+        ("maskrcnn", {"levels": (2, 3, 4)}, (64, 128, 256, 512), None, 3),
+        ("keypointrcnn", {"levels": (4, 2), "stem": "small"}, (16, 64, 128), None, 3),
+        ("fcos", {"levels": (1, 2), "stem": "small"}, (1, 2, 4), None, 1),
+        ("fcos", {}, SIZES, None, 1),
+        ("maskrcnn", {}, SIZES, (1.0, 3.0), 2),
+        ("retinanet", {}, SIZES, (1.0, 3.0), 6),
+        ("fasterrcnn_resnet50_fpn", {}, SIZES, (1.0, 3.0), 2),
+        ("retinanet_resnet50_fpn", {}, SIZES, (1.0,), 3),
+        # Its head is the builder's own, made for three ratios.
+        ("retinanet_resnet50_fpn_v2", {}, SIZES, (0.3, 1.0, 3.0), 9),
     ],
 )
-def test_configured_anchors(name, ratios, per_location):
-    sizes = (8, 16, 32, 64, 128)
-    model = on_meta(lambda: build(name, anchor_sizes=sizes, aspect_ratios=ratios))
+def test_anchors(name, backbone, sizes, ratios, per_location):
+    """Their sizes are by default what the pyramid has them, or as configured."""
+    settings = {"anchor_sizes": SIZES, "aspect_ratios": ratios} if sizes == SIZES else {}
+    model = on_meta(lambda: build(name, backbone=backbone, **settings))
     generator = anchor_generator(model)
     assert tuple(each[0] for each in generator.sizes) == sizes
-    assert generator.aspect_ratios == (ratios or (1.0,),) * 5
-    assert generator.num_anchors_per_location() == [per_location] * 5
+    default = (1.0,) if name == "fcos" else (0.5, 1.0, 2.0)
+    assert generator.aspect_ratios == (ratios or default,) * len(sizes)
+    assert generator.num_anchors_per_location() == [per_location] * len(sizes)
     if "rcnn" in name:
         assert model.rpn.head.cls_logits.out_channels == per_location
     elif "retinanet" in name:
@@ -225,45 +213,36 @@ def test_configured_anchors(name, ratios, per_location):
 LISTS = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}  # and how long they are
 
 
-def options_of(name):
-    """Return each option that torchvision's class has by its signature, with the default."""
-    cls = type(on_meta(lambda: build(name)))
-    others = {"num_classes", "num_keypoints", "min_size", "max_size"}
-    parameters = inspect.signature(cls.__init__).parameters.items()
-    options = {
-        k: p.default for k, p in parameters if k in LISTS or isinstance(p.default, (int, float))
-    }
-    return {key: default for key, default in options.items() if key not in others}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_options_reach_the_class(name):
-    options = {
-        key: [0.25 + i for i in range(LISTS[key])] if default is None else type(default)(37.5)
-        for key, default in options_of(name).items()
-    }
+    """Each number or list that the class has in its signature."""
+    options = {}
+    cls, others = type(on_meta(lambda: build(name))), {"num_classes", "min_size", "max_size"}
+    for key, parameter in inspect.signature(cls.__init__).parameters.items():
+        if key in LISTS:
+            options[key] = [0.25 + i for i in range(LISTS[key])]
+        elif isinstance(parameter.default, (int, float)) and key not in others:
+            options[key] = type(parameter.default)(37.5)
     ours = on_meta(lambda: build(name, options=options))
     theirs = on_meta(lambda: get_model(name, **NO_WEIGHTS, num_classes=4, **options))
     assert plain_settings(ours) == plain_settings(theirs)
 
 
-@pytest.mark.parametrize("name", [*CONFIGURED, "ssd300_vgg16"])
-def test_an_option_takes_its_default_and_its_like_alone(name):
-    for option, default in options_of(name).items():
-        if default is None:
-            length = LISTS[option]
-            right = [[0.5] * length, (1,) * length]
-            wrong = [0.5, [0.5] * (length + 1), ["0.5"] * length, [True] * length, "0.5"]
-        elif isinstance(default, int):
-            right, wrong = [1, 50], [0, -1, 50.0, True, "50", None, [50]]
-        else:
-            right, wrong = [0, 1, 0.25], [True, "0.25", None, [0.25], float("nan")]
-        for value in (default, *right):
-            assert DetectorConfig(name, options={option: value}).options == {option: value}
-        for value in wrong:
-            message = rf"^detector\.options\.{option} .*{re.escape(repr(value))}$"
-            with pytest.raises(ValueError, match=message):
-                DetectorConfig(name, options={option: value})
+@pytest.mark.parametrize(
+    ("option", "right", "wrong"),
+    [
+        ("image_std", (None, [0.5] * 3, (1,) * 3), (0.5, [0.5] * 4, ["0.5"] * 3, [True] * 3)),
+        ("detections_per_img", (1, 50), (0, -1, 50.0, True, "50", None, [50])),
+        ("nms_thresh", (0, 1, 0.25), (True, "0.25", None, [0.25], float("nan"))),
+    ],
+)
+def test_an_option_takes_its_like_alone(option, right, wrong):
+    for value in right:
+        assert DetectorConfig("fcos", options={option: value}).options == {option: value}
+    for value in wrong:
+        message = rf"^detector\.options\.{option} .*{re.escape(repr(value))}$"
+        with pytest.raises(ValueError, match=message):
+            DetectorConfig("fcos", options={option: value})
 
 
 DEFAULT = {"weights": "DEFAULT"}
@@ -284,7 +263,6 @@ DEFAULT = {"weights": "DEFAULT"}
         ("fcos", {}, {"fpn_channels": 48}, "fpn_channels must be a multiple of 32.*got 48"),
         # Between the ranges that two levels are responsible for.
         ("fcos", {}, {"levels": (2, 4)}, r"backbone\.levels.* double .*\(8, 32, 64\)"),
-        ("fcos_resnet50_fpn", {"anchor_sizes": (8, 16)}, {}, r"anchor_sizes .* 5 .*\(8, 16\)"),
         ("retinanet_resnet50_fpn_v2", {"aspect_ratios": (1.0,)}, {}, r"ratios .*3.*\(1\.0,\)"),
         (SSDLITE, {}, DEFAULT, "--detector.weights COCO_V1"),
         ("ssd300_vgg16", {}, {"weights": "a.pth"}, "IMAGENET1K_FEATURES .*'a.pth'"),

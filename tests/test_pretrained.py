@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
-import re
 from pathlib import Path
 from unittest.mock import Mock, call
 from urllib.error import URLError
@@ -24,7 +23,6 @@ from builders import (
     trained,
 )
 from safetensors.torch import save_file
-from torch import nn
 from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
@@ -47,14 +45,14 @@ def backbone(path, **settings):
     return build_backbone(BackboneConfig("resnet18", str(path), fpn_channels=8, **settings))
 
 
-def detector(name="fasterrcnn", num_classes=21, whole=None, keypoints=17, load=True, **settings):
+def detector(name="fasterrcnn", num_classes=21, whole=None, keypoints=17, **settings):
     """Build a narrow one; settings of the detector are those of its options."""
     options = {key: settings.pop(key) for key in ("image_mean", "image_std") if key in settings}
     roi = {"head_dim": 8} if "rcnn" in name else {}
     ratios = settings.pop("aspect_ratios", None)
     config = DetectorConfig(name, 64, 64, None, ratios, options=options, weights=whole, **roi)
     body = BackboneConfig(**{"name": "resnet18", "levels": (4,), "fpn_channels": 32} | settings)
-    return build_detector(config, body, num_classes, num_keypoints=keypoints, load_weights=load)
+    return build_detector(config, body, num_classes, num_keypoints=keypoints)
 
 
 def without(text, state):
@@ -81,22 +79,15 @@ def path(tmp_path):
     return str(tmp_path / "weights.pth")
 
 
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, "detmix")
-    return caplog
-
-
 LAYOUTS = {
-    "plain": dict,
-    # As train.py of the official CutMix repository saves it, of a DataParallel.
+    # As the official CutMix repository saves it, of a DataParallel; torchvision adds arguments.
     "state_dict": lambda state: {
-        **{"epoch": 300, "arch": "resnet", "best_err1": 21.4, "optimizer": {"state": {0: {}}}},
+        **{"epoch": 300, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {0: {}}}},
         "state_dict": with_prefix("module.", state),
     },
-    "of torchvision's script": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
-    "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.3},
-    "_orig_mod.module.": lambda state: {"state_dict": with_prefix("_orig_mod.module.", state)},
+    "_orig_mod.module.": lambda state: {
+        "model_state_dict": with_prefix("_orig_mod.module.", state)
+    },
     "module._orig_mod.": lambda state: {"model": with_prefix("module._orig_mod.", state)},
     "without counters": lambda state: without("num_batches", state),
     "without a head": lambda state: without("fc.", state),
@@ -136,19 +127,19 @@ class TestClassifiers:
         WRITERS[writer](resnet18.state_dict(), path)
         found = backbone(f"~/{path.name}", levels=(2, 3)).body.state_dict()
         assert_equal_tensors(found, resnet18.state_dict(), found)
-        path.write_bytes(path.read_bytes()[:500])
-        with pytest.raises(ValueError, match=re.escape(str(path))):
-            backbone(path)
 
-    def test_body_of_torchvision(self, resnet18, path):
+    def test_body_of_torchvision_stays_as_it_was_where_weights_do_not_fit(self, resnet18, path):
         torch.save(resnet18.state_dict(), path)
-        settings = {"backbone_name": "resnet18", "weights": None, "returned_layers": [1, 2]}
+        settings = {"backbone_name": "resnet18", "weights": None, "returned_layers": [2, 3]}
         pyramid = resnet_fpn_backbone(**settings)
         report = load_backbone_weights(pyramid.body, path)
+        torch.save(with_key(KEY, torch.ones(9))(random_resnet(seed=1)), path)
+        with pytest.raises(ValueError, match=KEY):
+            load_backbone_weights(pyramid.body, path)
         found = pyramid.body.state_dict()
         assert_equal_tensors(found, resnet18.state_dict(), found)
         assert report.loaded == tuple(k for k in resnet18.state_dict() if k in found)
-        assert (report.left_out, report.new, report.absent) == (HEAD, (), ("layer3", "layer4"))
+        assert (report.left_out, report.new, report.absent) == (HEAD, (), ("layer4",))
         for module in (pyramid, detector()):
             with pytest.raises(TypeError, match=rf"{type(module).__name__}: .*\.body"):
                 load_backbone_weights(module, path)
@@ -162,28 +153,23 @@ class TestClassifiers:
             ({"data": data}, {"image_mean": MEAN}, [MEAN, OWN_STD]),
             ({"data": data, "normalization": noted}, {}, [MEAN, OWN_MEAN]),
             ({"data": {"mean": [], "std": "x"}}, {}, IMAGENET),
-            ({"data": data}, {"load": False}, IMAGENET),
         ):
             saved = pretraining_checkpoint(resnet18, ema=average.state_dict(), **notes)
             torch.save(saved, path)
             model = detector(weights=path, **options)
             assert statistics(model) == expected
             found = model.backbone.body.state_dict()
-            if options.get("load", True):
-                assert_equal_tensors(found, average.state_dict(), found)
+            assert_equal_tensors(found, average.state_dict(), found)
 
     @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "DEFAULT"])
     def test_names_of_torchvision(self, resnet18, monkeypatch, name):
         load = Mock(return_value=resnet18.state_dict())
         monkeypatch.setattr(DOWNLOAD, load)
-        empty = detector(weights=name, load=False)
-        load.assert_not_called()
         model = detector(weights=name)
         found = without("num_batches", model.backbone.body.state_dict())
         assert_equal_tensors(found, resnet18.state_dict(), found)
         load.assert_called_once_with(ResNet18_Weights.DEFAULT.url, **SAFELY)
         assert statistics(model) == IMAGENET
-        assert repr(empty) == repr(model)
         plain = get_model("resnet18")
         if name.startswith("ResNet18"):  # the others do not tell the network
             assert {*found} <= {*load_backbone_weights(plain, name).loaded}
@@ -195,7 +181,6 @@ class TestClassifiers:
         ("weights", "error", "kind"),
         [
             ("IMAGENET1K_V1", URLError("no route to host"), ConnectionError),
-            ("IMAGENET1K_V1", RuntimeError("invalid hash value"), ConnectionError),
             ("IMAGENET1K_V1", pickle.UnpicklingError("Unsupported global"), ConnectionError),
             ("timm:resnet18.a1_in1k", pickle.UnpicklingError("Unsupported global"), ValueError),
             # What the hub's client raises is no OSError in all versions.
@@ -212,10 +197,8 @@ class TestClassifiers:
         ("content", "settings", "told"),
         [
             (lambda _: [torch.zeros(3)], {}, "list"),
-            (lambda _: {}, {}, "nothing"),
             (lambda _: {"epoch": 3, "state_dict": {"a": 3}}, {}, "epoch, state_dict"),
             (lambda _: {i: torch.zeros(1) for i in range(9)}, {}, "0, 1, 2"),
-            (lambda _: nn.Linear(2, 2), {}, r"torch\.nn\.modules\.linear\.Linear"),
             (lambda _: {"rpn.a": torch.zeros(1)}, {}, r"set detector\.weights"),
             (lambda m: pretraining_checkpoint(m), {"stem": "small"}, r"backbone\.stem=standard$"),
             (lambda m: pretraining_checkpoint(m, name="timm:a"), {}, "name=timm:a$"),
@@ -235,14 +218,6 @@ class TestClassifiers:
         torch.save(content(resnet18), path)
         with pytest.raises(ValueError, match=f"{path} .*{told}"):
             backbone(path, **settings)
-
-    def test_what_does_not_fit_leaves_the_module_as_it_was(self, resnet18, path):
-        torch.save(with_key(KEY, torch.ones(9))(resnet18), path)
-        model = get_model("resnet18")
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(ValueError, match=KEY):
-            load_backbone_weights(model, path)
-        assert_equal_tensors(model.state_dict(), before, before)
 
     @pytest.mark.parametrize(
         ("source", "error", "told"),
@@ -278,23 +253,22 @@ class TestWholeDetectors:
     @pytest.mark.parametrize(
         ("name", "is_file"),
         [
-            ("fasterrcnn_mobilenet_v3_large_320_fpn", False),
             ("maskrcnn", True),
             ("keypointrcnn", False),
             ("retinanet_resnet50_fpn", False),
             ("retinanet_resnet50_fpn_v2", True),
-            ("fcos_resnet50_fpn", False),
             ("ssd300_vgg16", False),
             ("ssdlite320_mobilenet_v3_large", False),
         ],
     )
     def test_all_but_what_differs_in_shape_is_torchvisions(
-        self, name, is_file, monkeypatch, tmp_path, log
+        self, name, is_file, monkeypatch, tmp_path, caplog
     ):
         """What depends on the classes does."""
+        caplog.set_level(logging.INFO, "detmix")
         builder = name if "_" in name else f"{name}_resnet50_fpn"
         state = shake(get_model(builder, **NO_WEIGHTS)).state_dict()
-        if builder.endswith("resnet50_fpn") and "fcos" not in name:
+        if builder.endswith("resnet50_fpn"):
             # The files have these, and no counters: their norm was frozen.
             state = old_keys(without("num_batches", state))
         load, member = Mock(return_value=state), next(iter(get_model_weights(builder)))
@@ -311,8 +285,8 @@ class TestWholeDetectors:
         for told in (epsilons, trained, statistics):
             assert told(ours) == told(theirs)
         assert load.call_args_list[1:] == ([] if is_file else [call(member.url, **SAFELY)])
-        assert f"left out: {', '.join(new)} (the head of " in log.text
-        assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in log.text
+        assert f"left out: {', '.join(new)} (the head of " in caplog.text
+        assert f" {2 if 'keypoint' in name else 91} classes, which is new for 7" in caplog.text
 
     @pytest.mark.parametrize(
         ("name", "num_classes", "keypoints", "new"),
@@ -324,7 +298,8 @@ class TestWholeDetectors:
             ("keypointrcnn", 21, 5, "_predictor"),
         ],
     )
-    def test_files(self, name, num_classes, keypoints, new, path, log):
+    def test_files(self, name, num_classes, keypoints, new, path, caplog):
+        caplog.set_level(logging.INFO, "detmix")
         old = shake(detector(name, norm="batch")).state_dict()
         torch.save(old, path)
         ours = detector(name, num_classes, path, keypoints)
@@ -333,8 +308,8 @@ class TestWholeDetectors:
         kept = without(new, found)
         assert_equal_tensors(found, old, kept)
         assert not any(torch.equal(found[key], old[key]) for key in found if key not in kept)
-        assert f"{path}: {len(kept)} of {len(kept)} tensors" in log.text
-        assert f"21 classes, which is new for {num_classes}, background" in log.text
+        assert f"{path}: {len(kept)} of {len(kept)} tensors" in caplog.text
+        assert f"21 classes, which is new for {num_classes}, background" in caplog.text
 
     @pytest.mark.parametrize("since", [1, 2])
     def test_what_a_training_notes_beside_its_weights(self, path, since, caplog):

@@ -23,7 +23,6 @@ from mixing_oracle import (
     seeded,
 )
 from torch import tensor
-from torchvision import tv_tensors
 from torchvision.tv_tensors import BoundingBoxes
 
 from detmix import cutmix, mixup
@@ -45,9 +44,9 @@ def make_sample(side, kind=None, rows=None, **extra):
     return make_image(*size, seed=side), {**target, **extra}
 
 
-def mix(name, sample_a, sample_b, rectangle=APART, lam=LAM):
+def mix(name, sample_a, sample_b, rectangle=APART):
     if name == "mixup":
-        return mixup(*sample_a, *sample_b, lam)
+        return mixup(*sample_a, *sample_b, LAM)
     return cutmix(*sample_a, *sample_b, rectangle, min_visibility=0.0)
 
 
@@ -106,11 +105,9 @@ class TestTargets:
             box_weights=torch.linspace(0.5, 1, count),
             difficult=numbers % 2,
             iscrowd=[int(number) % 2 for number in numbers],
-            area=numbers * 1.5,
             masks=masks,
             keypoints=points,
             pose=torch.rand(count, 2, 2, generator=generator),
-            names=[f"{side}-{number}" for number in range(count)],
             size=tensor(SIZES[side]),  # of the image, with as many entries as A has objects
             path=f"{side}.jpg",
             **({"more": 1} if side else {}),
@@ -127,10 +124,9 @@ class TestTargets:
         masks = torch.zeros(5, 24, 30, dtype=torch.bool, device=device)
         masks[:2, :20, :30], masks[2:, :24, :26] = a["masks"], b["masks"]
         expected = {**a, "masks": masks[:, : CANVAS[name][0]]}
-        for key in ("boxes", "labels", "difficult", "area", "keypoints", "pose"):
+        for key in ("boxes", "labels", "difficult", "keypoints", "pose"):
             expected[key] = torch.cat([a[key], b[key]])
-        for key in ("names", "iscrowd"):
-            expected[key] = a[key] + b[key]
+        expected["iscrowd"] = a["iscrowd"] + b["iscrowd"]
         weights = [part["box_weights"] * r for part, r in zip((a, b), ratio, strict=True)]
         assert_same_target(mixed, {**expected, "box_weights": torch.cat(weights)})
 
@@ -159,18 +155,6 @@ class TestTargets:
                     mix(name, *order, ACROSS)
 
 
-def test_objects_whose_weight_comes_to_zero_are_left_out():
-    a = make_sample(0, names=["a", "b"], box_weights=tensor([0.0, 1.0]))
-    b = make_sample(1, names=["p", "q", "r"])
-    for lam, names, weights in (
-        (0.5, ["b", "p", "q", "r"], [0.5] * 4),
-        (1e-60, ["p", "q", "r"], [1.0] * 3),
-        (1.0, ["b"], [1.0]),
-    ):
-        _, mixed = mix("mixup", a, b, lam=lam)
-        assert (mixed["names"], mixed["box_weights"].tolist()) == (names, weights)
-
-
 def test_functions_on_their_own():
     a = make_target(1, masks=torch.ones(1, 2, 3, dtype=torch.uint8))
     b = make_target(1, masks=torch.ones(1, 4, 1, dtype=torch.uint8), box_weights=[0.5])
@@ -179,11 +163,6 @@ def test_functions_on_their_own():
     assert joined["masks"].flatten(1).sum(1).tolist() == [6, 4]
     assert joined["box_weights"].tolist() == [0.25, 0.375]
     assert union({"image_id": 3}, {"image_id": 4}, 0.5, (4, 4))["boxes"].shape == (0, 4)
-    if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
-        typed = {"keypoints": tv_tensors.KeyPoints(torch.ones(1, 2, 2), canvas_size=(9, 9))}
-        assert union(a | typed, b | typed, 0.5, (5, 6))["keypoints"].canvas_size == (5, 6)
-    image = tv_tensors.Image(make_image(4, 5))
-    assert type(blend(image, make_image(4, 5), 0.5)) is tv_tensors.Image
     for target, weights in ((a, [1.0]), (b, [0.5]), (a | {"box_weights": None}, [1.0])):
         assert box_weights(target).tolist() == weights
         assert box_weights(target).dtype == torch.float32

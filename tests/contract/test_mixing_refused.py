@@ -11,18 +11,12 @@ import torch
 from mixing_oracle import make_image, make_target
 from PIL import Image
 from torch import tensor
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, cutmix, mixup
 from detmix.mixing import Cut, MixParams, blend
 
 IMAGE, TARGET = FINE = make_image(6, 6), make_target(2)
 NAN_BOX = tensor([[0.0, 0, 1, 1], [0, nan, 1, 1]])
-ROTATED = [  # from torchvision 0.23 on
-    BoundingBoxes(torch.ones(2, 5), format=kind, canvas_size=(6, 6))
-    for kind in ("CXCYWHR",)
-    if hasattr(BoundingBoxFormat, kind)
-]
 
 
 def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
@@ -35,15 +29,11 @@ def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
     ("changes", "names"),
     [
         ({"boxes": NAN_BOX}, r"'boxes'\[1\].*nan"),
-        ({"boxes": tensor([[0.0, 0, inf, 1], [0, 0, 1, 1]])}, r"'boxes'\[0\].*inf"),
         ({"boxes": torch.zeros(2, 5)}, r"'boxes'.*\(2, 5\)"),
-        *(({"boxes": boxes}, r"'boxes'.*CXCYWHR.*\(2, 5\)") for boxes in ROTATED),
         # such as of a data set of torchvision that nobody has wrapped
         ({"boxes": None, "labels": None, "annotation": [1, 2]}, "'boxes'.*annotation"),
-        ({"box_weights": torch.ones(3)}, r"'box_weights'.* 2 .*\(3,\)"),
         ({"box_weights": torch.ones(2, 1)}, r"'box_weights'.*\(2, 1\)"),
         ({"box_weights": tensor([1, -0.5])}, r"'box_weights'\[1\].*-0.5"),
-        ({"box_weights": tensor([nan, 1])}, r"'box_weights'\[0\].*nan"),
         ({"box_weights": tensor([1, inf])}, r"'box_weights'\[1\].*inf"),
         ({"labels": torch.ones(1)}, r"'labels'.* 2 .*\(1,\)"),
         ({"labels": tensor(1)}, r"'labels'.* 2 .*\(\)"),
@@ -82,14 +72,6 @@ def test_images(image, names, how):
         mix(sample_b=(IMAGE, None), how=how)
 
 
-@pytest.mark.parametrize("mixer", [DetectionMixUp(p=1.0), DetectionCutMix(p=1.0)])
-def test_a_pair_that_does_not_match_is_named(mixer):
-    bads = [(IMAGE.float(), TARGET), (IMAGE, TARGET | {"own": [1, 2]})]
-    for bad in bads[: 1 + isinstance(mixer, DetectionMixUp)]:  # CutMix may hide the objects
-        with pytest.raises(ValueError, match=r"sample \d .*sample \d "):
-            mixer([FINE, bad])
-
-
 @pytest.mark.parametrize("points", [[[5.0, 5, 2]] * 2, torch.ones(2, 51), torch.ones(2, 17, 4)])
 def test_keypoints_that_cannot_be_cut(points):
     with pytest.raises(ValueError, match="'keypoints'"):
@@ -122,7 +104,6 @@ CHANCES = ((1,), (1, 2, 3), (0, 0), (-1, 2), (nan, 1), (inf, 1))
         ("min_visibility", SHARES, lambda share: mix(how=(0, 0, 1, 1), min_visibility=share)),
         ("probabilities", CHANCES, lambda p: RandomChoice([DetectionMixUp()] * 2, p)),
         ("epoch", [-1], DetectionMixUp().set_epoch),
-        ("epoch", [-1], RandomChoice([DetectionMixUp()]).set_epoch),
         ("p", SHARES, lambda p: DetectionMixUp(p=p)),
         ("alpha", (0, -1.0, inf, nan), lambda alpha: DetectionCutMix(alpha=alpha)),
         ("off_epochs", (-1, 3), lambda off: DetectionMixUp(off_epochs=off)),  # 3 of how many?

@@ -46,11 +46,6 @@ def augmented(root, seed):
     return AugmentedDataset(VOCDetection(root, classes=SHAPE_CLASSES), transform, seed)
 
 
-def drawn(samples):
-    """Whatever tells one draw from another: the objects and their weights."""
-    return [(*t["labels"].tolist(), *t["box_weights"].tolist()) for _, t in samples]
-
-
 class TestDistributions:
     @pytest.mark.parametrize("alpha", [0.5, 1.5, 8.0])
     @pytest.mark.parametrize("mixer", [DetectionMixUp, DetectionCutMix])
@@ -107,17 +102,14 @@ class TestDistributions:
 
 
 class TestSeeds:
-    def test_sample_seeds_are_frozen_all_different_and_uniform(self):
+    def test_sample_seeds_are_frozen_all_different_and_from_the_whole_range(self):
         # Runs of different versions are only comparable while these stay.
         assert sample_seed(0, 0, 0) == 7683044551549099801
         assert sample_seed(42, 7, 4951, "mixing") == 932380681451282824
         names = product((0, 1, 12, 2**40), range(24), range(100), ("", "augment", "mixing"))
         seeds = [sample_seed(*name) for name in names]
         assert len(set(seeds)) == len(seeds)
-        assert 0 <= min(seeds) <= max(seeds) < 2**63
-        # The mean of n uniform numbers is off by 1 / sqrt(12 n).
-        mean = statistics.fmean(seed / 2**63 for seed in seeds)
-        assert mean == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(seeds)))
+        assert 0 <= min(seeds) <= 2**58 < 2**63 - 2**58 <= max(seeds) < 2**63
 
     @pytest.mark.parametrize("mix", SOME)
     def test_decide_for_each_sample_whatever_the_order_of_the_batch(self, mix):
@@ -170,7 +162,8 @@ class TestSeeds:
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
             batches = DataLoader(data, 3, collate_fn=how, num_workers=workers)
-            runs.append([row for batch in batches for row in drawn(zip(*batch, strict=True))])
+            drawn = [target for _, targets in batches for target in targets]
+            runs.append([(*t["labels"].tolist(), *t["box_weights"].tolist()) for t in drawn])
         assert runs[0] == runs[1]
         assert runs[0] != runs[2]
         assert len({weights for *_, weights in runs[0]}) == 12
