@@ -37,7 +37,7 @@ def test_an_epochs_order_is_a_function_of_it_and_the_seed():
         return [[target["image_id"] for target in targets] for _, targets in loader]
 
     first = order(0, 0)
-    assert sorted(sum(first, [])) == list(range(20))
+    assert sorted(number for batch in first for number in batch) == list(range(20))
     assert order(0, 0) == first
     assert order(0, 0, start=2) == first[2:]
     assert first not in (order(0, 1), order(1, 0))
