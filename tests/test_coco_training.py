@@ -22,8 +22,6 @@ from detmix.training import DetectorTrainer, TrainConfig, parse_args
 from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
 from detmix.training.inference import detect, score
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
 SMALL = {"min_size": 64, "max_size": 64, "anchor_sizes": [16, 32, 64]}
 RCNN = {**SMALL, "roi_sampling_ratio": 1, "head_dim": 64}
 RCNN["options"] = {**SETTINGS["detector"]["options"], "box_score_thresh": 0.001}

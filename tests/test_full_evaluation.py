@@ -30,7 +30,7 @@ CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
 
 
 @pytest.fixture
-def run(fresh_accelerator):
+def run():
     """Return a function that evaluates and returns what was printed."""
 
     def run(*args):
@@ -128,7 +128,7 @@ def test_two_processes_as_one(run, run_dir, tmp_path):
         assert other.read_bytes() == path.read_bytes(), path
 
 
-def test_an_image_seen_twice_counts_once(run_dir, fresh_accelerator):
+def test_an_image_seen_twice_counts_once(run_dir):
     """As padded samplers of several processes have it; in the order of the images."""
     model, config = load_detector(run_dir / "last.pt")
     truth, accelerator = open_dataset(config, train=False), make_accelerator(config)

@@ -96,7 +96,7 @@ def memory():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow(shapes_root, tmp_path, fresh_accelerator):
+def test_memory_does_not_grow(shapes_root, tmp_path):
     """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
     config = tiny_config(
         shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",

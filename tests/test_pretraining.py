@@ -27,8 +27,6 @@ from detmix.training import (
 )
 from detmix.training.classifier import build_image_transform
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 NORMALIZED = (f"data.mean={list(MEAN)}", f"data.std={list(STD)}")
 SETTINGS = ("optim.ema_decay=0.5", "mix=mixup+cutmix", "mixing.p=0.7", *NORMALIZED)

@@ -17,8 +17,6 @@ import detmix
 from detmix.training.console import run_tool
 from detmix.training.stopping import OtherProcessError
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
 
 @pytest.mark.parametrize("kind", ["batch", "pair", "weights"])
 def test_mixing_is_drawn(shapes_root, tmp_path, kind):

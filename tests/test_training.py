@@ -24,8 +24,6 @@ from detmix.training import (
 )
 from detmix.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
 
 @pytest.fixture
 def trainer_for(shapes_root, tmp_path):

@@ -282,7 +282,7 @@ class TestCoco:
 
 class TestTraining:
     @pytest.mark.parametrize("subset", ["trainval", "test"])
-    def test_evaluation_leaves_nothing_out(self, make, tmp_path, subset, fresh_accelerator):
+    def test_evaluation_leaves_nothing_out(self, make, tmp_path, subset):
         """A score without an image is another score; and by default neither does training."""
         root = make(Voc).root
         name = (root / f"VOC2007/ImageSets/Main/{subset}.txt").read_text().split()[0]
@@ -291,7 +291,7 @@ class TestTraining:
         with pytest.raises(ValueError, match=rf"{name}\.xml"):
             DetectorTrainer(tiny_config(root, tmp_path / "run", *options))
 
-    def test_a_run_equals_one_on_the_good_images(self, make, tmp_path, fresh_accelerator):
+    def test_a_run_equals_one_on_the_good_images(self, make, tmp_path):
         """Also with a worker, and resumed; what is left out does not depend on who reads it."""
         data = make(Voc)
         for index, (damage, _) in enumerate(DAMAGES[Voc][:4], 1):

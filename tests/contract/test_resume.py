@@ -50,7 +50,7 @@ def arrange_signal(signum, moment, count):
 
 
 @pytest.fixture
-def config_for(shapes_root, fresh_accelerator):
+def config_for(shapes_root):
     return lambda run_dir, *overrides: tiny_config(shapes_root, run_dir, *STATEFUL, *overrides)
 
 
