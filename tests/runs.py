@@ -100,6 +100,10 @@ def flat(value):
     return [value]
 
 
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

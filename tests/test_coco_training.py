@@ -11,14 +11,14 @@ import torch
 import yaml
 from accelerate import Accelerator
 from runs import command
-from tiny import SETTINGS, read_metrics, tiny_args
+from tiny import SETTINGS, read_metrics, tiny_config
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detmix.data import collate
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.evaluation import score_predictions
-from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training import DetectorTrainer
 from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
 from detmix.training.inference import detect, score
 
@@ -57,7 +57,7 @@ def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data)
     }  # fmt: skip
     if "_" in name:
         del settings["backbone"]
-    return parse_args(TrainConfig, tiny_args(folder, run_dir, *overrides, settings=settings))
+    return tiny_config(folder, run_dir, *overrides, settings=settings)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES)[1:])

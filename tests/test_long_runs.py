@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import psutil
 import pytest
 import torch
 from runs import TOOLS, assert_same_run
-from tiny import tiny_args, tiny_config, tiny_pretrain_args, tiny_pretrain_config
+from tiny import tiny_args, tiny_config
 
 from detmix.data.loaders import eval_loader, explain_dead_workers, train_loader
-from detmix.training import ClassifierTrainer, DetectorTrainer, load_checkpoint
+from detmix.training import DetectorTrainer, load_checkpoint
 
 SETTINGS = (
     "epochs=6", "optim.ema_decay=0.9", "mixing.p=0.8", "data.batch_size=2", "save_minutes=0.001",
@@ -25,23 +24,22 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def start(tool, args):
+def start(args):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(TOOLS / f"{tool}.py"), *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, *launcher, str(TOOLS / "train.py"), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    err = process.communicate(timeout=300)[1]
     assert process.returncode == 0, err
-    return out
 
 
 @pytest.fixture(scope="module")
 def whole(shapes_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    finish(start("train", tiny_args(shapes_root, folder, *SETTINGS)))
+    finish(start(tiny_args(shapes_root, folder, *SETTINGS)))
     return folder
 
 
@@ -58,7 +56,7 @@ def test_a_run_that_loses_a_process(shapes_root, whole, tmp_path, to, signum):
     """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
     run_dir = tmp_path / "run"
     args = tiny_args(shapes_root, run_dir, *SETTINGS)
-    process = start("train", args)
+    process = start(args)
     deadline = time.monotonic() + 120
     while not (run_dir / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -70,23 +68,8 @@ def test_a_run_that_loses_a_process(shapes_root, whole, tmp_path, to, signum):
     else:
         assert f"error in process {1 - to}: lost another process" in err
     assert 0 < load_checkpoint(run_dir / "last.pt")["position"]["step"] < 36
-    finish(start("train", args))
+    finish(start(args))
     assert_same_run(run_dir, whole)
-
-
-@pytest.mark.slow
-def test_pretraining_scores_as_on_one(stripes_root, tmp_path):
-    """Every validation image counts once: 20 in batches of 3 in each of the processes."""
-    run_dir, options = tmp_path / "run", ("epochs=1", "mix=none", "resume=auto")
-    sizes = ("data.batch_size=4", "data.eval_batch_size=3")
-    out = finish(start("pretrain", tiny_pretrain_args(stripes_root, run_dir, *options, *sizes)))
-    assert out.count("run folder") == 1
-    config = tiny_pretrain_config(stripes_root, run_dir, *options, "data.batch_size=8")
-    result = ClassifierTrainer(config).evaluate().result
-    found = re.search(r"top-1 (\S+), top-5 (\S+), loss (\S+) \(20 images, 4 c", out)
-    assert [float(value) for value in found.groups()] == pytest.approx(
-        [result.top1, result.top5, result.loss], abs=1e-3
-    )
 
 
 def memory():

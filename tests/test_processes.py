@@ -6,17 +6,24 @@ import os
 import re
 import shutil
 import traceback
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from runs import StoppingMixin, as_process
-from tiny import read_metrics, tiny_config
+from runs import StoppingMixin, as_process, copied
+from tiny import CLASSIFIER, read_metrics, tiny_config
 
 from detmix.data import write_shapes
-from detmix.training import DetectorTrainer, Interrupted, NonFiniteLossError, load_checkpoint
+from detmix.training import (
+    ClassifierTrainer,
+    DetectorTrainer,
+    Interrupted,
+    NonFiniteLossError,
+    load_checkpoint,
+)
 from detmix.training.stopping import OtherProcessError
 
 # RetinaNet's loss is the mean over images of what each has by itself, and it samples nothing.
@@ -59,15 +66,11 @@ def trainer_of(root, run_dir, num_processes, *overrides):
     return trainer
 
 
-def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.plain_model.state_dict().items()}
-
-
 def train(*args):
     """Train; return what is to be the same with any number of processes."""
     trainer = trainer_of(*args)
     result = trainer.fit()
-    return {"seen": trainer.seen, "weights": weights_of(trainer), "mean_ap": result.mean_ap}
+    return {"seen": trainer.seen, "weights": copied(trainer.plain_model), "mean_ap": result.mean_ap}
 
 
 def end_early(root, run_dir, rank, kind):
@@ -86,7 +89,7 @@ def end_early(root, run_dir, rank, kind):
         "error": (type(caught.value).__name__, str(caught.value)),
         "names": trainer.names.split(", "),
         "step": trainer.position.step,
-        "model": weights_of(trainer),
+        "model": copied(trainer.plain_model),
     }
 
 
@@ -110,6 +113,12 @@ def disagree(roots, folder, rank):
     return found
 
 
+def classify(root, run_dir):
+    """Score a classifier: by batches of 3, each of two processes has 10 of 20 images."""
+    config = tiny_config(root, run_dir, "data.eval_batch_size=3", settings=CLASSIFIER)
+    return astuple(ClassifierTrainer(config).evaluate().result)
+
+
 def work(rank, roots, folder):
     """Be one of two processes; each is given a folder of its own to show who writes."""
     torch.set_num_threads(1)
@@ -125,6 +134,7 @@ def work(rank, roots, folder):
         for kind in ("failed", "stopped", "broken"):  # each process has a copy of the images
             found[kind] = end_early(roots[rank], runs / kind, rank, kind)
         found["disagreed"] = disagree(roots, folder, rank)
+        found["classified"] = classify(roots[3], runs / "classified")
     except Exception:
         found["traceback"] = traceback.format_exc()
     torch.save(found, folder / f"{rank}.pt")
@@ -139,7 +149,7 @@ def one(shapes_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(shapes_root, tmp_path_factory):
+def two(shapes_root, stripes_root, tmp_path_factory):
     """What the runs on two processes came to in each, and the folder with their folders."""
     folder = tmp_path_factory.mktemp("two")
     stopped = trainer_of(shapes_root, folder / "0" / "resumed", 1)
@@ -147,9 +157,9 @@ def two(shapes_root, tmp_path_factory):
     with pytest.raises(Interrupted):
         stopped.fit()
     shutil.copytree(folder / "0" / "resumed", folder / "1" / "resumed")
-    copied = Path(shutil.copytree(shapes_root, folder / "copied"))
+    copy = Path(shutil.copytree(shapes_root, folder / "copied"))
     other = write_shapes(folder / "other", num_train=24, num_test=6, image_size=64)
-    roots = (shapes_root, copied, other)
+    roots = (shapes_root, copy, other, stripes_root)
     processes = [as_process(work, rank, roots, folder) for rank in range(2)]
     for process in processes:
         process.join(180)
@@ -195,10 +205,15 @@ def test_weights_scores_and_logs_are_the_same(one, two, kind):
 
 def test_only_the_first_process_writes(two):
     folders = two[1]
-    written = {"whole", "resumed", "failed", "broken", "stopped"}
+    written = {"whole", "resumed", "failed", "broken", "stopped", "classified"}
     assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
     assert load_checkpoint(folders / "1/resumed/last.pt")["position"]["step"] == RESUMED_AFTER
+
+
+def test_a_classifier_s_score_is_the_same(stripes_root, tmp_path, two):
+    expected = classify(stripes_root, tmp_path / "run")
+    assert [part["classified"] for part in two[0]] == [pytest.approx(expected, rel=1e-5)] * 2
 
 
 @pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH)])

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from runs import as_process, scalars
+from runs import as_process, copied, scalars
 from tiny import STATEFUL, read_metrics, tiny_config
 
 from detmix.files import temporary_path
@@ -205,10 +205,6 @@ class TestOptions:
             assert torch.isfinite(value).all()
         conv = trainer.plain_model.backbone.body.conv1.weight
         assert conv.is_contiguous(memory_format=torch.channels_last)
-
-
-def copied(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 class Breaking(DetectorTrainer):

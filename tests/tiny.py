@@ -27,7 +27,7 @@ detector:
 optim: {name: adamw, lr: 0.001}
 schedule: {warmup_steps: 2}
 """)
-PRETRAIN_SETTINGS = yaml.safe_load("""
+CLASSIFIER = yaml.safe_load("""
 epochs: 2
 log_every: 2
 device: cpu
@@ -54,16 +54,9 @@ def tiny_args(root, run_dir, *overrides, settings=SETTINGS):
     return ["--config", json.dumps(settings), *(f"--{option}" for option in options)]
 
 
-def tiny_config(root, run_dir, *overrides):
-    return parse_args(TrainConfig, tiny_args(root, run_dir, *overrides))
-
-
-def tiny_pretrain_args(root, run_dir, *overrides):
-    return tiny_args(root, run_dir, *overrides, settings=PRETRAIN_SETTINGS)
-
-
-def tiny_pretrain_config(root, run_dir, *overrides):
-    return parse_args(PretrainConfig, tiny_pretrain_args(root, run_dir, *overrides))
+def tiny_config(root, run_dir, *overrides, settings=SETTINGS):
+    cls = PretrainConfig if settings is CLASSIFIER else TrainConfig
+    return parse_args(cls, tiny_args(root, run_dir, *overrides, settings=settings))
 
 
 def read_metrics(run_dir):
