@@ -7,11 +7,14 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tiny import read_metrics
 
 from detmix.training.console import run_tool
@@ -48,6 +51,32 @@ def as_process(function, *args):
     return process
 
 
+def on_two_processes(function, folder, *args):
+    """Return what ``function(rank, *args)`` returns in each of two processes, over gloo."""
+    processes = [as_process(_be_one_of_two, function, rank, folder, args) for rank in range(2)]
+    for process in processes:
+        process.join(180)
+        process.kill()
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    for of_process in found:
+        assert not isinstance(of_process, str), of_process  # a traceback
+    return found
+
+
+def _be_one_of_two(function, rank, folder, args):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
+    store, timeout = (folder / "store").as_uri(), timedelta(seconds=60)
+    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
+    try:
+        found = function(rank, *args)
+    except Exception:
+        found = traceback.format_exc()
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
 def run_command(args, arrange, *arranged):
     """Run ``tools/train.py`` after calling ``arrange`` in its process; return its status."""
     process = as_process(_train, args, arrange, arranged)
@@ -66,6 +95,13 @@ def command(tool, *args):
         except SystemExit as end:  # of argparse
             status = end.code
     return status, out.getvalue(), err.getvalue()
+
+
+def succeed(tool, *args):
+    """Run a tool; return its output and what it logged."""
+    status, out, err = command(tool, *args)
+    assert status == 0, err
+    return out, err
 
 
 def _train(args, arrange, arranged):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import StoppingMixin, assert_same_run, command
+from runs import StoppingMixin, assert_same_run, succeed
 from tiny import CLASSIFIER, tiny_args, tiny_config
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -36,18 +36,12 @@ class Stopping(StoppingMixin, ClassifierTrainer):
     pass
 
 
-def run(tool, *args):
-    status, out, err = command(tool, *args)
-    assert status == 0, err
-    return out, err
-
-
 @pytest.fixture(scope="module")
 def pretrained(stripes_root, tmp_path_factory):
     """Return the folder of an uninterrupted run, and what its command printed."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     args = tiny_args(stripes_root, folder, *SETTINGS, settings=CLASSIFIER)
-    return folder, run("pretrain", *args)[0]
+    return folder, succeed("pretrain", *args)[0]
 
 
 @pytest.fixture
@@ -58,12 +52,6 @@ def trainer_for(stripes_root, tmp_path):
         return kind(tiny_config(stripes_root, folder, *overrides, settings=CLASSIFIER))
 
     return trainer_for
-
-
-def pixels_of(path):
-    """Return a file's pixels as the network gets them."""
-    pixels = np.array(Image.open(path), dtype=np.float64) / 255
-    return torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1).float()
 
 
 @pytest.mark.parametrize("mix", ["none", "cutmix"])
@@ -98,8 +86,10 @@ class TestRuns:
         hits, losses = [], []
         for label, name in enumerate(sorted(path.name for path in stripes_root.glob("val/*"))):
             for path in (stripes_root / "val" / name).iterdir():
+                pixels = np.array(Image.open(path), dtype=np.float64) / 255
+                inputs = torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1).float()
                 with torch.inference_mode():
-                    scores = model(pixels_of(path)[None])[0].double()
+                    scores = model(inputs[None])[0].double()
                 hits.append(int(scores.argmax()) == label)
                 losses.append(float(-scores.log_softmax(0)[label]))
         assert result.top1 == pytest.approx(np.mean(hits))
@@ -133,13 +123,13 @@ class TestRuns:
             "optim.lr=0.003", "detector.options.box_score_thresh=1e-4", "resume=auto",
             "detector.options.box_detections_per_img=60",
         )  # fmt: skip
-        out, err = run("train", *args)
+        out, err = succeed("train", *args)
         assert re.search(rf"{weights}.* (\d+) of \1 tensors.*fc.weight, fc.bias", err)
         *_, scores = re.finditer(r"mAP (\d\.\d{4}) .*, (\d\.\d{4}) \(11-point\)", out)
         assert float(scores[1]) > 0
 
         weights.unlink()
-        out, _ = run("evaluate", run_dir / "last.pt")
+        out, _ = succeed("evaluate", run_dir / "last.pt")
         for kind, score in zip(("all-point", "11-point"), scores.groups(), strict=True):
             assert re.search(rf"mAP, {kind} .*{score}\n", out)
         model, config = load_detector(run_dir / "last.pt")
@@ -148,7 +138,9 @@ class TestRuns:
             assert detector.transform.image_mean == pytest.approx(MEAN)
             assert detector.transform.image_std == pytest.approx(STD)
 
-        out, _ = run("visualize", "predictions", run_dir / "last.pt", "--out", tmp_path / "a.png")
+        out, _ = succeed(
+            "visualize", "predictions", run_dir / "last.pt", "--out", tmp_path / "a.png"
+        )
         assert str(tmp_path / "a.png") in out
         assert min(Image.open(tmp_path / "a.png").size) > 200
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import traceback
 from dataclasses import astuple
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from runs import StoppingMixin, as_process, copied
+from runs import StoppingMixin, copied, on_two_processes
 from tiny import CLASSIFIER, read_metrics, tiny_config
 
 from detmix.data import write_shapes
@@ -96,17 +92,14 @@ def end_early(root, run_dir, rank, kind):
 # What each of two processes begins with: the number of its images' root, and an option.
 DISAGREEMENTS = {
     "the checkpoint to go on from": [(0, "resume=auto")] * 2,  # which the first alone has
-    "backbone.fpn_channels": [(0, "seed=0"), (0, "backbone.fpn_channels=32")],
     "the test images": [(0, "seed=0"), (2, "seed=0")],
     "seed": [(0, "seed=0"), (0, "seed=3")],
 }
 
 
-def disagree(roots, folder, rank):
+def disagree(roots, run_dir, rank):
     found = []
-    for name, ofs in DISAGREEMENTS.items():
-        root, option = ofs[rank]
-        run_dir = folder / str(rank) / ("resumed" if option == "resume=auto" and not rank else name)
+    for root, option in (of_processes[rank] for of_processes in DISAGREEMENTS.values()):
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             trainer_of(roots[root], run_dir, 2, option)
         found.append(str(caught.value))
@@ -121,24 +114,15 @@ def classify(root, run_dir):
 
 def work(rank, roots, folder):
     """Be one of two processes; each is given a folder of its own to show who writes."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
-    store = (folder / "store").as_uri()
-    timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
-    runs, found = folder / str(rank), {}
-    try:
-        found["whole"] = train(roots[0], runs / "whole", 2)
-        found["resumed"] = train(roots[0], runs / "resumed", 2, "resume=auto")
-        for kind in ("failed", "stopped", "broken"):  # each process has a copy of the images
-            found[kind] = end_early(roots[rank], runs / kind, rank, kind)
-        found["disagreed"] = disagree(roots, folder, rank)
-        found["classified"] = classify(roots[3], runs / "classified")
-    except Exception:
-        found["traceback"] = traceback.format_exc()
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    runs = folder / str(rank)
+    return {
+        "whole": train(roots[0], runs / "whole", 2),
+        "resumed": train(roots[0], runs / "resumed", 2, "resume=auto"),
+        # Each process has a copy of the images.
+        **{k: end_early(roots[rank], runs / k, rank, k) for k in ("failed", "stopped", "broken")},
+        "disagreed": disagree(roots, runs / "whole", rank),
+        "classified": classify(roots[3], runs / "classified"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +144,7 @@ def two(shapes_root, stripes_root, tmp_path_factory):
     copy = Path(shutil.copytree(shapes_root, folder / "copied"))
     other = write_shapes(folder / "other", num_train=24, num_test=6, image_size=64)
     roots = (shapes_root, copy, other, stripes_root)
-    processes = [as_process(work, rank, roots, folder) for rank in range(2)]
-    for process in processes:
-        process.join(180)
-        process.kill()
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-    for of_process in found:
-        assert "traceback" not in of_process, of_process["traceback"]
-    return found, folder
+    return on_two_processes(work, folder, roots, folder), folder
 
 
 def test_a_global_batch_is_the_same(one, two):

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 from PIL import Image
-from runs import TOOLS, command
+from runs import TOOLS, command, succeed
 from tiny import tiny_args
 from torch.distributed import DistBackendError, DistNetworkError
 
@@ -21,8 +21,7 @@ from detmix.training.stopping import OtherProcessError
 @pytest.mark.parametrize("kind", ["batch", "pair", "weights"])
 def test_mixing_is_drawn(shapes_root, tmp_path, kind):
     args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
-    code, out, err = command("visualize", kind, *args, "--out", tmp_path / "a")
-    assert code == 0, err
+    out, _ = succeed("visualize", kind, *args, "--out", tmp_path / "a")
     assert str(tmp_path / "a.png") in out
     assert min(Image.open(tmp_path / "a.png").size) > 200
     assert not (tmp_path / "run").exists()
