@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,6 @@ BASES = {"overfit16_voc2007": "voc2007_cpu"}
 
 def parse(*args):
     return parse_args(TrainConfig, args)
-
-
-def value_of(config, name):
-    for part in name.split("."):
-        config = config[part] if isinstance(config, dict) else getattr(config, part)
-    return config
 
 
 SCORES = '{"box_score_thresh": 0.1}'
@@ -74,7 +69,7 @@ def arguments(folder, given):
 def test_values_and_their_order(tmp_path, given, expected):
     config = parse(*arguments(tmp_path, given))
     for name, value in expected.items():
-        found = value_of(config, name)
+        found = attrgetter(name)(config)
         assert (found, type(found)) == (value, type(value))
     assert config == parse(*[t if t.startswith("--") else f"--config={t}\n" for t in given])
 

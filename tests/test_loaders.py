@@ -1,4 +1,4 @@
-"""Workers of a loader: which signals they obey, and that they end."""
+"""Workers of a loader: which signals they obey, that they end, and that a lost one is named."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from detmix.data import eval_loader, train_loader
+from detmix.data.loaders import explain_dead_workers
 
 
 class WorkerProbe(Dataset):
@@ -28,10 +29,13 @@ class WorkerProbe(Dataset):
         return torch.zeros(3, 4, 4), {"pid": os.getpid(), "image_id": index}
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
-             lambda: eval_loader(WorkerProbe(), 1, workers=1)],
-)  # fmt: skip
+LOADERS = [
+    lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
+    lambda: eval_loader(WorkerProbe(), 1, workers=1),
+]
+
+
+@pytest.mark.parametrize("make", LOADERS)
 def test_workers_leave_signals_to_the_loop_and_obey_their_parent(make):
     batches = iter(make())
     pid = next(batches)[1][0]["pid"]
@@ -67,3 +71,19 @@ def test_a_process_with_a_failed_loader_ends(method):
         "raise SystemExit(5)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=90, check=False).returncode == 5
+
+
+@pytest.mark.parametrize("make", LOADERS)
+def test_the_error_of_a_killed_worker_names_it(make):
+    batches = iter(make())
+    pid = next(batches)[1][0]["pid"]
+
+    def go_on():
+        with explain_dead_workers():
+            os.kill(pid, signal.SIGKILL)
+            list(batches)
+
+    with pytest.raises(ChildProcessError, match=rf"process {pid}, .*memory"):
+        go_on()
+    with pytest.raises(RuntimeError, match=r"^out of ideas$"), explain_dead_workers():
+        raise RuntimeError("out of ideas")

@@ -1,16 +1,25 @@
-"""A training on two processes is the training on one: these are real ones, over gloo."""
+"""A training on two processes is the training on one: these are real ones, over gloo.
+
+At the end those of ``torchrun``, which loses one.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import astuple
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from runs import StoppingMixin, copied, on_two_processes
-from tiny import CLASSIFIER, read_metrics, tiny_config
+from runs import TOOLS, StoppingMixin, assert_same_run, copied, on_two_processes
+from tiny import CLASSIFIER, read_metrics, tiny_args, tiny_config
 
 from detmix.data import write_shapes
 from detmix.training import (
@@ -223,3 +232,57 @@ def test_all_begin_alike_or_not_at_all(two):
     assert first == second
     for message, name in zip(first, DISAGREEMENTS, strict=True):
         assert re.search(rf"{name}: process 0 has \S+.* process 1 has", message)
+
+
+LAUNCHED = (
+    "epochs=6", "optim.ema_decay=0.9", "mixing.p=0.8", "data.batch_size=2", "save_minutes=0.001",
+    "resume=auto",
+)  # fmt: skip
+
+
+def start(args):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(TOOLS / "train.py"), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process):
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
+
+
+@pytest.fixture(scope="module")
+def launched(shapes_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(tiny_args(shapes_root, folder, *LAUNCHED)))
+    return folder
+
+
+def worker_of(process, rank):
+    children = psutil.Process(process.pid).children()
+    return next(c.pid for c in children if c.environ().get("RANK") == str(rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "signum"), [(0, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)]
+)
+def test_a_run_that_loses_a_process(shapes_root, launched, tmp_path, to, signum):
+    """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
+    run_dir = tmp_path / "run"
+    args = tiny_args(shapes_root, run_dir, *LAUNCHED)
+    process = start(args)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid if to == "torchrun" else worker_of(process, to), signum)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    if signum == signal.SIGTERM:
+        assert "--resume auto" in err
+    else:
+        assert f"error in process {1 - to}: lost another process" in err
+    assert 0 < load_checkpoint(run_dir / "last.pt")["position"]["step"] < 36
+    finish(start(args))
+    assert_same_run(run_dir, launched)

@@ -8,6 +8,7 @@ import resource
 import threading
 from multiprocessing import get_context
 
+import psutil
 import pytest
 import torch
 from runs import as_process, copied, scalars
@@ -258,3 +259,31 @@ class TestNonFiniteLoss:
         state = load_checkpoint(trainer.config.run_dir / "last.pt")
         assert state["position"]["step"] == 6
         assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def memory():
+    """Return the resident mebibytes of this process and of those it started, by process id."""
+    process = psutil.Process()
+    return {p.pid: p.memory_info().rss / 2**20 for p in (process, *process.children())}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(shapes_root, tmp_path):
+    """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
+    config = tiny_config(
+        shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",
+        "mixing.place=dataset", "data.workers=1", "optim.ema_decay=0.9", "log_every=10",
+        "detector.min_size=32", "detector.max_size=32",
+    )  # fmt: skip
+    seen = {}
+
+    class Watched(DetectorTrainer):
+        def begin_epoch(self, epoch):
+            seen[epoch] = memory()
+            super().begin_epoch(epoch)
+
+    Watched(config).fit()
+    before, after = seen[50], seen[299]
+    assert before.keys() == after.keys(), "the workers are the same ones"
+    assert len(before) > 1
+    assert max(after[pid] - before[pid] for pid in before) < 16
