@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import runpy
 import signal
@@ -23,16 +24,19 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 class StoppingMixin:
-    """Gets a real signal in the given step, or in the given evaluation, counted from 1."""
+    """Gets a real signal, or a loss of NaN, in the given step or evaluation, counted from 1."""
 
-    in_step = in_evaluation = None
+    in_step = in_evaluation = nan_in = None
     signum = signal.SIGTERM
     evaluations = 0
 
     def compute_losses(self, batch):
         if self.position.step + 1 == self.in_step:
             os.kill(os.getpid(), self.signum)
-        return super().compute_losses(batch)
+        losses = super().compute_losses(batch)
+        if self.position.step + 1 == self.nan_in:
+            losses[next(iter(losses))] *= math.nan
+        return losses
 
     def evaluate(self):
         self.evaluations += 1
@@ -124,7 +128,11 @@ def outcome(run_dir):
 
 def assert_same_run(run_dir, other):
     """Compare bit for bit."""
-    for mine, theirs in zip(flat(outcome(run_dir)), flat(outcome(other)), strict=True):
+    assert_same(outcome(run_dir), outcome(other))
+
+
+def assert_same(value, other):
+    for mine, theirs in zip(flat(value), flat(other), strict=True):
         assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
 
 

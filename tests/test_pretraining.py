@@ -46,12 +46,9 @@ def pretrained(stripes_root, tmp_path_factory):
 
 @pytest.fixture
 def trainer_for(stripes_root, tmp_path):
-    """Return a function that makes a trainer, in a folder of its own unless another is named."""
-
-    def trainer_for(*overrides, folder=tmp_path / "run", kind=ClassifierTrainer):
-        return kind(tiny_config(stripes_root, folder, *overrides, settings=CLASSIFIER))
-
-    return trainer_for
+    return lambda *options, folder=tmp_path / "run", kind=ClassifierTrainer: kind(
+        tiny_config(stripes_root, folder, *options, settings=CLASSIFIER)
+    )
 
 
 @pytest.mark.parametrize("mix", ["none", "cutmix"])

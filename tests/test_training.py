@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import resource
 import threading
 from multiprocessing import get_context
@@ -11,12 +10,13 @@ from multiprocessing import get_context
 import psutil
 import pytest
 import torch
-from runs import as_process, copied, scalars
+from runs import StoppingMixin, as_process, assert_same, copied, scalars
 from tiny import STATEFUL, read_metrics, tiny_config
 
 from detmix.files import temporary_path
 from detmix.training import (
     DetectorTrainer,
+    Interrupted,
     NonFiniteLossError,
     TrainConfig,
     load_checkpoint,
@@ -208,17 +208,8 @@ class TestOptions:
         assert conv.is_contiguous(memory_format=torch.channels_last)
 
 
-class Breaking(DetectorTrainer):
-    """The fourth step has a loss that is not finite."""
-
-    def compute_losses(self, batch):
-        before = copied(self.plain_model)
-        losses = super().compute_losses(batch)
-        if self.position.step == 3:
-            losses["loss_objectness"] = losses["loss_objectness"] * math.nan
-            self.seen = [target["image_id"] for target in batch[1]]
-            self.before, self.after = before, copied(self.plain_model)
-        return losses
+class Stopping(StoppingMixin, DetectorTrainer):
+    pass
 
 
 class Overflowing(DetectorTrainer):
@@ -237,20 +228,22 @@ class TestNonFiniteLoss:
     @pytest.mark.parametrize("place", ["batch", "dataset"])
     def test_stops_with_what_was_before(self, trainer_for, place):
         options = (f"mixing.place={place}", "mixing.p=1", "optim.ema_decay=0.5")
-        trainer = trainer_for(*options, kind=Breaking)
+        trainer, stopped = (trainer_for(*options, name=n, kind=Stopping) for n in ("nan", "stop"))
+        trainer.nan_in, stopped.in_step = 4, 3
         with pytest.raises(NonFiniteLossError) as error:
             trainer.fit()
         message, last = str(error.value), trainer.config.run_dir / "last.pt"
-        images = [f"VOC2007/{index + 1:06d}" for index in trainer.seen]
-        parts = ("step 3 (epoch 0)", "loss_objectness nan", "loss_box_reg ", str(last), *images)
+        trainer.sampler.set_epoch(0, start=3)
+        _, targets = next(iter(trainer.loader))
+        images = [f"VOC2007/{target['image_id'] + 1:06d}" for target in targets]
+        parts = ("step 3 (epoch 0)", "loss_classifier nan", "loss_box_reg ", str(last), *images)
         assert all(part in message for part in parts)
         assert (" mixed with " in message) == (place == "dataset")
-        state = load_checkpoint(last)
-        norm = "backbone.body.bn1.running_mean"
-        assert not torch.equal(trainer.before[norm], trainer.after[norm]), "statistics had changed"
-        torch.testing.assert_close(dict(state["model"]), trainer.before, rtol=0, atol=0)
-        assert state["position"]["step"] == state["position"]["batch"] == 3
-        assert state["ema_updates"] == 3
+        with pytest.raises(Interrupted):
+            stopped.fit()
+        states = [load_checkpoint(t.config.run_dir / "last.pt") for t in (trainer, stopped)]
+        for key in ("model", "ema", "ema_updates", "meter", "position"):
+            assert_same(*(state[key] for state in states))
 
     def test_weights_that_are_lost_do_not_replace_a_checkpoint(self, trainer_for):
         trainer = trainer_for("schedule.warmup_steps=0", kind=Overflowing)
@@ -261,29 +254,22 @@ class TestNonFiniteLoss:
         assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def memory():
-    """Return the resident mebibytes of this process and of those it started, by process id."""
-    process = psutil.Process()
-    return {p.pid: p.memory_info().rss / 2**20 for p in (process, *process.children())}
-
-
 @pytest.mark.slow
-def test_memory_does_not_grow(shapes_root, tmp_path):
+def test_memory_does_not_grow(trainer_for):
     """Thousands of steps with a loader's workers, mixing, an average, logs and checkpoints."""
-    config = tiny_config(
-        shapes_root, tmp_path / "run", "epochs=300", "eval_every=300", "save_every=20",
-        "mixing.place=dataset", "data.workers=1", "optim.ema_decay=0.9", "log_every=10",
-        "detector.min_size=32", "detector.max_size=32",
+    trainer = trainer_for(
+        "epochs=300", "eval_every=300", "save_every=20", "mixing.place=dataset", "data.workers=1",
+        "optim.ema_decay=0.9", "log_every=10", "detector.min_size=32", "detector.max_size=32",
     )  # fmt: skip
-    seen = {}
+    process, seen, begin_epoch = psutil.Process(), [], trainer.begin_epoch
 
-    class Watched(DetectorTrainer):
-        def begin_epoch(self, epoch):
-            seen[epoch] = memory()
-            super().begin_epoch(epoch)
+    def watched(epoch):
+        seen.append({p.pid: p.memory_info().rss for p in (process, *process.children())})
+        begin_epoch(epoch)
 
-    Watched(config).fit()
+    trainer.begin_epoch = watched
+    trainer.fit()
     before, after = seen[50], seen[299]
     assert before.keys() == after.keys(), "the workers are the same ones"
     assert len(before) > 1
-    assert max(after[pid] - before[pid] for pid in before) < 16
+    assert max(after[pid] - before[pid] for pid in before) < 16 * 2**20
