@@ -15,10 +15,7 @@ from tiny import STATEFUL, tiny_config
 from detmix.data import write_shapes
 from detmix.training import DetectorTrainer
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _threads():
-    torch.set_num_threads(1)  # small models: more threads only wait for each other
+torch.set_num_threads(1)  # small models: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from tiny import read_metrics
 
+from detmix.training import DetectorTrainer
 from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -43,6 +44,10 @@ class StoppingMixin:
         if self.evaluations == self.in_evaluation:
             os.kill(os.getpid(), self.signum)
         return super().evaluate()
+
+
+class Stopping(StoppingMixin, DetectorTrainer):
+    pass
 
 
 def as_process(function, *args):
@@ -146,10 +151,6 @@ def flat(value):
 
 def copied(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def scalars(run_dir):

@@ -21,8 +21,6 @@ from detmix.training.config import flat_options
 from detmix.training.parse import from_dict
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
-PRETRAIN_CONFIGS = sorted(FOLDER.glob("pretrain/*.yaml"))
 # These change a few settings of another file, which their heads name.
 BASES = {"overfit16_voc2007": "voc2007_cpu"}
 
@@ -152,7 +150,7 @@ class TestPlainValues:
 
 
 class TestShippedConfigs:
-    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
     def test_builds(self, path):
         args = [f"--config={path.parent / BASES[path.stem]}.yaml"] if path.stem in BASES else []
         config = parse(*args, f"--config={path}")
@@ -163,7 +161,9 @@ class TestShippedConfigs:
         assert any("Weighted" in type(module).__name__ for module in model.modules())
         assert isinstance(build_mixer(config), RandomChoice) == ("+" in config.mixing.name)
 
-    @pytest.mark.parametrize("path", PRETRAIN_CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize(
+        "path", sorted(FOLDER.glob("pretrain/*.yaml")), ids=lambda path: path.stem
+    )
     def test_pretraining_builds(self, path):
         for mix in ("cutout", "mixup+cutmix"):
             config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])

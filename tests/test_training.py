@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import psutil
 import pytest
 import torch
-from runs import StoppingMixin, as_process, assert_same, copied, scalars
+from runs import Stopping, as_process, assert_same, copied, scalars
 from tiny import STATEFUL, read_metrics, tiny_config
 
 from detmix.files import temporary_path
@@ -206,10 +206,6 @@ class TestOptions:
             assert torch.isfinite(value).all()
         conv = trainer.plain_model.backbone.body.conv1.weight
         assert conv.is_contiguous(memory_format=torch.channels_last)
-
-
-class Stopping(StoppingMixin, DetectorTrainer):
-    pass
 
 
 class Overflowing(DetectorTrainer):

@@ -28,16 +28,12 @@ optim: {name: adamw, lr: 0.001}
 schedule: {warmup_steps: 2}
 """)
 CLASSIFIER = yaml.safe_load("""
-epochs: 2
-log_every: 2
-device: cpu
-threads: 1
 data: {batch_size: 8, eval_batch_size: 5, workers: 0}
 augment: {size: 16, crop: padded, padding: 2, flip: 0}
 model: {name: resnet18}
 optim: {name: sgd, lr: 0.02, nesterov: true}
-schedule: {warmup_steps: 2}
 """)
+CLASSIFIER |= {k: SETTINGS[k] for k in ("epochs", "log_every", "device", "threads", "schedule")}
 # Everything that has a state: an average, clipping, augmentation, mixing, a schedule; and so low a
 # threshold that the score of a bad detector is not 0. Two epochs of three steps.
 STATEFUL = (
