@@ -150,7 +150,7 @@ class TestPlainValues:
 
 
 class TestShippedConfigs:
-    @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=attrgetter("stem"))
     def test_builds(self, path):
         args = [f"--config={path.parent / BASES[path.stem]}.yaml"] if path.stem in BASES else []
         config = parse(*args, f"--config={path}")
@@ -161,9 +161,7 @@ class TestShippedConfigs:
         assert any("Weighted" in type(module).__name__ for module in model.modules())
         assert isinstance(build_mixer(config), RandomChoice) == ("+" in config.mixing.name)
 
-    @pytest.mark.parametrize(
-        "path", sorted(FOLDER.glob("pretrain/*.yaml")), ids=lambda path: path.stem
-    )
+    @pytest.mark.parametrize("path", sorted(FOLDER.glob("pretrain/*.yaml")), ids=attrgetter("stem"))
     def test_pretraining_builds(self, path):
         for mix in ("cutout", "mixup+cutmix"):
             config = parse_args(PretrainConfig, [f"--config={path}", f"--mix={mix}"])
