@@ -8,25 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
+from tiny import STATEFUL, tiny_config
 
 from detmix.data import write_shapes
+from detmix.training import DetectorTrainer
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _threads():
-    torch.set_num_threads(1)  # small models: more threads only wait for each other
+torch.set_num_threads(1)  # small models: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
 def voc_root() -> Path:
     """Return the devkit of the reduced Pascal VOC 2007, or skip."""
-    data = os.environ.get("DETMIX_DATA")
-    if not data:
-        pytest.skip("DETMIX_DATA is unset: no real Pascal VOC images to test on")
-    root = Path(data) / "VOCdevkit"
+    root = Path(os.environ.get("DETMIX_DATA", "")) / "VOCdevkit"
     if not root.is_dir():
-        pytest.skip(f"no VOCdevkit folder in DETMIX_DATA={data}")
+        pytest.skip(f"no real Pascal VOC images to test on: DETMIX_DATA has no folder {root}")
     return root
 
 
@@ -40,10 +37,6 @@ def shapes_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def whole_run(shapes_root, tmp_path_factory) -> Path:
     """Return the folder of a training with `STATEFUL` settings that nothing happened to."""
-    from tiny import STATEFUL, tiny_config
-
-    from detmix.training import DetectorTrainer
-
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     DetectorTrainer(tiny_config(shapes_root, run_dir, *STATEFUL)).fit()
     return run_dir
@@ -67,13 +60,9 @@ def stripes_root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def fresh_accelerator():
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
     """Let a test choose device and precision: accelerate keeps the first ones of a process."""
-    from accelerate.state import AcceleratorState
-
-    threads = torch.get_num_threads()
     AcceleratorState._reset_state(True)
     yield
-    AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import runpy
 import signal
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tiny import read_metrics
 
+from detmix.training import DetectorTrainer
 from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
 class StoppingMixin:
-    """Gets a real signal in the given step, or in the given evaluation, counted from 1."""
+    """Gets a real signal, or a loss of NaN, in the given step or evaluation, counted from 1."""
 
-    in_step = in_evaluation = None
+    in_step = in_evaluation = nan_in = None
     signum = signal.SIGTERM
     evaluations = 0
 
     def compute_losses(self, batch):
         if self.position.step + 1 == self.in_step:
             os.kill(os.getpid(), self.signum)
-        return super().compute_losses(batch)
+        losses = super().compute_losses(batch)
+        if self.position.step + 1 == self.nan_in:
+            losses[next(iter(losses))] *= math.nan
+        return losses
 
     def evaluate(self):
         self.evaluations += 1
         if self.evaluations == self.in_evaluation:
             os.kill(os.getpid(), self.signum)
         return super().evaluate()
+
+
+class Stopping(StoppingMixin, DetectorTrainer):
+    pass
 
 
 def as_process(function, *args):
@@ -46,6 +58,32 @@ def as_process(function, *args):
     process = context.Process(target=function, args=args)
     process.start()
     return process
+
+
+def on_two_processes(function, folder, *args):
+    """Return what ``function(rank, *args)`` returns in each of two processes, over gloo."""
+    processes = [as_process(_be_one_of_two, function, rank, folder, args) for rank in range(2)]
+    for process in processes:
+        process.join(180)
+        process.kill()
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    for of_process in found:
+        assert not isinstance(of_process, str), of_process  # a traceback
+    return found
+
+
+def _be_one_of_two(function, rank, folder, args):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
+    store, timeout = (folder / "store").as_uri(), timedelta(seconds=60)
+    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
+    try:
+        found = function(rank, *args)
+    except Exception:
+        found = traceback.format_exc()
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def run_command(args, arrange, *arranged):
@@ -68,6 +106,13 @@ def command(tool, *args):
     return status, out.getvalue(), err.getvalue()
 
 
+def succeed(tool, *args):
+    """Run a tool; return its output and what it logged."""
+    status, out, err = command(tool, *args)
+    assert status == 0, err
+    return out, err
+
+
 def _train(args, arrange, arranged):
     torch.set_num_threads(1)
     set_start_method("fork", force=True)  # of the loader's workers
@@ -88,7 +133,11 @@ def outcome(run_dir):
 
 def assert_same_run(run_dir, other):
     """Compare bit for bit."""
-    for mine, theirs in zip(flat(outcome(run_dir)), flat(outcome(other)), strict=True):
+    assert_same(outcome(run_dir), outcome(other))
+
+
+def assert_same(value, other):
+    for mine, theirs in zip(flat(value), flat(other), strict=True):
         assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
 
 
@@ -100,8 +149,8 @@ def flat(value):
     return [value]
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def scalars(run_dir):

@@ -11,23 +11,20 @@ import torch
 import yaml
 from accelerate import Accelerator
 from runs import command
-from tiny import SETTINGS, read_metrics
+from tiny import SETTINGS, read_metrics, tiny_config
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detmix.data import collate
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.evaluation import score_predictions
-from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training import DetectorTrainer
 from detmix.training.build import build_evaluator, build_test_set, open_dataset, with_data_noted
 from detmix.training.inference import detect, score
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-SMALL = {"min_size": 64, "max_size": 64, "anchor_sizes": [16, 32, 64]}
-RCNN = {**SMALL, "roi_sampling_ratio": 1, "head_dim": 64}
-RCNN["options"] = {**SETTINGS["detector"]["options"], "box_score_thresh": 0.001}
-ONE_STAGE = {**SMALL, "anchor_sizes": [8, 16, 32], "options": {"score_thresh": 0.001}}
+RCNN = SETTINGS["detector"] | {"head_dim": 64}
+SMALL = {"min_size": 64, "max_size": 64, "anchor_sizes": [8, 16, 32]}
+ONE_STAGE = {**SMALL, "options": {"score_thresh": 0.001}}
 FAMILIES = {
     "fasterrcnn": RCNN,
     "maskrcnn": RCNN,
@@ -51,19 +48,16 @@ def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data)
     """Return a training on 8 images with mixup and CutMix in turn, evaluated at the end."""
     settings = {
         **SETTINGS,
-        "data": {"format": "coco", "root": str(folder), "batch_size": 4, "workers": 0, **data},
+        "data": {"format": "coco", "batch_size": 4, "workers": 0, **data},
         "augment": {},
         "mixing": {"name": "mixup+cutmix", "p": 0.5, "fill": 114},
-        "backbone": {"name": "resnet18", "norm": "batch", "fpn_channels": 32, "levels": [1, 2]},
+        "backbone": SETTINGS["backbone"] | {"fpn_channels": 32},
         "detector": {"name": name, **FAMILIES[name]},
-        "optim": {"name": "adamw", "lr": 0.001, "clip_norm": 10.0},
-    }
-    ends = {"epochs": steps // 2, "eval_every": steps, "save_every": steps, "log_every": 1}
-    settings |= {"run_dir": str(run_dir), **ends}
+        "epochs": steps // 2, "eval_every": steps, "save_every": steps, "log_every": 1,
+    }  # fmt: skip
     if "_" in name:
         del settings["backbone"]
-    options = [f"--{override}" for override in overrides]
-    return parse_args(TrainConfig, ["--config", json.dumps(settings), *options])
+    return tiny_config(folder, run_dir, *overrides, settings=settings)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES)[1:])
@@ -100,15 +94,13 @@ class KnowsTheTruth(nn.Module):
         self.targets = iter([dataset[index][1] for index in range(len(dataset))])
 
     def forward(self, images):
-        found = []
-        for target in (next(self.targets) for _ in images):
-            prediction = {key: target[key] for key in ("boxes", "labels")}
-            prediction["scores"] = torch.ones(len(target["boxes"]))
-            if "masks" in target:
-                prediction["masks"] = target["masks"][:, None].float()
-            if "keypoints" in target:
-                prediction["keypoints"] = target["keypoints"]
-            found.append(prediction)
+        keys = {"boxes", "labels", "masks", "keypoints"}
+        targets = [next(self.targets) for _ in images]
+        found = [{key: target[key] for key in keys & target.keys()} for target in targets]
+        for prediction in found:
+            prediction["scores"] = torch.ones(len(prediction["boxes"]))
+            if "masks" in prediction:
+                prediction["masks"] = prediction["masks"][:, None].float()
         return found
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-from runs import as_process, command
+from runs import command, on_two_processes, succeed
 from tiny import tiny_config
 from voc_oracle import check_against_the_devkit, evaluate
 
@@ -25,10 +21,7 @@ CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
 
 
 def run(*args):
-    """Evaluate and return what was printed."""
-    code, out, err = command("evaluate", *args)
-    assert code == 0, err
-    return out
+    return succeed("evaluate", *args)[0]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +30,6 @@ def run_dir(whole_run, tmp_path_factory):
     return shutil.copytree(whole_run, tmp_path_factory.mktemp("evaluation") / "run")
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_writes_and_reads_back(run_dir, shapes_root, tmp_path):
     """Of several image sets: the same names of images in two years, and two splits of one year."""
     for year in ("2007", "2012"):
@@ -80,19 +72,10 @@ def test_writes_and_reads_back(run_dir, shapes_root, tmp_path):
     assert results["errors"]["counts"]["all"]["total"] == counts
 
 
-def work(rank, runs, folder):
-    """Be one of two processes that evaluate."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
-    store, timeout = (folder / "store").as_uri(), timedelta(seconds=60)
-    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
-    done = [command("evaluate", *args) for args in runs]
-    (folder / f"{rank}.json").write_text(json.dumps(done))
-    dist.destroy_process_group()
+def work(rank, runs):
+    return [command("evaluate", *args) for args in runs]
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_two_processes_as_one(run_dir, tmp_path):
     """Seven images, and one, of which the second process sees none; not batched, to the bit."""
     runs = {
@@ -102,10 +85,7 @@ def test_two_processes_as_one(run_dir, tmp_path):
     for num, args in runs.items():
         run(*args, "--save", tmp_path / f"one{num}")
     two = [[*args, "--save", tmp_path / f"two{num}"] for num, args in runs.items()]
-    processes = [as_process(work, rank, two, tmp_path) for rank in range(2)]
-    for process in processes:
-        process.join(120)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = on_two_processes(work, tmp_path, two)
     assert [re.findall(r"(\d) images;", out) for _, out, _ in first] == [["7"], ["1"]]
     assert [code for code, *_ in first + second] == [0] * 4
     assert [out for _, out, _ in second] == ["", ""]

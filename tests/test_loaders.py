@@ -1,4 +1,4 @@
-"""The order of a loader's samples; which signals its workers obey, and that they end."""
+"""The order of a loader's samples; its workers: their signals, their end, lost ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from detmix.data import eval_loader, train_loader
+from detmix.data.loaders import explain_dead_workers
 
 
 class WorkerProbe(Dataset):
@@ -45,10 +46,13 @@ def test_an_epochs_order_is_a_function_of_it_and_the_seed():
     assert len({number for own in ranks for batch in own for number in batch}) == 16
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
-             lambda: eval_loader(WorkerProbe(), 1, workers=1)],
-)  # fmt: skip
+LOADERS = [
+    lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
+    lambda: eval_loader(WorkerProbe(), 1, workers=1),
+]
+
+
+@pytest.mark.parametrize("make", LOADERS)
 def test_workers_leave_signals_to_the_loop_and_obey_their_parent(make):
     batches = iter(make())
     pid = next(batches)[1][0]["pid"]
@@ -76,3 +80,19 @@ def test_a_process_with_a_failed_loader_ends():
         "raise SystemExit(5)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=90, check=False).returncode == 5
+
+
+@pytest.mark.parametrize("make", LOADERS)
+def test_the_error_of_a_killed_worker_names_it(make):
+    batches = iter(make())
+    pid = next(batches)[1][0]["pid"]
+
+    def go_on():
+        with explain_dead_workers():
+            os.kill(pid, signal.SIGKILL)
+            list(batches)
+
+    with pytest.raises(ChildProcessError, match=rf"process {pid}, .*memory"):
+        go_on()
+    with pytest.raises(RuntimeError, match=r"^out of ideas$"), explain_dead_workers():
+        raise RuntimeError("out of ideas")

@@ -1,22 +1,34 @@
-"""A training on two processes is the training on one: these are real ones, over gloo."""
+"""A training on two processes is the training on one: these are real ones, over gloo.
+
+At the end those of ``torchrun``, which loses one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import traceback
-from datetime import timedelta
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import astuple
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-import torch.distributed as dist
-from runs import StoppingMixin, as_process
-from tiny import read_metrics, tiny_config
+from runs import TOOLS, StoppingMixin, assert_same_run, copied, on_two_processes
+from tiny import CLASSIFIER, read_metrics, tiny_args, tiny_config
 
 from detmix.data import write_shapes
-from detmix.training import DetectorTrainer, Interrupted, NonFiniteLossError, load_checkpoint
+from detmix.training import (
+    ClassifierTrainer,
+    DetectorTrainer,
+    Interrupted,
+    NonFiniteLossError,
+    load_checkpoint,
+)
 from detmix.training.stopping import OtherProcessError
 
 # RetinaNet's loss is the mean over images of what each has by itself, and it samples nothing.
@@ -31,9 +43,9 @@ RESUMED_AFTER = 5  # between two lines of the log
 
 
 class Recorder(StoppingMixin, DetectorTrainer):
-    """Keeps what it trains on; meets a NaN, or images it cannot read, where it is told to."""
+    """Keeps what it trains on; meets images it cannot read where it is told to."""
 
-    nan_in = broken_after = None
+    broken_after = None
 
     def __init__(self, config):
         self.seen = []
@@ -44,8 +56,6 @@ class Recorder(StoppingMixin, DetectorTrainer):
         samples = list(zip(*batch, strict=True))
         self.seen.append({int(sample[1]["image_id"]): sample for sample in samples})
         losses = super().compute_losses(batch)
-        if self.position.step == self.nan_in:
-            losses["classification"] = losses["classification"] * float("nan")
         if self.position.step == self.broken_after:
             for path in self.config.data.root.rglob("*.jpg"):
                 path.write_bytes(path.read_bytes()[:400])
@@ -59,15 +69,11 @@ def trainer_of(root, run_dir, num_processes, *overrides):
     return trainer
 
 
-def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.plain_model.state_dict().items()}
-
-
 def train(*args):
     """Train; return what is to be the same with any number of processes."""
     trainer = trainer_of(*args)
     result = trainer.fit()
-    return {"seen": trainer.seen, "weights": weights_of(trainer), "mean_ap": result.mean_ap}
+    return {"seen": trainer.seen, "weights": copied(trainer.plain_model), "mean_ap": result.mean_ap}
 
 
 def end_early(root, run_dir, rank, kind):
@@ -77,7 +83,7 @@ def end_early(root, run_dir, rank, kind):
     trainer = trainer_of(root, run_dir, 2, "log_every=1", f"backbone.norm={norm}")
     if rank == 1:
         name, when = {
-            "failed": ("nan_in", 2), "broken": ("broken_after", 0), "stopped": ("in_evaluation", 1)
+            "failed": ("nan_in", 3), "broken": ("broken_after", 0), "stopped": ("in_evaluation", 1)
         }[kind]  # fmt: skip
         setattr(trainer, name, when)
     with pytest.raises((ValueError, OtherProcessError, NonFiniteLossError, Interrupted)) as caught:
@@ -86,49 +92,44 @@ def end_early(root, run_dir, rank, kind):
         "error": (type(caught.value).__name__, str(caught.value)),
         "names": trainer.names.split(", "),
         "step": trainer.position.step,
-        "model": weights_of(trainer),
+        "model": copied(trainer.plain_model),
     }
 
 
 # What each of two processes begins with: the number of its images' root, and an option.
 DISAGREEMENTS = {
     "the checkpoint to go on from": [(0, "resume=auto")] * 2,  # which the first alone has
-    "backbone.fpn_channels": [(0, "seed=0"), (0, "backbone.fpn_channels=32")],
     "the test images": [(0, "seed=0"), (2, "seed=0")],
     "seed": [(0, "seed=0"), (0, "seed=3")],
 }
 
 
-def disagree(roots, folder, rank):
+def disagree(roots, run_dir, rank):
     found = []
-    for name, ofs in DISAGREEMENTS.items():
-        root, option = ofs[rank]
-        run_dir = folder / str(rank) / ("resumed" if option == "resume=auto" and not rank else name)
+    for root, option in (of_processes[rank] for of_processes in DISAGREEMENTS.values()):
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             trainer_of(roots[root], run_dir, 2, option)
         found.append(str(caught.value))
     return found
 
 
+def classify(root, run_dir):
+    """Score a classifier: by batches of 3, each of two processes has 10 of 20 images."""
+    config = tiny_config(root, run_dir, "data.eval_batch_size=3", settings=CLASSIFIER)
+    return astuple(ClassifierTrainer(config).evaluate().result)
+
+
 def work(rank, roots, folder):
     """Be one of two processes; each is given a folder of its own to show who writes."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # wanted, though not used
-    store = (folder / "store").as_uri()
-    timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", store, timeout, rank=rank, world_size=2)
-    runs, found = folder / str(rank), {}
-    try:
-        found["whole"] = train(roots[0], runs / "whole", 2)
-        found["resumed"] = train(roots[0], runs / "resumed", 2, "resume=auto")
-        for kind in ("failed", "stopped", "broken"):  # each process has a copy of the images
-            found[kind] = end_early(roots[rank], runs / kind, rank, kind)
-        found["disagreed"] = disagree(roots, folder, rank)
-    except Exception:
-        found["traceback"] = traceback.format_exc()
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    runs = folder / str(rank)
+    return {
+        "whole": train(roots[0], runs / "whole", 2),
+        "resumed": train(roots[0], runs / "resumed", 2, "resume=auto"),
+        # Each process has a copy of the images.
+        **{k: end_early(roots[rank], runs / k, rank, k) for k in ("failed", "stopped", "broken")},
+        "disagreed": disagree(roots, runs / "whole", rank),
+        "classified": classify(roots[3], runs / "classified"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def one(shapes_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(shapes_root, tmp_path_factory):
+def two(shapes_root, stripes_root, tmp_path_factory):
     """What the runs on two processes came to in each, and the folder with their folders."""
     folder = tmp_path_factory.mktemp("two")
     stopped = trainer_of(shapes_root, folder / "0" / "resumed", 1)
@@ -147,17 +148,10 @@ def two(shapes_root, tmp_path_factory):
     with pytest.raises(Interrupted):
         stopped.fit()
     shutil.copytree(folder / "0" / "resumed", folder / "1" / "resumed")
-    copied = Path(shutil.copytree(shapes_root, folder / "copied"))
+    copy = Path(shutil.copytree(shapes_root, folder / "copied"))
     other = write_shapes(folder / "other", num_train=24, num_test=6, image_size=64)
-    roots = (shapes_root, copied, other)
-    processes = [as_process(work, rank, roots, folder) for rank in range(2)]
-    for process in processes:
-        process.join(180)
-        process.kill()
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-    for of_process in found:
-        assert "traceback" not in of_process, of_process["traceback"]
-    return found, folder
+    roots = (shapes_root, copy, other, stripes_root)
+    return on_two_processes(work, folder, roots, folder), folder
 
 
 def test_a_global_batch_is_the_same(one, two):
@@ -195,10 +189,15 @@ def test_weights_scores_and_logs_are_the_same(one, two, kind):
 
 def test_only_the_first_process_writes(two):
     folders = two[1]
-    written = {"whole", "resumed", "failed", "broken", "stopped"}
+    written = {"whole", "resumed", "failed", "broken", "stopped", "classified"}
     assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
     assert load_checkpoint(folders / "1/resumed/last.pt")["position"]["step"] == RESUMED_AFTER
+
+
+def test_a_classifier_s_score_is_the_same(stripes_root, tmp_path, two):
+    expected = classify(stripes_root, tmp_path / "run")
+    assert [part["classified"] for part in two[0]] == [pytest.approx(expected, rel=1e-5)] * 2
 
 
 @pytest.mark.parametrize(("kind", "step"), [("failed", 2), ("broken", 2), ("stopped", EPOCH)])
@@ -231,3 +230,54 @@ def test_all_begin_alike_or_not_at_all(two):
     assert first == second
     for message, name in zip(first, DISAGREEMENTS, strict=True):
         assert re.search(rf"{name}: process 0 has \S+.* process 1 has", message)
+
+
+LAUNCHED = (
+    "epochs=6", "optim.ema_decay=0.9", "mixing.p=0.8", "data.batch_size=2", "save_minutes=0.001",
+    "resume=auto",
+)  # fmt: skip
+
+
+def start(args):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(TOOLS / "train.py"), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process):
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
+
+
+@pytest.fixture(scope="module")
+def launched(shapes_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(tiny_args(shapes_root, folder, *LAUNCHED)))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "signum"), [(0, signal.SIGKILL), (1, signal.SIGTERM), ("torchrun", signal.SIGTERM)]
+)
+def test_a_run_that_loses_a_process(shapes_root, launched, tmp_path, to, signum):
+    """After SIGTERM all stop together; after SIGKILL the last checkpoint is what is left."""
+    run_dir = tmp_path / "run"
+    args = tiny_args(shapes_root, run_dir, *LAUNCHED)
+    process = start(args)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children() if to != "torchrun" else ()
+    pids = {worker.environ().get("RANK"): worker.pid for worker in workers}
+    os.kill(pids.get(str(to), process.pid), signum)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    if signum == signal.SIGTERM:
+        assert "--resume auto" in err
+    else:
+        assert f"error in process {1 - to}: lost another process" in err
+    assert 0 < load_checkpoint(run_dir / "last.pt")["position"]["step"] < 36
+    finish(start(args))
+    assert_same_run(run_dir, launched)

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 from PIL import Image
-from runs import TOOLS, command
+from runs import TOOLS, command, succeed
 from tiny import tiny_args
 from torch.distributed import DistBackendError, DistNetworkError
 
@@ -17,41 +17,32 @@ import detmix
 from detmix.training.console import run_tool
 from detmix.training.stopping import OtherProcessError
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
 
 @pytest.mark.parametrize("kind", ["batch", "pair", "weights"])
 def test_mixing_is_drawn(shapes_root, tmp_path, kind):
     args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
-    code, out, err = command("visualize", kind, *args, "--out", tmp_path / "a")
-    assert code == 0, err
+    out, _ = succeed("visualize", kind, *args, "--out", tmp_path / "a")
     assert str(tmp_path / "a.png") in out
     assert min(Image.open(tmp_path / "a.png").size) > 200
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_input_leaves_one_line_and_nothing_else(shapes_root, tmp_path):
-    code, out, err = command(
-        "train", *tiny_args(shapes_root, tmp_path / "run", "data.root=nowhere")
-    )
-    assert code == 2
-    assert re.search(r"^error: .*nowhere.*\n\Z", err, re.MULTILINE)
-    assert "Traceback" not in out + err
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
-    ("args", "named"),
+    ("tool", "args", "named"),
     [
-        (["found.json"], "--annotations"),
-        ([".", "--report"], "--report"),
-        (["found.json", "--annotations", "x", "--save", "y"], "--save"),
+        ("train", ["--data.root=nowhere"], "nowhere"),
+        ("evaluate", ["found.json"], "--annotations"),
+        ("evaluate", [".", "--report"], "--report"),
+        ("evaluate", ["found.json", "--annotations", "x", "--save", "y"], "--save"),
     ],
 )
-def test_arguments_of_evaluate(args, named):
-    code, _, err = command("evaluate", *args)
+def test_bad_input_leaves_one_line_and_nothing_else(tmp_path, monkeypatch, tool, args, named):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(tool, *args)
     assert code == 2
-    assert named in err
+    assert re.search(rf"^(\S+ )?error: .*{named}.*\n\Z", err, re.MULTILINE)
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -27,17 +27,13 @@ detector:
 optim: {name: adamw, lr: 0.001}
 schedule: {warmup_steps: 2}
 """)
-PRETRAIN_SETTINGS = yaml.safe_load("""
-epochs: 2
-log_every: 2
-device: cpu
-threads: 1
+CLASSIFIER = yaml.safe_load("""
 data: {batch_size: 8, eval_batch_size: 5, workers: 0}
 augment: {size: 16, crop: padded, padding: 2, flip: 0}
 model: {name: resnet18}
 optim: {name: sgd, lr: 0.02, nesterov: true}
-schedule: {warmup_steps: 2}
 """)
+CLASSIFIER |= {k: SETTINGS[k] for k in ("epochs", "log_every", "device", "threads", "schedule")}
 # Everything that has a state: an average, clipping, augmentation, mixing, a schedule; and so low a
 # threshold that the score of a bad detector is not 0. Two epochs of three steps.
 STATEFUL = (
@@ -54,16 +50,9 @@ def tiny_args(root, run_dir, *overrides, settings=SETTINGS):
     return ["--config", json.dumps(settings), *(f"--{option}" for option in options)]
 
 
-def tiny_config(root, run_dir, *overrides):
-    return parse_args(TrainConfig, tiny_args(root, run_dir, *overrides))
-
-
-def tiny_pretrain_args(root, run_dir, *overrides):
-    return tiny_args(root, run_dir, *overrides, settings=PRETRAIN_SETTINGS)
-
-
-def tiny_pretrain_config(root, run_dir, *overrides):
-    return parse_args(PretrainConfig, tiny_pretrain_args(root, run_dir, *overrides))
+def tiny_config(root, run_dir, *overrides, settings=SETTINGS):
+    cls = PretrainConfig if settings is CLASSIFIER else TrainConfig
+    return parse_args(cls, tiny_args(root, run_dir, *overrides, settings=settings))
 
 
 def read_metrics(run_dir):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import io
 import json
 import os
@@ -51,7 +50,10 @@ class TestSaving:
         for loaded in (load_checkpoint(str(path)), torch.load(path, weights_only=True)):
             assert_is_state(loaded)
 
-    def test_a_write_that_is_interrupted_half_way(self, path):
+    @pytest.mark.parametrize("size", [6, 600_000])
+    def test_a_write_that_ends_half_way(self, path, size):
+        """By an interruption, a value that cannot be saved or a full disk, as ``/dev/full`` is."""
+
         def write(file):
             file.write(b"new, but not wh")
             raise KeyboardInterrupt
@@ -60,16 +62,9 @@ class TestSaving:
             write_atomically(path, write)
         with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
             save_checkpoint(path, {**STATE, "bad": lambda: None})
-        assert_is_state(load_checkpoint(path))
-        assert os.listdir(path.parent) == ["last.pt"]
-
-    @pytest.mark.parametrize("size", [6, 600_000])
-    def test_a_full_disk(self, path, size):
-        """``/dev/full`` takes nothing, as a full disk."""
         temporary_path(path).symlink_to("/dev/full")
-        with pytest.raises(OSError, match=f"{path}.*No space left on device") as caught:
+        with pytest.raises(OSError, match=f"{path}.*No space left on device"):
             save_checkpoint(path, {**STATE, "more": torch.zeros(size)}, keep=path.parent / "kept")
-        assert caught.value.errno == errno.ENOSPC
         assert_is_state(load_checkpoint(path))
         assert os.listdir(path.parent) == ["last.pt"]
 
@@ -92,24 +87,15 @@ def compressed(data):
     return file.getvalue()
 
 
-BROKEN = {
-    "empty": lambda data: b"",
-    "half": lambda data: data[: len(data) // 2],
-    "pickle": lambda data: b"\x80\x02}q\x00.",
-    "flipped": flipped,
-    "compressed": compressed,
-}
-
-
 class TestRefused:
     def test_missing(self, tmp_path):
         for missing in (tmp_path / "last.pt", tmp_path):
             with pytest.raises(FileNotFoundError, match=str(missing)):
                 load_checkpoint(missing)
 
-    @pytest.mark.parametrize("how", BROKEN)
-    def test_broken(self, path, how):
-        path.write_bytes(BROKEN[how](path.read_bytes()))
+    @pytest.mark.parametrize("broken", [flipped, compressed])
+    def test_broken(self, path, broken):
+        path.write_bytes(broken(path.read_bytes()))
         with pytest.raises(ValueError, match=str(path)):
             load_checkpoint(path)
 
@@ -186,25 +172,19 @@ class TestDetectors:
             ({"ema": 5}, ""),
             ({"config": SETTINGS | {"detector": {"anchor_sizes": [1]}}}, "anchor_sizes"),
             ({"config": SETTINGS | {"detector": {"head_dim": 200_000}}}, ""),  # 160 GB
+            ({CONV: torch.cfloat}, CONV),
+            ({CONV: torch.int}, CONV),
+            ({CONV: None}, CONV),
+            ({"unexpected": torch.float}, "unexpected"),
         ],
     )
-    def test_other_content_is_refused(self, path, model, change, named):
-        state = {"format": 1, "model": model.state_dict(), "config": SETTINGS, "classes": CLASSES}
-        torch.save(state | change, path)
+    def test_other_content_or_weights_are_refused(self, path, model, change, named):
+        weights = model.state_dict()
+        for name in change.keys() - {"config", "classes", "model", "ema"}:
+            tensor = weights.pop(name, torch.zeros(1))
+            weights |= {} if change[name] is None else {name: tensor.to(change[name])}
+        state = {"format": 1, "model": weights, "config": SETTINGS, "classes": CLASSES}
+        torch.save({**state, **change}, path)
         with limits(), pytest.raises(ValueError, match=f"(?s){named}") as caught:
             load_detector(path)
         assert str(path) in str(caught.value)
-
-    @pytest.mark.parametrize(
-        ("name", "dtype"),
-        [(CONV, torch.cfloat), (CONV, torch.int), (CONV, None), ("x", torch.float)],
-        ids=["complex", "integer", "missing", "unexpected"],
-    )
-    def test_other_weights_are_refused(self, path, model, name, dtype):
-        weights = model.state_dict()
-        tensor = weights.pop(name, torch.zeros(1))
-        if dtype is not None:
-            weights[name] = tensor.to(dtype)
-        save_checkpoint(path, {"model": weights, "config": SETTINGS, "classes": CLASSES})
-        with pytest.raises(ValueError, match=rf"(?s){path}.*{name}"):
-            load_detector(path)

@@ -257,7 +257,7 @@ def test_what_is_dropped_anyway_may_be_unusable(make):
 
 
 @pytest.mark.parametrize("subset", ["trainval", "test"])
-def test_evaluation_leaves_nothing_out(make, tmp_path, subset, fresh_accelerator):
+def test_evaluation_leaves_nothing_out(make, tmp_path, subset):
     """A score without an image is another score; and by default neither does training."""
     root = make(Voc).root
     name = (root / f"VOC2007/ImageSets/Main/{subset}.txt").read_text().split()[0]
@@ -267,7 +267,7 @@ def test_evaluation_leaves_nothing_out(make, tmp_path, subset, fresh_accelerator
         DetectorTrainer(tiny_config(root, tmp_path / "run", *options))
 
 
-def test_a_run_equals_one_on_the_good_images(make, tmp_path, fresh_accelerator):
+def test_a_run_equals_one_on_the_good_images(make, tmp_path):
     """With a worker, too: what is left out does not depend on who reads it."""
     data = make(Voc)
     damages = DAMAGES[Voc]

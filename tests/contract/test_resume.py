@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import StoppingMixin, assert_same_run, contents, run_command, scalars
+from runs import Stopping, assert_same_run, run_command, scalars
 from tiny import STATEFUL, read_metrics, tiny_args, tiny_config
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -50,7 +50,7 @@ def arrange_signal(signum, moment, count):
 
 
 @pytest.fixture
-def config_for(shapes_root, fresh_accelerator):
+def config_for(shapes_root):
     return lambda run_dir, *overrides: tiny_config(shapes_root, run_dir, *STATEFUL, *overrides)
 
 
@@ -91,10 +91,6 @@ def test_killed_again_and_again(shapes_root, go_on, tmp_path):
         newest = "previous.pt" if moment == "exchange" else "last.pt"
         assert step_of(run_dir / newest) == kept, moment
     go_on(run_dir)
-
-
-class Stopping(StoppingMixin, DetectorTrainer):
-    pass
 
 
 class TestStopped:
@@ -200,6 +196,10 @@ class TestGoesOn:
         del config["augment"]
         torch.save({**state, "format": 1}, path)
         go_on(before_the_end)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestRefused:
