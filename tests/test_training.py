@@ -23,6 +23,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
+from detmix.training.build import open_dataset
 from detmix.training.run_folder import RunFolder
 
 
@@ -151,6 +152,12 @@ def test_mixing_on_the_device_is_that_of_batches(trainer_for):
 
 
 class TestOptions:
+    def test_difficult_objects_are_dropped_in_training_alone(self, shapes_root, tmp_path):
+        config = tiny_config(shapes_root, tmp_path / "run", "data.difficult=drop")
+        reports = [open_dataset(config, train=train).report for train in (True, False)]
+        assert reports[0].num_difficult_dropped > 0 == reports[0].num_difficult
+        assert reports[1].num_difficult > 0 == reports[1].num_difficult_dropped
+
     def test_losses_are_the_configured_ones(self, trainer_for):
         found = []
         for number, option in enumerate(
