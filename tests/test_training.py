@@ -215,6 +215,24 @@ class TestOptions:
         assert conv.is_contiguous(memory_format=torch.channels_last)
 
 
+class Watched(DetectorTrainer):
+    """Notes what the model's randomness starts from in each step."""
+
+    seeds = ()
+
+    def compute_losses(self, batch):
+        self.seeds = (*self.seeds, torch.initial_seed())
+        return super().compute_losses(batch)
+
+
+def test_each_step_draws_anew(trainer_for):
+    runs = [trainer_for(f"seed={seed}", name=f"{seed}", kind=Watched) for seed in (0, 1)]
+    for trainer in runs:
+        trainer.fit()
+    seeds = [seed for trainer in runs for seed in trainer.seeds]
+    assert len(set(seeds)) == len(seeds) >= 12
+
+
 class Overflowing(DetectorTrainer):
     """The gradient of the eighth step is not finite, its loss is."""
 
