@@ -1,8 +1,8 @@
 r"""What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
 
 A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_i` with
-torchvision's own normalizer n, so it is linear in the weights. Its form is chosen so that with all
-weights 1 values and gradients equal torchvision's bit for bit.
+torchvision's own normalizer n, so it is linear in the weights, or with their sum as n. Its form is
+chosen so that with all weights 1 values and gradients equal torchvision's bit for bit.
 
 Targets are checked where they come to the first loss that needs them: boxes and weights in an
 R-CNN's RPN, labels in its RoI heads, all of them in the head of a one-stage detector.
@@ -69,7 +69,7 @@ class LossWeighting:
         if self.normalizer == "samples":
             return loss
         total = weights.sum()
-        # All weights 0: the loss is 0, and 0 / 0 must not make it NaN.
+        # All weights 0, or next to it: the loss is 0, and 0 / 0 must not make it NaN.
         return loss * (weights.numel() / total.clamp_min(torch.finfo(total.dtype).eps))
 
     def divisor(self, num_foreground: Tensor | int, weights: Tensor) -> Tensor | int:

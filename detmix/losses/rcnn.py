@@ -82,7 +82,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the objectness and the box loss, both divided by the number of sampled anchors."""
+        """Return the objectness and the box loss, each over the sampled anchors' normalizer."""
         assert isinstance(labels, _Labels)
         positives, negatives = self.fg_bg_sampler(labels)
         positive = torch.where(torch.cat(positives))[0]
@@ -298,7 +298,7 @@ def check_field(target: dict[str, Tensor], index: int, key: str) -> None:
         raise ValueError(f"target {index} must have {key!r}, as the detector predicts them")
     value, expected = target[key], (len(target["boxes"]), *axes)
     if dtypes and value.dtype not in dtypes:
-        raise TypeError(f"{key!r} of target {index} must be one of {dtypes}, got {value.dtype}")
+        raise TypeError(f"{key!r} of target {index} must be of one of {dtypes}, got {value.dtype}")
     if value.ndim != len(expected) or any(
         isinstance(size, int) and size != found
         for size, found in zip(expected, value.shape, strict=True)

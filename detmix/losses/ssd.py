@@ -71,6 +71,7 @@ class WeightedSSD(SSD):  # type: ignore[misc]
 
 def hard_negatives(losses: Tensor, foreground: Tensor, ratio: float) -> Tensor:
     """Choose ``(B, A)`` negatives of highest loss, ``ratio`` times an image's positives."""
+    # Where there are fewer, positives fill up the number, and count twice: as in torchvision.
     ranked = losses.masked_fill(foreground, -torch.inf)
     order = ranked.sort(1, descending=True)[1]
     rank = order.sort(1)[1]

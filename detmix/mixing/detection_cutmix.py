@@ -220,13 +220,13 @@ def _visible(
 
 
 def _cut_boxes(
-    boxes: Tensor, image: Size, rectangle: Rectangle, inside: bool, size: Size
+    boxes: Tensor, own_size: Size, rectangle: Rectangle, inside: bool, canvas: Size
 ) -> tuple[Tensor, Tensor]:
     """Clip boxes to what is seen of them where that is a rectangle; return their shares too."""
     # What of a box lies beyond its image is not seen to begin with: resizing alone can move an edge
     # there. A box of A may stay there, as it was given, but one of B would lie on A's pixels.
     given = xyxy(boxes)
-    whole = _intersection(given, (0, 0, image[1], image[0]))
+    whole = _intersection(given, (0, 0, own_size[1], own_size[0]))
     covered = _intersection(whole, rectangle)
     area, common = _area(whole), _area(covered)
     # not 1 - common / area, which is off by a rounding where little is left
@@ -235,7 +235,7 @@ def _cut_boxes(
     changed = (seen != (given if inside else whole)).any(1, keepdim=True)
     # Those that did not change are not converted there and back, which would round them.
     back = converted(seen, BoundingBoxFormat.XYXY, box_format(boxes))
-    return wrap_like(torch.where(changed, back, plain(boxes)), boxes, size), share
+    return wrap_like(torch.where(changed, back, plain(boxes)), boxes, canvas), share
 
 
 def _intersection(boxes: Tensor, rectangle: Rectangle) -> Tensor:

@@ -88,7 +88,7 @@ class DetectionMixUp(RatioMixer):
             plain images last; fewer than ``epochs``. Takes effect through `set_epoch`.
 
     Raises:
-        ValueError: For settings out of range.
+        ValueError: For settings out of range; ``fill`` is checked when images are mixed.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class DetectionMixer(nn.Module, abc.ABC):
         Partners are the neighbours on a random circle through the batch: each sample is the
         partner of exactly one other, and never its own. Seeds, one for each sample, can take the
         place of a generator (by default torch's global one). Whether and how a sample is mixed
-        are then a function of its own seed, and partners one of the set of all seeds.
+        are then a function of its own seed; partners depend on the seeds of the whole batch.
         """
         if seeds is None:
             seeds = draw_seeds(batch_size, generator)
@@ -97,9 +97,9 @@ class DetectionMixer(nn.Module, abc.ABC):
     ) -> list[Sample]:
         """Mix the samples of a batch as `make_params` said.
 
-        New samples are returned, all with ``boxes`` and ``box_weights``; the inputs are not
-        changed. ValueError names a sample that breaks the contract, or two that do not match, by
-        their ``numbers`` (0 to B - 1 by default).
+        New targets are returned, all with ``boxes`` and ``box_weights``; the inputs are not
+        changed, and an unmixed image is the input's own. ValueError names a sample that breaks the
+        contract, or two that do not match, by their ``numbers`` (0 to B - 1 by default).
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
@@ -288,7 +288,7 @@ class RandomChoice(DetectionMixer):
         super().__init__()
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
         self.probabilities = _shares(len(mixers), probabilities)
-        self._epoch.value = max(mixer.epoch for mixer in mixers)
+        self.set_epoch(max(mixer.epoch for mixer in mixers))
 
     @property
     def active(self) -> bool:

@@ -13,8 +13,8 @@ def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
 
     Args:
         seed: The run's seed.
-        epoch: The epoch, from 0.
-        index: The sample's index in its data set (or a step, or a rank: whatever is seeded).
+        epoch: The epoch, from 0 (or a process's number).
+        index: The sample's index in its data set (or a step: whatever is seeded).
         stream: A name that keeps apart the uses of one sample's randomness, such as
             ``"augment"`` and ``"mixing"``.
 

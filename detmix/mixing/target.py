@@ -59,7 +59,7 @@ def with_objects(target: Target, device: torch.device | None = None) -> Target:
 
 
 def completed(target: Target, device: torch.device | None = None) -> Target:
-    """Return a copy of ``target`` that has ``boxes``, ``labels`` and ``box_weights``."""
+    """Return a copy that has ``box_weights``, and boxes and labels of none where it lacks both."""
     target = with_objects(target, device)
     return {**target, "box_weights": box_weights(target)}
 

@@ -10,7 +10,7 @@ import abc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -278,7 +278,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self.accelerator.wait_for_everyone()
 
     def _about(self) -> dict[str, Any]:
-        """Return what a checkpoint tells of a run, beside what the training changes."""
+        """Return what a checkpoint tells of a run, beside the state dicts."""
         return {
             "config": self.config.as_dict(),
             "classes": list(self.classes),
@@ -311,7 +311,8 @@ class Trainer(abc.ABC, Generic[Result]):
 
     def _stop_if_told(self, news: StepNews, problem: Exception | None) -> None:
         """Stop after the same step in all processes: at a signal, or before a broken batch."""
-        # The signal first: where a server forks the workers, one to all processes ends these too.
+        # The signal first: where a server forks the workers, one to all processes ends these, too,
+        # and the next batch looks broken.
         self._stop_at(self._guard.signum if self.accelerator.num_processes == 1 else news.signum)
         if not news.is_broken:
             return
@@ -328,7 +329,7 @@ class Trainer(abc.ABC, Generic[Result]):
         self._save_for_all()
         raise Interrupted(signum, self.position)
 
-    def _fail(self, cause: str | None) -> None:
+    def _fail(self, cause: str | None) -> NoReturn:
         """Stop for a loss that is not finite, with the causes of all; None where it is well."""
         causes = gather_causes(cause)
         saved = f"the weights before this step are saved in {self.config.run_dir / LAST}"

@@ -188,7 +188,10 @@ class TestSchedule:
 
     def test_each_mixer_of_a_choice_keeps_its_own(self):
         often, seldom = {"p": 1.0, "epochs": 4, "off_epochs": 1}, {"epochs": 4, "off_epochs": 3}
-        mix = RandomChoice([DetectionMixUp(p=1.0, **seldom), DetectionCutMix(**often)])
+        ahead = DetectionMixUp(p=1.0, **seldom)
+        ahead.set_epoch(3)
+        mix = RandomChoice([ahead, DetectionCutMix(**often)])
+        assert {mixer.epoch for mixer in mix.mixers} == {mix.epoch} == {3}
         for epoch, expected in enumerate([{0, 1}, {1}, {1}, set()]):
             mix.set_epoch(epoch)
             params = mix.make_params(40, seeded(0))
