@@ -151,9 +151,11 @@ def check_index(index: int, size: int) -> int:
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the names of classes, each of which must be there once."""
     names = () if isinstance(classes, str) else tuple(classes)
-    is_named = all(isinstance(name, str) and name for name in names)
-    if not names or not is_named or len(set(names)) < len(names):
-        raise ValueError(f"classes must be a sequence of different names, got {classes!r}")
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"classes is {classes!r}, expected a list of at least one name")
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
     return names
 
 

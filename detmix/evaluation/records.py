@@ -3,7 +3,6 @@
 What comes out of here is trusted. Shape legend: N detections or objects of all images read.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,16 +76,6 @@ class Batch:
         )
 
 
-def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The class names, if they are at least one and all different; else ValueError."""
-    if isinstance(classes, str) or not len(classes) or not all(isinstance(c, str) for c in classes):
-        raise ValueError(f"classes is {classes!r}, expected a list of at least one name")
-    repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
-    if repeated:
-        raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
-    return tuple(classes)
-
-
 def check_choice(name: str, value: str, choices: Any) -> None:
     """Raise ValueError unless the value of the setting ``name`` is one of a Literal's or a list."""
     known = get_args(choices) or choices
@@ -128,7 +117,7 @@ class Records:
     @cached_property
     def counts(self) -> IntArray:
         """How many boxes each record has."""
-        shapes = [as_array(record["boxes"]).shape for record in self.records]
+        shapes = [np.shape(record["boxes"]) for record in self.records]
         return np.array([(*shape, 0)[0] for shape in shapes], dtype=np.int64)
 
     def image_id(self, index: int) -> ImageId:

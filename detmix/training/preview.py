@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -28,16 +28,21 @@ def mixed_batch(
     config: TrainConfig, *, epoch: int = 0, num_images: int = 8
 ) -> tuple[list[Tensor], list[Target]]:
     """Return the first images and targets of an epoch, as a training sees them."""
-    return collate(list(islice(_mixed_samples(config, epoch), num_images)))
+    return collate(list(islice(mixed_samples(config, epoch), num_images)))
 
 
-def sample_box_weights(config: TrainConfig, *, num_images: int = 512, epoch: int = 0) -> Tensor:
+def sample_box_weights(config: TrainConfig, *, num_images: int, epoch: int = 0) -> Tensor:
     """Return the weight of every box in the first images of an epoch, as a training sees them."""
-    samples = islice(_mixed_samples(config, epoch), num_images)
+    return join_weights(islice(mixed_samples(config, epoch), num_images))
+
+
+def join_weights(samples: Iterable[Sample]) -> Tensor:
+    """Return the weight of every box of samples."""
     return torch.cat([torch.zeros(0), *(box_weights(target) for _, target in samples)])
 
 
-def _mixed_samples(config: TrainConfig, epoch: int) -> Iterator[Sample]:
+def mixed_samples(config: TrainConfig, epoch: int = 0) -> Iterator[Sample]:
+    """Yield the samples of an epoch, as a training sees them."""
     if not 0 <= epoch < config.epochs:
         raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
     if config.mixing.place == "device":  # the same, but for images that are uint8 still

@@ -6,6 +6,7 @@ loads nothing.
 
 from base64 import b64encode
 from collections.abc import Sequence
+from itertools import chain, islice
 from mimetypes import guess_type
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +24,12 @@ from detmix.training.build import DetectionData
 from detmix.training.config import TrainConfig
 from detmix.training.full_evaluation import FullEvaluation
 from detmix.training.inference import Prediction
-from detmix.training.preview import mixed_batch, sample_box_weights
+from detmix.training.preview import join_weights, mixed_samples
 from detmix.training.run_folder import versions
 
 _NUM_WORST = 12
 _NUM_MIXED = 8
+_NUM_WEIGHED = 512
 
 
 def write_run_report(
@@ -107,14 +109,15 @@ def _mixing(config: TrainConfig, folder: Path, photos: Path) -> list[Path | str]
     if config.mixing.name == "none":
         return ["nothing is mixed"]
     try:
-        images, targets = mixed_batch(config, num_images=_NUM_MIXED)
-        weights = sample_box_weights(config)
+        samples = islice(mixed_samples(config), _NUM_WEIGHED)
+        shown = list(islice(samples, _NUM_MIXED))
+        weights = join_weights(chain(shown, samples))
     except (OSError, ValueError) as error:  # evaluated elsewhere than trained
         return [f"the training images are not at hand: {error}"]
     alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
     histogram = pictures.plot_box_weights(weights, folder / "box_weights.png", alpha=alpha)
-    paths = [photos / f"mixed_{number}.jpg" for number in range(len(images))]
-    for image, target, path in zip(images, targets, paths, strict=True):
+    paths = [photos / f"mixed_{number}.jpg" for number in range(len(shown))]
+    for (image, target), path in zip(shown, paths, strict=True):
         pictures.plot_batch([image], [target], config.data.class_names, path)
     return [histogram, *paths]
 

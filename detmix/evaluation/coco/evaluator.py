@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from detmix.data.coco.file import paused_collection
+from detmix.data.detection import check_classes
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.records import CocoImage, CocoReader
-from detmix.evaluation.records import Record, check_choice, checked_classes
+from detmix.evaluation.records import Record, check_choice
 from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
 
@@ -55,7 +56,7 @@ class COCOEvaluator:
         keypoint_sigmas: Sequence[float] | None = None,
         prediction_labels: PredictionLabels = "contiguous",
     ) -> None:
-        self.classes = checked_classes(classes)
+        self.classes = check_classes(classes)
         self.category_ids = _checked_category_ids(category_ids, len(self.classes))
         self.iou_types = _checked_iou_types(iou_types)
         check_backend(backend)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import IntArray, Record, Records, checked_classes
+from detmix.data.detection import check_classes
+from detmix.evaluation.records import IntArray, Record, Records
 from detmix.files import write_text
 
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
@@ -49,7 +50,7 @@ def write_voc_results(
     Returns:
         The files in the order of the classes.
     """
-    files = [file_name("comp4", image_set, name) for name in checked_classes(classes)]
+    files = [file_name("comp4", image_set, name) for name in check_classes(classes)]
     paths = [Path(folder) / file for file in files]
     image_index = _index(names)
     if len(predictions) != len(names):
@@ -95,7 +96,7 @@ def read_voc_results(
         ValueError: Results of several competitions or image sets to choose from; a line that is no
             result, named with its file.
     """
-    paths = _find(Path(folder), checked_classes(classes), image_set)
+    paths = _find(Path(folder), check_classes(classes), image_set)
     image_index = _index(names)
     images, numbers = zip(*(_read(path, image_index) for path in paths), strict=True)
     labels = np.repeat(np.arange(1, len(classes) + 1), [len(rows) for rows in images])

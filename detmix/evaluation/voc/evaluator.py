@@ -5,12 +5,12 @@ Shape legend: D detections and G ground-truth objects of one image, C classes wi
 
 from collections.abc import Sequence
 
+from detmix.data.detection import check_classes
 from detmix.evaluation.records import (
     Batch,
     ImageId,
     Record,
     check_choice,
-    checked_classes,
     read_batch,
 )
 from detmix.evaluation.results import VOCResult
@@ -50,7 +50,7 @@ class VOCEvaluator:
         iou_threshold: float = 0.5,
         interpolation: Interpolation = "all-point",
     ) -> None:
-        self.classes = checked_classes(classes)
+        self.classes = check_classes(classes)
         if not 0 < iou_threshold < 1:
             raise ValueError(f"iou_threshold is {iou_threshold}, expected a number in (0, 1)")
         check_choice("interpolation", interpolation, Interpolation)
