@@ -155,7 +155,9 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"classes is {classes!r}, expected a list of at least one name")
     repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
-        raise ValueError(f"classes names {', '.join(repeated)} more than once, expected once each")
+        raise ValueError(
+            f"classes names {', '.join(repeated)} more than once, expected once: got {classes!r}"
+        )
     return names
 
 
