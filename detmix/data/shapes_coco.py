@@ -36,9 +36,9 @@ def write_shapes_coco(
     """Write the data set: ``root/train2017``, ``root/val2017`` and ``root/annotations``.
 
     The annotations are ``instances_train2017.json`` and ``instances_val2017.json``. Every object
-    has its box, its mask as a compressed RLE, the mask's pixels as ``area``, and as keypoints the
-    outermost pixels of its mask (by their indices from 0, as COCO has it). Image and annotation
-    ids run from 1 through both files.
+    has its box, its mask as a polygon along the edges of pixels, which rasterizes to exactly the
+    mask, the mask's pixels as ``area``, and as keypoints the outermost pixels of its mask (by their
+    indices from 0, as COCO has it). Image and annotation ids run from 1 through both files.
 
     Arguments, errors and images are those of `write_shapes`. COCO has no ``difficult``: nearly
     transparent objects are objects like all others.
@@ -74,21 +74,35 @@ def _write_splits(root: Path, description: dict[str, Any]) -> None:
 
 
 def _describe_object(scene: Scene, number: int) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
     mask = scene.owners == number
     item = scene.objects[number]
     x1, y1, x2, y2 = item.box
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
         "category_id": SHAPE_CATEGORY_IDS[SHAPE_CLASSES.index(item.name)],
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(mask.sum()),
         "iscrowd": 0,
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "segmentation": [_outline(mask)],
         "keypoints": [v for x, y in _outermost(mask) for v in (x, y, _VISIBLE)],
         "num_keypoints": len(_KEYPOINTS),
     }
+
+
+def _outline(mask: npt.NDArray[np.bool_]) -> list[float]:
+    """Return x1, y1, x2, y2, ... of one polygon along the edges of a mask's pixels."""
+    import cv2
+
+    # OpenCV goes from the centre of one pixel to the next. Of pixels of 3 x 3 those centres are a
+    # third off their edges and are rounded to them.
+    fine = np.kron(mask, np.ones((3, 3))).astype(np.uint8)
+    contours, _ = cv2.findContours(fine, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    # Each part or hole begins and ends at one point: the ways there are gone twice, and enclose
+    # nothing.
+    start = contours[0][:1]
+    points = np.concatenate([[*contour, contour[0], *start] for contour in contours])
+    corners = (points[:, 0] + 1) // 3
+    is_new = np.any(corners != np.roll(corners, 1, axis=0), axis=1)
+    return [float(value) for value in corners[is_new].ravel()]
 
 
 def _outermost(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ Legend: I images and M objects of the file, N chosen objects, or those of one im
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detmix.data.coco.file import CocoCategory, CocoFile, read_coco, read_keypoints
+from detmix.data.coco.categories import (
+    CocoCategory,
+    choose_categories,
+    common_keypoints,
+    mirrored_order,
+)
+from detmix.data.coco.file import CocoFile, Id, id_order, read_coco, read_keypoints
 from detmix.data.coco.masks import SegmentationBlock, read_segmentation
 from detmix.data.detection import (
     Array,
@@ -23,7 +28,6 @@ from detmix.data.detection import (
     StoredDetection,
     Transforms,
     attempt,
-    check_classes,
     check_files,
     clean_boxes,
     keep_boxes,
@@ -33,10 +37,6 @@ from detmix.data.detection import (
 from detmix.data.images import read_image_size, read_sized_image
 
 Columns = dict[str, Array]  # of objects, by their names
-
-_SIDE = re.compile("left|right", re.IGNORECASE)
-_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
-_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,21 @@ class CocoDetection(StoredDetection):
     ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
     Images are sorted by their ids, the objects of one stand as in the file.
 
+    Ids may be written as floats (``1.0``), those of images also be strings: where any is,
+    ``image_id`` is the image's place in the order of the ids, from 0, and ``file_ids`` has the
+    file's, for what is written.
+
     Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
     Of several categories of one name, as exports with a super-category have them, the one with
-    annotations is in the data set; where none has any, the one with the highest id.
+    annotations is in the data set; where none has any, the one with the highest id. Where several
+    have, each is a class of its own, with its id in its name, ``"dog (18)"``, as in
+    `score_predictions`, and one warning tells so.
 
     Args:
-        images: The folder that ``file_name`` is relative to.
+        images: The folder that ``file_name`` is relative to. Backslashes in it separate folders
+            where there is no such file. Without it, as in LVIS v1, the last two parts of
+            ``coco_url`` are taken, ``train2017/000000000009.jpg``.
         annotations: The JSON file: instances or person_keypoints.
         transforms: Called as ``transforms(image, target)``; returns the new pair.
         crowd: ``"drop"`` leaves crowds out, for training; the evaluation needs them.
@@ -91,13 +99,15 @@ class CocoDetection(StoredDetection):
         masks: Whether targets have masks.
         keypoints: Whether targets have keypoints; zeros where an object has none.
         classes: Read only objects of these categories; label ``k`` is ``classes[k - 1]``. By
-            default all names of the file, sorted by their categories' ids.
+            default all names of the file, sorted by their categories' ids. ``"dog (18)"`` chooses
+            among those of one name.
         on_error: As `VOCDetection` has it.
 
     Attributes:
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
         names: The images' ``file_name`` by index.
-        image_ids: The images' ids by index, ascending.
+        image_ids: The images' ``image_id`` by index, ascending.
+        file_ids: The images' ids in the file by index; `COCOEvaluator` takes them as ``image_ids``.
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
         keypoint_flip: For each keypoint the index of the one in its place in an image mirrored
             left to right: ``left_*`` and ``right_*`` change places.
@@ -106,8 +116,7 @@ class CocoDetection(StoredDetection):
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image file is missing.
-        ValueError: An argument, the annotation file or, on access, an image cannot be used, as
-            where two categories of one name both have annotations.
+        ValueError: An argument, the annotation file or, on access, an image cannot be used.
     """
 
     def __init__(
@@ -132,11 +141,12 @@ class CocoDetection(StoredDetection):
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
         file = read_coco(self._path, masks=masks)
-        categories = _choose_categories(file, classes)
-        self.classes = tuple(category.name for category in categories)
+        by_class = choose_categories(file.categories, file.annotated(), classes, self._path)
+        self.classes, categories = tuple(by_class), tuple(by_class.values())
         self.category_ids = tuple(category.id for category in categories)
-        self.keypoint_names = _common_keypoints(categories, self._path) if keypoints else ()
-        self.keypoint_flip = _mirrored_order(self.keypoint_names)
+        self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
+        self.keypoint_flip = mirrored_order(self.keypoint_names)
+        _find_files(file, self._folder)
         _fill_sizes(file, self._folder)
         columns = _choose_objects(file, categories, clip=clip, drop_crowd=crowd == "drop")
         _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
@@ -162,7 +172,9 @@ class CocoDetection(StoredDetection):
             columns["is_clipped"],
             lambda index: file.describe_box(columns["rows"][index]),
         )
-        self.image_ids = [file.image_ids[index] for index in chosen]
+        self.file_ids = [file.image_ids[index] for index in chosen]
+        numbers = file.image_numbers()
+        self.image_ids = [numbers[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
         dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
         dtypes |= {"keypoints": "f4"} if keypoints else {}
@@ -193,11 +205,17 @@ class CocoDetection(StoredDetection):
         """Return the path of one image's file."""
         return self._folder / self.names[index]
 
-    def index_of(self, image_id: int) -> int:
-        """Return the index of the image with this id; ValueError if none has it."""
-        index = bisect_left(self.image_ids, image_id)
-        if index == len(self) or self.image_ids[index] != image_id:
-            raise ValueError(f"no image of {self._path} has the id {image_id}, or it was left out")
+    def index_of(self, image_id: Id) -> int:
+        """Return the index of the image with this ``image_id``, or with this string in the file.
+
+        ValueError if none has it.
+        """
+        ids: Sequence[Id] = self.file_ids if isinstance(image_id, str) else self.image_ids
+        index = bisect_left(ids, id_order(image_id), key=id_order)
+        if index == len(self) or ids[index] != image_id:
+            raise ValueError(
+                f"no image of {self._path} has the id {image_id!r}, or it was left out"
+            )
         return index
 
     def _annotation_path(self, index: int) -> Path:
@@ -208,48 +226,11 @@ def _take(columns: Columns, keep: Array) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
 
 
-def _choose_categories(file: CocoFile, classes: Sequence[str] | None) -> list[CocoCategory]:
-    """Return the category of each class, for each name one."""
-    by_name: dict[str, list[CocoCategory]] = {}
-    for category in sorted(file.categories, key=lambda category: category.id):
-        by_name.setdefault(category.name, []).append(category)
-    names = tuple(by_name) if classes is None else check_classes(classes)
-    used = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
-    chosen = []
-    for name in names:
-        if name not in by_name:
-            known = ", ".join(by_name)
-            raise ValueError(f"{file.path}: there is no category {name!r}; known are {known}")
-        annotated = [category for category in by_name[name] if category.id in used]
-        if len(annotated) > 1:
-            ids = " and ".join(str(category.id) for category in annotated)
-            raise ValueError(
-                f"{file.path}: the categories {ids} are all named {name!r} and have annotations; "
-                "expected one, or classes without this name"
-            )
-        # Super-categories come first: with none annotated, as in a small split, the last is it.
-        chosen.append((annotated or by_name[name])[-1])
-    return chosen if classes is not None else sorted(chosen, key=lambda category: category.id)
-
-
-def _common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
-    """Return the keypoints' names that all categories share; one without any does not count."""
-    found = {category.keypoints: category.name for category in categories if category.keypoints}
-    if len(found) != 1:
-        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
-        raise ValueError(
-            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
-            f"any, got {'; '.join(got) or 'none'}"
-        )
-    (names,) = found
-    return names
-
-
-def _mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
-    """Return which keypoint takes each one's place when the image is mirrored left to right."""
-    partners = [_SIDE.sub(lambda side: _OTHER_SIDE.get(side[0], side[0]), name) for name in names]
-    indices = {name: index for index, name in enumerate(names)}
-    return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
+def _find_files(file: CocoFile, folder: Path) -> None:
+    """Take backslashes, as Windows writes them, for slashes where a file has none in its name."""
+    for index, name in enumerate(file.names):
+        if "\\" in name and not (folder / name).is_file():
+            file.names[index] = name.replace("\\", "/")
 
 
 def _fill_sizes(file: CocoFile, folder: Path) -> None:

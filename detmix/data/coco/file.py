@@ -1,7 +1,8 @@
 """Read a file in the COCO format (https://cocodataset.org/#format-data) into checked columns.
 
-Data sets and scoring read by it, so that what trains can be scored. Legend: I images, M objects of
-the whole file, K keypoints.
+Data sets and scoring read by it, so that what trains can be scored. Ids are integers, also where
+they are written as 1.0; images and objects may have names in their place. Legend: I images, M
+objects of the whole file, K keypoints.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import gc
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from detmix.data.coco.categories import CocoCategory, read_categories
 from detmix.data.coco.masks import pack_item, shorten, strip_item
 from detmix.data.detection import Problem
 from detmix.files import read_file
@@ -28,14 +30,7 @@ _PARTS = ("images", "annotations", "categories")
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_PIXELS = 2**31  # of a side
 
-
-@dataclass(frozen=True)
-class CocoCategory:
-    """One category: its number in the file, its name and the names of its keypoints."""
-
-    id: int
-    name: str
-    keypoints: tuple[str, ...] = ()
+Id = int | str
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class CocoFile:
 
     path: Path
     categories: tuple[CocoCategory, ...]
-    image_ids: list[int]
+    image_ids: list[Id]
     names: list[str]
     sizes: npt.NDArray[np.int64]  # (I, 2) height, width; 0 where the file gives none
     items: list[dict[str, Any]]
@@ -70,6 +65,15 @@ class CocoFile:
             f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
         )
 
+    def image_numbers(self) -> list[int]:
+        """Return the ids of the images, or where any is a string their places from 0."""
+        numbers = [image_id for image_id in self.image_ids if isinstance(image_id, int)]
+        return numbers if len(numbers) == len(self.names) else list(range(len(self.names)))
+
+    def annotated(self) -> set[int]:
+        """Return the ids of the categories that have objects."""
+        return {self.categories[index].id for index in np.unique(self.category_index).tolist()}
+
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width."""
         height, width = self.sizes[index].tolist()
@@ -90,23 +94,37 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
         content = load_json(path, "annotations", masks=masks)
         for part in _PARTS:
             _check_part(content, part, path, may_be_empty=not named or part == "annotations")
-        categories = _read_categories(content["categories"], f"{path}, category")
-        images = sorted(_by_id(content["images"], f"{path}, image"), key=itemgetter(0))
+        where = f"{path}, category"
+        categories = read_categories(_by_id(content["categories"], where), where)
+        images = sorted(
+            _by_id(content["images"], f"{path}, image"), key=lambda image: id_order(image[0])
+        )
         image_ids = [image_id for image_id, _ in images]
         problems: dict[int, Problem] = {}
         names, sizes = [], []
         for index, (image_id, item) in enumerate(images):
             where = f"{path}, image {image_id}"
-            names.append(_read_name(item.get("file_name"), where))
+            names.append(_read_name(item))
+            if named:
+                _check_inside(names[-1], where)
             try:
-                if named and not names[-1]:
-                    raise ValueError(f"expected a file_name, got {item.get('file_name')!r}")
+                if named and (not names[-1] or "://" in names[-1]):
+                    got = item.get("file_name")
+                    expected = "expected a file_name, a path within the images' folder"
+                    raise ValueError(f"{expected}, got {got!r}")
                 sizes.append((_read_side(item, "height"), _read_side(item, "width")))
             except ValueError as error:
                 problems[index] = Problem("unusable annotation", ValueError(f"{where}: {error}"))
                 sizes.append((0, 0))
         if named:
             _by_id(content["annotations"], f"{path}, annotation")
+        if any("neg_category_ids" in item for _, item in images):
+            warnings.warn(
+                f"{path}: not every category is annotated in every image (neg_category_ids, as in "
+                "LVIS): COCO's AP takes what is found of the others for false, LVIS's does not",
+                UserWarning,
+                stacklevel=3,
+            )
         columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
         return CocoFile(
             path=path,
@@ -145,12 +163,24 @@ def load_json(path: Path, what: str, *, masks: bool) -> Any:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
 
 
-def look_up(item: Mapping[str, Any], key: str, known: Mapping[int, int]) -> int:
+def read_id(value: Any) -> Id | None:
+    """Return an id; None for what is none. A string is no number, whatever it says."""
+    if type(value) is float and value.is_integer():  # pandas makes floats of a column with gaps
+        value = int(value)
+    is_number = type(value) is int and -(2**63) <= value < 2**63
+    return value if is_number or (isinstance(value, str) and value) else None
+
+
+def id_order(value: Id) -> tuple[bool, Id]:
+    """Return what ids are sorted by: strings come last."""
+    return isinstance(value, str), value
+
+
+def look_up(item: Mapping[str, Any], key: str, known: Mapping[Any, int]) -> int:
     """Return the index of the image or category that an entry names."""
-    value = item.get(key)
-    index = known.get(value) if type(value) is int else None
+    index = known.get(read_id(item.get(key)))
     if index is None:
-        raise ValueError(f"{key} must be one of the annotation file's, got {value!r}")
+        raise ValueError(f"{key} must be one of the annotation file's, got {item.get(key)!r}")
     return index
 
 
@@ -209,28 +239,21 @@ def _check_part(content: Any, part: str, path: Path, may_be_empty: bool) -> None
             raise ValueError(f"{path}, {part}[{number}]: must be an object, got {shorten(item)}")
 
 
-def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[CocoCategory, ...]:
-    categories = []
-    for category_id, item in _by_id(items, where):
-        name, keypoints = item.get("name"), item.get("keypoints") or []
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
-        if not isinstance(keypoints, list) or not all(isinstance(n, str) for n in keypoints):
-            raise ValueError(
-                f"{where} {category_id}: keypoints must be a list of names, got {keypoints!r}"
-            )
-        categories.append(CocoCategory(category_id, name, tuple(keypoints)))
-    return tuple(categories)
+def _read_name(item: Mapping[str, Any]) -> str:
+    """Return an image's ``file_name``, or as of LVIS the end of its URL; "" where it has none."""
+    name = item.get("file_name")
+    if name is None and isinstance(url := item.get("coco_url"), str):
+        name = "/".join(url.split("/")[-2:])
+    return name if isinstance(name, str) else ""
 
 
-def _read_name(value: Any, where: str) -> str:
-    """Return a ``file_name``, "" where there is none."""
-    name = value if isinstance(value, str) else ""
-    if PurePath(name).anchor or ".." in PurePath(name).parts or "\0" in name:
+def _check_inside(name: str, where: str) -> None:
+    path = PureWindowsPath(name)  # knows both kinds of slashes
+    if path.root or PurePath(name).anchor or ".." in path.parts or "\0" in name:
         raise ValueError(
-            f"{where}: refused: file_name leads out of the images' folder, got {name!r}"
+            f"{where}: refused: file_name leads out of the images' folder, got {name!r}; expected "
+            "a path within it: cut off what stands before"
         )
-    return name
 
 
 def _read_side(item: Mapping[str, Any], key: str) -> int:
@@ -242,13 +265,13 @@ def _read_side(item: Mapping[str, Any], key: str) -> int:
 
 def _read_objects(
     items: list[dict[str, Any]],
-    image_ids: list[int],
+    image_ids: list[Id],
     categories: tuple[CocoCategory, ...],
     path: Path,
     problems: dict[int, Problem],
 ) -> dict[str, Any]:
     """Return the columns of the objects."""
-    images = {image_id: index for index, image_id in enumerate(image_ids)}
+    images: dict[Any, int] = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
     numbers, rows, boxes = [], [], []
     for number, item in enumerate(items):
@@ -264,10 +287,10 @@ def _read_objects(
             hint = " (is this a captions file?)" if "caption" in item else ""
             where = f"{path}, annotation {item.get('id')}, annotations[{number}]"
             told = ValueError(f"{where}: {error}{hint}")
-            image = item.get("image_id")
-            if type(image) is not int or image not in images:
+            image = images.get(read_id(item.get("image_id")))
+            if image is None:
                 raise told from None
-            problems.setdefault(images[image], Problem("unusable annotation", told))
+            problems.setdefault(image, Problem("unusable annotation", told))
             continue
         rows.append(row)
         numbers.append(number)
@@ -283,14 +306,15 @@ def _read_objects(
     }
 
 
-def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[int, dict[str, Any]]]:
+def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[Id, dict[str, Any]]]:
     """Return ids and items; each id must be there once."""
     ids = []
     for number, item in enumerate(items):
-        value = item.get("id")
-        if type(value) is not int or not -(2**63) <= value < 2**63:
+        value = read_id(item.get("id"))
+        if value is None:
             raise ValueError(
-                f"{where} number {number} (from 0): id must be an integer, got {value!r}"
+                f"{where} number {number} (from 0): id must be an integer or a string, got "
+                f"{shorten(item.get('id'))}"
             )
         ids.append(value)
     if len(set(ids)) < len(ids):

@@ -134,12 +134,14 @@ def _set_sigmas(
         raise ValueError(f"{len(sigmas)} keypoint_sigmas for {num} keypoints, expected one each")
     if sigmas is not None:
         params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
+        if not all(math.isfinite(sigma) and sigma > 0 for sigma in sigmas):
+            raise ValueError(f"keypoint_sigmas is {list(sigmas)}, expected finite numbers over 0")
     elif num != len(params.kpt_oks_sigmas):
         params.kpt_oks_sigmas = np.full(num, params.kpt_oks_sigmas.mean())
 
 
 def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: IouType) -> COCOResult:
-    names = _category_names(truth.dataset["categories"])
+    names = {entry["id"]: entry["name"] for entry in truth.dataset["categories"]}
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, A, M)
     at_50 = evaluation.params.iouThrs == 0.5
     counted = Counter(
@@ -160,12 +162,6 @@ def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: Iou
         num_detections={name: found[number] for number, name in names.items()},
         num_images=len(truth.imgs),
     )
-
-
-def _category_names(categories: Sequence[Entry]) -> dict[int, str]:
-    """The names by id, with the id behind those that several categories share."""
-    times = Counter(category["name"] for category in categories)
-    return {c["id"]: c["name"] + f" ({c['id']})" * (times[c["name"]] > 1) for c in categories}
 
 
 def _counts(annotation: Entry) -> bool:

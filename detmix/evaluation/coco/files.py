@@ -44,13 +44,15 @@ def score_predictions(
             or ``"keypoints"``, as ``iou_type`` needs them.
         annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
             names, and objects no ids. Objects without keypoints are as those without a labelled
-            one.
+            one. Ids of images, numbers or strings, are the same in both files: ``"1"`` is not
+            ``1``. Of LVIS's files a warning tells that COCO's rule is not theirs.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         backend: this and ``keypoint_sigmas`` are as `COCOEvaluator` has them.
         keypoint_sigmas: K numbers.
 
     Returns:
-        The numbers; classes in the order of the file's categories.
+        The numbers; classes in the order of the file's categories, with their ids behind names
+        that several share.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,15 +91,17 @@ def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
 
 
 def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
-    """What a file says, as entries with all that the backends need."""
+    """What a file says, as entries with all that the backends need; images go by their places."""
     sides = np.maximum(file.boxes[:, 2:], 0)
     areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
     annotations = []
     for row, item in enumerate(file.items):
-        entry = {key: item[key] for key in ("image_id", "category_id", "bbox")}
-        entry |= {"id": row + 1, "area": areas[row], "iscrowd": int(file.iscrowd[row])}
         index = int(file.image_index[row])
+        entry = {"id": row + 1, "image_id": index, "bbox": item["bbox"], "area": areas[row]}
+        entry["category_id"] = file.categories[file.category_index[row]].id
+        entry["iscrowd"] = int(file.iscrowd[row])
         try:
+            _check_size(item["bbox"])
             entry["difficult"] = read_flag(item, "difficult")
             if iou_type == "segm":
                 size = file.size(index)
@@ -108,14 +112,16 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
                 keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
                 visible = item.get("num_keypoints")
                 visible = int((keypoints[:, 2] > 0).sum()) if visible is None else visible
+                if not is_finite(visible) or visible < 0 or visible % 1:
+                    raise ValueError(f"num_keypoints must be a number of points, got {visible!r}")
                 entry |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": visible}
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
         annotations.append(entry)
-    images = zip(file.image_ids, file.sizes.tolist(), strict=True)
+    sizes = enumerate(file.sizes.tolist())
     return {
-        "images": [{"id": number, "height": h, "width": w} for number, (h, w) in images],
-        "categories": [{"id": c.id, "name": c.name} for c in file.categories],
+        "images": [{"id": index, "height": h, "width": w} for index, (h, w) in sizes],
+        "categories": [{"id": c.id, "name": c.unique_name} for c in file.categories],
         "annotations": annotations,
     }
 
@@ -132,10 +138,10 @@ def _results(
             if not isinstance(item, dict):
                 raise ValueError(f"must be an object, got {shorten(item)}")
             index = look_up(item, "image_id", images)
-            look_up(item, "category_id", categories)
+            category = file.categories[look_up(item, "category_id", categories)].id
             if not is_finite(item.get("score")):
                 raise ValueError(f"score must be a finite number, got {item.get('score')!r}")
-            entry = {key: item[key] for key in ("image_id", "category_id", "score")}
+            entry = {"image_id": index, "category_id": category, "score": item["score"]}
             results.append(entry | _shape(item, index, file, iou_type, num_keypoints))
         except ValueError as error:
             raise ValueError(f"{path}, predictions[{number}]: {error}") from None
@@ -149,6 +155,7 @@ def _shape(
     if iou_type == "bbox":
         if min(read_box(item.get("bbox"))[2:]) < 0:
             raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
+        _check_size(item["bbox"])
         return {"bbox": item["bbox"]}
     if iou_type == "segm":
         packed = read_segmentation(item, file.size(index))
@@ -159,3 +166,10 @@ def _shape(
         raise ValueError("has no 'keypoints'")
     read_keypoints(item["keypoints"], num_keypoints)
     return {"keypoints": item["keypoints"]}
+
+
+def _check_size(bbox: list[float]) -> None:
+    """Raise for a box beyond what its overlap can be computed of: that would be NaN."""
+    x, y, width, height = (abs(float(value)) for value in bbox)
+    if not is_finite(2 * (x + width) * (y + height)):
+        raise ValueError(f"bbox {bbox} is too large")

@@ -1,0 +1,111 @@
+"""Categories of a file in the COCO format, and the classes of a data set that they become.
+
+Names of keypoints stand with them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detmix.data.detection import check_classes
+
+_SIDE = re.compile("left|right", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+_OTHER_SIDE |= {right: left for left, right in _OTHER_SIDE.items()}
+
+
+@dataclass(frozen=True)
+class CocoCategory:
+    """One category: its number in the file, its name and the names of its keypoints."""
+
+    id: int
+    name: str
+    unique_name: str  # with the id behind it where several categories share the name
+    keypoints: tuple[str, ...] = ()
+
+
+def read_categories(
+    items: Iterable[tuple[int | str, dict[str, Any]]], where: str
+) -> tuple[CocoCategory, ...]:
+    """Read the file's list of categories."""
+    read: list[tuple[int, str, tuple[str, ...]]] = []
+    for category_id, item in items:
+        name, keypoints = item.get("name"), item.get("keypoints") or []
+        if isinstance(category_id, str):
+            raise ValueError(f"{where} {category_id!r}: id must be an integer")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where} {category_id}: expected a name, got {name!r}")
+        if not isinstance(keypoints, list) or not all(isinstance(n, str) for n in keypoints):
+            raise ValueError(
+                f"{where} {category_id}: keypoints must be a list of names, got {keypoints!r}"
+            )
+        read.append((category_id, name, tuple(keypoints)))
+    times = Counter(name for _, name, _ in read)
+    return tuple(
+        CocoCategory(number, name, f"{name} ({number})" if times[name] > 1 else name, keypoints)
+        for number, name, keypoints in read
+    )
+
+
+def choose_categories(
+    categories: Iterable[CocoCategory],
+    used: Collection[int],
+    classes: Sequence[str] | None,
+    path: Path,
+) -> dict[str, CocoCategory]:
+    """Return the category of each class by the class's name, in the order of the labels."""
+    by_name: dict[str, list[CocoCategory]] = {}
+    for category in sorted(categories, key=lambda category: category.id):
+        by_name.setdefault(category.name, []).append(category)
+    known: dict[str, CocoCategory] = {}
+    for name, alike in by_name.items():
+        annotated = [category for category in alike if category.id in used]
+        if len(annotated) > 1:
+            known |= {category.unique_name: category for category in annotated}
+        else:
+            # Super-categories come first: with none annotated, as in a small split, the last is it.
+            known[name] = (annotated or alike)[-1]
+    if classes is None:
+        shared = [name for name, category in known.items() if name != category.name]
+        if shared:
+            warnings.warn(
+                f"{path}: categories of one name that have annotations are classes of their own: "
+                f"{', '.join(shared)}; give their objects one category_id where they are the same",
+                UserWarning,
+                stacklevel=3,
+            )
+        return dict(sorted(known.items(), key=lambda item: item[1].id))
+    every = {category.unique_name: category for category in categories} | known
+    for name in check_classes(classes):
+        if name not in every:
+            raise ValueError(f"{path}: there is no category {name!r}; known are {', '.join(known)}")
+    chosen = {name: every[name] for name in classes}
+    if len({category.id for category in chosen.values()}) < len(chosen):
+        raise ValueError(f"{path}: classes names a category twice, got {list(classes)!r}")
+    return chosen
+
+
+def common_keypoints(categories: Sequence[CocoCategory], path: Path) -> tuple[str, ...]:
+    """Return the keypoints' names that all categories share; one without any does not count."""
+    found = {category.keypoints: category.name for category in categories if category.keypoints}
+    if len(found) != 1:
+        got = [f"{name!r} has {len(names)} ({', '.join(names)})" for names, name in found.items()]
+        raise ValueError(
+            f"{path}: keypoints=True, expected the same keypoints for all categories that name "
+            f"any, got {'; '.join(got) or 'none'}"
+        )
+    (names,) = found
+    return names
+
+
+def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Return which keypoint takes each one's place when the image is mirrored left to right."""
+    partners = [_SIDE.sub(lambda side: _OTHER_SIDE.get(side[0], side[0]), name) for name in names]
+    indices = {name: index for index, name in enumerate(names)}
+    return tuple(indices.get(partner, index) for index, partner in enumerate(partners))
