@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import warnings
@@ -162,11 +163,100 @@ def test_of_categories_of_one_name_the_one_with_objects_counts(tmp_path):
         assert dataset.classes == ("person", "dog", "toothbrush", "car")
         assert dataset.category_ids == (1, 18, 90, 91)
         assert dataset.target(0)["labels"].tolist() == labels
-    both = [*annotations, box_object(9, category_id=0)]
-    arguments = write_coco(tmp_path, both, categories=categories)
-    with pytest.raises(ValueError, match=r"s\.json: .* 0 and 18 .*'dog'"):
-        CocoDetection(*arguments)
-    assert CocoDetection(*arguments, classes=["car"]).target(0)["labels"].tolist() == [1]
+
+
+def test_categories_of_one_name_that_both_have_objects_are_two_classes(tmp_path):
+    """As pycocotools scores them, under the names that `score_predictions` gives them."""
+    categories = [{"id": 0, "name": "dog"}, *CATEGORIES, {"id": 91, "name": "car"}]
+    annotations = [box_object(k, category_id=c) for k, c in enumerate((18, 91, 0), 1)]
+    arguments = write_coco(tmp_path, annotations, categories=categories)
+    with pytest.warns(UserWarning, match=r"s\.json.*dog \(0\), dog \(18\)") as caught:
+        dataset = CocoDetection(*arguments)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert dataset.classes == ("dog (0)", "person", "dog (18)", "toothbrush", "car")
+    assert dataset.category_ids == (0, 1, 18, 90, 91)
+    assert dataset.target(0)["labels"].tolist() == [3, 5, 1]
+    # The same classes of another split, in which one of the two has no object.
+    split = write_coco(tmp_path / "val", annotations[:1], categories=categories)
+    for files, labels in ((arguments, [3, 5, 1]), (split, [3])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            chosen = CocoDetection(*files, classes=dataset.classes)
+        assert chosen.target(0)["labels"].tolist() == labels
+        assert CocoDetection(*files, classes=["car"]).category_ids == (91,)
+    for classes, named in (
+        (["dog"], r"'dog'; known are .*dog \(18\)"),
+        (["car", "car (91)"], r"twice.*'car', 'car \(91\)'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            CocoDetection(*arguments, classes=classes)
+
+
+# Ids of images in the file, the integers of the targets in the order of these ids, and what finds
+# the first: as files are written by pandas, by exports that take names for ids, by both.
+IDS = {
+    "floats": ([20.0, 7.0, 9], [7, 9, 20], [7, 9, 20]),
+    "digits": (["000042", "7", "000005"], ["000005", "000042", "7"], [0, 1, 2]),
+    "names": (["img_2", "img_10", "ä"], ["img_10", "img_2", "ä"], [0, 1, 2]),
+    "both": (["1", 1, -5.0], [-5, 1, "1"], [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_images(tmp_path, name):
+    ids, file_ids, image_ids = IDS[name]
+    images = [image_entry(image_id, f"{k}.jpg") for k, image_id in enumerate(ids)]
+    annotations = [box_object(f"#{k}", image_id, 3.0) for k, image_id in enumerate(ids)]
+    annotations += [box_object(77.0, ids[1], 18)]
+    categories = [entry | {"id": float(entry["id"])} for entry in CATEGORIES]
+    arguments = write_coco(tmp_path, annotations, images, categories)
+    dataset = CocoDetection(*arguments)
+    assert dataset.file_ids == file_ids
+    assert [type(value) for value in dataset.file_ids] == [type(value) for value in file_ids]
+    assert dataset.image_ids == image_ids
+    assert dataset.category_ids == (1, 3, 18, 90)
+    for index, (image_id, file_id) in enumerate(zip(image_ids, file_ids, strict=True)):
+        target = dataset.target(index)
+        assert type(target["image_id"]) is int
+        assert target["image_id"] == image_id
+        assert dataset.names[index] == f"{ids.index(file_id)}.jpg"
+        assert target["labels"].tolist() == [2, 3][: 1 + (file_id == ids[1])]
+        assert dataset.index_of(image_id) == index
+        if isinstance(file_id, str):
+            assert dataset.index_of(file_id) == index
+    with pytest.raises(ValueError, match=r"has the id '42'"):
+        dataset.index_of("42")
+    (tmp_path / "images" / dataset.names[0]).unlink()
+    with pytest.warns(UserWarning, match="1 of 3 images left out"):
+        dataset = CocoDetection(*arguments, on_error="skip")
+    assert (dataset.image_ids, dataset.file_ids) == (image_ids[1:], file_ids[1:])
+
+
+@pytest.mark.filterwarnings("ignore:.*LVIS")
+def test_names_as_windows_and_lvis_write_them(tmp_path):
+    """A file whose very name has a backslash, as some programs unpack archives, is read too."""
+    url = "http://images.cocodataset.org/train2017/b.png"
+    entries = [
+        image_entry(1, "images\\sub\\a.png"),
+        image_entry(2, "images\\b.png"),
+        {"id": 3, "coco_url": url, "neg_category_ids": [1], "not_exhaustive_category_ids": []},
+        image_entry(4, "c.png", coco_url=url),
+    ]
+    folder, path = write_coco(tmp_path, [])
+    content = {"images": entries, "annotations": [], "categories": CATEGORIES}
+    path.write_text(json.dumps(content))
+    there = ["images/sub/a.png", "images\\b.png", "train2017/b.png", "c.png"]
+    for number, name in enumerate(there):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40), (number, 0, 0)).save(folder / name)
+    with pytest.warns(UserWarning, match=r"s\.json.*LVIS") as caught:
+        dataset = CocoDetection(folder, path)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert dataset.names == there
+    assert [int(image[0].max()) for image, _ in dataset] == [0, 1, 2, 3]
+    (folder / there[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"sub/a\.png"):
+        CocoDetection(folder, path)
 
 
 def test_boxes_are_clipped_and_those_without_area_dropped_or_all_kept(tmp_path):

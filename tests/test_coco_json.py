@@ -48,8 +48,12 @@ def test_scored_with_the_same_sigmas(tmp_path):
     paths, expected = evaluator.save(tmp_path), evaluator.compute().as_dict()
     assert score_predictions(*paths, iou_type="keypoints", **options).as_dict() == expected
     assert score_predictions(*paths, iou_type="keypoints").ap != expected["ap"]
-    with pytest.raises(ValueError, match="2 keypoint_sigmas for 17 keypoints"):
-        score_predictions(*paths, iou_type="keypoints", keypoint_sigmas=[0.1, 0.2])
+    for sigmas, message in (
+        ([0.1, 0.2], "2 keypoint_sigmas for 17 keypoints"),
+        *(([0.1] * 16 + [value], f"keypoint_sigmas .*{value}") for value in (0, -1, math.nan)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_predictions(*paths, iou_type="keypoints", keypoint_sigmas=sigmas)
 
 
 # ------------------------------------------------- files that data sets and evaluation share
@@ -113,6 +117,14 @@ def super_category(ground_truth):
     ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
 
 
+def float_ids(ground_truth):
+    """As pandas writes a column in which some values were missing."""
+    for key in ("id", "image_id", "category_id"):
+        for part in ground_truth.values():
+            for entry in part:
+                entry |= {key: float(entry[key])} if key in entry else {}
+
+
 UNLABELLED = first_without_keypoints(keypoints=[0] * 51, num_keypoints=0)
 NOT_AS_LABELLED = each(num_keypoints=lambda entry, number: number % 2 * entry["num_keypoints"])
 # What is odd, and the same as pycocotools takes it, for each type.
@@ -131,6 +143,7 @@ ODDITIES = {
     "without keypoints": (first_without_keypoints(), lambda _: UNLABELLED),
     "no num_keypoints of some": (NOT_AS_LABELLED, lambda _: NOT_AS_LABELLED),
     "super-category": (super_category, lambda _: super_category),
+    "float ids": (float_ids, lambda _: float_ids),
     "annotation ids": (each(id=lambda _, number: -number), lambda _: each()),
 }  # fmt: skip
 
@@ -168,11 +181,92 @@ def test_scoring_needs_no_ids_of_annotations_and_no_names_of_images(tmp_path):
             del entry["id"]
         for category in ground_truth["categories"][:2]:
             category["name"] = "pet"
+        ground_truth["images"][0]["file_name"] = "https://h/a.jpg"
+        ground_truth["images"][1]["file_name"] = "/data/upload/1/a.jpg"
 
     result = score_predictions(*foreign_files(tmp_path, change=change))
     assert result.classes == ("pet (90)", "pet (7)", "cow")
     assert [*result.ap_by_class.values()][:2] == [*expected["ap_by_class"].values()][:2]
     assert result.ap == expected["ap"]
+
+
+def named(image_id):
+    """Names whose order is another than that of the numbers."""
+    return f"{image_id:04d}" if image_id % 2 else f"img {image_id}"
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "auto"])
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+def test_names_in_the_place_of_image_ids(tmp_path, iou_type, backend):
+    """As pycocotools takes them, and told apart from numbers."""
+    content = {}
+
+    def change(ground_truth, results):
+        for entry in ground_truth["images"]:
+            entry["id"] = named(entry["id"])
+        for entry in (*ground_truth["annotations"], *results):
+            entry["image_id"] = named(entry["image_id"])
+        content.update(truth=ground_truth, results=results)
+
+    files = foreign_files(tmp_path, iou_type, change)
+    stats, _ = by_hand(content["truth"], content["results"], iou_type)
+    result = score_predictions(*files, iou_type=iou_type, backend=backend)
+    atol = 0 if backend == "pycocotools" else 1e-12
+    np.testing.assert_allclose(
+        [getattr(result, k) for k in stats], list(stats.values()), rtol=0, atol=atol
+    )
+    assert result.ap > 0.02
+    digits = next(e for e in content["results"] if e["image_id"].isdigit())
+    number = int(digits["image_id"])
+    write_json(files[0], [digits | {"image_id": number}])
+    with pytest.raises(ValueError, match=rf"predictions\[0\]: image_id .*got {number}"):
+        score_predictions(*files, iou_type=iou_type)
+
+
+def test_predictions_get_the_ids_of_the_file(tmp_path, content):
+    """Of a data set whose file names images by strings; without them they are refused."""
+    folder, ground_truth, _ = copy.deepcopy(content)
+    for image in ground_truth["images"]:
+        image["id"] = named(image["id"])
+    for entry in ground_truth["annotations"]:
+        entry["image_id"] = named(entry["image_id"])
+    path = write_json(tmp_path / "gt.json", ground_truth)
+    data = CocoDetection(folder, path, clip=False)
+    for image_ids in (dict(zip(data.image_ids, data.file_ids, strict=True)), None):
+        options = {"category_ids": data.category_ids, "image_ids": image_ids}
+        evaluator = COCOEvaluator(data.classes, **options)
+        rng = np.random.default_rng(0)
+        for index in range(len(data)):
+            target = data.target(index)
+            found = {key: target[key].numpy().copy() for key in ("boxes", "labels")}
+            found["boxes"] += [0, 0, 1, 0]
+            found["scores"] = rng.random(len(found["labels"]))
+            evaluator.update([found], [target])
+        saved, truth = evaluator.save(tmp_path)
+        expected = evaluator.compute().as_dict()
+        assert score_predictions(saved, truth).as_dict() == expected
+        if image_ids is not None:
+            assert {entry["image_id"] for entry in json.loads(saved.read_text())} <= {
+                image["id"] for image in ground_truth["images"]
+            }
+            assert score_predictions(saved, path).ap == pytest.approx(expected["ap"], abs=1e-6)
+        else:
+            with pytest.raises(ValueError, match=r"predictions\[0\]: image_id .*\d"):
+                score_predictions(saved, path)
+    with pytest.raises(ValueError, match=r"targets\[0\] .*image_id is 99, .*image_ids"):
+        evaluator_of([found], [target | {"image_id": 99}], image_ids={1: "a"})
+
+
+def test_files_of_lvis_are_scored_with_a_word(tmp_path):
+    def change(ground_truth, _):
+        for image in ground_truth["images"]:
+            image |= {"neg_category_ids": [7], "not_exhaustive_category_ids": []}
+
+    files = foreign_files(tmp_path, change=change)
+    with pytest.warns(UserWarning, match=r"gt\.json.*LVIS") as caught:
+        result = score_predictions(*files)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert result.ap == score_predictions(*foreign_files(tmp_path)).ap
 
 
 # ------------------------------------------------------------------------------------------ errors
@@ -193,7 +287,16 @@ ENTRIES = [
     ("predictions", "keypoints", {"keypoints": ...}, "keypoints"),
     ("predictions", "keypoints", {"keypoints": [1, 2]}, "keypoints .*51.* 2 "),
     ("predictions", "keypoints", {"keypoints": [math.inf] * 51}, "keypoints .*inf"),
+    *(("predictions", "bbox", {"category_id": x}, f"category_id .*{x!r}") for x in ("7", 7.5, 8)),
+    ("predictions", "bbox", {"bbox": [0, 0, 1e200, 1e200]}, r"bbox .*1e\+200"),
     ("annotations", "bbox", {"difficult": 2}, "difficult .*2"),
+    *(("annotations", t, {"area": -0.5}, "area .*-0.5") for t in IOU_TYPES),
+    ("annotations", "bbox", {"bbox": [0, 0, 1e200, 1e200]}, r"bbox .*1e\+200"),
+    ("annotations", "bbox", {"bbox": [1e308, 0, 1e308, 1], "area": None}, r"bbox .*1e\+308"),
+    *(
+        ("annotations", "keypoints", {"num_keypoints": x}, f"num_keypoints .*{x!r}")
+        for x in (-1, 1.5, math.nan, "2", True)
+    ),
 ]
 
 

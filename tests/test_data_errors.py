@@ -7,6 +7,9 @@ anyhow in test_fuzz.py.
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
 from data_files import (
@@ -30,7 +33,8 @@ NAN = float("nan")
 CAT = [*CATEGORIES, {"id": 4, "name": "cat", "keypoints": ["nose"]}]
 # Of the second annotation, whose id is 5.
 FIELDS = [
-    ("image_id", "1", r".*'1'"),
+    *(("image_id", value, f".*{value!r}") for value in ("1", 1.5, True, [1])),
+    *(("category_id", value, f".*{value!r}") for value in ("1", 1.5, 2.0)),
     ("bbox", [1, 2, 10**400, 4], ".*"),
     ("area", -1, ".*-1"),
     ("iscrowd", 2, ".*2"),
@@ -54,7 +58,13 @@ COCO_CASES = [
         for field, value, named in FIELDS
     ),
     ({"images": [image_entry(), image_entry()]}, "image 1: "),
-    ({"images": [image_entry(1.0)]}, r"image number 0 .*1\.0"),
+    *(
+        ({part: [entry(value)]}, rf"{part[:-1]} number 0 .*{re.escape(repr(value))}")
+        for value in (1.5, "", None, True, 2.0**70)
+        for part, entry in (("images", image_entry), ("annotations", box_object))
+    ),
+    ({"images": [image_entry(), image_entry(1.0)]}, "image 1: "),
+    ({"categories": [{"id": "1", "name": "dog"}]}, "category '1'"),
     ({"images": [image_entry(width=-3)]}, "image 1: width .*-3"),
     ({"images": []}, "images"),
     ({"annotations": None}, "annotations"),
@@ -69,6 +79,26 @@ def test_content_of_coco(tmp_path, content, named):
     arguments = write_coco(tmp_path, **{"annotations": [box_object()]} | content)
     with pytest.raises(ValueError, match=rf"instances\.json.*{named}"):
         CocoDetection(*arguments, masks=True, keypoints=True)
+
+
+OUTSIDE = ("/data/a.jpg", "\\data\\a.jpg", "C:\\x\\a.jpg", "C:/x/a.jpg", "..\\..\\media\\a.jpg")
+
+
+@pytest.mark.parametrize("key", ["file_name", "coco_url"])
+@pytest.mark.parametrize("name", [*OUTSIDE, "https://h/a.jpg", "", 5])
+def test_names_of_no_file_within_the_folder(tmp_path, name, key):
+    """The remedy is told. A URL is cut to a path where it is a ``coco_url``."""
+    folder, path = write_coco(tmp_path, [])
+    entry = {"id": 1, "width": 60, "height": 40, key: name}
+    path.write_text(json.dumps({"images": [entry], "annotations": [], "categories": CATEGORIES}))
+    if key == "file_name":
+        message = rf"instances\.json, image 1: .*got {re.escape(repr(name))}"
+        with pytest.raises(ValueError, match=message) as caught:
+            CocoDetection(folder, path)
+        assert "path within" in str(caught.value)
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match="image"):
+            CocoDetection(folder, path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff\x00", b"[" * 200_000, b"[]"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torchvision.datasets import ImageFolder
 
 from detmix.data import (
@@ -21,6 +22,7 @@ from detmix.data import (
     write_shapes_coco,
 )
 from detmix.data.shapes import render_scene
+from detmix.data.shapes_coco import outline
 
 OPTIONS = {"num_train": 40, "num_test": 15, "image_size": 96, "seed": 3}
 SMALL = {"num_train": 2, "num_test": 1}
@@ -86,6 +88,34 @@ def test_both_layouts_hold_what_is_drawn(coco_root, devkit):
     assert {max(size) for size in sizes} == {96}
     assert {len(objects) for objects in labels} == {1, 2, 3, 4}
     assert set(itertools.chain(*labels)) == {1, 2, 3, 4, 5}
+
+
+def test_segmentations_are_what_torchvisions_converter_takes(coco_root):
+    """Of objects that are no crowds, in its references/detection/coco_utils.py: polygons."""
+    for split in SPLITS:
+        path = coco_root / f"annotations/instances_{split}.json"
+        dataset = CocoDetection(coco_root / split, path, masks=True)
+        segmentations: dict = {}
+        for item in json.loads(path.read_text())["annotations"]:
+            segmentations.setdefault(item["image_id"], []).append(item["segmentation"])
+        for index, image_id in enumerate(dataset.image_ids):
+            masks = []
+            for polygons in segmentations[image_id]:
+                assert all(isinstance(polygon, list) and len(polygon) >= 8 for polygon in polygons)
+                mask = coco_mask.decode(coco_mask.frPyObjects(polygons, *dataset.image_size(index)))
+                masks.append(torch.as_tensor(mask[..., None] if mask.ndim < 3 else mask).any(2))
+            assert torch.equal(torch.stack(masks), dataset.target(index)["masks"].bool())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_outlines_are_exact(seed):
+    """Of anything, with parts, holes and pixels that touch at a corner."""
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        mask = rng.random(rng.integers(1, 24, 2)) < rng.random()
+        mask[tuple(rng.integers(mask.shape))] = True
+        rle = coco_mask.frPyObjects([outline(mask)], *mask.shape)
+        assert np.array_equal(coco_mask.decode(rle)[..., 0], mask)
 
 
 def test_objects_differ_from_what_is_around_them():

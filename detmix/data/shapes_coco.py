@@ -82,13 +82,13 @@ def _describe_object(scene: Scene, number: int) -> dict[str, Any]:
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(mask.sum()),
         "iscrowd": 0,
-        "segmentation": [_outline(mask)],
+        "segmentation": [outline(mask)],
         "keypoints": [v for x, y in _outermost(mask) for v in (x, y, _VISIBLE)],
         "num_keypoints": len(_KEYPOINTS),
     }
 
 
-def _outline(mask: npt.NDArray[np.bool_]) -> list[float]:
+def outline(mask: npt.NDArray[np.bool_]) -> list[float]:
     """Return x1, y1, x2, y2, ... of one polygon along the edges of a mask's pixels."""
     import cv2
 

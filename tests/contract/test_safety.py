@@ -131,7 +131,10 @@ class TestNames:
         with pytest.raises(ValueError, match=rf"trainval\.txt, line 2: .*{re.escape(repr(name))}"):
             VOCDetection(devkit.parent, on_error="skip")
 
-    @pytest.mark.parametrize("name", ["../b.png", "/etc/passwd", "a/../../b.png", "a\0.png"])
+    @pytest.mark.parametrize(
+        "name",
+        ["../b.png", "/etc/passwd", "a/../../b.png", "a\0.png", "..\\b.png", "\\etc\\passwd"],
+    )
     def test_in_coco_files(self, tmp_path, name):
         folder, path = write_coco(tmp_path, [box_object()])
         Image.new("RGB", (60, 40)).save(tmp_path / "b.png")

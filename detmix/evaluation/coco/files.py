@@ -93,7 +93,8 @@ def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
 def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
     """What a file says, as entries with all that the backends need; images go by their places."""
     sides = np.maximum(file.boxes[:, 2:], 0)
-    areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
+    with np.errstate(over="ignore"):  # told below, by entry
+        areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
     annotations = []
     for row, item in enumerate(file.items):
         index = int(file.image_index[row])
