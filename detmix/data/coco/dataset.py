@@ -105,7 +105,7 @@ class CocoDetection(StoredDetection):
 
     Attributes:
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
-        names: The images' ``file_name`` by index.
+        names: The images' paths within the folder by index.
         image_ids: The images' ``image_id`` by index, ascending.
         file_ids: The images' ids in the file by index; `COCOEvaluator` takes them as ``image_ids``.
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
