@@ -50,7 +50,7 @@ def test_scored_with_the_same_sigmas(tmp_path):
     assert score_predictions(*paths, iou_type="keypoints").ap != expected["ap"]
     for sigmas, message in (
         ([0.1, 0.2], "2 keypoint_sigmas for 17 keypoints"),
-        *(([0.1] * 16 + [value], f"keypoint_sigmas .*{value}") for value in (0, -1, math.nan)),
+        *(([0.1] * 16 + [x], f"keypoint_sigmas .*{x}") for x in (0, -1, math.nan, math.inf)),
     ):
         with pytest.raises(ValueError, match=message):
             score_predictions(*paths, iou_type="keypoints", keypoint_sigmas=sigmas)

@@ -26,7 +26,6 @@ class CocoCategory:
 
     id: int
     name: str
-    unique_name: str  # with the id behind it where several categories share the name
     keypoints: tuple[str, ...] = ()
 
 
@@ -34,7 +33,7 @@ def read_categories(
     items: Iterable[tuple[int | str, dict[str, Any]]], where: str
 ) -> tuple[CocoCategory, ...]:
     """Read the file's list of categories."""
-    read: list[tuple[int, str, tuple[str, ...]]] = []
+    categories = []
     for category_id, item in items:
         name, keypoints = item.get("name"), item.get("keypoints") or []
         if isinstance(category_id, str):
@@ -45,21 +44,24 @@ def read_categories(
             raise ValueError(
                 f"{where} {category_id}: keypoints must be a list of names, got {keypoints!r}"
             )
-        read.append((category_id, name, tuple(keypoints)))
-    times = Counter(name for _, name, _ in read)
-    return tuple(
-        CocoCategory(number, name, f"{name} ({number})" if times[name] > 1 else name, keypoints)
-        for number, name, keypoints in read
-    )
+        categories.append(CocoCategory(category_id, name, tuple(keypoints)))
+    return tuple(categories)
+
+
+def unique_names(categories: Collection[CocoCategory]) -> dict[int, str]:
+    """Return the names by id, with the id behind those that several categories share."""
+    times = Counter(category.name for category in categories)
+    return {c.id: c.name + f" ({c.id})" * (times[c.name] > 1) for c in categories}
 
 
 def choose_categories(
-    categories: Iterable[CocoCategory],
+    categories: Collection[CocoCategory],
     used: Collection[int],
     classes: Sequence[str] | None,
     path: Path,
 ) -> dict[str, CocoCategory]:
     """Return the category of each class by the class's name, in the order of the labels."""
+    unique = unique_names(categories)
     by_name: dict[str, list[CocoCategory]] = {}
     for category in sorted(categories, key=lambda category: category.id):
         by_name.setdefault(category.name, []).append(category)
@@ -67,7 +69,7 @@ def choose_categories(
     for name, alike in by_name.items():
         annotated = [category for category in alike if category.id in used]
         if len(annotated) > 1:
-            known |= {category.unique_name: category for category in annotated}
+            known |= {unique[category.id]: category for category in annotated}
         else:
             # Super-categories come first: with none annotated, as in a small split, the last is it.
             known[name] = (annotated or alike)[-1]
@@ -81,7 +83,7 @@ def choose_categories(
                 stacklevel=3,
             )
         return dict(sorted(known.items(), key=lambda item: item[1].id))
-    every = {category.unique_name: category for category in categories} | known
+    every = {unique[category.id]: category for category in categories} | known
     for name in check_classes(classes):
         if name not in every:
             raise ValueError(f"{path}: there is no category {name!r}; known are {', '.join(known)}")

@@ -141,7 +141,8 @@ class CocoDetection(StoredDetection):
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
         file = read_coco(self._path, masks=masks)
-        by_class = choose_categories(file.categories, file.annotated(), classes, self._path)
+        found = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
+        by_class = choose_categories(file.categories, found, classes, self._path)
         self.classes, categories = tuple(by_class), tuple(by_class.values())
         self.category_ids = tuple(category.id for category in categories)
         self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()

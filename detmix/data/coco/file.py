@@ -70,10 +70,6 @@ class CocoFile:
         numbers = [image_id for image_id in self.image_ids if isinstance(image_id, int)]
         return numbers if len(numbers) == len(self.names) else list(range(len(self.names)))
 
-    def annotated(self) -> set[int]:
-        """Return the ids of the categories that have objects."""
-        return {self.categories[index].id for index in np.unique(self.category_index).tolist()}
-
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width."""
         height, width = self.sizes[index].tolist()
@@ -104,14 +100,11 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
         names, sizes = [], []
         for index, (image_id, item) in enumerate(images):
             where = f"{path}, image {image_id}"
-            names.append(_read_name(item))
-            if named:
-                _check_inside(names[-1], where)
+            names.append(_read_name(item, where, must_lead_inside=named))
             try:
                 if named and (not names[-1] or "://" in names[-1]):
-                    got = item.get("file_name")
-                    expected = "expected a file_name, a path within the images' folder"
-                    raise ValueError(f"{expected}, got {got!r}")
+                    got = repr(item.get("file_name"))
+                    raise ValueError(f"expected a file_name, a path within the folder, got {got}")
                 sizes.append((_read_side(item, "height"), _read_side(item, "width")))
             except ValueError as error:
                 problems[index] = Problem("unusable annotation", ValueError(f"{where}: {error}"))
@@ -239,21 +232,20 @@ def _check_part(content: Any, part: str, path: Path, may_be_empty: bool) -> None
             raise ValueError(f"{path}, {part}[{number}]: must be an object, got {shorten(item)}")
 
 
-def _read_name(item: Mapping[str, Any]) -> str:
+def _read_name(item: Mapping[str, Any], where: str, must_lead_inside: bool) -> str:
     """Return an image's ``file_name``, or as of LVIS the end of its URL; "" where it has none."""
-    name = item.get("file_name")
-    if name is None and isinstance(url := item.get("coco_url"), str):
+    name, url = item.get("file_name"), item.get("coco_url")
+    if name is None and isinstance(url, str):
         name = "/".join(url.split("/")[-2:])
-    return name if isinstance(name, str) else ""
-
-
-def _check_inside(name: str, where: str) -> None:
+    name = name if isinstance(name, str) else ""
     path = PureWindowsPath(name)  # knows both kinds of slashes
-    if path.root or PurePath(name).anchor or ".." in path.parts or "\0" in name:
+    leads_out = path.root or PurePath(name).anchor or ".." in path.parts or "\0" in name
+    if must_lead_inside and leads_out:
         raise ValueError(
             f"{where}: refused: file_name leads out of the images' folder, got {name!r}; expected "
             "a path within it: cut off what stands before"
         )
+    return name
 
 
 def _read_side(item: Mapping[str, Any], key: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from detmix.data.coco.categories import unique_names
 from detmix.data.coco.file import (
     CocoFile,
     is_finite,
@@ -119,10 +120,10 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
         annotations.append(entry)
-    sizes = enumerate(file.sizes.tolist())
+    sizes, names = enumerate(file.sizes.tolist()), unique_names(file.categories).items()
     return {
         "images": [{"id": index, "height": h, "width": w} for index, (h, w) in sizes],
-        "categories": [{"id": c.id, "name": c.unique_name} for c in file.categories],
+        "categories": [{"id": number, "name": name} for number, name in names],
         "annotations": annotations,
     }
 
@@ -139,10 +140,10 @@ def _results(
             if not isinstance(item, dict):
                 raise ValueError(f"must be an object, got {shorten(item)}")
             index = look_up(item, "image_id", images)
-            category = file.categories[look_up(item, "category_id", categories)].id
+            look_up(item, "category_id", categories)
             if not is_finite(item.get("score")):
                 raise ValueError(f"score must be a finite number, got {item.get('score')!r}")
-            entry = {"image_id": index, "category_id": category, "score": item["score"]}
+            entry = {key: item[key] for key in ("category_id", "score")} | {"image_id": index}
             results.append(entry | _shape(item, index, file, iou_type, num_keypoints))
         except ValueError as error:
             raise ValueError(f"{path}, predictions[{number}]: {error}") from None
