@@ -32,6 +32,9 @@ def main(args: Sequence[str]) -> None:
         )
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")
+        if turned := data.turned_images():
+            path, orientation = turned[0]
+            print(f"  {len(turned)} with an EXIF orientation, not applied: {orientation} in {path}")
     if any(data.skipped for data in datasets):
         sys.exit(1)  # no error of the command's, but a shell must be able to tell
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.contrib.concurrent import thread_map
 
-from detmix.data.images import read_sized_image
+from detmix.data.images import read_orientation, read_sized_image
 
 Array = npt.NDArray[Any]
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
@@ -59,19 +59,31 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         # (I + 1,): image i owns the rows offsets[i] to offsets[i + 1].
         self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
         self._columns = {key: torch.from_numpy(column) for key, column in columns.items()}
+        # Whether an orientation was told; shared, so that workers tell it once.
+        self._has_told = torch.zeros(1, dtype=torch.bool)
+        self._has_told.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         index = check_index(index, len(self))
+        path = self.image_path(index)
         try:
-            image = read_sized_image(
-                self.image_path(index), self.image_size(index), self._annotation_path(index)
+            image, orientation = read_sized_image(
+                path, self.image_size(index), self._annotation_path(index)
             )
         except (FileNotFoundError, ValueError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"sample {index}: {error}") from error
+        if orientation != 1 and not self._has_told:
+            self._has_told.fill_(True)
+            warnings.warn(
+                f"{path}: has EXIF orientation {orientation}, which is not applied: its boxes are "
+                "taken to be of the pixels as stored (told of the first such image only)",
+                UserWarning,
+                stacklevel=2,
+            )
         target = self.target(index)
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
@@ -89,6 +101,11 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         """Return one image's height and width in pixels without decoding it."""
         height, width = self._sizes[check_index(index, len(self))].tolist()
         return height, width
+
+    def turned_images(self) -> list[tuple[Path, int]]:
+        """Return the images that have an EXIF orientation, and it, from the heads of all files."""
+        found = [(path, read_orientation(path)) for path in map(self.image_path, range(len(self)))]
+        return [(path, orientation) for path, orientation in found if orientation != 1]
 
     def _rows(self, index: int) -> tuple[int, int]:
         index = check_index(index, len(self))

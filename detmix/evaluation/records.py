@@ -145,7 +145,7 @@ class Records:
         for key, column in (("boxes", boxes), (extra, values)):
             self.check_rows(np.isfinite(column), key, column, "finite numbers")
         if extra == "difficult":
-            self.check_rows(boxes[:, :2] <= boxes[:, 2:], "boxes", boxes, "x1 <= x2 and y1 <= y2")
+            self.check_boxes(boxes)
             values = values.astype(bool)
         return Columns(self.counts, boxes, labels.astype(np.int64, copy=False), values)
 
@@ -186,6 +186,10 @@ class Records:
         index = int(np.searchsorted(np.cumsum(self.counts), row, side="right"))
         within = row - self.counts[:index].sum()
         raise self.error(index, f"{key}[{within}] is {values[row].tolist()}, expected {expected}")
+
+    def check_boxes(self, boxes: NDArray[Any]) -> None:
+        """Raise unless no side of ``boxes (N, 4)`` is negative."""
+        self.check_rows(boxes[:, :2] <= boxes[:, 2:], "boxes", boxes, "x1 <= x2 and y1 <= y2")
 
     def error(self, index: int, message: str) -> ValueError:
         """An error that says which record of which list, and which image, it is about."""

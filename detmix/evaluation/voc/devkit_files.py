@@ -43,7 +43,7 @@ def write_voc_results(
         folder: Made if need be; files of the same names are replaced.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
             that years need a folder each. All different and without white space.
-        predictions: For each image what `VOCEvaluator.update` takes.
+        predictions: For each image what `VOCEvaluator.update` takes, with x1 <= x2 and y1 <= y2.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
 
@@ -55,7 +55,9 @@ def write_voc_results(
     image_index = _index(names)
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
-    found = Records("predictions", predictions, list(image_index)).read("scores", len(paths))
+    records = Records("predictions", predictions, list(image_index))
+    found = records.read("scores", len(paths))
+    records.check_boxes(found.boxes)
     boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
         rows = np.flatnonzero(found.labels == label)
@@ -77,14 +79,18 @@ def read_voc_results(
 ) -> list[dict[str, NDArray[Any]]]:
     """Read the result files of all classes, whoever wrote them, for `VOCEvaluator.update`.
 
-    Files may be of ``comp3`` or ``comp4``, lines in any order: detections of a class in an image
-    stay as they come, and equal scores of different images follow the order of ``names``.
+    A file's name ends with its class, and all have the same prefix: ``comp4_det_test_cat.txt``,
+    ``comp3_…``, with a salt (``comp4_8d1c_det_test_cat.txt``), ``det_test_cat.txt``, ``cat.txt``.
+    Lines are in any order: detections of a class in an image stay as they come, and equal scores of
+    different images follow the order of ``names``.
 
     Args:
-        folder: Where the files lie, maybe among others.
+        folder: Where the files lie, maybe among others: of several prefixes that have a file of
+            every class, those with ``det_<image set>_`` count.
         names: Each image's name as the files have it (see `write_voc_results`).
         classes: The C class names; each needs its file.
-        image_set: The split in the files' names; None where the folder holds one only.
+        image_set: The split in the files' names, where these tell one; None where the folder holds
+            one only.
 
     Returns:
         For each of ``names`` ``boxes (D, 4)``, ``labels (D,)`` int64 in 1..C and ``scores (D,)``;
@@ -93,8 +99,8 @@ def read_voc_results(
 
     Raises:
         FileNotFoundError: No such folder, no result files in it, or a class without its file.
-        ValueError: Results of several competitions or image sets to choose from; a line that is no
-            result, named with its file.
+        ValueError: Results of several prefixes to choose from; a line that is no result, named
+            with its file.
     """
     paths = _find(Path(folder), check_classes(classes), image_set)
     image_index = _index(names)
@@ -130,23 +136,30 @@ def _index(names: Sequence[str]) -> dict[str, int]:
 
 
 def _find(folder: Path, classes: tuple[str, ...], image_set: str | None) -> list[Path]:
-    """The file of every class, in their order."""
-    chosen = ".+?" if image_set is None else re.escape(image_set)
-    # The shortest image set, hence the longest class: "hot_dog" is no "dog" of the set "test_hot".
-    pattern = re.compile(rf"(comp[34])_det_({chosen})_({'|'.join(map(re.escape, classes))})\.txt")
-    matches = (pattern.fullmatch(path.name) for path in folder.iterdir())
-    found = sorted({(match[1], match[2]) for match in matches if match})
-    if len(found) > 1:
-        kinds = ", ".join("_det_".join(pair) for pair in found)
-        raise ValueError(f"{folder}: holds results of {kinds}; expected one, or name an image_set")
-    kind = found[0] if found else ("comp4", image_set or "<image set>")
-    paths = [folder / file_name(*kind, name) for name in classes]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
+    """The file of every class, in their order: those of the one prefix that all classes have."""
+    # The shortest prefix, hence the longest class: "hot_dog" is no "dog" of the set "test_hot".
+    pattern = re.compile(rf"(|.*?[\W_])({'|'.join(map(re.escape, classes))})\.txt")
+    there = {path.name for path in folder.iterdir()}
+    found = [match[1] for match in map(pattern.fullmatch, there) if match]
+    # Beside files of the devkit's task others are of another one, such as "comp1_cls_test_".
+    if of_task := [prefix for prefix in found if re.fullmatch("(.*_)?det_.+_", prefix)]:
+        chosen = ".+" if image_set is None else re.escape(image_set)
+        found = [prefix for prefix in of_task if re.fullmatch(f"(.*_)?det_{chosen}_", prefix)]
+    files = {prefix: [f"{prefix}{name}.txt" for name in classes] for prefix in sorted(found)}
+    whole = [prefix for prefix in files if there.issuperset(files[prefix])]
+    if len(whole) > 1:
+        kinds = ", ".join(f"{prefix}<class>.txt" for prefix in whole)
+        raise ValueError(
+            f"{folder}: holds {kinds}; expected one of these only, or an image_set that tells it"
+        )
+    if not whole:
+        # What most classes have is nearest to what is wanted.
+        prefix = max(files, key=found.count, default=f"comp4_det_{image_set or '<image set>'}_")
+        missing = [f"{prefix}{name}.txt" for name in classes if f"{prefix}{name}.txt" not in there]
         raise FileNotFoundError(
             f"{folder}: lacks {', '.join(missing)}, the results of a class each"
         )
-    return paths
+    return [folder / file for file in files[whole[0]]]
 
 
 def _read(path: Path, image_index: dict[str, int]) -> tuple[IntArray, NDArray[np.float64]]:
