@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import ramp, tiff
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -93,7 +94,7 @@ def test_wrong_folders(root):
 def test_broken_images_are_named_or_left_out(root):
     whole = list(ImageClasses(root))
     (root / "train/ant/1.bmp").write_bytes(b"")
-    (root / "train/dog/a.png").write_bytes(b"rubbish")
+    (root / "train/dog/a.png").write_bytes(tiff(ramp("f4"), 1))  # values of no known range
     with pytest.raises(ValueError, match=r"ant/1\.bmp"):
         ImageClasses(root)[0]
     with pytest.warns(UserWarning, match="2 of 6"):

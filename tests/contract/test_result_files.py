@@ -68,6 +68,44 @@ def test_devkit_files_of_other_tools(tmp_path):
     assert (c["boxes"][:, :2] <= c["boxes"][:, 2:]).all()
 
 
+SALT = "comp4_8bd1c0de-6f3a-4d5b-9c1e-0123456789ab_det_test_"
+PREFIXES = [  # those of the results, those of other files beside them, and the image set asked for
+    *[([prefix], [], None) for prefix in ("comp4_det_test_", "comp3_det_2012_test_", SALT)],
+    *[([prefix], [], "test") for prefix in ("det_test_", "", "run 7-", "det_", "test_")],
+    (["comp4_det_test_"], ["", "comp1_cls_test_", "comp3_det_val_"], "test"),
+    ([SALT], ["", "comp1_cls_test_", "my_"], None),
+    ([SALT, "comp4_det_test_"], ["x_"], None),
+    ([SALT, "comp3_det_test_"], ["comp3_det_val_"], "test"),
+    (["", "my_"], [], None),
+    ([], ["comp3_det_val_", ""], "test"),
+    ([], ["comp3_det_2012_test_", "comp1_cls_test_"], "test"),
+    ([], ["comp3_det_test_hot_"], "test"),
+    ([], [], None),
+]
+
+
+@pytest.mark.parametrize(("prefixes", "others", "image_set"), PREFIXES)
+def test_names_as_other_programs_have_them(tmp_path, prefixes, others, image_set):
+    """Darknet's, py-faster-rcnn's with a salt, ssd.pytorch's, detectron2's; no choice of two."""
+    classes = ("dog", "hot_dog")
+    for prefix in (*prefixes, *others):
+        for label, name in enumerate(classes, 1):
+            score = f"0.{label}" if prefix in prefixes else "no score"
+            (tmp_path / f"{prefix}{name}.txt").write_text(f"a {score} 1 2 3 4\n")
+    (tmp_path / "notes_dog.txt").write_text("of one class only")
+    (tmp_path / "bulldog.txt").write_text("of another class")
+    read = lambda: read_voc_results(tmp_path, ["a"], classes, image_set=image_set)  # noqa: E731
+    if len(prefixes) == 1:
+        ((found),) = read()
+        assert (found["labels"].tolist(), found["scores"].tolist()) == ([1, 2], [0.1, 0.2])
+    elif prefixes:
+        with pytest.raises(ValueError, match=f"{prefixes[-1]}<class>.*expected one"):
+            read()
+    else:
+        with pytest.raises(FileNotFoundError, match=r"lacks .*dog\.txt;.*such as comp4_det_"):
+            read()
+
+
 BAD_LINES = (
     *("d 0.5 1 2 3 4", "VOC2007/a 0.5 1 2 3 4", "\udcff 0.5 1 2 3 4"),  # no such image
     *("a 0.5 1 2 3", "a 0.5 1 2 3 4 5", "a"),
@@ -102,9 +140,12 @@ def test_finds_the_files_of_one_image_set(tmp_path):
     (only,) = read_voc_results(tmp_path, ["a"], classes)
     assert only["scores"].tolist() == [0.5, 0.75]  # hot_dog is no dog of an image set test_hot
     write_voc_results(tmp_path, ["b"], [record], classes, image_set="val")
-    with pytest.raises(ValueError, match=r"comp4_det_test, comp4_det_val; expected one"):
+    with pytest.raises(ValueError, match=r"comp4_det_test_.*, comp4_det_val_.*expected one"):
         read_voc_results(tmp_path, ["a"], classes)
     assert len(read_voc_results(tmp_path, ["b"], classes, image_set="val")[0]["scores"]) == 2
+
+
+INSIDE_OUT = {"boxes": [[1, 2, 3, 4], [5, 5, 4.5, 9]], "labels": [1, 1], "scores": [1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +156,7 @@ def test_finds_the_files_of_one_image_set(tmp_path):
         ({"names": ["a"]}, "2 predictions for 1 names"),
         ({"classes": ["cat", "a/b"]}, "'a/b'"),
         ({"image_set": "../test"}, r"'\.\./test'"),
+        ({"predictions": [INSIDE_OUT] * 2}, r"predictions\[0\] \(.*'a'\): boxes\[1\] is \[5"),
         ({"classes": ["cat"]}, r"predictions\[0\] \(image_id 'a'\): labels\[0\] is 3"),
     ],
 )

@@ -153,11 +153,12 @@ def _find(folder: Path, classes: tuple[str, ...], image_set: str | None) -> list
             f"{folder}: holds {kinds}; expected one of these only, or an image_set that tells it"
         )
     if not whole:
-        # What most classes have is nearest to what is wanted.
-        prefix = max(files, key=found.count, default=f"comp4_det_{image_set or '<image set>'}_")
+        example = f"comp4_det_{image_set or '<image set>'}_"
+        prefix = max(files, key=found.count, default=example)  # what most classes have
         missing = [f"{prefix}{name}.txt" for name in classes if f"{prefix}{name}.txt" not in there]
         raise FileNotFoundError(
-            f"{folder}: lacks {', '.join(missing)}, the results of a class each"
+            f"{folder}: lacks {', '.join(missing)}; expected a file for each class, all of one "
+            f"prefix, such as {example}{classes[0]}.txt"
         )
     return [folder / file for file in files[whole[0]]]
 
