@@ -22,7 +22,7 @@ from PIL import EpsImagePlugin, Image
 from torch.utils.data import DataLoader
 
 from detmix.data import VOCDetection
-from detmix.data.images import read_image, read_image_size
+from detmix.data.images import read_image, read_image_size, read_orientation
 
 
 def encoded(kind="jpeg", mode="RGB", height=33, width=47, **options):
@@ -130,6 +130,7 @@ def test_values_are_scaled_by_the_range_of_their_type(tmp_path, name):
     (tmp_path / "a").write_bytes(data)
     image = read_image(tmp_path / "a")
     assert read_image_size(tmp_path / "a") == image.shape[1:]
+    assert read_orientation(tmp_path / "a") == 1
     expected = np.broadcast_to(expected, (*expected.shape[:2], 3))
     loose = {"CMYK": 1, "YCbCr": 1, "L*a*b*": 12}.get(name.split()[-1], 0)
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=loose)
