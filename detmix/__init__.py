@@ -10,6 +10,7 @@ from detmix.mixing import (
     RandomChoice,
     cutmix,
     mixup,
+    set_epoch,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "__version__",
     "cutmix",
     "mixup",
+    "set_epoch",
     "weight_losses",
 ]
 

@@ -30,7 +30,7 @@ from detmix.data.augment_fields import (
     typed_as,
 )
 from detmix.data.detection import check_index
-from detmix.mixing.seeding import SharedEpoch, sample_seed
+from detmix.mixing.seeding import HasEpoch, SharedEpoch, held_by, sample_seed
 from detmix.mixing.target import Target, check_sample, plain
 
 _SEEDS = 2**32
@@ -194,13 +194,13 @@ def detection_transforms(
     )
 
 
-class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
+class AugmentedDataset(HasEpoch, Dataset[tuple[Tensor, Target]]):
     """A data set whose samples are augmented as a function of (seed, epoch, index) alone.
 
     Args:
         dataset: Yields ``(image, target)`` by index and has a length.
         transform: Called as ``transform(image, target, seed=...)``.
-        seed: The run's seed.
+        seed: The run's seed. One within another draws its own of the same seed, side by side alike.
     """
 
     def __init__(
@@ -213,20 +213,17 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         self.transform = transform
         self.seed = seed
         self._epoch = SharedEpoch()
+        # Several one within the other must not draw the same numbers of the same seed.
+        depth = sum(isinstance(p, AugmentedDataset) and p.seed == seed for p in held_by(self))
+        self._stream = f"augment/{depth}" if depth else "augment"
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0, here, in running workers and in the data set below."""
-        self._epoch.value = epoch
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         index = check_index(index, len(self))
         image, target = self.dataset[index]
-        seed = sample_seed(self.seed, self._epoch.value, index, "augment")
+        seed = sample_seed(self.seed, self._epoch.value, index, self._stream)
         return self.transform(image, target, seed=seed)
 
 

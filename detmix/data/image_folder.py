@@ -13,10 +13,10 @@ from torchvision.datasets import ImageFolder
 
 from detmix.data.detection import check_index, read_usable
 from detmix.data.images import read_image
-from detmix.mixing.seeding import SharedEpoch, sample_seed
+from detmix.mixing.seeding import HasEpoch, SharedEpoch, sample_seed
 
 
-class ImageClasses(Dataset[tuple[Tensor, int, int]]):
+class ImageClasses(HasEpoch, Dataset[tuple[Tensor, int, int]]):
     """The images of one split and their classes, as torchvision's ``ImageFolder`` finds them.
 
     A sample is ``(image, label, index)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an
@@ -78,10 +78,6 @@ class ImageClasses(Dataset[tuple[Tensor, int, int]]):
 
     def __len__(self) -> int:
         return len(self._samples)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0, here and in running workers."""
-        self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         index = check_index(index, len(self))  # the same image from the end gets the same seed

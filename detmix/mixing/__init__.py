@@ -4,7 +4,7 @@ from detmix.mixing.detection_cutmix import Cut, DetectionCutMix, cutmix
 from detmix.mixing.detection_mixup import DetectionMixUp, blend, mixup
 from detmix.mixing.join import union
 from detmix.mixing.mixer import DetectionMixer, MixedDataset, MixParams, RandomChoice
-from detmix.mixing.seeding import SharedEpoch, sample_seed
+from detmix.mixing.seeding import SharedEpoch, sample_seed, set_epoch
 from detmix.mixing.target import Sample, Target, box_weights
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "cutmix",
     "mixup",
     "sample_seed",
+    "set_epoch",
     "union",
 ]

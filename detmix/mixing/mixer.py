@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from detmix.mixing.seeding import SharedEpoch, draw_seeds, sample_seed
+from detmix.mixing.seeding import HasEpoch, SharedEpoch, draw_seeds, held_by, sample_seed
 from detmix.mixing.target import Sample, Target, checked_sample, image_size, wrap_like
 
 Images = Tensor | Sequence[Tensor]
@@ -29,7 +29,7 @@ class MixParams(NamedTuple):
     how: Any  # what `draw` of the mixer returned
 
 
-class DetectionMixer(nn.Module, abc.ABC):
+class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
     """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
 
     A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it. A
@@ -44,10 +44,6 @@ class DetectionMixer(nn.Module, abc.ABC):
     def epoch(self) -> int:
         """The epoch set last, from 0."""
         return self._epoch.value
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0, in persistent ``DataLoader`` workers too."""
-        self._epoch.value = epoch
 
     @property
     @abc.abstractmethod
@@ -158,7 +154,7 @@ def _name(number: int, target: Target) -> str:
     return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
-class MixedDataset(Dataset[tuple[Tensor, Target]]):
+class MixedDataset(HasEpoch, Dataset[tuple[Tensor, Target]]):
     """A map-style detection data set, each sample mixed with one drawn from all the others.
 
     Costs a second decode for each mixed sample; a mixer on the batch costs none, but finds its
@@ -169,7 +165,9 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
         mix: The mixer, such as `DetectionMixUp`.
         seed: With a seed, whether a sample is mixed, its partner and how they are mixed are
             a function of (seed, epoch, index) alone: call `set_epoch` at the start of each
-            epoch. With None they come from torch's global generator.
+            epoch. One within another, whatever lies between, draws its own; side by side, as in a
+            ``ConcatDataset``, equal seeds draw alike: give each a seed of its own. With None
+            they come from torch's global generator.
     """
 
     def __init__(
@@ -179,21 +177,11 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
         self.mix = mix
         self.seed = seed
         # Each of several one within the other, and a mixer on the batch, draw their own.
-        depth = 0
-        inner: Any = dataset
-        while inner is not None:
-            depth += isinstance(inner, MixedDataset)
-            inner = getattr(inner, "dataset", None)
+        depth = sum(isinstance(part, MixedDataset) for part in held_by(self))
         self._stream = f"mixing/dataset/{depth}"
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0, here and in the data set underneath."""
-        self.mix.set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
 
     def draw_params(self, index: int) -> MixParams | None:
         """Draw a sample's partner in the data set and how they are mixed; None if it is not.
@@ -294,12 +282,6 @@ class RandomChoice(DetectionMixer):
     def active(self) -> bool:
         """Whether any of the mixers mixes in this epoch."""
         return any(mixer.active for mixer in self.mixers)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0, in all mixers."""
-        super().set_epoch(epoch)
-        for mixer in self.mixers:
-            mixer.set_epoch(epoch)
 
     def draw(self, rng: random.Random) -> tuple[int, Any] | None:
         """Pick a mixer and let it draw: its number and what it drew, or None if it does not mix."""

@@ -60,7 +60,7 @@ class DetectorTrainer(Trainer[Score]):
         return normalization(self.plain_model)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the mixer the epoch, too."""
+        """Tell a mixer on the device the epoch, too."""
         super().begin_epoch(epoch)
         if self._mix is not None:
             self._mix.set_epoch(epoch)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
-from detmix.mixing import sample_seed
+from detmix.mixing import sample_seed, set_epoch
 from detmix.training.checkpoint import (
     LAST,
     Newest,
@@ -127,8 +127,8 @@ class Trainer(abc.ABC, Generic[Result]):
         """Return what the model normalises with, for its checkpoints."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the data set the epoch, counted from 0, in running workers too."""
-        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        """Tell the loader and all it holds the epoch, counted from 0, in running workers too."""
+        set_epoch(self.loader, epoch)
 
     @abc.abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:

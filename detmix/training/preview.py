@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detmix.data.loaders import collate, eval_loader
 from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
+from detmix.mixing.seeding import set_epoch
 from detmix.training.build import (
     DetectionData,
     build_mixer,
@@ -55,10 +56,8 @@ def mixed_samples(config: TrainConfig, epoch: int = 0) -> Iterator[Sample]:
             return _join_sources(mix_pair(sample_a, sample_b, how), sample_a, sample_b)
 
         mixer.mix_pair = mix_sources  # type: ignore[method-assign]
-        mixer.set_epoch(epoch)
-    loader: Any = build_train_loader(config, _open_with_sources(config), mixer, workers=0)
-    loader.dataset.set_epoch(epoch)
-    loader.batch_sampler.set_epoch(epoch)
+    loader = build_train_loader(config, _open_with_sources(config), mixer, workers=0)
+    set_epoch(loader, epoch)
     for images, targets in loader:
         yield from zip(images, targets, strict=True)
 

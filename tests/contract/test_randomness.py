@@ -5,14 +5,28 @@ from __future__ import annotations
 import collections
 import math
 import statistics
+from functools import partial
 from itertools import product
+from random import Random
 
 import pytest
 import torch
 from mixing_oracle import Plain, assert_same_batch, seeded
-from torch.utils.data import DataLoader, DistributedSampler, Subset, default_collate
+from torch import nn
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    default_collate,
+    random_split,
+)
 
-from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice
+from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, set_epoch
 from detmix.data import (
     SHAPE_CLASSES,
     AugmentedDataset,
@@ -24,7 +38,7 @@ from detmix.data import (
     eval_loader,
     train_loader,
 )
-from detmix.mixing import sample_seed
+from detmix.mixing import DetectionMixer, sample_seed
 
 MIXUP, CUTMIX = DetectionMixUp(p=1.0), DetectionCutMix(p=1.0)
 SOME = [
@@ -145,13 +159,6 @@ class TestSeeds:
         for images, _ in runs[2:]:
             assert not all(map(torch.equal, images, runs[0][0]))
 
-    def test_one_data_set_within_another_of_the_same_seed_draws_its_own(self):
-        inner = MixedDataset(Plain(50), MIXUP, seed=1)
-        outer = MixedDataset(Subset(inner, range(50)), MIXUP, seed=1)
-        pairs = [(inner.draw_params(i), outer.draw_params(i)) for i in range(50)]
-        assert sum(a.partner == b.partner for a, b in pairs) < 5
-        assert not any(a.how == b.how for a, b in pairs)
-
     @pytest.mark.parametrize("place", ["dataset", "collate_fn"])
     @pytest.mark.parametrize("workers", [0, 2])
     def test_without_a_seed_torch_s_governs_and_no_two_workers_draw_alike(self, place, workers):
@@ -167,6 +174,224 @@ class TestSeeds:
         assert runs[0] == runs[1]
         assert runs[0] != runs[2]
         assert len({weights for *_, weights in runs[0]}) == 12
+
+
+class Reads(Dataset):
+    """A data set of a user's: what it reads from, it keeps as it likes."""
+
+    def __init__(self, read, size, **kept):
+        self.read, self.size = read, size
+        vars(self).update(kept)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return self.read(self, index)
+
+
+class Slots:
+    __slots__ = ("source",)
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return self.source[index]
+
+
+class Stream(IterableDataset):
+    def __init__(self, source):
+        self.source = source
+
+    def __iter__(self):
+        return (self.source[index] for index in range(len(self.source)))
+
+
+def split(data):
+    """Put a random split in order again."""
+    part, _ = random_split(data, [len(data), 0], seeded(0))
+    return Subset(part, torch.tensor(part.indices).argsort().tolist())
+
+
+# Each yields the samples of a data set in their order, whatever lies between.
+HOLDERS = {
+    "Subset": lambda data: Subset(data, range(len(data))),
+    "random_split": split,
+    "ConcatDataset": lambda data: ConcatDataset(
+        [Subset(data, range(2)), Subset(data, range(2, len(data)))]
+    ),
+    "StackDataset": lambda data: Reads(
+        lambda self, i: self.stack[i][1], len(data), stack=StackDataset(range(len(data)), data)
+    ),
+    "StackDataset by name": lambda data: Reads(
+        lambda self, i: self.stack[i]["a"], len(data), stack=StackDataset(a=data)
+    ),
+    "attribute": lambda data: Reads(lambda self, i: self.source[i], len(data), source=data),
+    "list": lambda data: Reads(lambda self, i: self.parts[1][i], len(data), parts=[7, data]),
+    "dict of lists": lambda data: Reads(
+        lambda self, i: self.parts["a"][0][i], len(data), parts={"a": [data]}
+    ),
+    "slots": Slots,
+    "function": lambda data: Reads(lambda self, i: data[i], len(data)),
+    "default argument": lambda data: Reads(lambda self, i, source=data: source[i], len(data)),
+    "method": lambda data: Reads(lambda self, i: self.get(i), len(data), get=data.__getitem__),
+    "partial": lambda data: Reads(
+        lambda self, i: self.get(i), len(data), get=partial(lambda source, i: source[i], data)
+    ),
+    "named tuple": lambda data: Reads(
+        lambda self, i: self.parts[0].source[i],
+        len(data),
+        parts=[collections.namedtuple("Part", ["source"])(data)],
+    ),
+    "four deep": lambda data: HOLDERS["dict of lists"](
+        HOLDERS["ConcatDataset"](HOLDERS["attribute"](split(data)))
+    ),
+}
+with_each_holder = pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+
+
+def noted(image, target, seed):
+    """An augmentation that tells its seed."""
+    return image, {**target, "drawn": [*target.get("drawn", []), seed]}
+
+
+def stages(mix=None, hold=lambda data: data):
+    """Return a data set, augmented and then mixed but in the third epoch."""
+    mix = mix or DetectionMixUp(p=1.0, epochs=3, off_epochs=1)
+    return MixedDataset(hold(AugmentedDataset(Plain(6), noted, 5)), mix, seed=7)
+
+
+def collating(mix):
+    """Return a collate function that has its mixer from around it."""
+    return lambda samples: mix(samples)
+
+
+class TestUnderneath:
+    """What `set_epoch` reaches and the streams of random numbers are told apart by."""
+
+    @with_each_holder
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_epoch_comes_through_whatever_holds_a_data_set(self, hold, workers):
+        plain, held = stages(), hold(stages())
+        if not workers:  # of which each would yield all of a stream
+            held = ChainDataset([Stream(held)])
+        loader = DataLoader(
+            held, 3, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+        )
+        seen = []
+        for epoch in (0, 2, 1) if not workers else (2, 1):
+            set_epoch(loader if epoch else held, epoch)
+            plain.set_epoch(epoch)
+            samples = [sample for batch in loader for sample in zip(*batch, strict=True)]
+            assert_same_batch(zip(*samples, strict=True), zip(*plain, strict=True))
+            assert {target["epoch"] for _, target in samples} == {epoch}
+            weights = {*torch.cat([target["box_weights"] for _, target in samples]).tolist()}
+            assert (weights == {1.0}) == (epoch == 2), "the last epoch mixes nothing"
+            seen += [tuple(target["drawn"]) for _, target in samples]
+        assert len({*seen}) == len(seen), "each epoch is augmented otherwise"
+
+    @with_each_holder
+    def test_what_lies_between_changes_nothing(self, hold):
+        between = stages(hold=hold)
+        outer = [stages(), between, MixedDataset(stages(), MIXUP, seed=7)]
+        outer.append(MixedDataset(hold(between), MIXUP, seed=7))
+        for epoch in (1, 2):
+            for data in outer:
+                data.set_epoch(epoch)
+            assert_same_batch(zip(*outer[1], strict=True), zip(*outer[0], strict=True))
+            assert_same_batch(zip(*outer[3], strict=True), zip(*outer[2], strict=True))
+
+    @with_each_holder
+    def test_a_stage_draws_other_numbers_than_those_underneath(self, hold):
+        mix = DetectionMixUp(p=1.0)
+        stack = [MixedDataset(Plain(50), mix, seed=1)]
+        stack.append(MixedDataset(hold(stack[0]), mix, seed=1))
+        both = ConcatDataset([hold(stack[1]), hold(MixedDataset(Plain(50), mix, seed=2))])
+        stack.append(MixedDataset(Subset(both, range(50)), mix, seed=1))
+        drawn = [[data.draw_params(index) for index in range(50)] for data in stack]
+        for number, params in zip((0, 1, 3), drawn, strict=True):  # of those underneath
+            seeds = [sample_seed(1, 0, i, f"mixing/dataset/{number}") for i in range(50)]
+            assert [param.how for param in params] == [mix.draw(Random(seed)) for seed in seeds]
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            pairs = list(zip(drawn[a], drawn[b], strict=True))
+            assert sum(one.partner == other.partner for one, other in pairs) < 6
+            assert not any(one.how == other.how for one, other in pairs)
+        same, other = (
+            AugmentedDataset(hold(AugmentedDataset(hold(Plain(4)), noted, 5)), noted, seed)
+            for seed in (5, 6)
+        )
+        for index in range(4):
+            inner, outer = same[index][1]["drawn"]
+            assert inner == sample_seed(5, 0, index, "augment") != outer
+            alone = sample_seed(6, 0, index, "augment")
+            assert other[index][1]["drawn"] == [inner, alone], "seeds tell apart"
+
+    @pytest.mark.parametrize(
+        "put",
+        [
+            lambda mixers: mixers,
+            lambda mixers: RandomChoice([RandomChoice(mixers[:1]), RandomChoice(mixers[1:])]),
+            lambda mixers: nn.Sequential(*mixers),
+            lambda mixers: nn.ModuleDict({"a": nn.ModuleList(mixers)}),
+            lambda mixers: MixedDataset(Plain(), RandomChoice(mixers)),
+            lambda mixers: MixedDataset(MixedDataset(Plain(), mixers[0]), mixers[1]),
+            lambda mixers: partial(map, mixers),
+            lambda mixers: dict.fromkeys(mixers, 0.5),
+            lambda mixers: [MixCollate(mix, 0) for mix in mixers],
+            lambda mixers: [collating(mix) for mix in mixers],
+            lambda mixers: train_loader(Plain(), 2, seed=0, workers=0, mix=RandomChoice(mixers)),
+        ],
+    )
+    def test_parts_keep_schedules_of_their_own(self, put):
+        long, short = {"epochs": 4, "off_epochs": 1}, {"epochs": 4, "off_epochs": 3}
+        mixers = [DetectionMixUp(**long), DetectionCutMix(**short)]
+        whole = put(mixers)
+        for epoch, expected in enumerate(
+            [(True, True), (True, False), (True, False), (False,) * 2]
+        ):
+            set_epoch(whole, epoch)
+            assert tuple(mix.active for mix in mixers) == expected
+            if isinstance(whole, DetectionMixer):
+                assert (whole.active, whole.epoch) == (any(expected), epoch)
+
+    def test_a_set_epoch_of_ones_own_is_called_once_and_prevails(self):
+        class Repeats(Reads):
+            told = ()
+
+            def set_epoch(self, epoch):
+                self.told += (epoch,)
+                self.source.set_epoch(epoch // 2)
+
+        class Whole(Reads):
+            def set_epoch(self, epoch):
+                self.given = epoch
+                set_epoch(self, epoch)  # which comes back
+
+        inner, other = stages(), stages()
+        own = Repeats(lambda self, i: self.source[i], 6, source=inner, other=other)
+        whole = Whole(lambda self, i: self.own[i], 6, own=own, twice=[own, inner])
+        own.above = whole  # a circle
+        for begin in (whole.set_epoch, partial(set_epoch, DataLoader(whole))):
+            own.told = ()
+            begin(3)
+            assert ({*own.told}, whole.given) == ({3}, 3)
+            assert (inner[0][1]["epoch"], other[0][1]["epoch"]) == (1, 3)
+        own.told, own.above = (), None
+        MixedDataset(own, MIXUP).set_epoch(5)
+        assert own.told == (5,)
+
+    def test_what_takes_no_epoch_is_refused_by_name(self):
+        hidden = stages()
+        held = type("Hidden", (Reads,), {"data": hidden})(lambda self, i: self.data[i], 6)
+        for data in ([torch.zeros(3)], held, Subset(held, [0]), DataLoader(held)):
+            with pytest.raises(ValueError, match=rf"{type(data).__name__}.*3"):
+                set_epoch(data, 3)
+        with pytest.raises(ValueError, match="-1"):
+            set_epoch(Subset(hidden, [0]), -1)
 
 
 class TestLoaders:
