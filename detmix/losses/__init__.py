@@ -88,6 +88,8 @@ def weight_losses(
     for part in _weighable_parts(model):
         part.__class__ = _WEIGHTED.get(type(part), type(part))
         part.loss_weighting = weighting  # type: ignore[assignment]
+    if isinstance(model, GeneralizedRCNN):
+        model.rpn.check_targets = model.roi_heads.check_targets
     return model
 
 
