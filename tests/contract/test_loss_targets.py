@@ -6,6 +6,7 @@ word; the oracle is the same detector without weights. Nothing is sampled before
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -151,6 +152,16 @@ def test_masks_and_keypoints_of_none_equal_torchvision_s(name, key, value, kind)
     targets[0][key] = value
     expected = step(plain(name), (images, targets))
     assert_identical(step(weighted(name), (images, targets)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(MASK, "masks", torch.ones(1, 60, 75)), (KEYPOINT, "keypoints", torch.ones(1, 3, 3))],
+)
+def test_masks_and_keypoints_of_no_object_are_named(name, key, value):
+    images, targets = batch("half")
+    targets[0][key] = value
+    assert re.search(rf"'{key}' of target 0 .*\(0, .*\(1, ", str(refusal(name, (images, targets))))
 
 
 @pytest.mark.parametrize("change", [torch.Tensor.bool, torch.Tensor.float, torch.Tensor.long])
