@@ -58,7 +58,11 @@ def weight_losses(
     centerness) becomes :math:`\sum_i w_i l_i / n` with torchvision's own n (after Bag of
     Freebies, arXiv 1902.04103, section 3.1, which defines the weights but not the normalizer). So
     it is linear in the weights, and with all weights 1 values and gradients equal torchvision's
-    bit for bit, from the same random numbers.
+    bit for bit, from the same random numbers. Gradients reach ``box_weights`` that ask for them.
+
+    Targets are those that torchvision computes losses of, with weights from 0 up. Labels that it
+    refuses or gets wrong without a word (of another shape, number or dtype, or no class) and masks
+    that are not 0 or 1 raise ValueError or TypeError by target and key, before anything is sampled.
 
     Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
     other models in the process are not touched. Call it before the model is wrapped for
@@ -88,6 +92,8 @@ def weight_losses(
     for part in _weighable_parts(model):
         part.__class__ = _WEIGHTED.get(type(part), type(part))
         part.loss_weighting = weighting  # type: ignore[assignment]
+    if isinstance(model, GeneralizedRCNN):
+        model.rpn.check_targets = model.roi_heads.check_targets
     return model
 
 

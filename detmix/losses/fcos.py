@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, weighted_sum
+from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
 
 
 class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
@@ -35,7 +35,8 @@ class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits = head_outputs["cls_logits"]
-        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs, logits.shape[2])
+        targets = checked(targets, logits.shape[2], "fcos")
+        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         matched = torch.stack(matched_idxs)
         foreground = torch.where(matched >= 0)
         # Image after image, which is the order of `foreground` too.

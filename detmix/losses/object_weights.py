@@ -4,8 +4,9 @@ A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_
 torchvision's own normalizer n, so it is linear in the weights, or with their sum as n. Its form is
 chosen so that with all weights 1 values and gradients equal torchvision's bit for bit.
 
-Targets are checked where they come to the first loss that needs them: boxes and weights in an
-R-CNN's RPN, labels in its RoI heads, all of them in the head of a one-stage detector.
+Targets are checked where they come to the first loss, before anything is sampled: in an R-CNN's
+RPN, in the head of a one-stage detector. What torchvision computes is computed; labels that it
+refuses, or gets wrong without a word, are refused by target.
 
 Shapes: B images, N objects in one of them, S sampled or matched anchors or proposals, A anchors of
 an image over all levels.
@@ -13,6 +14,7 @@ an image over all levels.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,29 @@ from detmix.mixing import box_weights
 
 Normalizer = Literal["samples", "weights"]
 Targets = list[dict[str, Tensor]]
+#: a key, each target's values, what they must be, and the rule for each row of them
+Column = tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class _LabelKinds:
+    """With which labels torchvision computes the losses of a family, as it stacks and indexes."""
+
+    of_image: tuple[torch.dtype, ...]
+    of_batch: tuple[torch.dtype, ...]  #: what all of a batch promote to, some of `of_image`
+    of_none: Callable[[torch.Size], bool]  #: whether labels of no object may have this shape
+
+
+_INDICES = (torch.int64, torch.int32)
+_SIGNED = (*_INDICES, torch.int16, torch.int8)
+_SMALL = (*_SIGNED, torch.uint8, torch.bool)
+_LABELS = {
+    "rcnn": _LabelKinds((torch.int64,), (torch.int64,), lambda shape: True),
+    "mask_rcnn": _LabelKinds((torch.int64,), (torch.int64,), lambda shape: len(shape) == 1),
+    "retinanet": _LabelKinds(_INDICES, _INDICES, lambda shape: shape[-1] <= 1),
+    "fcos": _LabelKinds(_SIGNED, _INDICES, lambda shape: shape[0] == 0),
+    "ssd": _LabelKinds(_SMALL, (torch.int64, torch.uint8), lambda shape: len(shape) == 1),
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +80,8 @@ class LossWeighting:
             return background.expand(len(matched_idxs))
         return torch.where(foreground, weights[matched_idxs.clamp(min=0)], background)
 
-    def of_anchors(
-        self, targets: Targets, matched_idxs: Sequence[Tensor], num_classes: int
-    ) -> Tensor:
-        """Check objects, and give all anchors their weights: ``(B, A)``. A match < 0 is none."""
-        check_objects(targets)
-        check_labels(targets, num_classes)
+    def of_anchors(self, targets: Targets, matched_idxs: Sequence[Tensor]) -> Tensor:
+        """Give all anchors of all images their weights: ``(B, A)``. A match < 0 is none."""
         pairs = zip(targets, matched_idxs, strict=True)
         return torch.stack([self.of_samples(target, own, own >= 0) for target, own in pairs])
 
@@ -89,8 +110,42 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
 
 
-def check_objects(targets: Targets) -> None:
-    """Raise ValueError for the first weight or box that no loss can be computed with."""
+def checked(targets: Targets, num_classes: float, family: str, *more: Column) -> Targets:
+    """Return targets with ``(N,)`` int64 labels, or raise for the first of no right loss."""
+    _check_labels(targets, _LABELS[family])
+    labels = [target["labels"].flatten().to(torch.int64) for target in targets]
+    expected = f"in 1..{num_classes - 1} (0 is background)"
+    # On a GPU others would be fatal.
+    column: Column = ("labels", labels, expected, lambda y: (y >= 1) & (y < num_classes))
+    check_objects(targets, column, *more)
+    return [target | {"labels": own} for target, own in zip(targets, labels, strict=True)]
+
+
+def _check_labels(targets: Targets, kinds: _LabelKinds) -> None:
+    """Raise TypeError or ValueError for the first labels of another dtype or shape."""
+    dtypes = [getattr(target.get("labels"), "dtype", None) for target in targets]
+    known = [dtype for dtype in dtypes if dtype in kinds.of_image]
+    joined = functools.reduce(torch.promote_types, known, torch.bool)
+    allowed = kinds.of_image if joined in kinds.of_batch else kinds.of_batch
+    for index, (target, dtype) in enumerate(zip(targets, dtypes, strict=True)):
+        if "labels" not in target:
+            raise ValueError(f"target {index} must have 'labels', one for each box")
+        if dtype not in allowed:
+            found = dtype or type(target["labels"]).__name__
+            raise TypeError(
+                f"'labels' of target {index} must be a tensor of one of {allowed}, got {found}"
+            )
+        shape, count = target["labels"].shape, len(target["boxes"])
+        is_none = count == 0 and shape.numel() == 0
+        if not (kinds.of_none(shape) if is_none else shape == (count,)):
+            raise ValueError(
+                f"'labels' of target {index} must have shape ({count},), one for each box, "
+                f"got {tuple(shape)}"
+            )
+
+
+def check_objects(targets: Targets, *more: Column) -> None:
+    """Raise ValueError for the first weight, box or row of more that no loss is computed with."""
     weights = [box_weights(target) for target in targets]
     for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
         count = len(target["boxes"])
@@ -103,18 +158,12 @@ def check_objects(targets: Targets) -> None:
     _check_rows(
         ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
         ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
+        *more,
     )
 
 
-def check_labels(targets: Targets, num_classes: int) -> None:
-    """Raise ValueError for the first label that is no class: on a GPU it would be fatal."""
-    expected = f"in 1..{num_classes - 1} (0 is background)"
-    labels = [target["labels"] for target in targets]
-    _check_rows(("labels", labels, expected, lambda y: (y >= 1) & (y < num_classes)))
-
-
-def _check_rows(*columns: tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]) -> None:
-    """Raise ValueError for the first bad row; a column is key, each target's values and a rule."""
+def _check_rows(*columns: Column) -> None:
+    """Raise ValueError for the first row that breaks its column's rule."""
     valid = [is_valid(torch.cat(values)) for _, values, _, is_valid in columns]
     if bool(torch.cat(valid).all()):  # asked once, as it waits for the device
         return

@@ -11,6 +11,8 @@ object, S the side of their heatmaps.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +26,11 @@ from torchvision.models.detection.roi_heads import (
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detmix.losses.object_weights import (
+    Column,
     LossWeighting,
     Targets,
-    check_labels,
     check_objects,
+    checked,
     weighted_sum,
 )
 
@@ -35,7 +38,6 @@ from detmix.losses.object_weights import (
 _FLOATS = (torch.float32, torch.float64, torch.float16)
 _FIELDS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int | str, ...]]] = {
     "boxes": (_FLOATS, (4,)),
-    "labels": ((torch.int64,), ()),
     "masks": ((), ("H", "W")),
     "keypoints": ((torch.float32,), ("J", 3)),
 }
@@ -51,13 +53,14 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
     """Torchvision's region proposal network with a weight for each sampled anchor."""
 
     loss_weighting: LossWeighting
+    check_targets: Callable[[Targets], None]  # the RoI heads', as this one samples before them
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
-        check_objects(targets)
+        self.check_targets(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher = self.proposal_matcher
@@ -88,8 +91,8 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
         weights = torch.cat(labels.weights)
-        object_loss = F.binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], weight=weights[sampled]
+        object_loss = weighted_binary_cross_entropy(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
         )
         goals = torch.cat(regression_targets)[positive]
         box_sum = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
@@ -127,7 +130,8 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         )
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, box_regression = self.box_predictor(box_features)
-        check_labels(targets, class_logits.shape[1])
+        if self.num_classes() == math.inf:
+            checked(targets, class_logits.shape[1], "rcnn")
         # By labels: matches of the background are clamped to object 0.
         samples = zip(targets, matched, labels, strict=True)
         weights = torch.cat([self.loss_weighting.of_samples(t, m, y > 0) for t, m, y in samples])
@@ -139,13 +143,25 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             losses |= self.branch_losses(features, image_shapes, foreground, targets)
         return [], losses
 
-    def check_targets(self, targets: Targets | None) -> None:
-        """Check keys, dtypes and shapes; torchvision's ``select_training_samples`` calls it."""
-        keys = ["boxes", "labels", *["masks"] * self.has_mask()]
-        keys += ["keypoints"] * self.has_keypoint()
-        for index, target in enumerate(targets or []):
+    def check_targets(self, targets: Targets) -> None:
+        """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
+        if not self.training:  # only the RPN is trained
+            return check_objects(targets)
+        targets = with_empty_branches(targets)
+        keys = ["boxes", *["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
+        for index, target in enumerate(targets):
             for key in keys:
                 check_field(target, index, key)
+        masks = [mask_column(targets)] if self.has_mask() else []
+        # Only the mask loss joins labels of all images, if there is any object.
+        is_joined = self.has_mask() and any(len(target["boxes"]) for target in targets)
+        checked(targets, self.num_classes(), "mask_rcnn" if is_joined else "rcnn", *masks)
+
+    def num_classes(self) -> float:
+        """Return K if the box predictor is like torchvision's; others tell it when they run."""
+        layer = getattr(self.box_predictor, "cls_score", None)
+        found: float = getattr(layer, "out_features", math.inf)
+        return found
 
     def box_losses(
         self,
@@ -198,8 +214,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             ]
         )
         own_class = logits[torch.arange(len(goals), device=logits.device), foreground.labels]
-        weights = foreground.weights[:, None, None]
-        loss = F.binary_cross_entropy_with_logits(own_class, goals, weight=weights)
+        loss = weighted_binary_cross_entropy(own_class, goals, foreground.weights[:, None, None])
         return self.loss_weighting.rescale(loss, foreground.weights)
 
     def keypoint_loss(self, logits: Tensor, foreground: Foreground, targets: Targets) -> Tensor:
@@ -272,6 +287,15 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     return F.nll_loss(F.log_softmax(logits, dim=1) * weights[:, None], labels)
 
 
+def weighted_binary_cross_entropy(logits: Tensor, goals: Tensor, weights: Tensor) -> Tensor:
+    """Mean of weight times binary cross-entropy; gradients reach the weights too."""
+    loss = F.binary_cross_entropy_with_logits(logits, goals, weight=weights.detach())
+    if weights.requires_grad:  # which torch has no derivative by: a sum of zeros has it
+        losses = F.binary_cross_entropy_with_logits(logits, goals, reduction="none")
+        loss = loss + (losses * (weights - weights.detach())).mean()
+    return loss
+
+
 def smooth_l1_sum(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, in RPN and RoI heads."""
     losses = F.smooth_l1_loss(predictions, targets, beta=1 / 9, reduction="none")
@@ -281,14 +305,25 @@ def smooth_l1_sum(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tens
 def with_empty_branches(targets: Targets) -> Targets:
     """Give targets without objects the masks and keypoints of none of them."""
     # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
-    # and its own heads then fail.
+    # and its own heads then fail; its tests have keypoints of shape (17, 0, 3).
     none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
     return [
         target
-        if len(target["boxes"])
-        else {key: value.to(target["boxes"].device) for key, value in none.items()} | target
+        | {
+            key: value.to(target["boxes"].device)
+            for key, value in none.items()
+            if len(target["boxes"]) == 0 and target.get(key, value).numel() == 0
+        }
         for target in targets
     ]
+
+
+def mask_column(targets: Targets) -> Column:
+    """Have masks checked to be of 0 and 1, or between: with 255 losses run off to -infinity."""
+    masks = [target["masks"].flatten(1) for target in targets]
+    ranges = [torch.stack([own.amin(1), own.amax(1)], dim=1) for own in masks]
+    expected = "0 or 1 (`masks > 0` is)"
+    return "masks", ranges, expected, lambda ends: ((ends >= 0) & (ends <= 1)).all(1)
 
 
 def check_field(target: dict[str, Tensor], index: int, key: str) -> None:

@@ -18,7 +18,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, weighted_sum
+from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
 
 
 class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
@@ -38,7 +38,8 @@ class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs, logits.shape[2])
+        targets = checked(targets, logits.shape[2], "retinanet")
+        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         classification, box = [], []
         for i, (target, matched, weights) in enumerate(
             zip(targets, matched_idxs, all_weights, strict=True)

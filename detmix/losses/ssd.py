@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import LossWeighting, Targets, weighted_sum
+from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
 
 
 class WeightedSSD(SSD):  # type: ignore[misc]
@@ -33,7 +33,8 @@ class WeightedSSD(SSD):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute both weighted losses of a batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs, logits.size(-1))
+        targets = checked(targets, logits.size(-1), "ssd")
+        all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         labels = torch.zeros_like(torch.stack(matched_idxs))
         box_sums, foreground_weights = [], []
         for i, (target, matched, weights) in enumerate(

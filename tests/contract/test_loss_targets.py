@@ -1,0 +1,250 @@
+"""Which targets the losses take: what torchvision computes, with its own numbers bit for bit.
+
+What it refuses is refused by target, key and value, as are labels that it gets wrong without a
+word; the oracle is the same detector without weights. Nothing is sampled before.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from builders import (
+    CLASSES,
+    FAMILIES,
+    WEIGHTS,
+    assert_identical,
+    batch,
+    losses_of,
+    small,
+    step,
+    twin,
+    with_known_features,
+)
+from torch import nan, nn, tensor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+from detmix import weight_losses
+
+FASTER, MASK, KEYPOINT, *ONE_STAGE = FAMILIES
+SSD = ONE_STAGE[-1]
+OBJECTS = [
+    ("box_weights", torch.ones(2), "(3,)", "(2,)"),
+    ("box_weights", tensor([1, 1, -0.5]), "-0.5", "box 2"),
+    ("box_weights", tensor([1, nan, 1]), "nan", "box 1"),
+    ("boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "box 1"),
+    ("labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "box 2"),
+    ("labels", tensor([0, 2, 3]), "0", "box 0"),
+    ("labels", None),
+]
+MASKS_AND_KEYPOINTS = [
+    (MASK, "masks", None),
+    (MASK, "masks", torch.ones(2, 96, 64), "(3,", "(2,"),
+    (MASK, "masks", 255 * torch.eye(96, 64).expand(3, -1, -1), "0, 255", "box 0", "masks > 0"),
+    (MASK, "masks", 1 - 2 * torch.ones(3, 96, 64), "0 or 1", "255"),  # torchvision makes them bytes
+    (MASK, "masks", tensor([0, 1, 2])[:, None, None].expand(3, 96, 64), "2", "box 2"),
+    (KEYPOINT, "keypoints", None),
+    (KEYPOINT, "keypoints", torch.ones(3, 3, 2), "(3, 3, 2)"),
+    (KEYPOINT, "keypoints", torch.ones(3, 3, 3).double(), "float64"),
+]
+
+
+# What labels become, by what an error tells of them: of objects in one image or both, ...
+DTYPES = {
+    "torch.int32": lambda labels: labels.int(),
+    "torch.int16": lambda labels: labels.short(),
+    "torch.uint8": lambda labels: labels.byte(),
+    "torch.bool": lambda labels: labels.bool(),
+}
+# ... in one image, ...
+SHAPES = {
+    "torch.float32": lambda labels: labels.float(),
+    "(3, 1)": lambda labels: labels[:, None],
+    "(0,)": lambda labels: labels[:0],
+    "(6,)": lambda labels: labels.repeat(2),
+    "-1": lambda labels: -labels,
+    "list": lambda labels: labels.tolist(),
+}
+# ... and of none.
+OF_NONE = {
+    "torch.float32": lambda labels: labels.float(),
+    "torch.uint8": lambda labels: labels.byte(),
+    "(0, 1)": lambda labels: labels[:, None],
+    "(0, 2)": lambda labels: labels.new_zeros(0, 2),
+    "(1, 0)": lambda labels: labels[None],
+    "(1,)": lambda labels: labels.new_ones(1),
+}
+# Torchvision computes some of them; of bools, FCOS makes objects of the background.
+WRONG = {"(3, 1)", "(0,)", "(6,)", "-1", "(1,)", ("fcos", "torch.bool")}
+# Lest the oracle be asked in a wrong way.
+TAKEN = {(FASTER, "(0, 1)"), ("retinanet", "torch.int32"), ("fcos", "(0, 1)"), (SSD, "torch.uint8")}
+
+
+@cache
+def plain(name):
+    """Torchvision's, of which only the heads compute; tests change copies of it."""
+    return with_known_features(small(name))
+
+
+@cache
+def weighted(name):
+    return weight_losses(twin(plain(name)))
+
+
+def torchvision_s(name, data):
+    """Its losses, gradients and random state, or None where it refuses, with whichever error."""
+    try:
+        return step(plain(name), data)
+    except Exception:
+        return None
+
+
+def refusal(name, data):
+    """The error, after which no random number has been drawn but by the transform of the images."""
+    model = weighted(name)
+    torch.manual_seed(7)
+    model.transform(*batch())
+    state = torch.get_rng_state()
+    with pytest.raises((ValueError, TypeError)) as refused:
+        losses_of(model, data)
+    assert torch.equal(torch.get_rng_state(), state)
+    return refused.value
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("name", [FASTER, MASK, *ONE_STAGE])
+@pytest.mark.parametrize(
+    ("images_with", "changed", "change"),
+    [("objects", (1,), change) for change in (DTYPES | SHAPES).items()]
+    + [("objects", (0, 1), change) for change in DTYPES.items()]
+    + [("half", (0,), change) for change in OF_NONE.items()]
+    + [("none", (0, 1), change) for change in OF_NONE.items()],
+)
+def test_labels_are_as_torchvision_takes_them(name, images_with, changed, change):
+    images, targets = batch(images_with)
+    kind, changed_labels = change
+    for index in changed:
+        targets[index]["labels"] = changed_labels(targets[index]["labels"])
+    expected = None if {kind, (name, kind)} & WRONG else torchvision_s(name, (images, targets))
+    if expected is not None:
+        assert_identical(step(weighted(name), (images, targets)), expected)
+    else:
+        assert (name, kind) not in TAKEN
+        told = str(refusal(name, (images, targets)))
+        assert f"'labels' of target {changed[0]} " in told
+        assert kind in told
+
+
+BRANCHES = [
+    (KEYPOINT, "keypoints", torch.zeros(17, 0, 3)),  # as in torchvision's own test
+    (KEYPOINT, "keypoints", torch.zeros(0, 3)),
+    (MASK, "masks", torch.zeros(0, 60, 75, dtype=torch.uint8)),
+    (MASK, "masks", torch.zeros(0, 1, 60, 75)),
+]
+
+
+@pytest.mark.parametrize("kind", ["half", "none"])
+@pytest.mark.parametrize(("name", "key", "value"), BRANCHES)
+def test_masks_and_keypoints_of_none_equal_torchvision_s(name, key, value, kind):
+    images, targets = batch(kind)
+    targets[0][key] = value
+    expected = step(plain(name), (images, targets))
+    assert_identical(step(weighted(name), (images, targets)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(MASK, "masks", torch.ones(1, 60, 75)), (KEYPOINT, "keypoints", torch.ones(1, 3, 3))],
+)
+def test_masks_and_keypoints_of_no_object_are_named(name, key, value):
+    images, targets = batch("half")
+    targets[0][key] = value
+    assert re.search(rf"'{key}' of target 0 .*\(0, .*\(1, ", str(refusal(name, (images, targets))))
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.bool, torch.Tensor.float, torch.Tensor.long])
+def test_masks_of_any_dtype_equal_torchvision_s(change):
+    images, targets = batch()
+    for target in targets:
+        target["masks"] = change(target["masks"])
+    expected = step(plain(MASK), (images, targets))
+    assert_identical(step(weighted(MASK), (images, targets)), expected)
+
+
+def test_masks_between_0_and_1_equal_torchvision_s():
+    """Where images are not resized, which makes bytes of masks."""
+    model, (images, targets) = twin(small(MASK)), batch()
+    model.transform._skip_resize = True
+    for target in targets:
+        target["masks"] = target["masks"] * 0.7
+    expected = step(model, (images, targets))
+    assert expected[0]["loss_mask"] > 0
+    assert_identical(step(weight_losses(model), (images, targets)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [(name, key, value, told) for name in (FASTER, *ONE_STAGE) for key, value, *told in OBJECTS]
+    + [(name, key, value, told) for name, key, value, *told in MASKS_AND_KEYPOINTS],
+)
+def test_targets_are_named(name, key, value, told):
+    """The second target has another value, or None for none at all."""
+    images, targets = batch("objects", WEIGHTS)
+    targets[1][key] = value
+    if value is None:
+        del targets[1][key]
+    error = refusal(name, (images, targets))
+    assert type(error) is (TypeError if "float64" in told else ValueError)
+    assert not [part for part in (f"'{key}'", "target 1", *told) if part not in str(error)], error
+
+
+def test_keypoints_of_another_number_are_named():
+    images, targets = batch()
+    targets[1]["keypoints"] = torch.ones(3, 4, 3)
+    with pytest.raises(ValueError, match=r"'keypoints' of target 1 .*3.*4"):
+        weighted(KEYPOINT)(images, targets)
+
+
+@pytest.mark.parametrize("part", ["rpn", "roi_heads"])
+def test_one_half_of_an_r_cnn_trains_alone(part):
+    """Labels count for the RoI heads only, and they are checked without an RPN that trains."""
+    models, (images, targets) = (twin(plain(FASTER)), twin(weighted(FASTER))), batch()
+    for model in models:
+        model.get_submodule(part).eval()
+    if part == "roi_heads":
+        targets[0]["labels"] = tensor([0, 0])
+    expected, found = (losses_of(model, (images, targets)) for model in models)
+    assert len(expected) == 2
+    assert_identical(found, expected)
+    targets[1] |= {"labels": tensor([1, 2, CLASSES]), "box_weights": tensor([-1.0, 1, 1])}
+    for key in ("box_weights", "labels")[: 1 + (part == "rpn")]:
+        with pytest.raises(ValueError, match=f"'{key}' of target 1"):
+            losses_of(models[1], (images, targets))
+        del targets[1][key]
+
+
+class OwnPredictor(nn.Module):
+    """What tells the number of classes when it runs only."""
+
+    def __init__(self, predictor):
+        super().__init__()
+        self.inner = predictor
+
+    def forward(self, features):
+        return self.inner(features)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_classes_of_a_predictor_that_was_replaced_count(is_own):
+    """In that model only, not in the one that it was copied from."""
+    model, (images, targets) = twin(weighted(FASTER)), batch()
+    predictor = FastRCNNPredictor(32, CLASSES + 1)
+    model.roi_heads.box_predictor = OwnPredictor(predictor) if is_own else predictor
+    targets[1]["labels"] = tensor([1, 2, CLASSES])
+    assert all(loss > 0 for loss in losses_of(model, (images, targets)).values())
+    refusal(FASTER, (images, targets))
+    targets[1]["labels"] = tensor([1, 2, CLASSES + 1])
+    with pytest.raises(ValueError, match=rf"'labels' of target 1 .*1\.\.{CLASSES} .*{CLASSES + 1}"):
+        losses_of(model, (images, targets))
