@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from detmix.losses import weight_losses
+from detmix.losses import unweight_losses, weight_losses
 from detmix.mixing import (
     DetectionCutMix,
     DetectionMixUp,
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "cutmix",
     "mixup",
+    "unweight_losses",
     "weight_losses",
 ]
 
