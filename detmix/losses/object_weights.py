@@ -85,8 +85,9 @@ class LossWeighting:
 class WeightedPart:
     """The settings of a part of a detector that computes losses; last of its class's bases."""
 
-    # TorchScript takes the first annotations it finds along the bases. Declared in a subclass of
-    # torchvision's part, this one would hide those of its `box_coder` and `proposal_matcher`.
+    # TorchScript takes the first annotations it finds along the bases: declared in a subclass of
+    # torchvision's part, this one would hide those of its `box_coder` and `proposal_matcher`. It
+    # reads no strings in signatures, either, so files of such parts do not postpone annotations.
     loss_weighting: LossWeighting
 
 

@@ -100,7 +100,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
 
 
 def renamed(method: FunctionType, name: str) -> FunctionType:
-    """Return a copy of another name: TorchScript knows no ``super()``, nor two of one name."""
+    """Return a copy by another name, as TorchScript has no ``super()``, nor two of one name."""
     copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__)
     copy.__annotations__ = method.__annotations__
     return copy
