@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from detmix.losses import weight_losses
+from detmix.losses import unweight_losses, weight_losses
 from detmix.mixing import (
     DetectionCutMix,
     DetectionMixUp,
@@ -22,6 +22,7 @@ __all__ = [
     "cutmix",
     "mixup",
     "set_epoch",
+    "unweight_losses",
     "weight_losses",
 ]
 

@@ -1,4 +1,4 @@
-"""One call that gives a built torchvision detector weighted losses."""
+"""One call gives a built torchvision detector weighted losses, another gives back its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detmix.losses.rcnn import WeightedRegionProposalNetwork, WeightedRoIHeads
 from detmix.losses.retinanet import WeightedRetinaNetHead
 from detmix.losses.ssd import WeightedSSD
 
-__all__ = ["LossWeighting", "weight_losses"]
+__all__ = ["LossWeighting", "unweight_losses", "weight_losses"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,6 +42,7 @@ _WEIGHTED: dict[type[nn.Module], type[nn.Module]] = {
     FCOSHead: WeightedFCOSHead,
     SSD: WeightedSSD,
 }
+_PLAIN = {weighted: plain for plain, weighted in _WEIGHTED.items()}
 # Their own losses are not called any more: those of a subclass would be lost.
 _REPLACED = (RetinaNetClassificationHead, RetinaNetRegressionHead)
 
@@ -66,7 +67,8 @@ def weight_losses(
 
     Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
     other models in the process are not touched. Call it before the model is wrapped for
-    distributed training. Calling it again changes the settings.
+    distributed training. Calling it again changes the settings. It exports, traces and scripts as
+    without; a scripted one evaluates only, and raises in training.
 
     Args:
         model: Any Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS, SSD or SSDlite that torchvision
@@ -97,13 +99,35 @@ def weight_losses(
     return model
 
 
+def unweight_losses(model: Model) -> Model:
+    """Give a detector torchvision's own classes and losses back; one that has them stays as it is.
+
+    All else stays: parameters, state dict, hooks, mode.
+
+    Args:
+        model: Any detector that `weight_losses` takes.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: Naming the class of a model or a part that is not supported; the model is
+            unchanged then.
+    """
+    for part in _weighable_parts(model):
+        part.__class__ = _PLAIN.get(type(part), type(part))
+        for added in ("loss_weighting", "check_targets"):
+            vars(part).pop(added, None)
+    return model
+
+
 def _weighable_parts(model: nn.Module) -> list[nn.Module]:
     """Return the parts of the model that compute losses, all of known types."""
     name = type(model).__name__
     paths = next((paths for kind, paths in _PARTS.items() if isinstance(model, kind)), None)
     if paths is None:
         raise TypeError(
-            f"cannot weight the losses of {name}; supported: torchvision's Faster, Mask and "
+            f"the losses of {name} cannot be weighted; supported: torchvision's Faster, Mask and "
             "Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite (before the model is wrapped for "
             "distributed training, compiled or scripted)"
         )
@@ -114,7 +138,7 @@ def _weighable_parts(model: nn.Module) -> list[nn.Module]:
         strange += [head for head in heads if type(head) not in _REPLACED]
     if strange:
         raise TypeError(
-            f"cannot weight the losses of {name}: its {type(strange[0]).__name__} is not "
+            f"the losses of {name} cannot be weighted: its {type(strange[0]).__name__} is not "
             "torchvision's own class"
         )
     return parts

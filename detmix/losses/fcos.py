@@ -8,24 +8,21 @@ anchors of the whole batch, K classes with background 0 (torchvision's FCOS has 
 that no object uses).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
 
 
-class WeightedFCOSHead(FCOSHead):  # type: ignore[misc]
+class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
     """Torchvision's FCOS head with a weight for each anchor."""
 
     # All three sums over the batch are divided by max(1, P), or by max(1, sum of the P weights).
 
-    loss_weighting: LossWeighting
-
+    @torch.jit.unused
     def compute_loss(
         self,
         targets: Targets,

@@ -103,6 +103,15 @@ class LossWeighting:
         return max(num_foreground, 1)
 
 
+class WeightedPart:
+    """The settings of a part of a detector that computes losses; last of its class's bases."""
+
+    # TorchScript takes the first annotations it finds along the bases: declared in a subclass of
+    # torchvision's part, this one would hide those of its `box_coder` and `proposal_matcher`. It
+    # reads no strings in signatures, either, so files of such parts do not postpone annotations.
+    loss_weighting: LossWeighting
+
+
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     """Sum of losses, ``(S,)`` or several for each sample, each times the sample's weight."""
     # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.

@@ -9,11 +9,9 @@ batch, P of them foreground, K classes with background 0, M the side of a mask, 
 object, S the side of their heatmaps.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +25,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detmix.losses.object_weights import (
     Column,
-    LossWeighting,
     Targets,
+    WeightedPart,
     check_objects,
     checked,
     weighted_sum,
@@ -49,12 +47,12 @@ class _Labels(list[Tensor]):
     weights: list[Tensor]
 
 
-class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
     """Torchvision's region proposal network with a weight for each sampled anchor."""
 
-    loss_weighting: LossWeighting
-    check_targets: Callable[[Targets], None]  # the RoI heads', as this one samples before them
+    # `check_targets` is the RoI heads', as this one samples before them.
 
+    @torch.jit.unused
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -78,6 +76,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
             labels.weights.append(self.loss_weighting.of_samples(target, matched, foreground))
         return labels, matched_boxes
 
+    @torch.jit.unused
     def compute_loss(
         self,
         objectness: Tensor,
@@ -103,13 +102,20 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc
         )
 
 
-class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
+def renamed(method: FunctionType, name: str) -> FunctionType:
+    """Return a copy by another name, as TorchScript has no ``super()``, nor two of one name."""
+    copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__)
+    copy.__annotations__ = method.__annotations__
+    return copy
+
+
+class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
     """Torchvision's RoI heads with a weight for each sampled proposal."""
 
     # With normalizer "weights" each loss is divided by the weights of what torchvision counts for
     # it: sampled proposals, the pixels of foreground masks, valid keypoints.
 
-    loss_weighting: LossWeighting
+    torchvision_forward = renamed(RoIHeads.forward, "torchvision_forward")
 
     def forward(
         self,
@@ -119,10 +125,21 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Classify and refine proposals, and in training return the weighted losses."""
-        if not self.training:
-            return super().forward(  # type: ignore[no-any-return]
-                features, proposals, image_shapes, targets
-            )
+        if self.training:
+            return self.training_forward(features, proposals, image_shapes, targets)
+        return self.torchvision_forward(  # type: ignore[no-any-return]
+            features, proposals, image_shapes, targets
+        )
+
+    @torch.jit.unused
+    def training_forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets | None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
         targets = with_empty_branches(targets)
         proposals, matched, labels, regression_targets = self.select_training_samples(
@@ -143,8 +160,10 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             losses |= self.branch_losses(features, image_shapes, foreground, targets)
         return [], losses
 
-    def check_targets(self, targets: Targets) -> None:
+    @torch.jit.unused
+    def check_targets(self, targets: Targets | None) -> None:
         """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
+        assert targets is not None  # the RPN has refused to train without
         if not self.training:  # only the RPN is trained
             return check_objects(targets)
         targets = with_empty_branches(targets)
@@ -186,7 +205,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         self,
         features: dict[str, Tensor],
         image_shapes: list[tuple[int, int]],
-        foreground: Foreground,
+        foreground: "Foreground",
         targets: Targets,
     ) -> dict[str, Tensor]:
         """Run the mask and the keypoint branch that there are, and compute their losses."""
@@ -200,7 +219,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
             losses["loss_keypoint"] = self.keypoint_loss(logits, foreground, targets)
         return losses
 
-    def mask_loss(self, logits: Tensor, foreground: Foreground, targets: Targets) -> Tensor:
+    def mask_loss(self, logits: Tensor, foreground: "Foreground", targets: Targets) -> Tensor:
         """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
         if len(foreground.labels) == 0:
             return logits.sum() * 0
@@ -217,7 +236,7 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         loss = weighted_binary_cross_entropy(own_class, goals, foreground.weights[:, None, None])
         return self.loss_weighting.rescale(loss, foreground.weights)
 
-    def keypoint_loss(self, logits: Tensor, foreground: Foreground, targets: Targets) -> Tensor:
+    def keypoint_loss(self, logits: Tensor, foreground: "Foreground", targets: Targets) -> Tensor:
         """Mean over valid keypoints of weight times cross-entropy, of ``(P, J, S, S)`` heatmaps."""
         _, num_keypoints, height, size = logits.shape
         if height != size:
@@ -265,7 +284,7 @@ class Foreground:
         matched_idxs: list[Tensor],
         labels: list[Tensor],
         weights: Tensor,
-    ) -> Foreground:
+    ) -> "Foreground":
         """Pick them from each image's sampled proposals."""
         rows = [torch.where(image_labels > 0)[0] for image_labels in labels]
         joined = torch.cat(labels)

@@ -7,8 +7,6 @@ Shapes: B images, A anchors of one image over all levels, N objects, P foregroun
 K classes with background 0 (torchvision's RetinaNet has an output for it that no object uses).
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch
@@ -18,17 +16,16 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
 
 
-class WeightedRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
+class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
     """Torchvision's RetinaNet head with a weight for each anchor."""
 
     # Each image's sums are divided by max(1, P), or by max(1, sum of the P weights). Anchors
     # between the thresholds have no classification loss.
 
-    loss_weighting: LossWeighting
-
+    @torch.jit.unused
     def compute_loss(
         self,
         targets: Targets,

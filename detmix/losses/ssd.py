@@ -6,24 +6,21 @@ replaced. The subclass adds no parameters, buffers or random numbers.
 Shapes: B images, A anchors of one image over all levels, K classes with background 0.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import LossWeighting, Targets, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
 
 
-class WeightedSSD(SSD):  # type: ignore[misc]
+class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
     r"""Torchvision's SSD with a weight for each matched anchor and each mined negative."""
 
     # Negatives are mined by their unweighted losses, so that both losses are linear in the weights;
     # both are divided by max(1, matched anchors of the batch), or by max(1, sum of their weights).
 
-    loss_weighting: LossWeighting
-
+    @torch.jit.unused
     def compute_loss(
         self,
         targets: Targets,

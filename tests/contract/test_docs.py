@@ -192,7 +192,7 @@ class TestNames:
     def test_of_the_package(self):
         assert sorted(detmix.__all__) == [
             "DetectionCutMix", "DetectionMixUp", "MixedDataset", "RandomChoice", "__version__",
-            "cutmix", "mixup", "set_epoch", "weight_losses",
+            "cutmix", "mixup", "set_epoch", "unweight_losses", "weight_losses",
         ]  # fmt: skip
         assert detmix.__version__ == importlib.metadata.version("detmix")
 

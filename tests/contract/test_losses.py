@@ -29,7 +29,7 @@ from builders import (
 from mixing_oracle import DEVICES, on
 from torch import nn, tensor
 
-from detmix import weight_losses
+from detmix import unweight_losses, weight_losses
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -231,15 +231,16 @@ def test_settings_out_of_range_are_named(name, value):
         weight_losses(small_weighted(FASTER), **{name: value})
 
 
+@pytest.mark.parametrize("change", [weight_losses, unweight_losses])
 @pytest.mark.parametrize(
     ("name", "part"),
     [(FASTER, "rpn"), (FASTER, "roi_heads"), ("retinanet", "head.regression_head"), ("none", "")],
 )
-def test_unknown_models_and_parts_are_named_and_left_alone(name, part):
+def test_unknown_models_and_parts_are_named_and_left_alone(name, part, change):
     model = twin(small(name)) if part else nn.Linear(1, 1)
     known = model.get_submodule(part)
     known.__class__ = type("Own", (type(known),), {})
     types = [type(module) for module in model.modules()]
     with pytest.raises(TypeError, match="Own"):
-        weight_losses(model)
+        change(model)
     assert [type(module) for module in model.modules()] == types
