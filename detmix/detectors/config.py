@@ -153,7 +153,7 @@ class DetectorConfig:
     #: a trained detector to start from, all but its head: a name of torchvision's, such as
     #: COCO_V1, or a file
     weights: str | None = None
-    #: what to look for in a file of weights, as backbone.weights_prefix
+    #: place in a file of weights to look at alone, as backbone.weights_prefix
     weights_prefix: str | None = None
 
     @property
@@ -255,9 +255,8 @@ class BackboneConfig:
     levels: tuple[int, ...] = (1, 2, 3, 4)
     stem: Stem = "standard"  #: standard, or small: a 3x3 convolution with stride 1, no pooling
     norm_eps: float | None = None  #: epsilon of frozen batch norm; null for what the weights had
-    #: what to look for in a file of weights: the name of a dict in it, such as model_ema, or
-    #: that and what keys begin with, such as state_dict.module.encoder_k; null for whatever
-    #: most of the network is under, of equal parts the first
+    #: place in a file of weights to look at alone: the name of a dict, such as model_ema, and of
+    #: what is in it, as in state_dict.module.encoder_k; null for the first that has most
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:

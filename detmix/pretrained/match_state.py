@@ -53,9 +53,9 @@ class LoadReport:
     std: tuple[float, ...]  #: the same
     head: str  #: what the head is, for the text
     norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
-    prefix: str = ""  #: what the keys begin with in the file, after the name of their dict
-    beside: tuple[str, ...] = ()  #: what else is in the file, and was not used
-    others: tuple[str, ...] = ()  #: prefixes under which that has the network as well
+    prefix: str = ""  #: their place in the file: the name of a dict, and what keys begin with
+    beside: tuple[str, ...] = ()  #: other places of it, which were not used
+    others: tuple[str, ...] = ()  #: those of them that have as much of the network
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
@@ -126,16 +126,17 @@ def load_backbone_weights(
 ) -> LoadReport:
     """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
 
-    Of a file, what most of the network is under is taken: a dict in it, and what the keys there
-    begin with; of equal parts the first, with a warning. Every tensor but those of the classifier's
-    head must be there with its shape, and no other may be; what else the file has is in the report.
-    Set ``model.transform.image_mean`` and ``image_std`` to the report's.
+    They are taken from the place in a file, a dict and a prefix of its keys, that has most of the
+    network; of equal ones from the first, with a warning. There every tensor but those of the
+    classifier's head must be, with its shape, and no other. Set ``model.transform.image_mean`` and
+    ``image_std`` to the report's.
 
     Args:
         module: A ResNet of torchvision, a classifier of timm, or ``model.backbone.body``.
         source: A file as `BackboneConfig.weights` takes it, a full name such as
             ``"ResNet50_Weights.IMAGENET1K_V2"``, or ``"timm:NAME"``.
-        weights_prefix: Where in a file to look alone, as `BackboneConfig.weights_prefix` takes it.
+        weights_prefix: The place in a file to look at alone, such as ``"model_ema"`` or
+            ``"state_dict.module.encoder_k"``.
 
     Raises:
         TypeError: If the module is a whole detector or a backbone with its pyramid.
@@ -222,6 +223,8 @@ def _load_matching(
         told = "; ".join(_listing(what, keys) for what, keys in problems.items() if keys)
         hint = _hint(missing, unexpected, other)
         where = f"weights_prefix={weights.prefix or 'null'}"
+        if weights.others:
+            where += f" (or {', '.join(weights.others)})"
         raise ValueError(f"{weights.source} does not fit {model} with {where}: {told}{hint}")
     module.load_state_dict(found, strict=False)
     report = LoadReport(

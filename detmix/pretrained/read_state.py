@@ -40,9 +40,10 @@ class PretrainedState:
     norm_eps: float | None = None
     network: Mapping[str, Any] = field(default_factory=dict)  # a classifier's name and stem
     source: str = ""
-    prefix: str | None = None  # what the keys of those that are meant begin with, if it is known
-    beside: tuple[str, ...] = ()  # parts of the file that are not meant
-    others: tuple[str, ...] = ()  # prefixes under which there are as many of the network
+    # As `LoadReport` has them; before that the place to look at, or None for all.
+    prefix: str | None = None
+    beside: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Source:
     # What it is for, where that is known, and which names there are for that.
     network: str | None
     names: tuple[str, ...]
-    prefix: str | None  # where in a file to look for it, if only there
+    prefix: str | None
 
 
 def find_source(

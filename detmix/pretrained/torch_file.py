@@ -114,6 +114,7 @@ def _scalar(dtype: Any, data: bytes) -> Any:
 _STAND_INS: list[tuple[Callable[..., Any], str]] = [
     (_Dtype, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
+    (lambda: b"", "builtins.bytes"),  # how the content of an empty array is written
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
