@@ -139,13 +139,23 @@ FILES = {
         lambda net, mean: {"state_dict": net.state_dict(), "state_dict_ema": mean.state_dict()},
         *("net", "state_dict", "state_dict_ema", "state_dict_ema"),
     ),
+    # Beside it a loss has a part of such a network.
     "Lightning": (
-        lambda net, _: {
+        lambda net, mean: {
             "state_dict": with_prefix("model.", net.state_dict())
-            | {"criterion.weight": torch.ones(7)},
+            | with_prefix("loss.net.", without("layer4", mean.state_dict()))
+            | {"mode.weight": torch.ones(7)},
             "hyper_parameters": {"lr": 0.1},
         },
-        *("net", "state_dict.model", "state_dict.criterion", ""),
+        *("net", "state_dict.model", "state_dict.loss, state_dict.mode", ""),
+    ),
+    # What is a head decides nothing.
+    "DINO": (
+        lambda net, mean: {
+            "student": with_prefix("module.backbone.", without("fc.", net.state_dict())),
+            "teacher": with_prefix("backbone.", mean.state_dict()),
+        },
+        *("net", "student.module.backbone", "teacher", "teacher.backbone"),
     ),
     "MoCo": (
         moco,
@@ -369,8 +379,10 @@ class TestClassifiers:
             (lambda m: without("running", m.state_dict()), {}, r"bn1\.running_mean.*norm .*group"),
             (lambda m: without(KEY, m.state_dict()), {}, f"missing: {KEY}$"),
             (
-                lambda m: {"net": with_prefix("a.b.", without(KEY, m.state_dict()))},
-                *({}, rf"weights_prefix=net\.a\.b: missing: {KEY}$"),
+                lambda m: dict.fromkeys(
+                    ("a", "b"), with_prefix("c.d.", without(KEY, m.state_dict()))
+                ),
+                *({}, rf"weights_prefix=a\.c\.d \(or b\.c\.d\): missing: {KEY}$"),
             ),
             (with_key("layer3.1.norm2.bias"), {}, f"missing: {KEY}; unexpected: layer3.1.norm2."),
             # A prefix of some keys only is none.

@@ -166,6 +166,7 @@ class TestNumpy:
             np.testing.assert_array_equal(loaded[name], value)
             assert loaded[name].dtype == value.dtype.newbyteorder("=")
             assert isinstance(loaded[name], type(value))
+            assert type(loaded[name]) is type(value) or not is_allowed
 
     @pytest.mark.parametrize("is_array", [False, True])
     @pytest.mark.parametrize("dtype", OBJECTS)
@@ -180,9 +181,9 @@ class TestNumpy:
             load_checkpoint(path)
 
     def test_an_array_is_not_made_of_a_buffer(self, path):
-        for args in (((1,), "O", ADDRESS), ((2**40,),)):
-            torch.save(STATE | {"format": 1, "bad": Call(np.ndarray, args)}, path)
-            assert load_checkpoint(path)["bad"].size == 0
+        bad = Call(np.ndarray, ((1,), "O", ADDRESS))
+        torch.save(STATE | {"format": 1, "bad": bad}, path)
+        assert len(load_checkpoint(path)["bad"]) == 0
 
 
 class TestRefused:
