@@ -142,8 +142,8 @@ FILES = {
     # Beside it a loss has a part of such a network.
     "Lightning": (
         lambda net, mean: {
-            "state_dict": with_prefix("model.", net.state_dict())
-            | with_prefix("loss.net.", without("layer4", mean.state_dict()))
+            "state_dict": with_prefix("loss.net.", without("layer4", mean.state_dict()))
+            | with_prefix("model.", net.state_dict())
             | {"mode.weight": torch.ones(7)},
             "hyper_parameters": {"lr": 0.1},
         },
@@ -372,6 +372,12 @@ class TestClassifiers:
             (lambda _: {"epoch": 3, "state_dict": {"a": 3}}, {}, "epoch, state_dict"),
             (lambda _: {i: torch.zeros(1) for i in range(9)}, {}, "0, 1, 2"),
             (lambda _: {"rpn.a": torch.zeros(1)}, {}, r"unexpected: rpn\.a"),
+            # Of another network, with a name by chance.
+            (
+                lambda _: {"net": {"a.bn1.bias": torch.ones(64)}},
+                {},
+                r"=null: .*: net\.a\.bn1\.bias",
+            ),
             (lambda m: pretraining_checkpoint(m), {"stem": "small"}, r"backbone\.stem=standard$"),
             (lambda m: pretraining_checkpoint(m, name="timm:a"), {}, "name=timm:a$"),
             (lambda m: m.state_dict(), {"stem": "small"}, r"conv1\.weight.*64, 3, 7, 7.*stem"),

@@ -180,6 +180,12 @@ class TestNumpy:
         with pytest.raises(ValueError, match=f"{path} "):
             load_checkpoint(path)
 
+    @pytest.mark.parametrize("kind", ["O", "i4,f8", "M8[s]"])
+    def test_other_arrays_are_refused(self, path, kind):
+        torch.save(STATE | {"format": 1, "bad": np.zeros(2, kind)}, path)
+        with pytest.raises(ValueError, match=rf"{path} .*numpy\.dtype\.(obj|void|datetime)"):
+            load_checkpoint(path)
+
     def test_an_array_is_not_made_of_a_buffer(self, path):
         bad = Call(np.ndarray, ((1,), "O", ADDRESS))
         torch.save(STATE | {"format": 1, "bad": bad}, path)
