@@ -153,6 +153,8 @@ class DetectorConfig:
     #: a trained detector to start from, all but its head: a name of torchvision's, such as
     #: COCO_V1, or a file
     weights: str | None = None
+    #: place in a file of weights to look at alone, as backbone.weights_prefix
+    weights_prefix: str | None = None
 
     @property
     def kind(self) -> DetectorKind:
@@ -187,6 +189,8 @@ def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:
         reasons["aspect_ratios"] = "it has no anchors but locations"
     elif "mobilenet" in kind.name:
         reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+    if config.weights is None:
+        reasons["weights_prefix"] = "it starts from no weights"
     problems = {
         name: f" does not apply to {kind.name} ({reason}), got {getattr(config, name)}"
         for name, reason in reasons.items()
@@ -232,7 +236,8 @@ def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
 class BackboneConfig:
     """A classifier's body under a feature pyramid network.
 
-    A builder with a backbone of its own takes ``weights``, ``trainable_layers`` and ``norm_eps``.
+    A builder with a backbone of its own takes ``weights``, ``weights_prefix``,
+    ``trainable_layers`` and ``norm_eps``.
     """
 
     name: str = "resnet50"  #: a torchvision ResNet, ResNeXt or wide ResNet, or timm:ARCH
@@ -250,6 +255,9 @@ class BackboneConfig:
     levels: tuple[int, ...] = (1, 2, 3, 4)
     stem: Stem = "standard"  #: standard, or small: a 3x3 convolution with stride 1, no pooling
     norm_eps: float | None = None  #: epsilon of frozen batch norm; null for what the weights had
+    #: place in a file of weights to look at alone: the name of a dict, such as model_ema, and of
+    #: what is in it, as in state_dict.module.encoder_k; null for the first that has most
+    weights_prefix: str | None = None
 
     def __post_init__(self) -> None:
         _check_network("backbone", self, get_args(Norm))
@@ -257,6 +265,7 @@ class BackboneConfig:
         whose = "a MobileNet that a detector brings"
         expected = {
             "weights": (self.weights != "", "the name of some or null"),
+            "weights_prefix": (self.weights or not self.weights_prefix, "null without weights"),
             "trainable_layers": (layers in (None, *range(7)), f"in 0..5 (0..6 of {whose})"),
             "fpn_channels": (self.fpn_channels > 0, "positive"),
             "levels": (

@@ -25,7 +25,7 @@ _SIZE_OVER_STRIDE = {RetinaNet: 4, FCOS: 1}
 _RCNN_SIZE_OVER_STRIDE = 8
 _FCOS_GROUPS = 32  # of the group norm in its heads
 # The fields of the backbone's section that are for a builder too.
-_BUILDER_FIELDS = {"weights", "trainable_layers", "norm_eps"}
+_BUILDER_FIELDS = {"weights", "weights_prefix", "trainable_layers", "norm_eps"}
 # The one whose backbone is narrower than its classifier, where it does not start from that.
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
 # From before frozen batch norm had any epsilon (pytorch/vision#2933); torchvision's builders set 0
@@ -106,7 +106,8 @@ def _find_start(
             f"backbone.weights, got {detector.weights!r} and {backbone.weights!r}"
         )
     setting = "detector.weights"
-    source = find_source(detector.weights, setting, kind.weights, kind.name, timm=False)
+    prefix = detector.weights_prefix
+    source = find_source(detector.weights, prefix, setting, kind.weights, kind.name, timm=False)
     if not (kind.is_family and source.is_torchvisions):
         return source
     if not issubclass(kind.cls, FasterRCNN):
@@ -129,7 +130,8 @@ def backbone_source(config: BackboneConfig) -> Source | None:
         return None
     is_timm = config.name.startswith(TIMM_PREFIX)
     known = () if is_timm else tuple(get_model_weights(config.name))
-    source = find_source(config.weights, "backbone.weights", known, config.name)
+    setting, prefix = "backbone.weights", config.weights_prefix
+    source = find_source(config.weights, prefix, setting, known, config.name)
     if source.is_torchvisions and (config.norm == "group" or config.stem == "small"):
         raise ValueError(
             f"backbone.weights={config.weights!r} is with batch norm and the standard stem, got "
@@ -142,7 +144,8 @@ def _builder_source(kind: DetectorKind, backbone: BackboneConfig) -> Source | No
     """Decide what a builder's backbone starts from; None for a random start."""
     if backbone.weights is None:
         return None
-    source = find_source(backbone.weights, "backbone.weights", kind.backbone_weights, kind.network)
+    setting, prefix = "backbone.weights", backbone.weights_prefix
+    source = find_source(backbone.weights, prefix, setting, kind.backbone_weights, kind.network)
     if kind.name == _SSDLITE:
         raise ValueError(
             f"{source.what} does not fit {kind.name}, whose backbone has a narrower tail: start "

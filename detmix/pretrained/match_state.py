@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ from detmix.pretrained.read_state import PretrainedState, Source, find_source, r
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# What a torchvision detector has beside its backbone.
-_DETECTOR_KEYS = ("rpn.", "roi_heads.", "head.classification_head.")
 # What depends on the classes: SSDlite has a convolution of each channel before that into them.
 _CLASS_HEAD = re.compile(
     r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\."
@@ -54,29 +53,39 @@ class LoadReport:
     std: tuple[float, ...]  #: the same
     head: str  #: what the head is, for the text
     norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
+    prefix: str = ""  #: their place in the file: the name of a dict, and what keys begin with
+    beside: tuple[str, ...] = ()  #: other places of it, which were not used
+    others: tuple[str, ...] = ()  #: those of them that have as much of the network
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
+        if self.prefix:
+            text += f" from {self.prefix}"
         if len(self.loaded) < self.total:
             text += " (the rest are counters of batches)"
         if self.left_out:
             text += f"; left out: {', '.join(self.left_out)} ({self.head})"
         if self.absent:
             text += f"; not in this body: {', '.join(self.absent)}"
+        if self.beside:
+            text += f"; {_listing('not used of the file', self.beside)}"
+        if self.others:
+            text += f"; weights_prefix takes others that fit: {', '.join(self.others)}"
         return text
 
 
 def load_detector(model: Any, source: Source, title: str, num_classes: int) -> LoadReport:
     """Load a trained detector into another, all but what depends on the classes."""
-    transform = model.transform
+    transform, own = model.transform, model.state_dict()
+    head = [key for key in own if _CLASS_HEAD.match(key)]
     weights = read_source(source, tuple(transform.image_mean), tuple(transform.image_std))
-    own, state = model.state_dict(), weights.state
+    weights = _choose(weights, own, head)
+    state = weights.state
     if not any(key.startswith("backbone.") for key in state):
         raise ValueError(
             f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
             "classifier set backbone.weights instead"
         )
-    head = [key for key in own if _CLASS_HEAD.match(key)]
     bias = next(key for key in head if key.endswith(".bias"))
     anchors = len(own[bias]) // num_classes
     before = state[bias].numel() // anchors if bias in state else "no"
@@ -92,13 +101,8 @@ def load_detector(model: Any, source: Source, title: str, num_classes: int) -> L
 def load_classifier(
     module: nn.Module, source: Source, name: str, stem: str | None = None
 ) -> LoadReport:
-    """Load a classifier into another or a body, all but the head, if it is of that network."""
-    weights = read_source(source, IMAGENET_MEAN, IMAGENET_STD)
-    if any(key.startswith(_DETECTOR_KEYS) for key in weights.state):
-        raise ValueError(
-            f"{source.what} holds a whole detector, expected a classifier: set "
-            "detector.weights instead"
-        )
+    """Load a network, or that in a larger one, into another or a body, all but the head."""
+    weights, heads = read_source(source, IMAGENET_MEAN, IMAGENET_STD), head_names(module)
     for option, wanted in (("name", source.network), ("stem", stem)):
         found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
@@ -108,25 +112,31 @@ def load_classifier(
             )
     return _load_matching(
         module,
-        weights,
+        _choose(weights, module.state_dict(), heads),
         model=name,
-        heads=head_names(module),
+        heads=heads,
         head="the classifier head",
         # The body of a torchvision detector ends at the last stage that it returns.
         absent=[stage for stage in _STAGES if not hasattr(module, stage)],
     )
 
 
-def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
+def load_backbone_weights(
+    module: nn.Module, source: str | Path, weights_prefix: str | None = None
+) -> LoadReport:
     """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
 
-    Every tensor but those of the classifier's head must be in the weights with its shape, and no
-    other may be left over. Set ``model.transform.image_mean`` and ``image_std`` to the report's.
+    They are taken from the place in a file, a dict and a prefix of its keys, that has most of the
+    network; of equal ones from the first, with a warning. There every tensor but those of the
+    classifier's head must be, with its shape, and no other. Set ``model.transform.image_mean`` and
+    ``image_std`` to the report's.
 
     Args:
         module: A ResNet of torchvision, a classifier of timm, or ``model.backbone.body``.
         source: A file as `BackboneConfig.weights` takes it, a full name such as
             ``"ResNet50_Weights.IMAGENET1K_V2"``, or ``"timm:NAME"``.
+        weights_prefix: The place in a file to look at alone, such as ``"model_ema"`` or
+            ``"state_dict.module.encoder_k"``.
 
     Raises:
         TypeError: If the module is a whole detector or a backbone with its pyramid.
@@ -141,7 +151,39 @@ def load_backbone_weights(module: nn.Module, source: str | Path) -> LoadReport:
             f"expected a classifier or a detector's body, got {name}: give it model.backbone.body"
         )
     known = [member for each in resnet_names() for member in get_model_weights(each)]
-    return load_classifier(module, find_source(source, "source", known), name)
+    return load_classifier(module, find_source(source, weights_prefix, "source", known), name)
+
+
+def _choose(weights: PretrainedState, own: Iterable[str], heads: Sequence[str]) -> PretrainedState:
+    """Take what lies under the prefix that most of a network's keys have in a file."""
+    within = f"{weights.prefix.removesuffix('.')}." if weights.prefix else ""
+    state = {key: value for key, value in weights.state.items() if key.startswith(within)}
+    if not state:
+        there_are = _listing("there are", [*dict.fromkeys(_part(k, within) for k in weights.state)])
+        raise ValueError(
+            f"{weights.source} holds no tensors under weights_prefix={weights.prefix}; {there_are}"
+        )
+    wanted = {key for key in own if not _is_in(key, heads) and not key.endswith(_COUNTER)}
+    starts = ((key, name.end()) for key in state for name in re.finditer(r"^|\.", key))
+    counts = Counter(key[:start] for key, start in starts if key[start:] in wanted)
+    prefix = max(counts, key=counts.__getitem__, default=within)
+    if 2 * counts[prefix] < len(wanted):  # of another network: single names are alike by chance
+        prefix = within
+    others = (each for each in counts if each != prefix and counts[each] == counts[prefix])
+    beside = dict.fromkeys(_part(key, prefix) for key in state if not key.startswith(prefix))
+    return replace(
+        weights,
+        state={k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+        prefix=prefix.removesuffix("."),
+        beside=tuple(beside),
+        others=tuple(other.removesuffix(".") for other in others),
+    )
+
+
+def _part(key: str, prefix: str) -> str:
+    """Return a key up to the first name in which it differs from a prefix."""
+    parts = (key[: dot.start()] for dot in re.finditer(r"\.|$", key))
+    return next((part for part in parts if not prefix.startswith(f"{part}.")), key)
 
 
 def _load_matching(
@@ -180,7 +222,10 @@ def _load_matching(
         problems = {"missing": missing, "unexpected": unexpected, "other tensors": other}
         told = "; ".join(_listing(what, keys) for what, keys in problems.items() if keys)
         hint = _hint(missing, unexpected, other)
-        raise ValueError(f"{weights.source} does not fit {model}: {told}{hint}")
+        where = f"weights_prefix={weights.prefix or 'null'}"
+        if weights.others:
+            where += f" (or {', '.join(weights.others)})"
+        raise ValueError(f"{weights.source} does not fit {model} with {where}: {told}{hint}")
     module.load_state_dict(found, strict=False)
     report = LoadReport(
         source=weights.source,
@@ -194,8 +239,11 @@ def _load_matching(
         std=weights.std,
         head=head,
         norm_eps=weights.norm_eps,
+        prefix=weights.prefix or "",
+        beside=weights.beside,
+        others=weights.others,
     )
-    _log.info("%s", report)
+    _log.log(logging.WARNING if report.others else logging.INFO, "%s", report)
     return report
 
 

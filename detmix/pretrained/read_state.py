@@ -1,41 +1,29 @@
 """From what a configuration says, a name or a file, to tensors that were trained before.
 
 Files are read whoever wrote them, and no code in them is run: plain state dicts, also as
-safetensors, checkpoints that hold one under a usual name, such as the official CutMix repository's
-(github.com/clovaai/CutMix-PyTorch, train.py), and the checkpoints of detmix.
+safetensors, checkpoints that hold some under any name, such as the official CutMix repository's
+(github.com/clovaai/CutMix-PyTorch, train.py), and the checkpoints of detmix. Which tensors of a
+file a network takes is `match_state`'s to find: all have a key here, with the name of their dict.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from detmix.backbones.timm import TIMM_PREFIX, read_timm_weights
+from detmix.pretrained.torch_file import read_torch_file
 
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl"}
-# Where checkpoints keep their state dict.
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-# What DataParallel, DistributedDataParallel and torch.compile put before every key.
-_PREFIXES = ("module.", "_orig_mod.")
-# How torch names what a pickle would import.
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-# How an archive of torch.save begins; older formats have no entries and no checksums.
-_ARCHIVE = b"PK\x03\x04"
-# The bit of an entry's attributes that makes a folder of it.
-_FOLDER = 0x10
 CHECKPOINT_KEYS = frozenset({"format", "model", "config", "classes"})
 """What every checkpoint of detmix holds."""
 STATISTICS = ("image_mean", "image_std")
@@ -46,12 +34,16 @@ STATISTICS = ("image_mean", "image_std")
 class PretrainedState:
     """Tensors that were trained before, and what is known of their training."""
 
-    state: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]  # all of a file's, or those that are meant
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     norm_eps: float | None = None
     network: Mapping[str, Any] = field(default_factory=dict)  # a classifier's name and stem
     source: str = ""
+    # As `LoadReport` has them; before that the place to look at, or None for all.
+    prefix: str | None = None
+    beside: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,12 @@ class Source:
     # What it is for, where that is known, and which names there are for that.
     network: str | None
     names: tuple[str, ...]
+    prefix: str | None
 
 
 def find_source(
     text: str | Path,
+    prefix: str | None,
     setting: str,
     known: Sequence[WeightsEnum],
     network: str | None = None,
@@ -87,6 +81,8 @@ def find_source(
             # Where the network is not known, only a full name tells whose weights are meant.
             if name in enum.__members__ and (network is not None or name != text):
                 place = enum[name]
+    if prefix and not isinstance(place, Path):
+        raise ValueError(f"weights_prefix={prefix!r} is for files, got {setting}={text}")
     names = [str(member) if network is None else member.name for member in known]
     return Source(
         setting=setting,
@@ -96,6 +92,7 @@ def find_source(
         is_torchvisions=isinstance(place, WeightsEnum),
         network=network,
         names=(*names, f"{TIMM_PREFIX}NAME") if timm else tuple(names),
+        prefix=prefix,
     )
 
 
@@ -109,7 +106,9 @@ def read_source(
         found = read_weight_file(_existing(source, source.place.expanduser()))
     else:
         found = PretrainedState(*read_timm_weights(source.place, source.setting, source.network))
-    return replace(found, source=source.what, mean=found.mean or mean, std=found.std or std)
+    mean, std = found.mean or mean, found.std or std
+    prefix = source.prefix or found.prefix
+    return replace(found, source=source.what, mean=mean, std=std, prefix=prefix)
 
 
 def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
@@ -146,54 +145,6 @@ def _existing(source: Source, path: Path) -> Path:
     )
 
 
-def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
-    """Read a file of ``torch.save`` onto the CPU, in the present or the old format."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {what} {path}")
-    with open(path, "rb") as file:
-        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
-        problem = _find_problem(file, what, checksums) if is_archive else None
-    if problem is not None:
-        raise ValueError(f"{path} {problem}")
-    try:
-        # A Namespace is plain values by name: torchvision's training scripts save their arguments.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's whole message would advise to run the file's code.
-        found = _GLOBAL.search(str(error))
-        refers = f"it refers to {found[1]}" if found else "it is no file of torch.save"
-        raise ValueError(
-            f"{path} is not a {what} that loads with weights_only=True: {refers}; what is no "
-            "tensor or plain value could run code, so save a state dict alone"
-        ) from error
-    except Exception as error:  # flipped bytes have torch raise nearly anything
-        raise ValueError(f"{path} is broken: {type(error).__name__}: {error}") from error
-
-
-def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
-    """Say what is wrong with an archive of torch, None if nothing is."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-            if any(part.filename.endswith("/constants.pkl") for part in parts):
-                return f"is a TorchScript archive, expected a {what}"
-            for part in parts:
-                # Torch compresses nothing: what is compressed may be a thousand times as large,
-                # and what it takes for shorter, or for a folder, it would fill with whatever lies
-                # in memory.
-                if part.compress_size != part.file_size or part.external_attr & _FOLDER:
-                    return f"is broken: the entry of {part.filename} in it is wrong"
-            # Entries may have the same bytes for their content.
-            if sum(part.file_size for part in parts) > file.seek(0, os.SEEK_END):
-                return "is broken: its entries are larger than the file"
-            name = archive.testzip() if checksums else None
-    except Exception as error:  # flipped bytes have it raise nearly anything
-        return f"is broken: {type(error).__name__}: {error}"
-    return None if name is None else f"is broken: the checksum of {name} in it is wrong"
-
-
 def read_weight_file(path: Path | str) -> PretrainedState:
     """Read the weights out of a file, whatever they are packed in."""
     path = Path(path)
@@ -205,21 +156,23 @@ def read_weight_file(path: Path | str) -> PretrainedState:
             raise ValueError(f"{path} is broken: {error}") from error
     else:
         content = read_torch_file(path, "file of weights")
-    is_own = isinstance(content, dict) and content.keys() >= CHECKPOINT_KEYS
-    state = content
-    if is_own:
-        state = model_state(content)
-    elif isinstance(content, dict):
-        nested = (content.get(name) for name in _CONTAINERS)
-        state = next((each for each in nested if isinstance(each, dict)), content)
-    if not _is_state(state):
+    state = _named_tensors(content) if isinstance(content, dict) else {}
+    if not state:
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else None
         found = type(content).__name__ if keys is None else f"a dict of {keys or 'nothing'}"
         raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, or such a dict under "
-            f"{', '.join(_CONTAINERS)}, found {found}"
+            f"{path} holds no state dict: expected tensors by name, or dicts of such, found {found}"
         )
-    return PretrainedState(_strip_prefixes(state), **(_notes(content) if is_own else {}))
+    is_own = content.keys() >= CHECKPOINT_KEYS
+    return PretrainedState(state, **(_notes(content) if is_own else {}))
+
+
+def _named_tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
+    """Return all tensors of a file, those of the dicts in it under ``"name of the dict.key"``."""
+    dicts = ((name, part) for name, part in content.items() if isinstance(part, dict))
+    inside = {f"{name}.{key}": each for name, part in dicts for key, each in part.items()}
+    named = ((key, each) for key, each in (content | inside).items() if isinstance(key, str))
+    return {key: each for key, each in named if isinstance(each, Tensor)}
 
 
 def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +182,9 @@ def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     mean, std = (_statistic(noted.get(name)) for name in STATISTICS)
     eps = noted.get("norm_eps")
     eps = float(eps) if isinstance(eps, (int, float)) else None
-    return {"mean": mean, "std": std, "norm_eps": eps, "network": section(config, "model")}
+    prefix = "model" if checkpoint.get("ema") is None else "ema"
+    network = section(config, "model")
+    return {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
 
 
 def take_normalization(config: dict[str, Any]) -> dict[str, Any]:
@@ -260,18 +215,3 @@ def model_state(checkpoint: Mapping[str, Any]) -> Any:
     """Return the averaged weights in a checkpoint of detmix, or the only ones."""
     average = checkpoint.get("ema")
     return checkpoint["model"] if average is None else average
-
-
-def _is_state(state: Any) -> bool:
-    return (
-        isinstance(state, dict)
-        and bool(state)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    )
-
-
-def _strip_prefixes(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take away what wrappers put before all keys, in whatever order they were nested."""
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state

@@ -27,7 +27,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from detmix.files import write_atomically
-from detmix.pretrained.read_state import model_state, read_torch_file, section, take_normalization
+from detmix.pretrained.read_state import model_state, section, take_normalization
+from detmix.pretrained.torch_file import read_torch_file
 from detmix.training.config import flat_options
 from detmix.training.optim import load_optimizer
 from detmix.training.progress import LossMeter, Position
