@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detmix.mixing.seeding import SharedEpoch, draw_seeds, sample_seed
-from detmix.mixing.target import Sample, Target, checked_sample, image_size, wrap_like
+from detmix.mixing.target import (
+    Sample,
+    Target,
+    checked_samples,
+    describe,
+    image_size,
+    key_names,
+    wrap_like,
+)
 
 Images = Tensor | Sequence[Tensor]
+TargetGetter = Callable[[Any], Target]
 
 
 class MixParams(NamedTuple):
@@ -33,12 +42,18 @@ class DetectionMixer(nn.Module, abc.ABC):
     """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
 
     A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it. A
-    subclass says whether and how a sample is mixed, and does it: `draw` and `mix_pair`.
+    subclass says whether and how a sample is mixed, and does it: `draw` and `mix_pair`. The
+    arguments are as of `DetectionMixUp`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, keys: Collection[str] = (), target_getter: TargetGetter | None = None
+    ) -> None:
         super().__init__()
         self._epoch = SharedEpoch()
+        self.keys = key_names(keys)
+        self.target_getter = target_getter
+        self._told: set[str] = set()  # keys that were warned of
 
     @property
     def epoch(self) -> int:
@@ -99,13 +114,16 @@ class DetectionMixer(nn.Module, abc.ABC):
 
         New targets are returned, all with ``boxes`` and ``box_weights``; the inputs are not
         changed, and an unmixed image is the input's own. ValueError names a sample that breaks the
-        contract, or two that do not match, by their ``numbers`` (0 to B - 1 by default).
+        contract, or two that do not match, by their ``numbers`` (0 to B - 1 by default). Known keys
+        that not all objects of the batch have are left out of it, as `union` does with a pair; the
+        first time a warning says so.
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
         numbers = range(len(samples)) if numbers is None else numbers
+        samples = [self._read(*numbered) for numbered in zip(numbers, samples, strict=True)]
         names = [_name(n, target) for n, (_, target) in zip(numbers, samples, strict=True)]
-        checked = [checked_sample(*s, name) for s, name in zip(samples, names, strict=True)]
+        checked = checked_samples(samples, names, self.keys, self._told)
         mixed = []
         for sample, name, param in zip(checked, names, params, strict=True):
             if param is None:
@@ -117,9 +135,16 @@ class DetectionMixer(nn.Module, abc.ABC):
                 raise ValueError(f"mixing {name} with {names[param.partner]}: {error}") from error
         return mixed
 
+    def _read(self, number: int, sample: Any) -> Sample:
+        """Return a sample's image, and its target under torchvision's names."""
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise ValueError(f"sample {number} must be (image, target), got {describe(sample)}")
+        image, target = sample
+        return image, target if self.target_getter is None else self.target_getter(target)
+
     def forward(
         self,
-        images: Images | Sequence[Sample],
+        images: Images | Sequence[Any],
         targets: Sequence[Target] | None = None,
         *,
         generator: torch.Generator | None = None,
@@ -128,7 +153,8 @@ class DetectionMixer(nn.Module, abc.ABC):
 
         Args:
             images: A list of B images ``(C, H_i, W_i)`` or one tensor ``(B, C, H, W)``. Without
-                ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them.
+                ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them, or
+                a pair (images, targets), as torchvision's own `MixUp` takes it too.
             targets: B targets.
             generator: A CPU generator to draw from; None for torch's global one.
 
@@ -136,10 +162,13 @@ class DetectionMixer(nn.Module, abc.ABC):
             The images, as one tensor where one came in and as a list otherwise, and B targets,
             all with ``box_weights``. Errors are those of `transform`.
         """
+        if targets is None and _is_packed(images):
+            packed: Any = images
+            images, targets = packed
         if targets is None:
             if isinstance(images, Tensor):
                 raise ValueError("targets are needed with a tensor of images")
-            samples = [(image, target) for image, target in images]
+            samples = list(images)
         elif len(images) != len(targets):
             raise ValueError(f"got {len(images)} images but {len(targets)} targets")
         else:
@@ -151,6 +180,13 @@ class DetectionMixer(nn.Module, abc.ABC):
             return mixed_images, mixed_targets
         stacked = torch.stack(mixed_images) if mixed else images
         return wrap_like(stacked, images, image_size(stacked)), mixed_targets
+
+
+def _is_packed(batch: Any) -> bool:
+    """Tell a pair (images, targets) from two samples (image, target)."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    targets = batch[1] if is_pair else None
+    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
 
 
 def _name(number: int, target: Target) -> str:
@@ -229,8 +265,10 @@ class MixedDataset(Dataset[tuple[Tensor, Target]]):
 class RatioMixer(DetectionMixer):
     """Draws a ratio λ from Beta(alpha, alpha) with chance ``p``, but not in the last epochs."""
 
-    def __init__(self, alpha: float, p: float, epochs: int | None, off_epochs: int) -> None:
-        super().__init__()
+    def __init__(
+        self, alpha: float, p: float, epochs: int | None, off_epochs: int, **reading: Any
+    ) -> None:
+        super().__init__(**reading)
         if not 0.0 < alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
         if not 0.0 <= p <= 1.0:
@@ -272,10 +310,17 @@ class RandomChoice(DetectionMixer):
     Args:
         mixers: The mixers to choose from, at least one.
         probabilities: How likely each is picked, relative to the others; None for all alike.
+        keys: As of `DetectionMixUp`; all mixers carry what one of them does, and these.
+        target_getter: As of `DetectionMixUp`; by default the first that one of the mixers has.
     """
 
     def __init__(
-        self, mixers: Sequence[DetectionMixer], probabilities: Sequence[float] | None = None
+        self,
+        mixers: Sequence[DetectionMixer],
+        probabilities: Sequence[float] | None = None,
+        *,
+        keys: Collection[str] = (),
+        target_getter: TargetGetter | None = None,
     ) -> None:
         mixers = list(mixers)
         if not mixers:
@@ -285,8 +330,15 @@ class RandomChoice(DetectionMixer):
                 raise TypeError(
                     f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
                 )
-        super().__init__()
+        getters = (target_getter, *(mixer.target_getter for mixer in mixers))
+        super().__init__(
+            keys=key_names(keys).union(*(mixer.keys for mixer in mixers)),
+            target_getter=next((getter for getter in getters if getter is not None), None),
+        )
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
+        for module in self.modules():
+            if isinstance(module, DetectionMixer):  # in choices of choices too
+                module.keys = self.keys
         self.probabilities = _shares(len(mixers), probabilities)
         self.set_epoch(max(mixer.epoch for mixer in mixers))
 

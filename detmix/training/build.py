@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,16 +42,17 @@ Score = VOCResult | COCOResult
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
 
 
-def build_mixer(config: TrainConfig) -> DetectionMixer | None:
+def build_mixer(config: TrainConfig, keys: Collection[str] = ()) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
     mixing = config.mixing
     if mixing.name == "none":
         return None
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    when: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
-    mixup = DetectionMixUp(mixing.alpha, fill=fill, **when)
-    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **when)
+    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    settings["keys"] = {*keys, *target_keys(config.detector.name)}
+    mixup = DetectionMixUp(mixing.alpha, fill=fill, **settings)
+    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **settings)
     both = RandomChoice([mixup, cutmix])
     return {"mixup": mixup, "cutmix": cutmix, "mixup+cutmix": both}[mixing.name]
 
@@ -149,7 +151,11 @@ def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
 
 
 def build_train_loader(
-    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None, **share: Any
+    config: TrainConfig,
+    dataset: DetectionData,
+    mix: DetectionMixer | None,
+    keys: Collection[str] = (),
+    **share: Any,
 ) -> DataLoader[Any]:
     """Augment a data set for training, mix it where that is its or its loader's work, load it."""
     augment, place = config.augment, config.mixing.place
@@ -163,6 +169,7 @@ def build_train_loader(
         keypoint_flip=dataset.keypoint_flip
         if has_keypoints and isinstance(dataset, CocoDetection)
         else None,
+        keys=keys,
     )
     limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
     train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)
