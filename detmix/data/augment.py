@@ -35,7 +35,6 @@ from detmix.mixing.target import (
     KNOWN_KEYS,
     Target,
     check_sample,
-    has_rows,
     key_names,
     plain,
     tell_of_own,
@@ -155,8 +154,7 @@ class AlbumentationsTransform:
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
         if len(rows) < len(target["boxes"]):
-            whole = {key for key in target if has_rows((image, target), key)}
-            tell_of_own(self._told, whole, self.keys)
+            tell_of_own(self._told, [(image, target)], self.keys)
         return new_image, take_rows(target, moved, rows, KNOWN_KEYS | self.keys)
 
 

@@ -22,6 +22,7 @@ from torchvision.tv_tensors import BoundingBoxFormat
 from detmix.mixing.join import join
 from detmix.mixing.mixer import RatioMixer, TargetGetter
 from detmix.mixing.target import (
+    Keys,
     Sample,
     Size,
     Target,
@@ -195,11 +196,7 @@ def _common_size(image_a: Tensor, image_b: Tensor) -> Size:
 
 
 def _paste(
-    sample_a: Sample,
-    sample_b: Sample,
-    rectangle: Rectangle,
-    min_visibility: float,
-    keys: frozenset[str],
+    sample_a: Sample, sample_b: Sample, rectangle: Rectangle, min_visibility: float, keys: Keys
 ) -> Sample:
     """Paste a rectangle of B, within both images, into A."""
     image_a, size = sample_a[0], image_size(sample_a[0])

@@ -16,6 +16,7 @@ from torchvision.tv_tensors import TVTensor
 from detmix.mixing.target import (
     KNOWN_KEYS,
     ZERO_BY_DEFAULT,
+    Keys,
     Size,
     Target,
     box_format,
@@ -28,6 +29,7 @@ from detmix.mixing.target import (
 )
 
 Pair = tuple[Target, Target]
+Ratios = tuple[float | Tensor, float | Tensor]
 
 
 def union(
@@ -36,12 +38,12 @@ def union(
     r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
 
     The objects' keys, tensors or lists with an entry for each box, are concatenated, A's first:
-    ``boxes``, ``labels`` and ``box_weights``; ``difficult``, ``iscrowd``, ``area``, ``masks`` and
-    ``keypoints``, which are left out with a warning where not every object has an entry; and the
-    declared ``keys``. Masks are padded to the canvas. Where only one target holds ``box_weights``,
-    ``difficult`` or ``iscrowd``, the other's are 1, 0 and 0. Every other key is A's; a warning
-    names one that may be the objects', having as many entries as boxes. An object whose weight
-    comes to 0 is left out, so that a ratio of exactly 0 or 1 yields one image's objects alone.
+    ``boxes``, ``labels``, ``box_weights``, the declared ``keys``; and ``difficult``, ``iscrowd``,
+    ``area``, ``masks`` (padded to the canvas) and ``keypoints``, which are left out with a warning
+    where not every object has an entry. Where only one target holds ``box_weights``, ``difficult``
+    or ``iscrowd``, the other's are 1, 0 and 0. Every other key is A's; a warning names one with as
+    many entries as boxes. An object whose weight comes to 0 is left out, so that a ratio of exactly
+    0 or 1 yields one image's objects alone.
 
     tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
     where A's target does not hold the key, or holds a plain tensor without rows. Integer boxes
@@ -65,12 +67,7 @@ def union(
     return join((target_a, target_b), (lam, 1.0 - lam), size, declared)
 
 
-def join(
-    targets: Pair,
-    ratios: tuple[float | Tensor, float | Tensor],
-    size: Size,
-    keys: frozenset[str],
-) -> Target:
+def join(targets: Pair, ratios: Ratios, size: Size, keys: Keys) -> Target:
     """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
     joined = [
         key

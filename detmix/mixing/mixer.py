@@ -21,9 +21,10 @@ from detmix.mixing.target import (
     Sample,
     Target,
     checked_samples,
-    describe,
     image_size,
+    is_packed,
     key_names,
+    sample_name,
     wrap_like,
 )
 
@@ -121,8 +122,9 @@ class DetectionMixer(nn.Module, abc.ABC):
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
         numbers = range(len(samples)) if numbers is None else numbers
-        samples = [self._read(*numbered) for numbered in zip(numbers, samples, strict=True)]
-        names = [_name(n, target) for n, (_, target) in zip(numbers, samples, strict=True)]
+        names = [sample_name(*numbered) for numbered in zip(numbers, samples, strict=True)]
+        if self.target_getter is not None:
+            samples = [(image, self.target_getter(target)) for image, target in samples]
         checked = checked_samples(samples, names, self.keys, self._told)
         mixed = []
         for sample, name, param in zip(checked, names, params, strict=True):
@@ -134,13 +136,6 @@ class DetectionMixer(nn.Module, abc.ABC):
             except ValueError as error:
                 raise ValueError(f"mixing {name} with {names[param.partner]}: {error}") from error
         return mixed
-
-    def _read(self, number: int, sample: Any) -> Sample:
-        """Return a sample's image, and its target under torchvision's names."""
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            raise ValueError(f"sample {number} must be (image, target), got {describe(sample)}")
-        image, target = sample
-        return image, target if self.target_getter is None else self.target_getter(target)
 
     def forward(
         self,
@@ -162,7 +157,7 @@ class DetectionMixer(nn.Module, abc.ABC):
             The images, as one tensor where one came in and as a list otherwise, and B targets,
             all with ``box_weights``. Errors are those of `transform`.
         """
-        if targets is None and _is_packed(images):
+        if targets is None and is_packed(images):
             packed: Any = images
             images, targets = packed
         if targets is None:
@@ -180,18 +175,6 @@ class DetectionMixer(nn.Module, abc.ABC):
             return mixed_images, mixed_targets
         stacked = torch.stack(mixed_images) if mixed else images
         return wrap_like(stacked, images, image_size(stacked)), mixed_targets
-
-
-def _is_packed(batch: Any) -> bool:
-    """Tell a pair (images, targets) from two samples (image, target)."""
-    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    targets = batch[1] if is_pair else None
-    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
-
-
-def _name(number: int, target: Target) -> str:
-    image_id = target.get("image_id") if isinstance(target, dict) else None
-    return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
 class MixedDataset(Dataset[tuple[Tensor, Target]]):
@@ -310,8 +293,7 @@ class RandomChoice(DetectionMixer):
     Args:
         mixers: The mixers to choose from, at least one.
         probabilities: How likely each is picked, relative to the others; None for all alike.
-        keys: As of `DetectionMixUp`; all mixers carry what one of them does, and these.
-        target_getter: As of `DetectionMixUp`; by default the first that one of the mixers has.
+        keys, target_getter: As of `DetectionMixUp`; by default those of the mixers.
     """
 
     def __init__(

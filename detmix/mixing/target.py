@@ -24,6 +24,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Size = tuple[int, int]
+Keys = frozenset[str]
 
 # What belongs to the objects is known by name, or declared by the user as ``keys``: a length says
 # nothing when it happens to equal the number of objects.
@@ -63,15 +64,30 @@ def with_objects(target: Target, device: torch.device | None = None) -> Target:
     return {**target, "boxes": boxes, "labels": boxes.new_zeros(0, dtype=torch.int64)}
 
 
-def key_names(keys: Collection[str]) -> frozenset[str]:
+def key_names(keys: Collection[str]) -> Keys:
     """Return declared ``keys`` as a set; a single name would be taken letter by letter."""
     if isinstance(keys, str):
         raise ValueError(f"keys must be a list of names, got {keys!r}")
     return frozenset(keys)
 
 
+def sample_name(number: int, sample: Any) -> str:
+    """Name a sample for errors; raise ValueError for what is none."""
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise ValueError(f"sample {number} must be (image, target), got {describe(sample)}")
+    image_id = sample[1].get("image_id") if isinstance(sample[1], dict) else None
+    return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
+
+
+def is_packed(batch: Any) -> bool:
+    """Tell a pair (images, targets) from two samples (image, target)."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    targets = batch[1] if is_pair else None
+    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
+
+
 def checked_samples(
-    samples: Sequence[Sample], names: Sequence[str], keys: frozenset[str], told: set[str]
+    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: set[str]
 ) -> list[Sample]:
     """Return what the mixers work on: samples that keep the contract, their targets completed.
 
@@ -81,22 +97,23 @@ def checked_samples(
     for (image, target), name in zip(samples, names, strict=True):
         check_sample(image, target, name, NEEDED_KEYS | keys)
     samples = [(image, with_objects(target, image.device)) for image, target in samples]
-    targets = [target for _, target in samples]
-    held = {key for target in targets for key, value in target.items() if value is not None}
-    joined = {key for key in held if all(has_rows(sample, key) for sample in samples)}
-    left_out = (held & KNOWN_KEYS) - joined - NEEDED_KEYS - keys
+    held = {key for _, target in samples for key, value in target.items() if value is not None}
+    fitting = {key for key in held if all(has_rows(sample, key) for sample in samples)}
+    left_out = (held & KNOWN_KEYS) - fitting - NEEDED_KEYS - keys
     what = "left out of the targets, as not every object has an entry. Declared in keys=, such a"
     _tell(told, left_out, f"{what} key is an error that names the image")
-    if len(samples) > 1 and any(len(target["boxes"]) for target in targets):
-        tell_of_own(told, joined, keys)
+    if len(samples) > 1:  # nothing is joined to a single one
+        tell_of_own(told, samples, keys)
     return [(image, _completed(image, target, keys, left_out)) for image, target in samples]
 
 
-def tell_of_own(told: set[str], keys: Set[str], declared: frozenset[str]) -> None:
-    """Warn of keys with an entry for each box that nobody has declared."""
-    own = keys - KNOWN_KEYS - PER_IMAGE_KEYS - declared
+def tell_of_own(told: set[str], samples: Sequence[Sample], keys: Keys) -> None:
+    """Warn of undeclared keys that have an entry for each box in all samples."""
+    unknown = set().union(*(target for _, target in samples)) - KNOWN_KEYS - PER_IMAGE_KEYS - keys
+    own = {key for key in unknown if all(has_rows(sample, key) for sample in samples)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
-    _tell(told, own, f"{what} belongs to the objects")
+    if any(len(target["boxes"]) for _, target in samples):
+        _tell(told, own, f"{what} belongs to the objects")
 
 
 def _tell(told: set[str], keys: Set[str], what: str) -> None:
@@ -106,7 +123,7 @@ def _tell(told: set[str], keys: Set[str], what: str) -> None:
         warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
 
 
-def _completed(image: Tensor, target: Target, keys: frozenset[str], left_out: set[str]) -> Target:
+def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:
     """Return a copy with ``box_weights``, without keys left out, with no rows for no boxes."""
     target = {key: value for key, value in target.items() if key not in left_out}
     target["box_weights"] = box_weights(target)
@@ -121,7 +138,7 @@ def _completed(image: Tensor, target: Target, keys: frozenset[str], left_out: se
     return target
 
 
-def check_sample(image: Any, target: Any, name: str, keys: frozenset[str] = KNOWN_KEYS) -> None:
+def check_sample(image: Any, target: Any, name: str, keys: Keys = KNOWN_KEYS) -> None:
     """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
 
     Of the keys of the objects, ``keys`` must have an entry for each box where they are held.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -40,9 +39,10 @@ Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` notes it
 
 
-def build_mixer(config: TrainConfig, keys: Collection[str] = ()) -> DetectionMixer | None:
+def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
     mixing = config.mixing
     if mixing.name == "none":
@@ -50,7 +50,7 @@ def build_mixer(config: TrainConfig, keys: Collection[str] = ()) -> DetectionMix
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
     settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
-    settings["keys"] = {*keys, *target_keys(config.detector.name)}
+    settings["keys"] = (*PREVIEW_KEYS, *target_keys(config.detector.name))
     mixup = DetectionMixUp(mixing.alpha, fill=fill, **settings)
     cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **settings)
     both = RandomChoice([mixup, cutmix])
@@ -151,11 +151,7 @@ def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
 
 
 def build_train_loader(
-    config: TrainConfig,
-    dataset: DetectionData,
-    mix: DetectionMixer | None,
-    keys: Collection[str] = (),
-    **share: Any,
+    config: TrainConfig, dataset: DetectionData, mix: DetectionMixer | None, **share: Any
 ) -> DataLoader[Any]:
     """Augment a data set for training, mix it where that is its or its loader's work, load it."""
     augment, place = config.augment, config.mixing.place
@@ -169,7 +165,7 @@ def build_train_loader(
         keypoint_flip=dataset.keypoint_flip
         if has_keypoints and isinstance(dataset, CocoDetection)
         else None,
-        keys=keys,
+        keys=PREVIEW_KEYS,
     )
     limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
     train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detmix.data.loaders import collate, eval_loader
 from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
 from detmix.training.build import (
+    PREVIEW_KEYS,
     DetectionData,
     build_mixer,
     build_test_set,
@@ -22,8 +23,6 @@ from detmix.training.build import (
 )
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, predict
-
-_KEYS = ("source",)  # what is noted of objects
 
 
 def mixed_batch(
@@ -49,7 +48,7 @@ def mixed_samples(config: TrainConfig, epoch: int = 0) -> Iterator[Sample]:
         raise ValueError(f"epoch must be in 0..{config.epochs - 1}, got {epoch}")
     if config.mixing.place == "device":  # the same, but for images that are uint8 still
         config = replace(config, mixing=replace(config.mixing, place="batch"))
-    mixer = build_mixer(config, _KEYS)
+    mixer = build_mixer(config)
     if mixer is not None:
         mix_pair = mixer.mix_pair
 
@@ -58,7 +57,7 @@ def mixed_samples(config: TrainConfig, epoch: int = 0) -> Iterator[Sample]:
 
         mixer.mix_pair = mix_sources  # type: ignore[method-assign]
         mixer.set_epoch(epoch)
-    loader: Any = build_train_loader(config, _open_with_sources(config), mixer, _KEYS, workers=0)
+    loader: Any = build_train_loader(config, _open_with_sources(config), mixer, workers=0)
     loader.dataset.set_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)
     for images, targets in loader:
@@ -77,10 +76,10 @@ def mixed_pair(
         raise ValueError(f"images {index_a} and {index_b}: expected two of 0..{len(data) - 1}")
     pair = (data[index_a], data[index_b])
     if mixing.name == "cutmix":
-        cut = DetectionCutMix(min_visibility=mixing.min_visibility, keys=_KEYS)
+        cut = DetectionCutMix(min_visibility=mixing.min_visibility, keys=PREVIEW_KEYS)
         mixed = cut.transform(pair, [MixParams(1, Cut(lam, 0.5, 0.5)), None])[0]
     else:
-        mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill, keys=_KEYS)
+        mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill, keys=PREVIEW_KEYS)
     return collate([*pair, _join_sources(mixed, *pair)])
 
 
