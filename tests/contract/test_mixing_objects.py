@@ -124,24 +124,25 @@ def test_dtypes_areas_and_keypoints(side, box, share, seen):
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "cut"),
-    [  # (4.5, 4.5, 9.5, 9.5) by its centre; x from 7 on is left, and y is what it was
-        ("CXCYWH", [7, 7, 5, 5], [8, 7, 2, 5]),
-        ("CXCYWH", [7, 7, 4, 5], [8, 7, 2, 5]),
-        ("XYWH", [4, 4, 5, 5], [7, 4, 2, 5]),
-        ("XYXY", [4, 4, 9, 9], [7, 4, 9, 9]),
+    ("kind", "given", "left", "cut"),
+    [  # (4.5, 4.5, 9.5, 9.5) by its centre; x from `left` on is left, and y is what it was
+        ("CXCYWH", [7, 7, 5, 5], 7, [8, 7, 2, 5]),  # 8.25 and 2.5 to the nearest
+        ("CXCYWH", [7, 7, 5, 5], 8, [9, 7, 2, 5]),  # 8.75 and 1.5
+        ("CXCYWH", [7, 7, 4, 5], 7, [8, 7, 2, 5]),
+        ("XYWH", [4, 4, 5, 5], 7, [7, 4, 2, 5]),
+        ("XYXY", [4, 4, 9, 9], 7, [7, 4, 9, 9]),
     ],
 )
-def test_boxes_of_whole_numbers(kind, given, cut):
+def test_boxes_of_whole_numbers(kind, given, left, cut):
     def typed(rows, kind=kind):
         boxes = BoundingBoxes(tensor(rows), format=kind, canvas_size=SIZE)
         return {"boxes": boxes, "labels": torch.ones(len(rows), dtype=torch.int64)}
 
     for dtype in (torch.int64, torch.int32):
-        target = typed([given, [20, 12, 25, 19]])
+        target = typed([given, [18, 9, 19, 10]])
         target["boxes"] = wrap(target["boxes"].to(dtype), like=target["boxes"])
-        mixed = cut_only(target, (0, 0, 7, 20), "a")["boxes"]
-        assert plain(mixed).tolist() == [cut, [20, 12, 25, 19]]  # this one is not cut
+        mixed = cut_only(target, (0, 0, left, 20), "a")["boxes"]
+        assert plain(mixed).tolist() == [cut, [18, 9, 19, 10]]  # this one is not cut
         assert (mixed.dtype, mixed.format) == (dtype, BoundingBoxFormat[kind])
     images = make_image(*SIZE, seed=1), make_image(*SIZE, seed=2)
     for other in FORMATS:  # joined, B's are what they are in decimals
