@@ -101,10 +101,13 @@ def test_every_field_follows_its_box():
         "text": ["a", "b", "c"],
     }
     size = torch.tensor([40, 60, 3])  # of length N by chance
-    of_image = {"orig_size": size, "note": "kept", "image_id": 7}
+    of_image = {"orig_size": size, "note": "kept", "image_id": 7, "img_shape": [40, 60, 3]}
     area = torch.tensor([100.0, 600.0, 600.0])
     target = boxes_only(**follows, **of_image, area=area)
-    image, result = AlbumentationsTransform(CROP)(make_image(), target)
+    transform = AlbumentationsTransform(CROP, keys=["embedding", "text"])
+    with pytest.warns(UserWarning, match="^'img_shape': kept as the image's"):
+        image, result = transform(make_image(), target)
+    transform(make_image(), target)  # told once
     assert torch.equal(image, make_image()[:, :, 20:])
     assert image.is_contiguous()
     assert result.keys() == target.keys()
@@ -252,6 +255,12 @@ class TestKeypoints:
         assert result.dtype == torch.float32
         target["keypoints"] = torch.full_like(keypoints, torch.nan)  # NaN is not above 0 either
         assert not augment([], target)["keypoints"].any()
+
+    @pytest.mark.parametrize("shape", [(0,), (0, 3, 3), (3, 0, 3)])
+    def test_no_objects_have_none_in_whatever_shape(self, shape):
+        target = {"boxes": torch.zeros(0, 4), "keypoints": torch.zeros(shape)}
+        result = augment([alb.HorizontalFlip(p=1)], target, keypoint_flip=[1, 0, 2])
+        assert len(result["boxes"]) == len(result["keypoints"]) == 0
 
     def test_the_last_column_stays_in_sight_when_shrunk_and_mirrored(self):
         boxes, keypoints = torch.tensor([[0.0, 0, 60, 40]]), torch.tensor([[[59.0, 39, 2]]])

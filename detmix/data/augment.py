@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -31,7 +31,14 @@ from detmix.data.augment_fields import (
 )
 from detmix.data.detection import check_index
 from detmix.mixing.seeding import HasEpoch, SharedEpoch, held_by, sample_seed
-from detmix.mixing.target import Target, check_sample, plain
+from detmix.mixing.target import (
+    KNOWN_KEYS,
+    Target,
+    check_sample,
+    key_names,
+    plain,
+    tell_of_own,
+)
 
 _SEEDS = 2**32
 _MIN_AREA = 1.0  # of a box that training keeps, in square pixels
@@ -64,6 +71,7 @@ class AlbumentationsTransform:
         keypoint_flip: The order of the K keypoints in a mirrored image, which shows a left eye
             where the right one was: the new k-th is what was the ``keypoint_flip[k]``-th. Whatever
             turns the image over counts; two such transforms cancel out.
+        keys: What else than the known keys (see `detmix.mixing.union`) belongs to the objects.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class AlbumentationsTransform:
         min_visibility: float = 0.1,
         check_each_transform: bool = True,
         keypoint_flip: Sequence[int] | None = None,
+        keys: Collection[str] = (),
     ) -> None:
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
@@ -83,6 +92,8 @@ class AlbumentationsTransform:
             )
         self.keypoint_flip = order
         self.min_visibility = min_visibility
+        self.keys = key_names(keys)
+        self._told: set[str] = set()
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",
@@ -104,7 +115,7 @@ class AlbumentationsTransform:
     ) -> tuple[Tensor, Target]:
         """Transform one sample; the inputs are not changed."""
         name = f"image_id {target.get('image_id', 'unknown')}"
-        check_sample(image, target, name)
+        check_sample(image, target, name, KNOWN_KEYS | self.keys)
         if image.dtype != torch.uint8 or image.shape[0] != 3:
             raise ValueError(
                 f"{name}: image must be a uint8 tensor (3, H, W), "
@@ -142,7 +153,9 @@ class AlbumentationsTransform:
             kept = num_pixels(moved["masks"]) > 0
             if not bool(kept.all()):
                 moved, rows = {key: value[kept] for key, value in moved.items()}, rows[kept]
-        return new_image, take_rows(target, moved, rows)
+        if len(rows) < len(target["boxes"]):
+            tell_of_own(self._told, [(image, target)], self.keys)
+        return new_image, take_rows(target, moved, rows, KNOWN_KEYS | self.keys)
 
 
 def detection_transforms(
@@ -153,6 +166,7 @@ def detection_transforms(
     photometric: float = 0.5,
     crop: float = 0.5,
     keypoint_flip: Sequence[int] | None = None,
+    keys: Collection[str] = (),
 ) -> AlbumentationsTransform:
     """Build the usual pipeline for detection: crop, shrink, flip, colours.
 
@@ -166,6 +180,7 @@ def detection_transforms(
         photometric: That of changed brightness, contrast, saturation and hue.
         crop: That of a crop.
         keypoint_flip: As `AlbumentationsTransform` has it; `CocoDetection` knows it.
+        keys: As `AlbumentationsTransform` has them.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel or None, got {size}")
@@ -191,6 +206,7 @@ def detection_transforms(
         min_visibility=0.1 if train else 0.0,
         check_each_transform=False,  # none of these moves a box out of the image
         keypoint_flip=keypoint_flip,
+        keys=keys,
     )
 
 

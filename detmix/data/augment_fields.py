@@ -20,7 +20,6 @@ from detmix.mixing.target import (
     Target,
     converted,
     describe,
-    is_per_object,
     plain,
     with_objects,
     wrap_like,
@@ -45,7 +44,7 @@ def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> 
             )
     if masks is not None and masks.dtype not in _MASK_DTYPES:
         raise ValueError(f"{name}: 'masks' must be uint8 or bool, got {masks.dtype}")
-    if keypoints is None or not len(keypoints):  # without objects it often lacks the other axes
+    if keypoints is None or not len(target["boxes"]):  # then it often lacks some of the axes
         return
     shape = tuple(keypoints.shape) if isinstance(keypoints, Tensor) else ()
     num = "K" if keypoint_flip is None else len(keypoint_flip)
@@ -119,11 +118,13 @@ def moved_fields(
     return fields
 
 
-def take_rows(target: Target, moved: Mapping[str, Tensor], rows: Tensor) -> Target:
-    """Return a new target with the fields that have moved, and the given rows of all others."""
+def take_rows(
+    target: Target, moved: Mapping[str, Tensor], rows: Tensor, keys: frozenset[str]
+) -> Target:
+    """Return a new target with the fields that have moved, and the given rows of other ``keys``."""
     taken = {**target, **moved}
     for key, value in target.items():
-        if key not in moved and is_per_object(target, key):
+        if key in keys - moved.keys() and value is not None:
             is_list = isinstance(value, list)
             taken[key] = [value[row] for row in rows.tolist()] if is_list else value[rows]
     if target.get("area") is not None:

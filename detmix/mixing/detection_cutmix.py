@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -19,18 +20,20 @@ from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxFormat
 
 from detmix.mixing.join import join
-from detmix.mixing.mixer import RatioMixer
+from detmix.mixing.mixer import RatioMixer, TargetGetter
 from detmix.mixing.target import (
+    Keys,
     Sample,
     Size,
     Target,
     box_format,
     check_pair,
     check_ratio,
-    checked_sample,
+    checked_samples,
     converted,
     describe,
     image_size,
+    key_names,
     plain,
     wrap_like,
     xyxy,
@@ -78,6 +81,7 @@ def cutmix(
     rectangle: Rectangle,
     *,
     min_visibility: float = 0.1,
+    keys: Collection[str] = (),
 ) -> Sample:
     """Paste a rectangle of B into A, each object weighted by its visible share.
 
@@ -96,6 +100,7 @@ def cutmix(
         rectangle: (x1, y1, x2, y2) in whole pixels, x2 and y2 exclusive, within both images.
         min_visibility: Objects with a smaller share are left out, in [0, 1]; those of which
             nothing is visible always are.
+        keys: Further keys of the objects, as `union` takes them.
 
     Returns:
         The image, of A's size, and what is visible of both targets, joined as by `union`. The
@@ -117,8 +122,8 @@ def cutmix(
         tensor([[0., 0., 3., 4.],
                 [3., 0., 4., 2.]])
     """
-    sample_a = checked_sample(image_a, target_a, "sample a")
-    sample_b = checked_sample(image_b, target_b, "sample b")
+    samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
+    sample_a, sample_b = checked_samples(samples, ("sample a", "sample b"), declared, set())
     _check_min_visibility(min_visibility)
     height, width = _common_size(image_a, image_b)
     is_integral = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
@@ -129,7 +134,7 @@ def cutmix(
             f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
             f"pixels that both images cover, got {rectangle}"
         )
-    return _paste(sample_a, sample_b, rectangle, min_visibility)
+    return _paste(sample_a, sample_b, rectangle, min_visibility, declared)
 
 
 class DetectionCutMix(RatioMixer):
@@ -142,6 +147,7 @@ class DetectionCutMix(RatioMixer):
     Args:
         alpha: λ is drawn from Beta(alpha, alpha); 1, so uniform, as in CutMix, section 3.1.
         p, epochs, off_epochs: When to mix, as of `DetectionMixUp`.
+        keys, target_getter: How to read targets, as of `DetectionMixUp`.
         min_visibility: Objects of which a smaller share is visible are left out, in [0, 1].
 
     Raises:
@@ -156,8 +162,10 @@ class DetectionCutMix(RatioMixer):
         *,
         epochs: int | None = None,
         off_epochs: int = 0,
+        keys: Collection[str] = (),
+        target_getter: TargetGetter | None = None,
     ) -> None:
-        super().__init__(alpha, p, epochs, off_epochs)
+        super().__init__(alpha, p, epochs, off_epochs, keys=keys, target_getter=target_getter)
         _check_min_visibility(min_visibility)
         self.min_visibility = min_visibility
 
@@ -169,7 +177,7 @@ class DetectionCutMix(RatioMixer):
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: Cut) -> Sample:
         """Paste the rectangle ``how`` of the second checked sample into the first."""
         rectangle = how.rectangle(_common_size(sample_a[0], sample_b[0]))
-        return _paste(sample_a, sample_b, rectangle, self.min_visibility)
+        return _paste(sample_a, sample_b, rectangle, self.min_visibility, self.keys)
 
     def extra_repr(self) -> str:
         """Describe the settings."""
@@ -188,7 +196,7 @@ def _common_size(image_a: Tensor, image_b: Tensor) -> Size:
 
 
 def _paste(
-    sample_a: Sample, sample_b: Sample, rectangle: Rectangle, min_visibility: float
+    sample_a: Sample, sample_b: Sample, rectangle: Rectangle, min_visibility: float, keys: Keys
 ) -> Sample:
     """Paste a rectangle of B, within both images, into A."""
     image_a, size = sample_a[0], image_size(sample_a[0])
@@ -197,7 +205,7 @@ def _paste(
     image[:, y1:y2, x1:x2] = plain(sample_b[0])[:, y1:y2, x1:x2]
     left, share_a = _visible(sample_a, rectangle, False, size, min_visibility)
     pasted, share_b = _visible(sample_b, rectangle, True, size, min_visibility)
-    return wrap_like(image, image_a, size), join((left, pasted), (share_a, share_b), size)
+    return wrap_like(image, image_a, size), join((left, pasted), (share_a, share_b), size, keys)
 
 
 def _visible(
@@ -235,6 +243,8 @@ def _cut_boxes(
     changed = (seen != (given if inside else whole)).any(1, keepdim=True)
     # Those that did not change are not converted there and back, which would round them.
     back = converted(seen, BoundingBoxFormat.XYXY, box_format(boxes))
+    if not boxes.is_floating_point():
+        back = back.round().to(boxes.dtype)
     return wrap_like(torch.where(changed, back, plain(boxes)), boxes, canvas), share
 
 

@@ -6,21 +6,22 @@ larger of their heights and widths, the canvas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from detmix.mixing.join import join
-from detmix.mixing.mixer import RatioMixer
+from detmix.mixing.mixer import RatioMixer, TargetGetter
 from detmix.mixing.target import (
     Sample,
     Size,
     Target,
     check_pair,
     check_ratio,
-    checked_sample,
+    checked_samples,
     image_size,
+    key_names,
     plain,
     wrap_like,
 )
@@ -35,6 +36,8 @@ def mixup(
     target_b: Target,
     lam: float,
     fill: Fill = 0,
+    *,
+    keys: Collection[str] = (),
 ) -> Sample:
     r"""Blend two images and join their objects, each weighted by its image's ratio.
 
@@ -49,6 +52,7 @@ def mixup(
         target_b: Target with ``boxes`` ``(N_b, 4)``.
         lam: The blend ratio λ, in [0, 1].
         fill: The value of padded pixels, in the images' own scale: a number, or one a channel.
+        keys: Further keys of the objects, as `union` takes them.
 
     Returns:
         The image, ``(C, H, W)`` in the input's dtype (uint8 rounded to nearest), and the joined
@@ -67,10 +71,11 @@ def mixup(
         >>> image.unique(), target["labels"], target["box_weights"]
         (tensor([0.7500]), tensor([12,  8]), tensor([0.2500, 0.7500]))
     """
-    image_a, target_a = checked_sample(image_a, target_a, "sample a")
-    image_b, target_b = checked_sample(image_b, target_b, "sample b")
+    samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
+    names = ("sample a", "sample b")
+    (_, target_a), (_, target_b) = checked_samples(samples, names, declared, set())
     image = blend(image_a, image_b, lam, fill)
-    return image, join((target_a, target_b), (lam, 1.0 - lam), image_size(image))
+    return image, join((target_a, target_b), (lam, 1.0 - lam), image_size(image), declared)
 
 
 class DetectionMixUp(RatioMixer):
@@ -86,6 +91,10 @@ class DetectionMixUp(RatioMixer):
         epochs: How many epochs the training has; needed for ``off_epochs``.
         off_epochs: For how many epochs at the end nothing is mixed, so that the detector sees
             plain images last; fewer than ``epochs``. Takes effect through `set_epoch`.
+        keys: What else than the known keys belongs to the objects, such as ``["track_ids"]``, and
+            which of the known ones must not be left out, such as ``["masks"]``; see `union`.
+        target_getter: Turns a target as it comes into one under torchvision's names, such as
+            ``lambda t: {"boxes": t["bboxes"], "labels": t["class_labels"]}``, which comes out.
 
     Raises:
         ValueError: For settings out of range; ``fill`` is checked when images are mixed.
@@ -99,15 +108,17 @@ class DetectionMixUp(RatioMixer):
         *,
         epochs: int | None = None,
         off_epochs: int = 0,
+        keys: Collection[str] = (),
+        target_getter: TargetGetter | None = None,
     ) -> None:
-        super().__init__(alpha, p, epochs, off_epochs)
+        super().__init__(alpha, p, epochs, off_epochs, keys=keys, target_getter=target_getter)
         self.fill = fill
 
     def mix_pair(self, sample_a: Sample, sample_b: Sample, how: float) -> Sample:
         """Mix two checked samples as `mixup` does; ``how`` is the ratio λ of A."""
         (image_a, target_a), (image_b, target_b) = sample_a, sample_b
         image = blend(image_a, image_b, how, self.fill)
-        return image, join((target_a, target_b), (how, 1.0 - how), image_size(image))
+        return image, join((target_a, target_b), (how, 1.0 - how), image_size(image), self.keys)
 
     def extra_repr(self) -> str:
         """Describe the settings."""

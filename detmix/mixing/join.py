@@ -5,6 +5,7 @@ Shapes: N_a and N_b objects in the two targets; (H, W) the canvas.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,65 +14,80 @@ from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
 from detmix.mixing.target import (
-    PER_OBJECT_KEYS,
+    KNOWN_KEYS,
+    ZERO_BY_DEFAULT,
+    Keys,
     Size,
     Target,
     box_format,
     check_ratio,
-    completed,
+    checked_samples,
     converted,
-    is_per_object,
+    key_names,
     plain,
     wrap_like,
 )
 
 Pair = tuple[Target, Target]
+Ratios = tuple[float | Tensor, float | Tensor]
 
-_ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
 
-
-def union(target_a: Target, target_b: Target, lam: float, size: Size) -> Target:
+def union(
+    target_a: Target, target_b: Target, lam: float, size: Size, *, keys: Collection[str] = ()
+) -> Target:
     r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
 
-    Per-object keys, tensors or lists with as many entries as there are boxes in both targets, are
-    concatenated, A's objects first; masks are padded to the canvas. Where only one target holds
-    ``box_weights``, ``difficult`` or ``iscrowd``, the other's are 1, 0 and 0. Every other key is
-    A's. An object whose weight comes to 0 is left out, so that a ratio of exactly 0 or 1 yields
-    one image's objects alone.
+    The objects' keys, tensors or lists with an entry for each box, are concatenated, A's first:
+    ``boxes``, ``labels``, ``box_weights``, the declared ``keys``; and ``difficult``, ``iscrowd``,
+    ``area``, ``masks`` (padded to the canvas) and ``keypoints``, which are left out with a warning
+    where not every object has an entry. Where only one target holds ``box_weights``, ``difficult``
+    or ``iscrowd``, the other's are 1, 0 and 0. Every other key is A's; a warning names one with as
+    many entries as boxes. An object whose weight comes to 0 is left out, so that a ratio of exactly
+    0 or 1 yields one image's objects alone.
 
     tv_tensors come out as such, on the new canvas. The type and the box format are A's; B's
-    where A's target does not hold the key, or holds a plain tensor without rows.
+    where A's target does not hold the key, or holds a plain tensor without rows. Integer boxes
+    that come from or to a centre format become float32.
 
     Args:
         target_a: A, with N_a objects.
         target_b: B, with N_b objects.
         lam: λ, in [0, 1].
         size: (H, W) of the canvas.
+        keys: What else belongs to the objects, or must not be left out.
 
     Raises:
-        ValueError: For another λ, or a per-object key without default in one target only.
+        ValueError: For another λ, a target that breaks the contract, or a key that is neither
+            left out nor has a default in one target only.
     """
     check_ratio(lam)
-    return join((completed(target_a), completed(target_b)), (lam, 1.0 - lam), size)
+    declared, names = key_names(keys), ("target a", "target b")
+    samples = [(_blank(target, size), target) for target in (target_a, target_b)]
+    (_, target_a), (_, target_b) = checked_samples(samples, names, declared, set())
+    return join((target_a, target_b), (lam, 1.0 - lam), size, declared)
 
 
-def join(targets: Pair, ratios: tuple[float | Tensor, float | Tensor], size: Size) -> Target:
+def join(targets: Pair, ratios: Ratios, size: Size, keys: Keys) -> Target:
     """Multiply completed targets' weights by a ratio, or one for each object; `union` says how."""
-    # Decided before any object is left out: by chance as many could be left as another key has.
-    keys = [key for key in dict.fromkeys([*targets[0], *targets[1]]) if _is_joined(targets, key)]
-    parts = (_kept(targets[0], keys, ratios[0]), _kept(targets[1], keys, ratios[1]))
-    return {**targets[0], **{key: _concatenate(targets, parts, key, size) for key in keys}}
+    joined = [
+        key
+        for key in dict.fromkeys([*targets[0], *targets[1]])
+        if key in KNOWN_KEYS | keys and any(target.get(key) is not None for target in targets)
+    ]
+    parts = (_kept(targets[0], joined, ratios[0]), _kept(targets[1], joined, ratios[1]))
+    return {**targets[0], **{key: _concatenate(targets, parts, key, size) for key in joined}}
 
 
-def _is_joined(targets: Pair, key: str) -> bool:
-    """Tell whether ``key`` has a row for each object in every target that holds it."""
-    holders = [target for target in targets if target.get(key) is not None]
-    known = key in PER_OBJECT_KEYS
-    return bool(holders) and (known or all(is_per_object(target, key) for target in holders))
+def _blank(target: Any, size: Size) -> Tensor:
+    """Stand in for a target's image: of its masks' size, as far as the canvas holds that."""
+    masks = target.get("masks") if isinstance(target, dict) else None
+    if isinstance(masks, Tensor) and masks.ndim == 3:
+        size = min(masks.shape[1], size[0]), min(masks.shape[2], size[1])
+    return torch.empty((0, *size))
 
 
 def _kept(target: Target, keys: list[str], ratio: float | Tensor) -> Target:
-    """Return the per-object ``keys``, plain, of the objects that keep a weight above 0."""
+    """Return the objects' ``keys``, plain, of those that keep a weight above 0."""
     part = {key: plain(target[key]) for key in keys if target.get(key) is not None}
     part["box_weights"] = weights = target["box_weights"] * ratio
     if not bool((weights == 0).any()):
@@ -113,7 +129,7 @@ def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     value = part.get(key)
     if value is None:
         count = len(part["boxes"])
-        if count and key not in _ZERO_BY_DEFAULT:
+        if count and key not in ZERO_BY_DEFAULT:
             raise ValueError(
                 f"one target has the per-object key {key!r}, the other with {count} objects does "
                 f"not (its keys: {', '.join(sorted(part))})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detmix.mixing.seeding import HasEpoch, SharedEpoch, draw_seeds, held_by, sample_seed
-from detmix.mixing.target import Sample, Target, checked_sample, image_size, wrap_like
+from detmix.mixing.target import (
+    Sample,
+    Target,
+    checked_samples,
+    image_size,
+    is_packed,
+    key_names,
+    sample_name,
+    wrap_like,
+)
 
 Images = Tensor | Sequence[Tensor]
+TargetGetter = Callable[[Any], Target]
 
 
 class MixParams(NamedTuple):
@@ -33,12 +43,18 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
     """A mixer of sample pairs that serves on a batch, in a ``collate_fn`` and on a data set.
 
     A module as torchvision's transforms are, without parameters; ``eval()`` does not stop it. A
-    subclass says whether and how a sample is mixed, and does it: `draw` and `mix_pair`.
+    subclass says whether and how a sample is mixed, and does it: `draw` and `mix_pair`. The
+    arguments are as of `DetectionMixUp`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, keys: Collection[str] = (), target_getter: TargetGetter | None = None
+    ) -> None:
         super().__init__()
         self._epoch = SharedEpoch()
+        self.keys = key_names(keys)
+        self.target_getter = target_getter
+        self._told: set[str] = set()  # keys that were warned of
 
     @property
     def epoch(self) -> int:
@@ -95,13 +111,17 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
 
         New targets are returned, all with ``boxes`` and ``box_weights``; the inputs are not
         changed, and an unmixed image is the input's own. ValueError names a sample that breaks the
-        contract, or two that do not match, by their ``numbers`` (0 to B - 1 by default).
+        contract, or two that do not match, by their ``numbers`` (0 to B - 1 by default). Known keys
+        that not all objects of the batch have are left out of it, as `union` does with a pair; the
+        first time a warning says so.
         """
         if len(params) != len(samples):
             raise ValueError(f"got {len(params)} params for {len(samples)} samples")
         numbers = range(len(samples)) if numbers is None else numbers
-        names = [_name(n, target) for n, (_, target) in zip(numbers, samples, strict=True)]
-        checked = [checked_sample(*s, name) for s, name in zip(samples, names, strict=True)]
+        names = [sample_name(*numbered) for numbered in zip(numbers, samples, strict=True)]
+        if self.target_getter is not None:
+            samples = [(image, self.target_getter(target)) for image, target in samples]
+        checked = checked_samples(samples, names, self.keys, self._told)
         mixed = []
         for sample, name, param in zip(checked, names, params, strict=True):
             if param is None:
@@ -115,7 +135,7 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
 
     def forward(
         self,
-        images: Images | Sequence[Sample],
+        images: Images | Sequence[Any],
         targets: Sequence[Target] | None = None,
         *,
         generator: torch.Generator | None = None,
@@ -124,7 +144,8 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
 
         Args:
             images: A list of B images ``(C, H_i, W_i)`` or one tensor ``(B, C, H, W)``. Without
-                ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them.
+                ``targets``, a list of B samples (image, target), as a ``collate_fn`` gets them, or
+                a pair (images, targets), as torchvision's own `MixUp` takes it too.
             targets: B targets.
             generator: A CPU generator to draw from; None for torch's global one.
 
@@ -132,10 +153,13 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
             The images, as one tensor where one came in and as a list otherwise, and B targets,
             all with ``box_weights``. Errors are those of `transform`.
         """
+        if targets is None and is_packed(images):
+            packed: Any = images
+            images, targets = packed
         if targets is None:
             if isinstance(images, Tensor):
                 raise ValueError("targets are needed with a tensor of images")
-            samples = [(image, target) for image, target in images]
+            samples = list(images)
         elif len(images) != len(targets):
             raise ValueError(f"got {len(images)} images but {len(targets)} targets")
         else:
@@ -147,11 +171,6 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
             return mixed_images, mixed_targets
         stacked = torch.stack(mixed_images) if mixed else images
         return wrap_like(stacked, images, image_size(stacked)), mixed_targets
-
-
-def _name(number: int, target: Target) -> str:
-    image_id = target.get("image_id") if isinstance(target, dict) else None
-    return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
 class MixedDataset(HasEpoch, Dataset[tuple[Tensor, Target]]):
@@ -217,8 +236,10 @@ class MixedDataset(HasEpoch, Dataset[tuple[Tensor, Target]]):
 class RatioMixer(DetectionMixer):
     """Draws a ratio λ from Beta(alpha, alpha) with chance ``p``, but not in the last epochs."""
 
-    def __init__(self, alpha: float, p: float, epochs: int | None, off_epochs: int) -> None:
-        super().__init__()
+    def __init__(
+        self, alpha: float, p: float, epochs: int | None, off_epochs: int, **reading: Any
+    ) -> None:
+        super().__init__(**reading)
         if not 0.0 < alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
         if not 0.0 <= p <= 1.0:
@@ -260,10 +281,16 @@ class RandomChoice(DetectionMixer):
     Args:
         mixers: The mixers to choose from, at least one.
         probabilities: How likely each is picked, relative to the others; None for all alike.
+        keys, target_getter: As of `DetectionMixUp`; by default those of the mixers.
     """
 
     def __init__(
-        self, mixers: Sequence[DetectionMixer], probabilities: Sequence[float] | None = None
+        self,
+        mixers: Sequence[DetectionMixer],
+        probabilities: Sequence[float] | None = None,
+        *,
+        keys: Collection[str] = (),
+        target_getter: TargetGetter | None = None,
     ) -> None:
         mixers = list(mixers)
         if not mixers:
@@ -273,8 +300,15 @@ class RandomChoice(DetectionMixer):
                 raise TypeError(
                     f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
                 )
-        super().__init__()
+        getters = (target_getter, *(mixer.target_getter for mixer in mixers))
+        super().__init__(
+            keys=key_names(keys).union(*(mixer.keys for mixer in mixers)),
+            target_getter=next((getter for getter in getters if getter is not None), None),
+        )
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
+        for module in self.modules():
+            if isinstance(module, DetectionMixer):  # in choices of choices too
+                module.keys = self.keys
         self.probabilities = _shares(len(mixers), probabilities)
         self.set_epoch(max(mixer.epoch for mixer in mixers))
 

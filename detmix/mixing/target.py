@@ -1,6 +1,6 @@
 """What a sample of a detection data set must look like, plain or of torchvision's tv_tensors.
 
-A sample is checked where it enters the mixers, by `checked_sample`; what comes after trusts it.
+A sample is checked where it enters the mixers, by `checked_samples`; what comes after trusts it.
 
 Arithmetic on a tv_tensor mostly returns a plain tensor, and where it does not it keeps a canvas
 size that is no longer true. So everything is computed on plain tensors, and typed at the end.
@@ -10,7 +10,8 @@ Shapes: N objects in a target; (H, W) an image or the canvas.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import warnings
+from collections.abc import Collection, Sequence, Set, Sized
 from typing import Any
 
 import torch
@@ -23,23 +24,28 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Size = tuple[int, int]
+Keys = frozenset[str]
 
-# Known by name, because a length says nothing when it happens to equal the number of objects.
-PER_OBJECT_KEYS = frozenset(
-    {"boxes", "labels", "box_weights", "difficult", "iscrowd", "area", "masks", "keypoints"}
-)
+# What belongs to the objects is known by name, or declared by the user as ``keys``: a length says
+# nothing when it happens to equal the number of objects.
+NEEDED_KEYS = frozenset({"boxes", "labels", "box_weights"})  # by every detector
+KNOWN_KEYS = NEEDED_KEYS | {"difficult", "iscrowd", "area", "masks", "keypoints"}
+ZERO_BY_DEFAULT = frozenset({"difficult", "iscrowd"})
 PER_IMAGE_KEYS = frozenset({"image_id", "orig_size", "size"})
 
 
-def is_per_object(target: Target, key: str) -> bool:
-    """Tell whether ``target[key]`` is a tensor or list with one entry for each box."""
-    # What a key of one's own holds for the whole image must not be as long as the boxes are many.
-    value = target.get(key)
-    if key in PER_IMAGE_KEYS or not isinstance(value, (Tensor, list)):
-        return False
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return False
-    return len(value) == len(target["boxes"])
+def has_rows(sample: Sample, key: str) -> bool:
+    """Tell whether a tensor or list, or a default, has one entry for each box."""
+    image, target = sample
+    value, count = target.get(key), len(target["boxes"])
+    if value is None:
+        return key in ZERO_BY_DEFAULT or not count
+    if isinstance(value, Tensor) and not count:
+        return value.numel() == 0  # of whatever shape, as keypoints of (17, 0, 3)
+    if key == "masks":
+        return isinstance(value, Tensor) and value.shape == (count, *image_size(image))
+    is_scalar = isinstance(value, Tensor) and value.ndim == 0
+    return isinstance(value, (Tensor, list)) and not is_scalar and len(value) == count
 
 
 def box_weights(target: Target) -> Tensor:
@@ -58,20 +64,85 @@ def with_objects(target: Target, device: torch.device | None = None) -> Target:
     return {**target, "boxes": boxes, "labels": boxes.new_zeros(0, dtype=torch.int64)}
 
 
-def completed(target: Target, device: torch.device | None = None) -> Target:
-    """Return a copy that has ``box_weights``, and boxes and labels of none where it lacks both."""
-    target = with_objects(target, device)
-    return {**target, "box_weights": box_weights(target)}
+def key_names(keys: Collection[str]) -> Keys:
+    """Return declared ``keys`` as a set; a single name would be taken letter by letter."""
+    if isinstance(keys, str):
+        raise ValueError(f"keys must be a list of names, got {keys!r}")
+    return frozenset(keys)
 
 
-def checked_sample(image: Tensor, target: Target, name: str) -> Sample:
-    """Return what the mixers work on: a sample that keeps the contract, its target completed."""
-    check_sample(image, target, name)
-    return image, completed(target, image.device)
+def sample_name(number: int, sample: Any) -> str:
+    """Name a sample for errors; raise ValueError for what is none."""
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise ValueError(f"sample {number} must be (image, target), got {describe(sample)}")
+    image_id = sample[1].get("image_id") if isinstance(sample[1], dict) else None
+    return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
-def check_sample(image: Any, target: Any, name: str) -> None:
-    """Raise ValueError, naming the sample, the key, the row and the value, for a broken one."""
+def is_packed(batch: Any) -> bool:
+    """Tell a pair (images, targets) from two samples (image, target)."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    targets = batch[1] if is_pair else None
+    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
+
+
+def checked_samples(
+    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: set[str]
+) -> list[Sample]:
+    """Return what the mixers work on: samples that keep the contract, their targets completed.
+
+    Known keys that not every object has are left out of all targets; what is ``told`` already is
+    not warned of again.
+    """
+    for (image, target), name in zip(samples, names, strict=True):
+        check_sample(image, target, name, NEEDED_KEYS | keys)
+    samples = [(image, with_objects(target, image.device)) for image, target in samples]
+    held = {key for _, target in samples for key, value in target.items() if value is not None}
+    fitting = {key for key in held if all(has_rows(sample, key) for sample in samples)}
+    left_out = (held & KNOWN_KEYS) - fitting - NEEDED_KEYS - keys
+    what = "left out of the targets, as not every object has an entry. Declared in keys=, such a"
+    _tell(told, left_out, f"{what} key is an error that names the image")
+    if len(samples) > 1:  # nothing is joined to a single one
+        tell_of_own(told, samples, keys)
+    return [(image, _completed(image, target, keys, left_out)) for image, target in samples]
+
+
+def tell_of_own(told: set[str], samples: Sequence[Sample], keys: Keys) -> None:
+    """Warn of undeclared keys that have an entry for each box in all samples."""
+    unknown = set().union(*(target for _, target in samples)) - KNOWN_KEYS - PER_IMAGE_KEYS - keys
+    own = {key for key in unknown if all(has_rows(sample, key) for sample in samples)}
+    what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
+    if any(len(target["boxes"]) for _, target in samples):
+        _tell(told, own, f"{what} belongs to the objects")
+
+
+def _tell(told: set[str], keys: Set[str], what: str) -> None:
+    new = sorted(keys - told)
+    if new:
+        told.update(new)
+        warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
+
+
+def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:
+    """Return a copy with ``box_weights``, without keys left out, with no rows for no boxes."""
+    target = {key: value for key, value in target.items() if key not in left_out}
+    target["box_weights"] = box_weights(target)
+    for key in () if len(target["boxes"]) else (KNOWN_KEYS | keys) & target.keys():
+        value = target[key]
+        if isinstance(value, Tensor):
+            shape = (0, *(image_size(image) if key == "masks" else value.shape[1:]))
+            # labels of torch.tensor([]) are float, and would stay so where both images have none
+            dtype = torch.int64 if key == "labels" and value.is_floating_point() else value.dtype
+            empty = plain(value).reshape(shape).to(dtype)
+            target[key] = wrap_like(empty, value, image_size(image))
+    return target
+
+
+def check_sample(image: Any, target: Any, name: str, keys: Keys = KNOWN_KEYS) -> None:
+    """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
+
+    Of the keys of the objects, ``keys`` must have an entry for each box where they are held.
+    """
     if not isinstance(image, Tensor) or image.ndim != 3:
         is_pil = isinstance(image, Image.Image)
         remedy = ": put torchvision.transforms.v2.ToImage() among the transforms" if is_pil else ""
@@ -89,18 +160,13 @@ def check_sample(image: Any, target: Any, name: str) -> None:
             f"{name}: 'boxes' must be an (N, 4) tensor (of a rotated object, the smallest upright "
             f"box around it), got {describe(boxes)}"
         )
-    for key in sorted(PER_OBJECT_KEYS & held):
-        if not is_per_object(target, key):
-            raise ValueError(
-                f"{name}: {key!r} must be a tensor or list of {len(boxes)} entries, one for "
-                f"each box, got {describe(target[key])}"
-            )
+    for key in sorted(keys & held):
+        if not has_rows((image, target), key):
+            expected = f"tensor or list of {len(boxes)} entries, one for each box"
+            if key == "masks":
+                expected = f"{(len(boxes), *image_size(image))} tensor, the image's size"
+            raise ValueError(f"{name}: {key!r} must be a {expected}, got {describe(target[key])}")
     _check_numbers(target, name)
-    masks, shape = target.get("masks"), (len(boxes), *image.shape[1:])
-    if masks is not None and (not isinstance(masks, Tensor) or masks.shape != shape):
-        raise ValueError(
-            f"{name}: 'masks' must be a {shape} tensor, the image's size, got {describe(masks)}"
-        )
 
 
 def _check_numbers(target: Target, name: str) -> None:
@@ -166,6 +232,8 @@ def converted(boxes: Tensor, old: BoundingBoxFormat, new: BoundingBoxFormat) -> 
     """Convert plain boxes from one format to another; of the same format they stay as they are."""
     if old == new:
         return boxes
+    if BoundingBoxFormat.CXCYWH in (old, new) and not boxes.is_floating_point():
+        boxes = boxes.float()  # whole centres may have corners at halves, and the other way round
     result: Tensor = convert_bounding_box_format(boxes, old, new)
     return result
 

@@ -39,6 +39,7 @@ Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` notes it
 
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
@@ -48,9 +49,10 @@ def build_mixer(config: TrainConfig) -> DetectionMixer | None:
         return None
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    when: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
-    mixup = DetectionMixUp(mixing.alpha, fill=fill, **when)
-    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **when)
+    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    settings["keys"] = (*PREVIEW_KEYS, *target_keys(config.detector.name))
+    mixup = DetectionMixUp(mixing.alpha, fill=fill, **settings)
+    cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **settings)
     both = RandomChoice([mixup, cutmix])
     return {"mixup": mixup, "cutmix": cutmix, "mixup+cutmix": both}[mixing.name]
 
@@ -163,6 +165,7 @@ def build_train_loader(
         keypoint_flip=dataset.keypoint_flip
         if has_keypoints and isinstance(dataset, CocoDetection)
         else None,
+        keys=PREVIEW_KEYS,
     )
     limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
     train_set: Dataset[Sample] = AugmentedDataset(limited, transform, seed=config.seed)

@@ -15,6 +15,7 @@ from detmix.data.loaders import collate, eval_loader
 from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
 from detmix.mixing.seeding import set_epoch
 from detmix.training.build import (
+    PREVIEW_KEYS,
     DetectionData,
     build_mixer,
     build_test_set,
@@ -74,10 +75,10 @@ def mixed_pair(
         raise ValueError(f"images {index_a} and {index_b}: expected two of 0..{len(data) - 1}")
     pair = (data[index_a], data[index_b])
     if mixing.name == "cutmix":
-        cut = DetectionCutMix(min_visibility=mixing.min_visibility)
+        cut = DetectionCutMix(min_visibility=mixing.min_visibility, keys=PREVIEW_KEYS)
         mixed = cut.transform(pair, [MixParams(1, Cut(lam, 0.5, 0.5)), None])[0]
     else:
-        mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill)
+        mixed = mixup(*pair[0], *pair[1], lam=lam, fill=mixing.fill, keys=PREVIEW_KEYS)
     return collate([*pair, _join_sources(mixed, *pair)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -38,6 +39,11 @@ COPIES = {
     "pickle": lambda mix: pickle.loads(pickle.dumps(mix)),
 }
 with_each_mixer = pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
+
+
+def of_albumentations(target):
+    """Read a target as albumentations names it."""
+    return {"boxes": target["bboxes"], "labels": target["class_labels"]}
 
 
 def samples_of(size=12, device="cpu"):
@@ -81,7 +87,8 @@ class TestBatch:
         state = torch.get_rng_state()
         assert_same_batch(mix(images, targets, generator=seeded(5)), expected)
         assert torch.equal(torch.get_rng_state(), state)
-        for arguments in ((images, targets), (samples,), tuple(zip(*samples, strict=True))):
+        packed = (images, targets)
+        for arguments in (packed, (samples,), tuple(zip(*samples, strict=True)), (packed,)):
             torch.manual_seed(5)
             assert_same_batch(mix(*arguments), expected)
         seeds = MixCollate(mix, seed=3)
@@ -112,6 +119,69 @@ class TestBatch:
                 error = (image.double() - other.double()).abs().max()
                 assert error <= (dtype == torch.uint8)
                 assert_same_target(target, its)
+            batch = make(p=0.7)((images, targets), generator=seeded(1))  # packed
+            assert_same_batch(batch, (stacked, mixed))
+
+    @with_each_mixer
+    def test_a_pair_of_samples_is_no_packed_batch_and_the_other_way_round(self, make):
+        samples = samples_of(2)
+        images, targets = collate(samples)
+        expected = make(p=1.0)(images, targets, generator=seeded(1))
+        for batch in (samples, tuple(samples), (images, targets), [images, tuple(targets)]):
+            assert_same_batch(make(p=1.0)(batch, generator=seeded(1)), expected)
+        assert make()(([], [])) == ([], [])
+
+    @with_each_mixer
+    def test_targets_under_other_names(self, make):
+        samples = samples_of(6)
+        renamed = [
+            (image, {"bboxes": target["boxes"], "class_labels": target["labels"], "id": number})
+            for number, (image, target) in enumerate(samples)
+        ]
+        only = [(image, {k: target[k] for k in ("boxes", "labels")}) for image, target in samples]
+        mix = make(p=0.7, target_getter=of_albumentations)
+        expected = make(p=0.7)(only, generator=seeded(2))
+        for batch in (renamed, collate(renamed)):
+            assert_same_batch(mix(batch, generator=seeded(2)), expected)
+            assert_same_batch(copy.deepcopy(mix)(batch, generator=seeded(2)), expected)
+        mixed = MixedDataset(renamed, mix, seed=1)
+        params = [mixed.draw_params(index) for index in range(6)]
+        assert_same_samples(list(mixed), make(p=0.7).transform(only, params))
+
+    @with_each_mixer
+    def test_keys_left_out_and_unclear_ones_are_told_once(self, make):
+        """Left out of the whole batch, mixed or not, so that all its targets have the same keys."""
+        long = {"area": torch.ones(3), "iscrowd": torch.zeros(3)}
+        own = [{**target, "name": [str(i)]} for i, (_, target) in enumerate(samples_of(6))]
+        images = [image for image, _ in samples_of(6)]
+        fine = [{**target, "area": torch.ones(1), "masks": None} for target in own]
+        targets = [*fine[:5], fine[5] | long]
+        mix = make(p=0.5)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for index, seed in enumerate((1, 2, 3)):
+                more = [{**target, "score": [0.5]} if index == 2 else target for target in targets]
+                _, mixed = mix(images, more, generator=seeded(seed))
+                assert all(target.keys() & {"area", "iscrowd"} == set() for target in mixed)
+                assert [target["name"] for target in mixed] == [target["name"] for target in own]
+        first, second, third = (str(warning.message) for warning in told)
+        assert "'area', 'iscrowd': left out" in first
+        assert "'name': kept" in second
+        assert "'score': kept" in third
+        with pytest.raises(ValueError, match=r"sample 5 .*'area'"):
+            make(keys=["area"])(images, targets)
+        declared = make(p=0.7, keys=["name"])
+        for _, target in zip(*declared(images, fine, generator=seeded(1)), strict=True):
+            assert len(target["name"]) == len(target["area"]) == len(target["boxes"])
+            assert [int(name) + 1 for name in target["name"]] == target["labels"].tolist()
+
+    def test_a_choice_carries_what_any_of_its_mixers_does(self):
+        for keys, others in ((["name"], []), ([], ["name"])):
+            inner = RandomChoice([DetectionCutMix(p=1.0), DetectionMixUp(p=1.0, keys=others)])
+            mix = RandomChoice([DetectionMixUp(p=1.0), inner], keys=keys)
+            samples = [(i, {**t, "name": [t["labels"].item()]}) for i, t in samples_of(12)]
+            for target in mix(samples, generator=seeded(0))[1]:
+                assert target["name"] == target["labels"].tolist()
 
     @with_each_mixer
     @pytest.mark.parametrize("device", DEVICES)

@@ -6,7 +6,9 @@ Mixup blends A and B on the canvas of both; CutMix pastes a rectangle of B into 
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from mixing_oracle import (
@@ -34,6 +36,16 @@ LAM = 0.25
 BOXES = ([[1, 2, 11, 12], [0, 5, 13, 20]], [[14, 0, 26, 12], [13, 6, 18, 20], [15, 3, 19, 9]])
 # With A's objects beside it and B's within, it leaves all of them whole; the other cuts most.
 APART, ACROSS = (13, 0, 26, 20), (3, 2, 16, 14)
+# of the one box of an image of 20 x 30 or 24 x 26
+NOT_OF_THE_BOXES = [
+    ("area", torch.ones(2)),
+    ("iscrowd", [0, 0]),
+    ("difficult", np.zeros(1)),
+    ("masks", torch.ones(3, 20, 30)),
+    ("masks", torch.ones(1, 19, 30)),
+    ("masks", [torch.ones(20, 30)]),
+    ("keypoints", torch.ones(2, 17, 3)),
+]
 LAMS = [0.0, 1.0, 0.5, 0.3, 1e-12, 1e-3, 1 - 1e-3, math.nextafter(1.0, 0.0)]
 
 
@@ -44,10 +56,10 @@ def make_sample(side, kind=None, rows=None, **extra):
     return make_image(*size, seed=side), {**target, **extra}
 
 
-def mix(name, sample_a, sample_b, rectangle=APART):
+def mix(name, sample_a, sample_b, rectangle=APART, **settings):
     if name == "mixup":
-        return mixup(*sample_a, *sample_b, LAM)
-    return cutmix(*sample_a, *sample_b, rectangle, min_visibility=0.0)
+        return mixup(*sample_a, *sample_b, LAM, **settings)
+    return cutmix(*sample_a, *sample_b, rectangle, min_visibility=0.0, **settings)
 
 
 class TestPixels:
@@ -116,9 +128,9 @@ class TestTargets:
     @pytest.mark.parametrize("device", DEVICES)
     def test_keys_of_objects_are_joined_and_keys_of_the_image_are_a_s(self, name, device):
         (_, a), (_, b) = pair = [on(device, self.rich_sample(side)) for side in (0, 1)]
-        image, mixed = mix(name, *pair)
+        image, mixed = mix(name, *pair, keys=["pose"])
         assert image.shape == (3, *CANVAS[name])
-        pixels = mix(name, *map(self.rich_sample, (0, 1)))[0]
+        pixels = mix(name, *map(self.rich_sample, (0, 1)), keys=["pose"])[0]
         torch.testing.assert_close(image.cpu(), pixels, rtol=0, atol=int(name == "mixup"))
         ratio = {"mixup": (LAM, 1 - LAM), "cutmix": (1, 1)}[name]
         masks = torch.zeros(5, 24, 30, dtype=torch.bool, device=device)
@@ -151,8 +163,79 @@ class TestTargets:
         for values in (torch.rand(3), [1, 2, 3]):
             pair = make_sample(0), make_sample(1, area=values)
             for order in (pair, pair[::-1]):
+                with pytest.warns(UserWarning, match=r"'area': left out"):
+                    assert "area" not in mix(name, *order, ACROSS)[1]
                 with pytest.raises(ValueError, match="'area'"):
-                    mix(name, *order, ACROSS)
+                    mix(name, *order, ACROSS, keys=["area"])
+
+    @pytest.mark.parametrize(("key", "value"), NOT_OF_THE_BOXES)
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_a_known_key_that_does_not_fit_the_boxes_is_left_out(self, name, side, key, value):
+        """As v1's `RandomIoUCrop` leaves them; of both targets, lest one of them lacks it."""
+        fine = {"masks": torch.ones(1, *SIZES[1 - side]), "area": [9], "iscrowd": [0]}
+        samples = [make_sample(i, rows=BOXES[i][:1], **fine) for i in (0, 1)]
+        samples[1 - side][1].update(fine)
+        samples[side][1].update({"masks": torch.ones(1, *SIZES[side]), key: value})
+        with pytest.warns(UserWarning, match=f"^'{key}': left out") as told:
+            _, mixed = mix(name, *samples)
+        assert len(told) == 1
+        assert mixed.keys() >= fine.keys() - {key}
+        assert key not in mixed
+        assert len(mixed["boxes"]) == len(mixed["area" if key != "area" else "iscrowd"]) == 2
+        with pytest.raises(ValueError, match=rf"sample {'ab'[side]}.*'{key}'"):
+            mix(name, *samples, keys=[key])
+
+    @pytest.mark.parametrize("counts", [(1, 1), (2, 2), (2, 3), (1, 3), (2, 1), (0, 1)])
+    def test_an_undeclared_key_is_the_image_s_whatever_its_length(self, name, counts):
+        """And a warning names one that might be the objects'."""
+        rows = [(BOXES[0] + BOXES[1])[:count] for count in counts]
+        for values in (([7], [8]), (tensor([20, 30]), tensor([24, 26])), (["a"] * 3, ["b"] * 3)):
+            pair = [make_sample(i, rows=rows[i], own=values[i]) for i in (0, 1)]
+            is_unclear = counts == (len(values[0]), len(values[1]))
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                assert mix(name, *pair)[1]["own"] is values[0]
+            assert ["'own': kept" in str(warning.message) for warning in told] == [
+                True
+            ] * is_unclear
+        names = [[f"{i}-{row}" for row in range(counts[i])] for i in (0, 1)]
+        pair = [make_sample(i, rows=rows[i], own=names[i]) for i in (0, 1)]
+        mixed = mix(name, *pair, (0, 0, 26, 20), keys={"own"})[1]
+        assert mixed["own"] == (names[0] if name == "mixup" else []) + names[1]
+        if counts != (0, 1):  # where there is nothing to have it
+            del pair[0][1]["own"]
+            with pytest.raises(ValueError, match="'own'"):
+                mix(name, *pair, keys=["own"])
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"labels": tensor([])},
+        {"labels": torch.zeros(0, dtype=torch.float64), "iscrowd": tensor([])},
+        {"labels": torch.zeros(0, dtype=torch.int64), "keypoints": torch.zeros(17, 0, 3)},
+        {"labels": tensor([]), "masks": torch.zeros(0, 7, 7), "keypoints": torch.zeros(0)},
+        {"labels": tensor([]), "masks": tensor([]), "area": tensor([])},
+    ],
+)
+@pytest.mark.parametrize("other", ["as empty", "with objects"])
+@pytest.mark.parametrize("name", CANVAS)
+def test_images_without_objects_in_whatever_shape_they_come(name, empty, other):
+    a = make_image(20, 30), {"boxes": torch.zeros(0, 4), **empty}
+    rows = {"masks": torch.ones(3, 24, 26), "keypoints": torch.ones(3, 17, 3)}
+    rows |= {"area": torch.ones(3), "iscrowd": torch.zeros(3, dtype=torch.int64)}
+    b = (
+        a
+        if other == "as empty"
+        else make_sample(1, **{key: rows[key] for key in rows & empty.keys()})
+    )
+    for pair in ((a, b), (b, a)):
+        _, mixed = mix(name, *pair, (0, 0, 26, 20))
+        assert mixed["labels"].dtype == torch.int64
+        count = 0 if b is a or (name == "cutmix" and pair[0] is b) else 3
+        assert {len(mixed[key]) for key in {"boxes", "box_weights", *empty}} == {count}
+        if "masks" in empty:
+            assert mixed["masks"].shape[1:] == CANVAS[name] or pair[0] is b
 
 
 def test_functions_on_their_own():
@@ -163,6 +246,13 @@ def test_functions_on_their_own():
     assert joined["masks"].flatten(1).sum(1).tolist() == [6, 4]
     assert joined["box_weights"].tolist() == [0.25, 0.375]
     assert union({"image_id": 3}, {"image_id": 4}, 0.5, (4, 4))["boxes"].shape == (0, 4)
+    named = union(a | {"name": ["a"]}, b | {"name": ["b"]}, 0.25, (5, 6), keys=["name"])
+    assert named["name"] == ["a", "b"]
+    with pytest.warns(UserWarning, match="'masks'"):  # beyond the canvas
+        assert "masks" not in union(a, b, 0.25, (3, 6))
+    for changes in ({"labels": tensor([1, 2])}, {"box_weights": [-0.5]}, {"boxes": torch.ones(4)}):
+        with pytest.raises(ValueError, match=f"target b.*{next(iter(changes))}"):
+            union(a, b | changes, 0.25, (5, 6))
     for target, weights in ((a, [1.0]), (b, [0.5]), (a | {"box_weights": None}, [1.0])):
         assert box_weights(target).tolist() == weights
         assert box_weights(target).dtype == torch.float32

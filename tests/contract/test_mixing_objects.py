@@ -28,6 +28,7 @@ from torchvision.tv_tensors import (
     Mask,
     TVTensor,
     set_return_type,
+    wrap,
 )
 
 from detmix import cutmix, mixup
@@ -91,7 +92,8 @@ def test_a_key_as_long_as_what_is_left_of_the_objects_is_none_of_theirs():
     a = target_of((0, 0, 10, 10), (10, 0, 20, 10), (2, 12, 6, 16), names=["a0", "a1", "a2"])
     b = target_of((0, 0, 30, 20), (22, 0, 28, 8), (12, 2, 18, 6), names=["b0", "b1", "b2"])
     a["crop"], b["crop"] = [3, 4], [5, 6]
-    _, mixed = cutmix(make_image(*SIZE), a, make_image(*SIZE), b, (5, 0, 20, 10))
+    rectangle = (5, 0, 20, 10)
+    _, mixed = cutmix(make_image(*SIZE), a, make_image(*SIZE), b, rectangle, keys=["names"])
     # a0 loses half, a1 all, a2 nothing; of b0 a quarter is seen, of b1 nothing, of b2 all
     assert (mixed["names"], mixed["crop"]) == (["a0", "a2", "b0", "b2"], [3, 4])
     assert mixed["box_weights"].tolist() == [0.5, 1.0, 0.25, 1.0]
@@ -119,6 +121,38 @@ def test_dtypes_areas_and_keypoints(side, box, share, seen):
     assert torch.equal(left_of(keypoints=points)["keypoints"], points * tensor(seen)[:, None])
     without = points[..., :2]  # no visibility: they stay
     assert torch.equal(left_of(keypoints=without)["keypoints"], without)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "left", "cut"),
+    [  # (4.5, 4.5, 9.5, 9.5) by its centre; x from `left` on is left, and y is what it was
+        ("CXCYWH", [7, 7, 5, 5], 7, [8, 7, 2, 5]),  # 8.25 and 2.5 to the nearest
+        ("CXCYWH", [7, 7, 5, 5], 8, [9, 7, 2, 5]),  # 8.75 and 1.5
+        ("CXCYWH", [7, 7, 4, 5], 7, [8, 7, 2, 5]),
+        ("XYWH", [4, 4, 5, 5], 7, [7, 4, 2, 5]),
+        ("XYXY", [4, 4, 9, 9], 7, [7, 4, 9, 9]),
+    ],
+)
+def test_boxes_of_whole_numbers(kind, given, left, cut):
+    def typed(rows, kind=kind):
+        boxes = BoundingBoxes(tensor(rows), format=kind, canvas_size=SIZE)
+        return {"boxes": boxes, "labels": torch.ones(len(rows), dtype=torch.int64)}
+
+    for dtype in (torch.int64, torch.int32):
+        target = typed([given, [18, 9, 19, 10]])
+        target["boxes"] = wrap(target["boxes"].to(dtype), like=target["boxes"])
+        mixed = cut_only(target, (0, 0, left, 20), "a")["boxes"]
+        assert plain(mixed).tolist() == [cut, [18, 9, 19, 10]]  # this one is not cut
+        assert (mixed.dtype, mixed.format) == (dtype, BoundingBoxFormat[kind])
+    images = make_image(*SIZE, seed=1), make_image(*SIZE, seed=2)
+    for other in FORMATS:  # joined, B's are what they are in decimals
+        mixed = mixup(images[0], typed([given], kind), images[1], typed([[7, 7, 5, 5]], other), 0.5)
+        boxes = mixed[1]["boxes"]
+        assert (boxes.format, plain(boxes)[0].tolist()) == (BoundingBoxFormat[kind], given)
+        exact = BoundingBoxes(tensor([[7.0, 7, 5, 5]]), format=other, canvas_size=SIZE)
+        exact = convert_bounding_box_format(exact, new_format=BoundingBoxFormat[kind])
+        assert plain(boxes)[1].tolist() == plain(exact)[0].tolist()
+        assert boxes.is_floating_point() == ((kind == "CXCYWH") != (other == "CXCYWH"))
 
 
 DEPTH = 3
@@ -230,7 +264,9 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
     if isinstance(how, Cut):
         sizes = tuple(plain_a.shape[1:]), tuple(plain_b.shape[1:])
         x1, y1, x2, y2 = rectangle = how.rectangle(tuple(map(min, *sizes)))
-        image, target = cutmix(*sample_a, *sample_b, rectangle, min_visibility=min_visibility)
+        image, target = cutmix(
+            *sample_a, *sample_b, rectangle, min_visibility=min_visibility, keys=["names"]
+        )
         expected = plain_a.clone()
         expected[:, y1:y2, x1:x2] = plain_b[:, y1:y2, x1:x2]
         assert torch.equal(plain(image), expected)
@@ -238,7 +274,7 @@ def draw_mixed(draw, depth, dtype, with_masks, min_visibility):
         rows = [seen_part(row, rectangle, False, sizes[0], *how) for row in rows_a]
         rows += [seen_part(row, rectangle, True, sizes[1], *how) for row in rows_b]
     else:
-        image, target = mixup(*sample_a, *sample_b, how)
+        image, target = mixup(*sample_a, *sample_b, how, keys=["names"])
         assert_pixels(plain(image), plain_a, plain_b, how)
         rows = [replace(row, weight=row.weight * how) for row in rows_a]
         rows += [replace(row, weight=row.weight * (1 - how)) for row in rows_b]
@@ -278,7 +314,7 @@ def check_rows(target, rows):
     if isinstance(boxes, BoundingBoxes):
         boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
     assert plain(boxes).tolist() == [row.box for row in rows]
-    assert target["labels"].dtype == torch.int64 or not rows
+    assert target["labels"].dtype == torch.int64
     assert target["labels"].tolist() == [row.label for row in rows]
     assert ((weights > 0) & (weights <= 1)).all()
     assert weights.tolist() == pytest.approx([row.weight for row in rows], rel=1e-5)

@@ -40,17 +40,41 @@ def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
         ({"difficult": np.zeros(2)}, r"'difficult'.*ndarray"),
         ({"masks": torch.zeros(2, 6, 5)}, r"'masks'.*\(2, 6, 6\).*\(2, 6, 5\)"),
         ({"masks": [1, 2]}, r"'masks'.*\(2, 6, 6\)"),
+        ({"area": torch.ones(3)}, r"'area'.* 2 .*\(3,\)"),
+        ({"name": "dog"}, r"'name'.* 2 .*str"),
     ],
 )
 def test_targets(changes, names):
-    bad = IMAGE, TARGET | changes
+    """Of the keys that need not be carried, those that are declared."""
+    bad, keys = (IMAGE, TARGET | changes), changes.keys() - {"annotation"}
     for how in (0.5, (0, 0, 5, 5)):
         with pytest.raises(ValueError, match=f"sample a.*{names}"):
-            mix(sample_a=bad, how=how)
+            mix(sample_a=bad, how=how, keys=keys)
         with pytest.raises(ValueError, match=f"sample b.*{names}"):
-            mix(sample_b=bad, how=how)
-    with pytest.raises(ValueError, match=rf"sample 2 .*77.*{names}"):
-        DetectionMixUp(p=0.0)([FINE, FINE, (IMAGE, bad[1] | {"image_id": 77})])
+            mix(sample_b=bad, how=how, keys=keys)
+    batch = [FINE, FINE, (IMAGE, bad[1] | {"image_id": 77})]
+    for mixer in (DetectionMixUp(p=0.0, keys=keys), RandomChoice([DetectionCutMix(keys=keys)])):
+        with pytest.raises(ValueError, match=rf"sample 2 .*77.*{names}"):
+            mixer(batch)
+
+
+@pytest.mark.parametrize(
+    ("sample", "got"),
+    [
+        ({"image": IMAGE, "target": TARGET}, "dict of length 2"),
+        ((*FINE, "a.jpg"), "tuple of length 3"),
+        (IMAGE, "a tensor"),
+        (None, "None"),
+    ],
+)
+def test_what_is_no_sample(sample, got):
+    for call in (DetectionMixUp(), lambda s: DetectionCutMix().transform(s, [None] * len(s))):
+        for batch in ([sample, FINE], [FINE, sample], [FINE, FINE, sample]):
+            number = next(i for i, part in enumerate(batch) if part is sample)
+            with pytest.raises(ValueError, match=rf"sample {number} .*\(image, target\).*{got}"):
+                call(batch)
+    with pytest.raises(ValueError, match=rf"sample 1 .*\(image, target\).*{got}"):
+        MixedDataset([FINE, sample], DetectionMixUp(p=1.0), seed=1)[0]
 
 
 @pytest.mark.parametrize("how", [0.5, (0, 0, 5, 5)], ids=["mixup", "cutmix"])
@@ -74,8 +98,9 @@ def test_images(image, names, how):
 
 @pytest.mark.parametrize("points", [[[5.0, 5, 2]] * 2, torch.ones(2, 51), torch.ones(2, 17, 4)])
 def test_keypoints_that_cannot_be_cut(points):
+    sample = IMAGE, TARGET | {"keypoints": points}
     with pytest.raises(ValueError, match="'keypoints'"):
-        mix((IMAGE, TARGET | {"keypoints": points}), how=(0, 0, 5, 5))
+        mix(sample, sample, how=(0, 0, 5, 5))
 
 
 RATIOS, SHARES = (-0.1, 1.0001, nan, inf), (-0.1, 1.5, nan)
@@ -113,6 +138,10 @@ CHANCES = ((1,), (1, 2, 3), (0, 0), (-1, 2), (nan, 1), (inf, 1))
         ("mixers", ["none"], lambda _: RandomChoice([])),
         ("targets", [2], lambda _: DetectionMixUp()([IMAGE] * 3, [TARGET] * 2)),
         ("targets", ["tensor"], lambda _: DetectionMixUp()(IMAGE[None])),
+        ("keys", ["area"], lambda keys: DetectionMixUp(keys=keys)),
+        ("keys", ["area"], lambda keys: RandomChoice([DetectionMixUp()], keys=keys)),
+        ("keys", ["area"], lambda keys: mix(keys=keys)),
+        ("keys", ["area"], lambda keys: mix(how=(0, 0, 1, 1), keys=keys)),
         ("params", [2], lambda _: DetectionMixUp().transform([FINE] * 2, [None])),
         ("seeds", [2], lambda _: DetectionMixUp().make_params(2, seeds=[7])),
     ],
