@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from detmix.data import VOCReport
 from detmix.training import TrainConfig, parse_args
 from detmix.training.build import open_datasets
 from detmix.training.console import run_tool
@@ -30,6 +31,8 @@ def main(args: Sequence[str]) -> None:
             f"{found.num_clipped} boxes clipped, {found.num_without_area} without area dropped; "
             f"{len(data.skipped)} images left out"
         )
+        if isinstance(found, VOCReport):
+            print(f"  corners: {found.corners}, data.corners is {config.data.corners}")
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")
     if any(data.skipped for data in datasets):
