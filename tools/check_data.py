@@ -22,7 +22,8 @@ def main(args: Sequence[str]) -> None:
     """Open both data sets as a training does, but with all that is wrong left out."""
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* images left out")  # all of them are printed
+        for told in (".* images left out", ".* seems wrong"):  # printed below
+            warnings.filterwarnings("ignore", told)
         _, *datasets = open_datasets(config, on_error="skip")
     for name, data in zip(("train", "test"), datasets, strict=True):
         found = data.report

@@ -111,7 +111,8 @@ def test_finds_the_files_of_one_image_set(tmp_path):
     ("change", "message"),
     [
         ({"names": ["a", "a"]}, r"names\[1\] is 'a'"),
-        ({"names": ["a", "b c"]}, r"names\[1\] is 'b c'"),
+        ({"names": ["a", "b\nc"]}, r"names\[1\] is 'b\\nc'"),
+        ({"names": ["a", " b"]}, r"names\[1\] is ' b'"),
         ({"names": ["a"]}, "2 predictions for 1 names"),
         ({"classes": ["cat", "a/b"]}, "'a/b'"),
         ({"image_set": "../test"}, r"'\.\./test'"),

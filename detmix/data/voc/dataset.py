@@ -173,8 +173,8 @@ class VOCDetection(StoredDetection):
         warn_of_boxes(clean.has_area, clean.is_clipped, describe)
         if evidence.fitting != corners:
             warnings.warn(
-                f"{root} {tuple(image_sets)}: boxes are read with corners={corners!r}, of "
-                f"{len(written)} {evidence}: set corners (data.corners in a configuration)",
+                f"{root} {tuple(image_sets)}: corners={corners!r} seems wrong: {evidence}; if so, "
+                f"set corners={evidence.fitting!r} (data.corners in a configuration)",
                 UserWarning,
                 stacklevel=2,
             )

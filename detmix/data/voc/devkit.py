@@ -124,7 +124,7 @@ class _Parser(DefusedXMLParser):
 def _parse(path: str | Path) -> Element:
     data = read_file(path)
     try:
-        parser = _Parser(forbid_dtd=True)
+        parser = _Parser(target=ElementTree.TreeBuilder(), forbid_dtd=True)  # by default a slow one
         parser.feed(_decode(data))
         root: Element = parser.close()
     except ElementTree.ParseError as error:
@@ -138,7 +138,7 @@ def _parse(path: str | Path) -> Element:
             f"{path}: not readable as XML: {error}; expected UTF-8, or the encoding that the file "
             "begins with, as in <?xml version='1.0' encoding='gbk'?>"
         ) from error
-    for element in root.iter():
+    for element in root.iter() if root.tag.startswith("{") else ():
         element.tag = element.tag.rpartition("}")[2]  # without its namespace
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected the root element <annotation>, got <{root.tag}>")
@@ -181,10 +181,10 @@ def _read_object(
     x1, y1, x2, y2 = (
         _read_number(bndbox, key, where) + move for key, move in zip(_CORNERS, moves, strict=True)
     )
-    difficult = _read_text(element, "difficult").lower()
-    if difficult not in (*_FALSE, *_TRUE):
+    difficult = _read_text(element, "difficult")
+    if difficult.lower() not in (*_FALSE, *_TRUE):
         raise ValueError(f"{where}: <difficult> must be 0 or 1, got {difficult!r}")
-    return VOCObject(name, (x1, y1, x2, y2), difficult in _TRUE)
+    return VOCObject(name, (x1, y1, x2, y2), difficult.lower() in _TRUE)
 
 
 def _read_text(parent: Element, key: str) -> str:

@@ -95,19 +95,19 @@ def _read_split(path: Path) -> dict[str, dict[str, str]]:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
     lines = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            flags = lines[f"{path}, line {number}"] = {line.strip(): ""}
-            *before, last = line.rsplit(maxsplit=1)
-            if before and last in _FLAGS:
-                flags[before[0].strip()] = last
-    for where, flags in lines.items():
-        for image_id in flags:
-            is_outside = PurePath(image_id).anchor or {"", ".", ".."} & {*image_id.split("/")}
-            if is_outside or set(image_id) & set("\\\0"):
-                raise ValueError(
-                    f"{where}: expected an image id such as 000005 or cam1/000005, got "
-                    f"{image_id!r}; what leads out of the devkit's folders is refused"
-                )
+        name = line.strip().replace("\\", "/")
+        if not name:
+            continue
+        flags = lines[f"{path}, line {number}"] = {name: ""}
+        *before, last = name.rsplit(maxsplit=1)
+        if before and last in _FLAGS:
+            flags[before[0]] = last
+        parts = {part for image_id in flags for part in image_id.split("/")}
+        if PurePath(name).anchor or "\0" in name or parts & {"", ".", ".."}:
+            raise ValueError(
+                f"{path}, line {number}: expected an image id such as 000005 or cam1/000005, got "
+                f"{line.strip()!r}; what leads out of the devkit's folders is refused"
+            )
     return lines
 
 
