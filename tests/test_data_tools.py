@@ -132,7 +132,7 @@ def test_what_cannot_be_used_of_a_devkit(run, tmp_path):
         f"  missing file: .*{names[0]}.jpg: there is no such file",
         *(malformed.format(name) for name in names[1:5]),
         "test: 3 images with .*; 1 boxes clipped, .*; 1 images left out",
-        "  corners: 0 boxes begin below 1, 0 end at .* 1 beyond it; .* data.corners is 1-inclusive",
+        "  corners: 0 boxes begin below 1, 0 end at .* 1 beyond; .* data.corners is 1-inclusive",
         malformed.format(names[7]),
     ]
     for pattern, line in zip(expected, out.splitlines(), strict=True):

@@ -214,12 +214,14 @@ def test_corners_that_seem_wrong_are_told(tmp_path, true, assumed, seed):
     low, high = first.clip(0), (first + rng.integers(10, 25, (40, 2))).clip(0, size)
     boxes = np.hstack([low, high - low])
     root = write_boxes(tmp_path, true, boxes.tolist())
+    whole = [WRITERS[way](0, 60) for way in (true, assumed)]
+    is_beyond = whole[0][0] < whole[1][0] or whole[0][1] > whole[1][1]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = VOCDetection(root, corners=assumed).report.corners
+        found = VOCDetection(root, corners=assumed).report
     told = [warning for warning in caught if "seems wrong" in str(warning.message)]
-    assert found.fitting == true
-    assert [warning.filename for warning in told] == [__file__] * (true != assumed)
+    assert found.fitting_corners == true
+    assert [warning.filename for warning in told] == [__file__] * is_beyond
     assert all(f"corners='{true}'" in str(warning.message) for warning in told)
     if true.startswith("0"):
         assert found.num_below_1 == (low == 0).any(axis=1).sum()
@@ -244,7 +246,7 @@ def test_corners_that_seem_wrong_are_told(tmp_path, true, assumed, seed):
 def test_evidence_of_few_boxes(tmp_path, corners, assumed, fitting):
     """Without any what is assumed stays; nor is it given up for single boxes among many."""
     root = make_devkit(tmp_path, {"a": SIZE + "".join(dog(*box) for box in corners)})
-    assert VOCDetection(root, corners=assumed).report.corners.fitting == fitting
+    assert VOCDetection(root, corners=assumed).report.fitting_corners == fitting
 
 
 def test_parts_are_not_objects_and_classes_and_transforms_can_be_given(tmp_path):

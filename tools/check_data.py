@@ -33,7 +33,11 @@ def main(args: Sequence[str]) -> None:
             f"{len(data.skipped)} images left out"
         )
         if isinstance(found, VOCReport):
-            print(f"  corners: {found.corners}, data.corners is {config.data.corners}")
+            print(
+                f"  corners: {found.num_below_1} boxes begin below 1, {found.num_at_edge} end at "
+                f"the width or height, {found.num_beyond} beyond; {found.fitting_corners} fits "
+                f"best, data.corners is {config.data.corners}"
+            )
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")
     if any(data.skipped for data in datasets):

@@ -49,7 +49,9 @@ class DataConfig:
     classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
     num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
-    corners: Corners = "1-inclusive"  #: VOC: first pixel's number, is the last within; docs/data.md
+    corners: Corners = (
+        "1-inclusive"  #: VOC: the first pixel, and whether xmax is within; docs/data.md
+    )
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     batch_size: PositiveInt = 8  #: images of a training batch, in each process
     eval_batch_size: PositiveInt = 8  #: images of an evaluation batch, in each process

@@ -13,13 +13,12 @@ corners        whole image, W by H  written by
 1-exclusive    1, 1, W + 1, H + 1   Roboflow, supervision
 =============  ===================  ================================================
 
-LabelImg writes 0-exclusive corners cut to whole numbers, but 1 for 0.
+LabelImg writes 0-exclusive corners cut to whole numbers, but 1 for 0, which seem 1-inclusive.
 Legend: M boxes of a data set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy.typing as npt
@@ -31,49 +30,24 @@ Box = tuple[float, float, float, float]
 
 
 def offsets(corners: Corners) -> Box:
-    """Return what makes continuous coordinates of xmin, ymin, xmax, ymax."""
+    """Return what makes continuous coordinates of xmin, ymin, xmax, ymax, added to them."""
+    if corners not in CORNERS:
+        raise ValueError(f"corners must be one of {', '.join(CORNERS)}, got {corners!r}")
     first = int(corners[0])
     behind = first - corners.endswith("inclusive")
     return -first, -first, -behind, -behind
 
 
-@dataclass(frozen=True)
-class CornerEvidence:
-    """What the boxes of a data set tell of their corners.
+def fitting_corners(written: Array, sizes: Array, assumed: Corners) -> Corners:
+    """Return how corners ``(M, 4)`` in images of ``(M, 2)`` height and width seem to be written.
 
-    Attributes:
-        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
-        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is the image's width or height.
-        num_beyond: Boxes whose ``xmax`` or ``ymax`` is larger.
-        fitting: What fits best: most boxes begin at the image's first pixel and end at its last,
-            and fewest lie beyond. What is assumed, if nothing fits better.
+    So that most boxes begin at the image's first pixel and end at its last, and fewest lie beyond;
+    as is assumed, if nothing fits better.
     """
-
-    num_below_1: int
-    num_at_edge: int
-    num_beyond: int
-    fitting: Corners
-
-    def __str__(self) -> str:
-        """In words."""
-        return (
-            f"{self.num_below_1} boxes begin below 1, {self.num_at_edge} end at the width or "
-            f"height, {self.num_beyond} beyond it; {self.fitting} fits best"
-        )
-
-
-def weigh_corners(written: Array, sizes: Array, assumed: Corners) -> CornerEvidence:
-    """Weigh corners ``(M, 4)`` as they are written, in images of ``(M, 2)`` height and width."""
 
     def fit(corners: Corners) -> int:
         boxes = written + offsets(corners)
         low, high = boxes[:, :2].min(axis=1), (boxes[:, 2:] - sizes[:, ::-1]).max(axis=1)
         return int(min((low == 0).sum(), (high == 0).sum()) - ((low < 0) | (high > 0)).sum())
 
-    behind = written[:, 2:] - sizes[:, ::-1]
-    return CornerEvidence(
-        num_below_1=int((written[:, :2] < 1).any(axis=1).sum()),
-        num_at_edge=int((behind == 0).any(axis=1).sum()),
-        num_beyond=int((behind > 0).any(axis=1).sum()),
-        fitting=max((assumed, *CORNERS), key=fit),
-    )
+    return max((assumed, *CORNERS), key=fit)

@@ -25,7 +25,7 @@ from detmix.data.detection import (
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.voc.corners import CORNERS, CornerEvidence, Corners, offsets, weigh_corners
+from detmix.data.voc.corners import Corners, fitting_corners, offsets
 from detmix.data.voc.devkit import VOCAnnotation, read_annotation
 from detmix.data.voc.lists import ImageEntry, list_entries
 
@@ -63,7 +63,11 @@ class VOCReport:
         num_without_area: Boxes dropped because no area was left inside the image.
         num_difficult_dropped: Objects left out by ``difficult="drop"``.
         num_skipped: Images left out by ``on_error="skip"``.
-        corners: What the boxes tell of how they are written.
+        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
+        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is written as the width or the height.
+        num_beyond: Boxes where one of them is larger.
+        fitting_corners: The ``corners`` that fit all boxes best; those of the data set if none
+            fits better.
     """
 
     num_images: int
@@ -73,8 +77,11 @@ class VOCReport:
     num_clipped: int
     num_without_area: int
     num_difficult_dropped: int
-    corners: CornerEvidence
     num_skipped: int = 0
+    num_below_1: int = 0
+    num_at_edge: int = 0
+    num_beyond: int = 0
+    fitting_corners: Corners = "1-inclusive"
 
 
 class VOCDetection(StoredDetection):
@@ -86,7 +93,7 @@ class VOCDetection(StoredDetection):
     1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
 
     Boxes are clipped to the image, and those without area dropped; one warning tells of both, and
-    another where the boxes fit other ``corners`` than those assumed.
+    another where boxes beyond their image fit other ``corners`` than those assumed.
 
     An image may be of any format that is read here, whatever its suffix (torchvision's
     ``IMG_EXTENSIONS``), and lie in a subfolder that its id names (``cam1/000005``).
@@ -129,8 +136,7 @@ class VOCDetection(StoredDetection):
         on_error: Literal["raise", "skip"] = "raise",
         corners: Corners = "1-inclusive",
     ) -> None:
-        if corners not in CORNERS:
-            raise ValueError(f"corners must be one of {CORNERS}, got {corners!r}")
+        shift = offsets(corners)
         if difficult not in ("keep", "drop"):
             raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
         self.classes = check_classes(classes)
@@ -159,8 +165,9 @@ class VOCDetection(StoredDetection):
         is_difficult = np.array([item.difficult for item in objects], np.bool_)
         as_read = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
         clean = clean_boxes(as_read, sizes[image_index])
-        written = as_read - offsets(corners)
-        evidence = weigh_corners(written, sizes[image_index], corners)
+        written = as_read - shift
+        behind = written[:, 2:] - sizes[image_index, ::-1]
+        fitting = fitting_corners(written, sizes[image_index], corners)
 
         def describe(row: int) -> str:
             """Say where a box stands and how it is written there."""
@@ -171,10 +178,12 @@ class VOCDetection(StoredDetection):
             )
 
         warn_of_boxes(clean.has_area, clean.is_clipped, describe)
-        if evidence.fitting != corners:
+        is_beyond = clean.is_clipped | ~clean.has_area
+        if fitting != corners and is_beyond.any():
             warnings.warn(
-                f"{root} {tuple(image_sets)}: corners={corners!r} seems wrong: {evidence}; if so, "
-                f"set corners={evidence.fitting!r} (data.corners in a configuration)",
+                f"{root} {tuple(image_sets)}: corners={corners!r} seems wrong: with it "
+                f"{is_beyond.sum()} of {len(objects)} boxes reach beyond their image; "
+                f"corners={fitting!r} fits better (data.corners in a configuration)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -192,8 +201,11 @@ class VOCDetection(StoredDetection):
             num_clipped=int(clean.is_clipped.sum()),
             num_without_area=int((~clean.has_area).sum()),
             num_difficult_dropped=int(is_dropped.sum()),
-            corners=evidence,
             num_skipped=len(self.skipped),
+            num_below_1=int((written[:, :2] < 1).any(axis=1).sum()),
+            num_at_edge=int((behind == 0).any(axis=1).sum()),
+            num_beyond=int((behind > 0).any(axis=1).sum()),
+            fitting_corners=fitting,
         )
 
     def image_path(self, index: int) -> Path:

@@ -12,7 +12,7 @@ Images may have other suffixes, all may have them in capitals, and ids may name 
 
 from __future__ import annotations
 
-import os
+import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -49,7 +49,7 @@ def list_entries(
         folder = _find_year(Path(root), str(year))  # YAML reads 2007 as an integer
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         lines = _read_split(path)
-        parents = {os.path.dirname(image_id) for flags in lines.values() for image_id in flags}
+        parents = {posixpath.dirname(image_id) for flags in lines.values() for image_id in flags}
         images = _list_files(folder / "JPEGImages", parents, IMG_EXTENSIONS)
         annotations = _list_files(folder / "Annotations", parents, (".xml",))
         present = images.keys() | annotations.keys()
@@ -57,8 +57,8 @@ def list_entries(
         image_ids = [image_id for image_id, flag in chosen if flag != "-1"]
         if not image_ids:
             raise ValueError(f"{path}: the split lists no image")
-        image_paths = _pick(images, folder / "JPEGImages", image_ids, ".jpg", all_there)
-        xml_paths = _pick(annotations, folder / "Annotations", image_ids, ".xml", all_there)
+        image_paths = _pick(images, folder / "JPEGImages", IMG_EXTENSIONS, image_ids, all_there)
+        xml_paths = _pick(annotations, folder / "Annotations", (".xml",), image_ids, all_there)
         for image_id, *paths in zip(image_ids, image_paths, xml_paths, strict=True):
             name = f"{folder.name}/{image_id}"
             if name in entries:
@@ -113,18 +113,14 @@ def _read_split(path: Path) -> dict[str, dict[str, str]]:
 
 def _choose(where: str, flags: Mapping[str, str], present: Collection[str]) -> tuple[str, str]:
     """Return a line's image and its flag: where a name may have a blank, the files decide."""
-    found = [image_id for image_id in flags if image_id in present]
-    if len(found) > 1:
+    line, image_id = next(iter(flags)), [*flags][-1]
+    found = [name for name in flags if name in present]
+    if len(found) > 1 or (not found and len(image_id.split()) > 1):
         raise ValueError(
-            f"{where}: may mean {found[0]!r}, or {found[1]!r} with a flag, and both are there; "
-            "rename one of them"
+            f"{where}: expected an image id, or an id and one of -1, 0, 1, got {line!r}; images "
+            f"of such a name: {' and '.join(map(repr, found)) or 'none'}"
         )
-    image_id = found[0] if found else [*flags][-1]
-    if not found and len(image_id.split()) > 1:
-        raise ValueError(
-            f"{where}: expected an image id, or an id and one of -1, 0, 1, got {image_id!r}, and "
-            "no image of this name is there"
-        )
+    image_id = found[0] if found else image_id
     return image_id, flags[image_id]
 
 
@@ -136,19 +132,19 @@ def _list_files(
     for parent in parents:
         for path in (folder / parent).iterdir() if (folder / parent).is_dir() else ():
             if path.suffix.lower() in suffixes:
-                found.setdefault(os.path.join(parent, path.stem), []).append(path)
+                found.setdefault(posixpath.join(parent, path.stem), []).append(path)
     return found
 
 
 def _pick(
     found: Mapping[str, list[Path]],
     folder: Path,
+    suffixes: Sequence[str],
     image_ids: Sequence[str],
-    suffix: str,
     all_there: bool,
 ) -> list[Path]:
     """Return each image's file; where there is none, the one that the devkit would have."""
-    paths = [found.get(name, [folder / f"{name}{suffix}"]) for name in image_ids]
+    paths = [found.get(name, [folder / f"{name}{suffixes[0]}"]) for name in image_ids]
     for image_id, files in zip(image_ids, paths, strict=True):
         if len(files) > 1:
             names = " and ".join(sorted(path.name for path in files))
@@ -158,7 +154,7 @@ def _pick(
     missing = [path for path in lacking if all_there and not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]}: there is no such file, whatever its suffix "
+            f"{missing[0]}: there is no such file, with any suffix of {', '.join(suffixes)} "
             f"({len(missing)} of {len(paths)} listed files are missing)"
         )
     return [file for (file,) in paths]
