@@ -13,7 +13,6 @@ import torchvision
 from data_files import DOG, SIZE, dog, make_devkit
 
 from detmix.data import SHAPE_CLASSES, write_shapes, write_shapes_coco
-from detmix.data.voc.corners import CORNERS
 from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -140,13 +139,22 @@ def test_what_cannot_be_used_of_a_devkit(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* boxes were")
-@pytest.mark.parametrize("assumed", CORNERS)
-def test_which_corners_fit(run, tmp_path, assumed):
-    """Of each split; both were written in other ways."""
+@pytest.mark.parametrize(
+    ("assumed", "clipped"),
+    [
+        ("1-inclusive", ["2", "1"]),
+        ("0-exclusive", ["0", "1"]),
+        ("0-inclusive", ["1", "1"]),
+        ("1-exclusive", ["2", "0"]),
+    ],
+)
+def test_which_corners_fit(run, tmp_path, assumed, clipped):
+    """Of each split; the first was written 0-exclusive, the second 1-exclusive."""
     body = SIZE + dog(0, 0, 60, 40) + dog(7, 0, 30, 20)
     root = make_devkit(tmp_path, {"a": body, "b": SIZE + dog(1, 1, 61, 41)}, split="a")
     (root / "VOC2007/ImageSets/Main/test.txt").write_text("b")
     _, out, _ = run(main_of("check_data"), f"--data.root={root}", f"--data.corners={assumed}")
+    assert re.findall(r"(\d+) boxes clipped", out) == clipped
     told = [line for line in out.splitlines() if "corners" in line]
     for line, numbers, fitting in zip(
         told, [(2, 1, 0), (0, 0, 1)], ["0-exclusive", "1-exclusive"], strict=True

@@ -237,6 +237,7 @@ def test_corners_that_seem_wrong_are_told(tmp_path, true, assumed, seed):
         ([(0, 5, 8, 13)], "1-inclusive", "0-exclusive"),
         ([(0.25, 5.5, 59.75, 13)], "1-inclusive", "0-exclusive"),
         ([(1, 5, 61, 13)], "1-inclusive", "1-exclusive"),
+        ([(5, 5, 61, 13)], "1-inclusive", "1-exclusive"),
         ([*[(1, 1, 60, 40)] * 9, (0, 3, 7, 9), (3, 3, 61, 9)], "1-inclusive", "1-inclusive"),
         ([(-3, 5, 70, 13)], "1-inclusive", "1-inclusive"),
         ([], "1-inclusive", "1-inclusive"),

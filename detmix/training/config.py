@@ -49,9 +49,8 @@ class DataConfig:
     classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
     num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
-    corners: Corners = (
-        "1-inclusive"  #: VOC: the first pixel, and whether xmax is within; docs/data.md
-    )
+    #: VOC: how corners are written, 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive
+    corners: Corners = "1-inclusive"
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     batch_size: PositiveInt = 8  #: images of a training batch, in each process
     eval_batch_size: PositiveInt = 8  #: images of an evaluation batch, in each process

@@ -133,6 +133,7 @@ class TestNames:
             "a\\..\\..\\secret",
             "\\secret",
             "../secret 1",
+            "C:/secret",
             "a\0",
         ],
     )

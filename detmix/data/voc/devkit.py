@@ -6,7 +6,6 @@ what the corners of a box mean.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Collection
@@ -147,7 +146,6 @@ def _parse(path: str | Path) -> Element:
 
 def _decode(data: bytes) -> str | bytes:
     """Decode with Python, which knows more encodings than XML's parser, GBK among them."""
-    data = data.removeprefix(codecs.BOM_UTF8)
     if data[:1] in (b"\xfe", b"\xff") or b"\0" in data[:4]:
         return data  # UTF-16, which the parser knows by itself
     declared = _ENCODING.match(data)

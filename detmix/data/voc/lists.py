@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -103,7 +103,7 @@ def _read_split(path: Path) -> dict[str, dict[str, str]]:
         if before and last in _FLAGS:
             flags[before[0]] = last
         parts = {part for image_id in flags for part in image_id.split("/")}
-        if PurePath(name).anchor or "\0" in name or parts & {"", ".", ".."}:
+        if PureWindowsPath(name).anchor or "\0" in name or parts & {"", ".", ".."}:
             raise ValueError(
                 f"{path}, line {number}: expected an image id such as 000005 or cam1/000005, got "
                 f"{line.strip()!r}; what leads out of the devkit's folders is refused"
