@@ -107,8 +107,9 @@ VOC_CASES = [
             ("<size><width>-4</width><height>3</height></size>", "<size>.*-4 x 3"),
             ("<size><width>4 px</width><height>3</height></size>", "width> .*'4 px'"),
             ("<?xml version='1.0'?>狗".encode("gbk"), "XML: .*utf-8.* encoding='gbk'"),
-            (DOG.replace("dog", "è"), "unknown class 'è'.*dog.*encoding"),
+            (DOG.replace("dog", "è"), "unknown class 'è'.*dog.*UTF-8"),
             (b"<?xml version='1.0' encoding='ascii'?><a>\xe9</a>", "XML: .*ascii"),
+            (b"<?xml version='1.0' encoding='utf-16'?><a></a>", "XML: .*'utf-16'"),
             (b"<!DOCTYPE annotation PUBLIC 'a' 'b.dtd'><annotation/>", "refused: .*b.dtd"),
         ]
     ),

@@ -103,9 +103,8 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
         _add_fields(element, difficult=int(item.difficult))
         if not all(map(math.isfinite, item.box)):
             raise ValueError(f"{path}, object {index}: box {item.box} is not finite")
-        x1, y1, x2, y2 = item.box
-        corners = dict(zip(_CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True))
-        _add_fields(SubElement(element, "bndbox"), **corners)
+        moved = zip(_CORNERS, item.box, offsets("1-inclusive"), strict=True)
+        _add_fields(SubElement(element, "bndbox"), **{key: x - move for key, x, move in moved})
     ElementTree.indent(root, "\t")
     Path(path).write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
 
@@ -123,7 +122,7 @@ class _Parser(DefusedXMLParser):
 def _parse(path: str | Path) -> Element:
     data = read_file(path)
     try:
-        parser = _Parser(target=ElementTree.TreeBuilder(), forbid_dtd=True)  # by default a slow one
+        parser = _Parser(target=ElementTree.TreeBuilder(), forbid_dtd=True)  # the default is slow
         parser.feed(_decode(data))
         root: Element = parser.close()
     except ElementTree.ParseError as error:
@@ -149,7 +148,11 @@ def _decode(data: bytes) -> str | bytes:
     if data[:1] in (b"\xfe", b"\xff") or b"\0" in data[:4]:
         return data  # UTF-16, which the parser knows by itself
     declared = _ENCODING.match(data)
-    return data.decode(declared[1].decode() if declared else "utf-8")
+    encoding = declared[1].decode() if declared else "utf-8"
+    text = data.decode(encoding)
+    if declared and not text.startswith("<?xml"):
+        raise ValueError(f"it is not in the encoding {encoding!r} that it declares")
+    return text
 
 
 def _read_size(root: Element, path: str | Path) -> tuple[int, int]:
@@ -170,7 +173,7 @@ def _read_object(
         raise ValueError(f"{where}: <name> is missing or empty")
     if classes is not None and name not in classes:
         known = ", ".join(classes)
-        hint = "" if name.isascii() else "; is the file in the encoding that its first line says?"
+        hint = "" if name.isascii() else "; is the file in UTF-8, or what it declares?"
         raise ValueError(f"{where}: unknown class {name!r}; known are {known}{hint}")
     where = f"{where} ({name})"
     bndbox = element.find("bndbox")
