@@ -61,15 +61,22 @@ def compressed_rle(mask) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
-def make_devkit(root: Path, xml: dict[str, str], split: str | None = None, year="2007") -> Path:
-    """Write a devkit of images whose annotations hold the given elements."""
+def make_devkit(
+    root: Path, xml: dict[str, str | bytes], split: str | None = None, year="2007"
+) -> Path:
+    """Write a devkit of images whose annotations hold the given elements, or are given whole."""
     folder = root / f"VOC{year}"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for name, body in xml.items():
-        Image.fromarray(NOISE).save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
-        content = body if body.startswith("<?") else f"<annotation>{body}</annotation>"
-        (folder / "Annotations" / f"{name}.xml").write_text(content)
+        image, annotation = folder / f"JPEGImages/{name}.jpg", folder / f"Annotations/{name}.xml"
+        for path in (image, annotation):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(NOISE).save(image, quality=95)
+        if isinstance(body, str):
+            whole = body if body.startswith("<?") else f"<annotation>{body}</annotation>"
+            body = whole.encode()
+        annotation.write_bytes(body)
     lines = "\n".join(xml) if split is None else split
     data = f"{lines}\n".encode(errors="surrogateescape")
     (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(data)

@@ -79,6 +79,7 @@ REFUSED = [
     ("optim: {lr: .nan}", r"optim\.lr .*nan"),
     ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
+    ("data: {format: coco, corners: 0-exclusive}", r"data\.corners .*0-exclusive"),
     ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
     ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*integer.*'1'"),
     ("loss: {background_weight: -1}", r"loss\.background_weight .* -1"),
@@ -91,8 +92,8 @@ OUT_OF_RANGE = {
     "epochs": 0, "seed": -1, "eval_every": 0, "save_minutes": 0, "precision": "fp8",
     "data.batch_size": 0, "data.workers": -1, "data.train_limit": 0, "data.coco.empty": "no",
     "augment.flip": 1.5, "mixing.alpha": 0, "mixing.min_visibility": 2, "mixing.fill": 256,
-    "backbone.weights": 5, "detector.name": "yolo", "optim.lr": 0, "optim.clip_norm": 0,
-    "optim.ema_decay": 1, "schedule.warmup_start": 2,
+    "data.corners": "0", "backbone.weights": 5, "detector.name": "yolo", "optim.lr": 0,
+    "optim.clip_norm": 0, "optim.ema_decay": 1, "schedule.warmup_start": 2,
 }  # fmt: skip
 
 

@@ -131,17 +131,29 @@ VOC_CASES = [
             ("<?xml version='1.0'?><annotation><object>", "line 1"),
             (DOG + "<object><name>cat</name></object>", r"object 1 \(cat\): <bndbox>"),
             (dog(1, 2, 3, "1e999"), "<ymax> .*'1e999'"),
-            (dog(1, 2, 3, 4, "<difficult>maybe</difficult>"), "'maybe'"),
+            (dog(1, 2, 3, 4, "<difficult>Maybe</difficult>"), "'Maybe'"),
+            (dog(1, 2, 3, 4, "<difficult>2</difficult>"), "'2'"),
+            (dog(1, 2, 3, ""), "<ymax> .*''"),
             ("<size><width>-4</width><height>3</height></size>", "<size>.*-4 x 3"),
+            ("<size><width>4 px</width><height>3</height></size>", "width> .*'4 px'"),
+            ("<?xml version='1.0'?>狗".encode("gbk"), "XML: .*utf-8.* encoding='gbk'"),
+            (DOG.replace("dog", "è"), "unknown class 'è'.*dog.*UTF-8"),
+            (b"<?xml version='1.0' encoding='ascii'?><a>\xe9</a>", "XML: .*ascii"),
+            (b"<?xml version='1.0' encoding='utf-16'?><a></a>", "XML: .*'utf-16'"),
+            (b"<!DOCTYPE annotation PUBLIC 'a' 'b.dtd'><annotation/>", "refused: .*b.dtd"),
         ]
     ),
     ({"split": "a\nb\na"}, {}, r"trainval\.txt.*'VOC2007/a'"),
+    ({"split": "a 1\na"}, {}, r"trainval\.txt.*'VOC2007/a'"),
+    ({"xml": {"a": "", "a 1": ""}, "split": "a\na 1"}, {}, r"line 2: .*'a 1'.*'a 1' and 'a'"),
+    ({"split": "a\nb c 1"}, {}, r"trainval\.txt.*line 2: .*'b c 1'.*none"),
     ({"split": "a -1"}, {}, r"trainval\.txt.*lists no image"),
     ({"split": "a\nb 7"}, {}, r"trainval\.txt.*line 2: .*'b 7'"),
     ({"split": "caf\udce9"}, {}, r"trainval\.txt.*UTF-8"),
     ({}, {"image_sets": ("2007", "trainval")}, "pairs of year and split"),
     ({}, {"classes": ("dog", "cat", "dog")}, "'dog'"),
     ({}, {"difficult": "ignore"}, "'ignore'"),
+    ({}, {"corners": "0"}, "corners must be .*'0'"),
 ]
 
 
@@ -150,6 +162,17 @@ def test_content_of_voc(tmp_path, files, options, named):
     root = make_devkit(tmp_path, **{"xml": {"a": SIZE + DOG, "b": SIZE}} | files)
     with pytest.raises(ValueError, match=named):
         VOCDetection(root, **options)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_two_files_of_one_image(tmp_path, on_error):
+    folder = make_devkit(tmp_path, {"a": SIZE, "x/b": SIZE, "c": SIZE}) / "VOC2007"
+    for part, name in (("JPEGImages", "x/b.PNG"), ("Annotations", "c.XML")):
+        (folder / part / name).touch()
+        with pytest.raises(ValueError, match=rf"{part}: image '{name[:-4]}' .*{name[-5:]} and "):
+            VOCDetection(tmp_path, on_error=on_error)
+        (folder / part / name).unlink()
+    assert len(VOCDetection(tmp_path, on_error=on_error)) == 3
 
 
 def test_missing_files_of_voc(tmp_path):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torchvision
-from data_files import DOG, SIZE, make_devkit
+from data_files import DOG, SIZE, dog, make_devkit
 
 from detmix.data import SHAPE_CLASSES, write_shapes, write_shapes_coco
 from detmix.training.console import run_tool
@@ -127,13 +127,41 @@ def test_what_cannot_be_used_of_a_devkit(run, tmp_path):
     malformed = "  unusable annotation: .*{}.xml: not well-formed XML.*"
     expected = [
         "train: 1 images with . objects; 0 boxes clipped, .*; 5 images left out",
+        "  corners: 0 boxes begin below 1, 0 end at .*; 1-inclusive fits best, .* 1-inclusive",
         f"  missing file: .*{names[0]}.jpg: there is no such file",
         *(malformed.format(name) for name in names[1:5]),
         "test: 3 images with .*; 1 boxes clipped, .*; 1 images left out",
+        "  corners: 0 boxes begin below 1, 0 end at .* 1 beyond; .* data.corners is 1-inclusive",
         malformed.format(names[7]),
     ]
     for pattern, line in zip(expected, out.splitlines(), strict=True):
         assert re.fullmatch(pattern, line)
+
+
+@pytest.mark.filterwarnings("ignore:.* boxes were")
+@pytest.mark.parametrize(
+    ("assumed", "clipped"),
+    [
+        ("1-inclusive", ["2", "1"]),
+        ("0-exclusive", ["0", "1"]),
+        ("0-inclusive", ["1", "1"]),
+        ("1-exclusive", ["2", "0"]),
+    ],
+)
+def test_which_corners_fit(run, tmp_path, assumed, clipped):
+    """Of each split; the first was written 0-exclusive, the second 1-exclusive."""
+    body = SIZE + dog(0, 0, 60, 40) + dog(7, 0, 30, 20)
+    root = make_devkit(tmp_path, {"a": body, "b": SIZE + dog(1, 1, 61, 41)}, split="a")
+    (root / "VOC2007/ImageSets/Main/test.txt").write_text("b")
+    _, out, _ = run(main_of("check_data"), f"--data.root={root}", f"--data.corners={assumed}")
+    assert re.findall(r"(\d+) boxes clipped", out) == clipped
+    told = [line for line in out.splitlines() if "corners" in line]
+    for line, numbers, fitting in zip(
+        told, [(2, 1, 0), (0, 0, 1)], ["0-exclusive", "1-exclusive"], strict=True
+    ):
+        assert tuple(map(int, re.findall(r"(\d+) (?:boxes|end|beyond)", line))) == numbers
+        assert f"{fitting} fits best" in line
+        assert line.endswith(f"data.corners is {assumed}")
 
 
 def reverse_keypoints(coco):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data_files import DOG, SIZE, make_devkit
 from runs import command, on_two_processes, succeed
 from tiny import tiny_config
 from voc_oracle import check_against_the_devkit, evaluate
@@ -15,7 +16,11 @@ from voc_oracle import check_against_the_devkit, evaluate
 from detmix.data import SHAPE_CLASSES, VOCDetection
 from detmix.evaluation import analyze_errors, read_voc_results, score_predictions
 from detmix.training.build import open_dataset
-from detmix.training.full_evaluation import check_before
+from detmix.training.full_evaluation import (
+    check_before,
+    load_devkit_results,
+    save_devkit_results,
+)
 
 CLASSES = ("--data.classes", f"[{', '.join(SHAPE_CLASSES)}]")
 
@@ -70,6 +75,19 @@ def test_writes_and_reads_back(run_dir, shapes_root, tmp_path):
         assert results[key]["ap"] == pytest.approx(voc.compute(interpolation).ap, abs=1e-9)
     counts = analyze_errors(voc.matching()).totals("all")
     assert results["errors"]["counts"]["all"]["total"] == counts
+
+
+def test_names_with_folders_and_blanks(tmp_path):
+    names = ("cam1/a", "cam2/a", "img 1", "img  1 0.5")
+    dataset = VOCDetection(make_devkit(tmp_path, dict.fromkeys(names, SIZE + DOG)))
+    found = [
+        (index, {"boxes": [[index, 1.0, 9.0, 9.0]], "labels": [12], "scores": [0.5]})
+        for index in range(len(names))
+    ]
+    back = load_devkit_results(save_devkit_results(tmp_path / "out", dataset, found), dataset)
+    assert [(index, read["boxes"].tolist()) for index, read in back] == [
+        (index, written["boxes"]) for index, written in found
+    ]
 
 
 def work(rank, runs):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from data_files import BOX, DOG, SIZE, dog, make_devkit
+from data_files import BOX, DOG, NOISE, SIZE, dog, make_devkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from detmix.data import SHAPE_CLASSES, VOC_CLASSES, VOCAnnotation, VOCDetection, VOCObject
+from detmix.data.voc.corners import CORNERS
 from detmix.data.voc.devkit import read_annotation, write_annotation
 
 
@@ -87,12 +90,164 @@ def test_years_are_joined_and_the_parent_of_vocdevkit_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "names"), [("a  1\n\n b -1 \nc  0\n", "ac"), ("\ufeffa\nb\nc", "abc")]
+    ("present", "lines", "names"),
+    [
+        (["a", "b", "c"], "a  1\n\n b -1 \nc  0\n", ["a", "c"]),
+        (["a", "b", "c"], "\ufeffa\r\nb\r\nc", ["a", "b", "c"]),
+        (["a"], "a 1\nb -1", ["a"]),
+        (["cam1/a", "cam2/a"], "cam1/a\ncam2\\a 1", ["cam1/a", "cam2/a"]),
+        (["a 0", "a 1", "my dogs/a 1"], "a 0\na 1\nmy dogs/a 1", ["a 0", "a 1", "my dogs/a 1"]),
+        (["img 7", "img 8", "a  b"], "img 7 1\nimg 8 -1\na  b", ["img 7", "a  b"]),
+    ],
 )
-def test_split_files(tmp_path, lines, names):
-    """With flags, and as Windows' editors write them."""
-    root = make_devkit(tmp_path, {"a": SIZE + DOG, "b": SIZE, "c": SIZE}, split=lines)
-    assert VOCDetection(root).names == [f"VOC2007/{name}" for name in names]
+def test_split_files(tmp_path, present, lines, names):
+    """With flags, as Windows' editors write them, with subfolders and blanks in names."""
+    root = make_devkit(tmp_path, dict.fromkeys(present, SIZE), split=lines)
+    dataset = VOCDetection(root)
+    assert dataset.names == [f"VOC2007/{name}" for name in names]
+    images = [root / f"VOC2007/JPEGImages/{name}.jpg" for name in names]
+    assert [dataset.image_path(index) for index in range(len(dataset))] == images
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [
+        (".png", "PNG"), (".PNG", "PNG"), (".JPG", "JPEG"), (".jpeg", "JPEG"), (".JPEG", "JPEG"),
+        (".jpg", "PNG"), (".png", "JPEG"), (".bmp", "BMP"), (".Tif", "TIFF"), (".webp", "WEBP"),
+    ],
+)  # fmt: skip
+def test_images_of_other_formats(tmp_path, suffix, form, on_error):
+    """Whatever they are called; an annotation's suffix may be in capitals, too."""
+    folder = make_devkit(tmp_path, {"x.y": SIZE + DOG}) / "VOC2007"
+    (folder / "JPEGImages/x.y.jpg").unlink()
+    (folder / "JPEGImages/x.y.txt").touch()
+    path = folder / f"JPEGImages/x.y{suffix}"
+    Image.fromarray(NOISE).save(path, form)
+    (folder / "Annotations/x.y.xml").rename(folder / "Annotations/x.y.XML")
+    dataset = VOCDetection(tmp_path, on_error=on_error)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert np.array_equal(dataset[0][0].permute(1, 2, 0).numpy(), pixels)
+    assert dataset.image_path(0) == path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((value, False) for value in ("", "0", "0.0", "False", "no", "Unspecified", "None")),
+        *((value, True) for value in (" 1 ", "1.0", "True", "yes")),
+    ],
+)
+def test_difficult_in_words(tmp_path, value, expected):
+    body = SIZE + dog(1, 2, 3, 4, f"<difficult>{value}</difficult>")
+    target = VOCDetection(make_devkit(tmp_path, {"a": body})).target(0)
+    assert target["difficult"].tolist() == [expected]
+
+
+DOGS = "<annotation>" + DOG.replace("dog", "{}") + "</annotation>"
+XML = '<?xml version="1.0" encoding="{}"?>\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "encoding"),
+    [
+        ("猫", "", "utf-8"),
+        ("猫", XML.format("UTF-8"), "utf-8-sig"),
+        ("猫", XML.format("utf8"), "utf-8"),
+        ("猫", XML.format("utf-16"), "utf-16"),
+        ("猫", XML.format("gb2312"), "gb2312"),
+        ("猫", "<?xml version='1.0' encoding='GBK' ?>", "gbk"),
+        ("ネコ", XML.format("Shift_JIS"), "shift_jis"),
+        ("고양이", XML.format("euc-kr"), "euc-kr"),
+        ("café", XML.format("ISO-8859-1"), "latin-1"),
+        ("dog", "<!DOCTYPE annotation>", "utf-8"),
+        ("dog", "<!-- made by x --><?x y?>", "utf-8"),
+    ],
+)
+def test_encodings(tmp_path, name, head, encoding):
+    text = head + DOGS.format(name)
+    dataset = VOCDetection(make_devkit(tmp_path, {"a": text.encode(encoding)}), classes=[name])
+    assert dataset.target(0)["boxes"].tolist() == [[10, 5, 30, 20]]
+
+
+@pytest.mark.parametrize("root", ['annotation xmlns="http://example.org/voc"', "annotation"])
+def test_namespaces_are_passed_over(tmp_path, root):
+    text = f"<{root}>{SIZE}{DOG}</annotation>"
+    dataset = VOCDetection(make_devkit(tmp_path, {"a": text.encode()}))
+    assert dataset.target(0)["boxes"].tolist() == [[10, 5, 30, 20]]
+
+
+# How each writes the object that covers the columns x to x + w - 1, counted from 0.
+WRITERS = {
+    "1-inclusive": lambda x, w: (x + 1, x + w),  # pixels as MATLAB counts them
+    "0-inclusive": lambda x, w: (x, x + w - 1),  # pixels as NumPy counts them
+    "0-exclusive": lambda x, w: (x, x + w),  # its edges
+    "1-exclusive": lambda x, w: (x + 1, x + w + 1),
+}
+
+
+def write_boxes(root, corners, boxes):
+    """Write x, y, width, height in the way of these corners."""
+    write = WRITERS[corners]
+    pairs = [(write(x, w), write(y, h)) for x, y, w, h in boxes]
+    body = "".join(dog(x1, y1, x2, y2) for (x1, x2), (y1, y2) in pairs)
+    return make_devkit(root, {"a": SIZE + body})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("corners", WRITERS)
+def test_boxes_equal_themselves_whatever_their_corners(tmp_path, corners):
+    boxes = torch.tensor([[0, 0, 8, 8], [52, 32, 8, 8], [20, 10, 8, 8], [0, 0, 60, 40]])
+    root = write_boxes(tmp_path, corners, boxes.tolist())
+    read = VOCDetection(root, corners=corners).target(0)["boxes"]
+    expected = torchvision.ops.box_convert(boxes.float(), "xywh", "xyxy")
+    assert torchvision.ops.box_iou(read, expected).diagonal().tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("assumed", CORNERS)
+@pytest.mark.parametrize("true", WRITERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_corners_that_seem_wrong_are_told(tmp_path, true, assumed, seed):
+    """Boxes drawn at random, beyond the edges too, and cut off there as programs do."""
+    rng, size = np.random.default_rng(seed), (60, 40)
+    first = rng.integers(-9, (55, 35), (40, 2))
+    low, high = first.clip(0), (first + rng.integers(10, 25, (40, 2))).clip(0, size)
+    boxes = np.hstack([low, high - low])
+    root = write_boxes(tmp_path, true, boxes.tolist())
+    whole = [WRITERS[way](0, 60) for way in (true, assumed)]
+    is_beyond = whole[0][0] < whole[1][0] or whole[0][1] > whole[1][1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = VOCDetection(root, corners=assumed).report
+    told = [warning for warning in caught if "seems wrong" in str(warning.message)]
+    assert found.fitting_corners == true
+    assert [warning.filename for warning in told] == [__file__] * is_beyond
+    assert all(f"corners='{true}'" in str(warning.message) for warning in told)
+    if true.startswith("0"):
+        assert found.num_below_1 == (low == 0).any(axis=1).sum()
+    if true.endswith("exclusive"):
+        assert found.num_beyond + found.num_at_edge >= (high == size).any(axis=1).sum()
+
+
+@pytest.mark.parametrize(
+    ("corners", "assumed", "fitting"),
+    [
+        ([(2, 2, 59, 39), (5, 3, 40, 20)], "1-inclusive", "1-inclusive"),  # nothing is known
+        ([(2, 2, 59, 39), (5, 3, 40, 20)], "0-exclusive", "0-exclusive"),
+        ([(0, 5, 8, 13)], "1-inclusive", "0-exclusive"),
+        ([(0.25, 5.5, 59.75, 13)], "1-inclusive", "0-exclusive"),
+        ([(1, 5, 61, 13)], "1-inclusive", "1-exclusive"),
+        ([(5, 5, 61, 13)], "1-inclusive", "1-exclusive"),
+        ([*[(1, 1, 60, 40)] * 9, (0, 3, 7, 9), (3, 3, 61, 9)], "1-inclusive", "1-inclusive"),
+        ([(-3, 5, 70, 13)], "1-inclusive", "1-inclusive"),
+        ([], "1-inclusive", "1-inclusive"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*seems wrong", "ignore:.* boxes were")
+def test_evidence_of_few_boxes(tmp_path, corners, assumed, fitting):
+    """Without any what is assumed stays; nor is it given up for single boxes among many."""
+    root = make_devkit(tmp_path, {"a": SIZE + "".join(dog(*box) for box in corners)})
+    assert VOCDetection(root, corners=assumed).report.fitting_corners == fitting
 
 
 def test_parts_are_not_objects_and_classes_and_transforms_can_be_given(tmp_path):
@@ -106,7 +261,14 @@ def test_parts_are_not_objects_and_classes_and_transforms_can_be_given(tmp_path)
     assert target["labels"].tolist() == [2]
 
 
-@pytest.mark.parametrize("size", [SIZE, "", "<size><width>0</width><height>0</height></size>"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        SIZE, "", "<size/>", "<size><width/><height/></size>",
+        *(f"<size><width>{side}</width><height>{side}</height></size>" for side in ("0", "None")),
+        "<size><width>60.0</width><height> 40 </height></size>",
+    ],
+)  # fmt: skip
 def test_boxes_are_clipped_or_dropped_with_one_warning(tmp_path, size):
     """By the size that the annotation says, or else the image's."""
     bodies = {

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from detmix.data import VOCReport
 from detmix.training import TrainConfig, parse_args
 from detmix.training.build import open_datasets
 from detmix.training.console import run_tool
@@ -21,7 +22,8 @@ def main(args: Sequence[str]) -> None:
     """Open both data sets as a training does, but with all that is wrong left out."""
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* images left out")  # all of them are printed
+        for told in (".* images left out", ".* seems wrong"):  # printed below
+            warnings.filterwarnings("ignore", told)
         _, *datasets = open_datasets(config, on_error="skip")
     for name, data in zip(("train", "test"), datasets, strict=True):
         found = data.report
@@ -30,6 +32,12 @@ def main(args: Sequence[str]) -> None:
             f"{found.num_clipped} boxes clipped, {found.num_without_area} without area dropped; "
             f"{len(data.skipped)} images left out"
         )
+        if isinstance(found, VOCReport):
+            print(
+                f"  corners: {found.num_below_1} boxes begin below 1, {found.num_at_edge} end at "
+                f"the width or height, {found.num_beyond} beyond; {found.fitting_corners} fits "
+                f"best, data.corners is {config.data.corners}"
+            )
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")
         if turned := data.turned_images():

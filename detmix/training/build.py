@@ -96,6 +96,7 @@ def open_dataset(
             difficult=data.difficult if train else "keep",
             classes=data.class_names,
             on_error=on_error,
+            corners=data.corners,
         )
     annotations = data.root / (files.train_annotations if train else files.test_annotations)
     dataset = CocoDetection(

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
 from detmix.data import VOC_CLASSES
+from detmix.data.voc.corners import Corners
 from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.losses import LossWeighting
 from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
@@ -48,6 +49,8 @@ class DataConfig:
     classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
     num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
+    #: VOC: how corners are written, 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive
+    corners: Corners = "1-inclusive"
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     batch_size: PositiveInt = 8  #: images of a training batch, in each process
     eval_batch_size: PositiveInt = 8  #: images of an evaluation batch, in each process
@@ -57,7 +60,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing to this format, rather than to ignore it."""
-        for name in ("coco",) if self.format == "voc" else ("train", "test", "difficult"):
+        of_voc = ("train", "test", "difficult", "corners")
+        for name in ("coco",) if self.format == "voc" else of_voc:
             if (value := getattr(self, name)) != getattr(DataConfig, name):
                 raise ValueError(f"data.{name} is not for data.format={self.format}, got {value}")
 

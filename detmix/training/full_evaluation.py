@@ -152,4 +152,4 @@ def _image_sets(dataset: VOCDetection) -> Iterator[tuple[str, str, dict[int, str
     """Yield each year and split with its images: their names in it by their indices."""
     for year, split in dict.fromkeys(dataset.image_sets):
         indices = [i for i, pair in enumerate(dataset.image_sets) if pair == (year, split)]
-        yield year, split, {index: dataset.names[index].rpartition("/")[2] for index in indices}
+        yield year, split, {index: dataset.names[index].partition("/")[2] for index in indices}

@@ -256,7 +256,7 @@ with_each_holder = pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS
 
 def noted(image, target, seed):
     """An augmentation that tells its seed."""
-    return image, {**target, "drawn": [*target.get("drawn", []), seed]}
+    return image, {**target, "drawn": (*target.get("drawn", ()), seed)}
 
 
 def stages(mix=None, hold=lambda data: data):
@@ -328,7 +328,7 @@ class TestUnderneath:
             inner, outer = same[index][1]["drawn"]
             assert inner == sample_seed(5, 0, index, "augment") != outer
             alone = sample_seed(6, 0, index, "augment")
-            assert other[index][1]["drawn"] == [inner, alone], "seeds tell apart"
+            assert other[index][1]["drawn"] == (inner, alone), "seeds tell apart"
 
     @pytest.mark.parametrize(
         "put",

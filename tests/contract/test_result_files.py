@@ -152,7 +152,8 @@ INSIDE_OUT = {"boxes": [[1, 2, 3, 4], [5, 5, 4.5, 9]], "labels": [1, 1], "scores
     ("change", "message"),
     [
         ({"names": ["a", "a"]}, r"names\[1\] is 'a'"),
-        ({"names": ["a", "b c"]}, r"names\[1\] is 'b c'"),
+        ({"names": ["a", "b\nc"]}, r"names\[1\] is 'b\\nc'"),
+        ({"names": ["a", " b"]}, r"names\[1\] is ' b'"),
         ({"names": ["a"]}, "2 predictions for 1 names"),
         ({"classes": ["cat", "a/b"]}, "'a/b'"),
         ({"image_set": "../test"}, r"'\.\./test'"),

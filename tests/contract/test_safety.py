@@ -122,7 +122,20 @@ class TestNames:
     """None leads out of a data set's folders, or is merely left out."""
 
     @pytest.mark.parametrize(
-        "name", ["../secret", "/etc/passwd", "..", ".", "sub/a", "..\\a", "a\0"]
+        "name",
+        [
+            "../secret",
+            "/etc/passwd",
+            "..",
+            ".",
+            "a/../../secret",
+            "..\\secret",
+            "a\\..\\..\\secret",
+            "\\secret",
+            "../secret 1",
+            "C:/secret",
+            "a\0",
+        ],
     )
     def test_in_lists(self, devkit, name):
         Image.new("RGB", (60, 40)).save(devkit / "secret.jpg")

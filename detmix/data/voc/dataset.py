@@ -6,6 +6,7 @@ Legend: M objects of the whole data set, N objects of one image.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from detmix.data.detection import (
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.voc.devkit import ImageEntry, VOCAnnotation, list_entries, read_annotation
+from detmix.data.voc.corners import Corners, fitting_corners, offsets
+from detmix.data.voc.devkit import VOCAnnotation, read_annotation
+from detmix.data.voc.lists import ImageEntry, list_entries
 
 VOC_CLASSES = (
     "aeroplane",
@@ -60,6 +63,11 @@ class VOCReport:
         num_without_area: Boxes dropped because no area was left inside the image.
         num_difficult_dropped: Objects left out by ``difficult="drop"``.
         num_skipped: Images left out by ``on_error="skip"``.
+        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
+        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is written as the width or the height.
+        num_beyond: Boxes where one of them is larger.
+        fitting_corners: The ``corners`` that fit all boxes best; those of the data set if none
+            fits better.
     """
 
     num_images: int
@@ -70,6 +78,10 @@ class VOCReport:
     num_without_area: int
     num_difficult_dropped: int
     num_skipped: int = 0
+    num_below_1: int = 0
+    num_at_edge: int = 0
+    num_beyond: int = 0
+    fitting_corners: Corners = "1-inclusive"
 
 
 class VOCDetection(StoredDetection):
@@ -80,7 +92,11 @@ class VOCDetection(StoredDetection):
     ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
     1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
 
-    Boxes are clipped to the image, and those without area dropped; one warning tells of both.
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both, and
+    another where boxes beyond their image fit other ``corners`` than those assumed.
+
+    An image may be of any format that is read here, whatever its suffix (torchvision's
+    ``IMG_EXTENSIONS``), and lie in a subfolder that its id names (``cam1/000005``).
 
     Args:
         root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
@@ -89,6 +105,9 @@ class VOCDetection(StoredDetection):
         transforms: Called as ``transforms(image, target)``; returns the new pair.
         difficult: ``"keep"``, or ``"drop"`` as is usual for training; the evaluation needs them.
         classes: The class names; label ``k`` is ``classes[k - 1]``.
+        corners: How ``xmin, ymin, xmax, ymax`` are written: the number of the first pixel, and
+            whether the last one is included. ``"1-inclusive"`` is the devkit's; CVAT, Datumaro and
+            VoTT write ``"0-exclusive"``, Roboflow ``"1-exclusive"``, others ``"0-inclusive"``.
         on_error: ``"skip"`` leaves out images whose files are missing or cannot be used, tells so
             in one warning, and raises only for what is wrong with the data set as a whole. Every
             image is decoded for it at once: what is left out depends on the files alone. Not for
@@ -115,7 +134,9 @@ class VOCDetection(StoredDetection):
         difficult: Literal["keep", "drop"] = "keep",
         classes: Sequence[str] = VOC_CLASSES,
         on_error: Literal["raise", "skip"] = "raise",
+        corners: Corners = "1-inclusive",
     ) -> None:
+        shift = offsets(corners)
         if difficult not in ("keep", "drop"):
             raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
         self.classes = check_classes(classes)
@@ -123,7 +144,7 @@ class VOCDetection(StoredDetection):
         entries = list_entries(root, image_sets, all_there=on_error == "raise")
         found, self.skipped = read_usable(
             [entry.name for entry in entries],
-            lambda index: _read(entries[index], self.classes),
+            lambda index: _read(entries[index], self.classes, corners),
             lambda index, found: read_sized_image(
                 entries[index].image, (found.height, found.width), entries[index].annotation
             ),
@@ -142,19 +163,30 @@ class VOCDetection(StoredDetection):
         image_index = np.repeat(np.arange(len(counts)), counts)  # (M,)
         labels = np.array([self.classes.index(item.name) + 1 for item in objects], np.int64)
         is_difficult = np.array([item.difficult for item in objects], np.bool_)
-        corners = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-        clean = clean_boxes(corners, sizes[image_index])
+        as_read = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+        clean = clean_boxes(as_read, sizes[image_index])
+        written = as_read - shift
+        behind = written[:, 2:] - sizes[image_index, ::-1]
+        fitting = fitting_corners(written, sizes[image_index], corners)
 
         def describe(row: int) -> str:
             """Say where a box stands and how it is written there."""
-            x1, y1, x2, y2 = objects[row].box
             height, width = sizes[image_index[row]].tolist()
             return (
                 f"{self._annotation_path(image_index[row])}, xmin, ymin, xmax, ymax = "
-                f"{x1 + 1:g}, {y1 + 1:g}, {x2:g}, {y2:g} in {width} x {height} pixels"
+                f"{', '.join(f'{x:g}' for x in written[row])} in {width} x {height} pixels"
             )
 
         warn_of_boxes(clean.has_area, clean.is_clipped, describe)
+        is_beyond = clean.is_clipped | ~clean.has_area
+        if fitting != corners and is_beyond.any():
+            warnings.warn(
+                f"{root} {tuple(image_sets)}: corners={corners!r} seems wrong: with it "
+                f"{is_beyond.sum()} of {len(objects)} boxes reach beyond their image; "
+                f"corners={fitting!r} fits better (data.corners in a configuration)",
+                UserWarning,
+                stacklevel=2,
+            )
         is_dropped = is_difficult & clean.has_area & (difficult == "drop")
         keep = clean.has_area & ~is_dropped
         is_difficult = is_difficult[keep]
@@ -170,10 +202,14 @@ class VOCDetection(StoredDetection):
             num_without_area=int((~clean.has_area).sum()),
             num_difficult_dropped=int(is_dropped.sum()),
             num_skipped=len(self.skipped),
+            num_below_1=int((written[:, :2] < 1).any(axis=1).sum()),
+            num_at_edge=int((behind == 0).any(axis=1).sum()),
+            num_beyond=int((behind > 0).any(axis=1).sum()),
+            fitting_corners=fitting,
         )
 
     def image_path(self, index: int) -> Path:
-        """Return the path of one image's JPEG file."""
+        """Return the path of one image's file."""
         return self._entries[index].image
 
     def index_of(self, image_id: int) -> int:
@@ -186,9 +222,9 @@ class VOCDetection(StoredDetection):
         return self._entries[index].annotation
 
 
-def _read(entry: ImageEntry, classes: tuple[str, ...]) -> VOCAnnotation | Problem:
+def _read(entry: ImageEntry, classes: tuple[str, ...], corners: Corners) -> VOCAnnotation | Problem:
     """Read the annotation of one image, with the size from the image's header if it lacks it."""
-    annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes)
+    annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes, corners)
     if isinstance(annotation, Problem) or (annotation.width > 0 and annotation.height > 0):
         return annotation
     size = attempt("unusable image", read_image_size, entry.image)

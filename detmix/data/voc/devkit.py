@@ -1,121 +1,32 @@
-"""The files of a Pascal VOC devkit: where they are, and what an annotation says.
+"""Annotations of Pascal VOC: what an XML file says of an image and its objects.
 
-The layout is the one the official archives unpack to::
-
-    root/VOC2007/JPEGImages/000005.jpg
-    root/VOC2007/Annotations/000005.xml
-    root/VOC2007/ImageSets/Main/trainval.txt
-
-``root`` may also be the folder that holds ``VOCdevkit``, as torchvision's download leaves it.
-
-VOC counts pixels from 1 and includes both ends: ``xmin = 1, xmax = 1`` is one pixel wide. detmix
-uses continuous coordinates, in which that pixel spans [0, 1]. The conversion
-(``xmin - 1, ymin - 1, xmax, ymax``) is done in this file and nowhere else.
+Encodings, namespaces and words for truth are taken as labelling programs write them; `corners` has
+what the corners of a box mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-import defusedxml.ElementTree
-from defusedxml.common import DefusedXmlException
+from defusedxml.common import DefusedXmlException, DTDForbidden
+from defusedxml.ElementTree import DefusedXMLParser
 
-from detmix.data.detection import check_files
+from detmix.data.voc.corners import Box, Corners, offsets
 from detmix.files import read_file
 
-_LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
-_FLAGS = ("-1", "0", "1")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MAX_SIDE = 2**31
-
-
-class ImageEntry(NamedTuple):
-    """One image of a data set: its name, such as VOC2007/000005, its year and split, its files."""
-
-    name: str
-    image_set: tuple[str, str]
-    image: Path
-    annotation: Path
-
-
-def list_entries(
-    root: str | Path, image_sets: Sequence[tuple[str, str]], *, all_there: bool
-) -> list[ImageEntry]:
-    """List the images of several splits, one after the other, in the order of the split files."""
-    pairs: list[object] = list(image_sets)
-    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(
-            "image_sets must be pairs of year and split, such as (('2007', 'trainval'),), "
-            f"got {image_sets!r}"
-        )
-    entries: dict[str, ImageEntry] = {}
-    for year, split in image_sets:
-        folder = _find_year(Path(root), str(year))  # YAML reads 2007 as an integer
-        images, annotations = folder / "JPEGImages", folder / "Annotations"
-        path = folder / "ImageSets" / "Main" / f"{split}.txt"
-        image_ids = _read_split(path)
-        if all_there:
-            check_files(images, [f"{image_id}.jpg" for image_id in image_ids])
-            check_files(annotations, [f"{image_id}.xml" for image_id in image_ids])
-        for image_id in image_ids:
-            name = f"{folder.name}/{image_id}"
-            if name in entries:
-                raise ValueError(f"{path}: image {name!r} is listed twice in {image_sets}")
-            files = (images / f"{image_id}.jpg", annotations / f"{image_id}.xml")
-            entries[name] = ImageEntry(name, (str(year), split), *files)
-    return list(entries.values())
-
-
-def _find_year(root: Path, year: str) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: there is no such folder; {_LAYOUT}")
-    parents = (root, root / "VOCdevkit")
-    for parent in parents:
-        folder = parent / f"VOC{year}"
-        if folder.is_dir():
-            return folder
-    found = sorted(p.name for parent in parents for p in parent.glob("VOC[0-9]*") if p.is_dir())
-    hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
-    raise FileNotFoundError(
-        f"{root}: holds no VOC{year}{hint}; found {', '.join(found) or 'no year at all'}; {_LAYOUT}"
-    )
-
-
-def _read_split(path: Path) -> list[str]:
-    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
-    if not path.is_file():
-        found = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise FileNotFoundError(
-            f"{path}: there is no split {path.stem!r}; found {', '.join(found) or 'none'}"
-        )
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
-    ids = []
-    for number, line in enumerate(text.splitlines(), 1):
-        image_id, *flags = line.split() or [""]
-        if len(flags) > 1 or not set(flags) <= set(_FLAGS):
-            raise ValueError(
-                f"{path}, line {number}: expected an image id, or an id and one of -1, 0, 1, "
-                f"got {line.strip()!r}"
-            )
-        if image_id in (".", "..") or set(image_id) & set("/\\\0"):
-            raise ValueError(
-                f"{path}, line {number}: expected an image id, got {image_id!r}, which leads out "
-                "of the devkit's folders; refused"
-            )
-        if image_id and flags != ["-1"]:
-            ids.append(image_id)
-    if not ids:
-        raise ValueError(f"{path}: the split lists no image")
-    return ids
+# As programs write nothing, and truth values.
+_NOTHING = ("", "none", "null", "nan", "unspecified")
+_FALSE = (*_NOTHING, "0", "0.0", "false", "no")
+_TRUE = ("1", "1.0", "true", "yes")
+_ENCODING = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)""")
 
 
 @dataclass(frozen=True)
@@ -127,7 +38,7 @@ class VOCObject:
     """
 
     name: str
-    box: tuple[float, float, float, float]
+    box: Box
     difficult: bool = False
 
 
@@ -144,35 +55,42 @@ class VOCAnnotation:
     objects: tuple[VOCObject, ...]
 
 
-def read_annotation(path: str | Path, classes: Collection[str] | None = None) -> VOCAnnotation:
+def read_annotation(
+    path: str | Path, classes: Collection[str] | None = None, corners: Corners = "1-inclusive"
+) -> VOCAnnotation:
     """Read one annotation file; fields are found by their names, in whatever order they stand.
 
     Only the annotation's own ``<object>`` elements count: the ``<part>`` boxes of the person
-    layout task (head, hand, foot) are inside an object and are passed over.
+    layout task (head, hand, foot) are inside an object and are passed over. ``<difficult>`` may be
+    a truth value in words, or ``Unspecified``, which is false; a width or height may be empty. The
+    encoding is the one that the file declares, else UTF-8; namespaces are passed over.
 
     Args:
         path: The XML file.
         classes: The classes that objects may be of; None for any.
+        corners: How the corners are written, as `VOCDetection` has it.
 
     Raises:
         OSError: The file is not there, or cannot be read.
-        ValueError: It is not well-formed XML, has a document type declaration, or a field is not
-            there or wrong. The message names the file, the object (from 0) and the value.
+        ValueError: It is not well-formed XML or not in its encoding, declares entities or a
+            document type outside of it, or a field is not there or wrong. The message names the
+            file, the object (from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
     objects = [
-        _read_object(element, f"{path}, object {number}", classes)
+        _read_object(element, f"{path}, object {number}", classes, offsets(corners))
         for number, element in enumerate(root.iterfind("object"))
     ]
-    filename = (root.findtext("filename") or "").strip()
+    filename = _read_text(root, "filename")
     return VOCAnnotation(filename, width, height, tuple(objects))
 
 
 def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
     """Write one annotation file in the devkit's layout, replacing one that is there.
 
-    `read_annotation` returns what was written. A coordinate that is not finite is a ValueError.
+    `read_annotation` returns what was written, in the devkit's 1-inclusive corners. A coordinate
+    that is not finite is a ValueError.
     """
     root = Element("annotation")
     _add_fields(root, filename=annotation.filename)
@@ -183,69 +101,105 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
         element = SubElement(root, "object")
         _add_fields(element, name=item.name, pose="Unspecified", truncated=0)
         _add_fields(element, difficult=int(item.difficult))
-        x1, y1, x2, y2 = item.box
         if not all(map(math.isfinite, item.box)):
             raise ValueError(f"{path}, object {index}: box {item.box} is not finite")
-        corners = dict(zip(_CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True))
-        _add_fields(SubElement(element, "bndbox"), **corners)
+        moved = zip(_CORNERS, item.box, offsets("1-inclusive"), strict=True)
+        _add_fields(SubElement(element, "bndbox"), **{key: x - move for key, x, move in moved})
     ElementTree.indent(root, "\t")
     Path(path).write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
 
 
+class _Parser(DefusedXMLParser):
+    """Reads a bare document type, without entities; a file elsewhere is refused."""
+
+    def defused_start_doctype_decl(
+        self, name: str, sysid: str | None, pubid: str | None, has_internal_subset: int
+    ) -> None:
+        if sysid is not None or pubid is not None:
+            raise DTDForbidden(name, sysid, pubid)
+
+
 def _parse(path: str | Path) -> Element:
+    data = read_file(path)
     try:
-        root = defusedxml.ElementTree.fromstring(read_file(path), forbid_dtd=True)
+        parser = _Parser(target=ElementTree.TreeBuilder(), forbid_dtd=True)  # the default is slow
+        parser.feed(_decode(data))
+        root: Element = parser.close()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except DefusedXmlException as error:
         raise ValueError(
-            f"{path}: document type declarations and entities are refused: {error}"
+            f"{path}: entities, and document types from elsewhere, are refused: {error}"
         ) from error
-    except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
-        raise ValueError(f"{path}: not readable as XML: {error}") from error
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not readable as XML: {error}; expected UTF-8, or the encoding that the file "
+            "begins with, as in <?xml version='1.0' encoding='gbk'?>"
+        ) from error
+    for element in root.iter() if root.tag.startswith("{") else ():
+        element.tag = element.tag.rpartition("}")[2]  # without its namespace
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected the root element <annotation>, got <{root.tag}>")
     return root
 
 
+def _decode(data: bytes) -> str | bytes:
+    """Decode with Python, which knows more encodings than XML's parser, GBK among them."""
+    if data[:1] in (b"\xfe", b"\xff") or b"\0" in data[:4]:
+        return data  # UTF-16, which the parser knows by itself
+    declared = _ENCODING.match(data)
+    encoding = declared[1].decode() if declared else "utf-8"
+    text = data.decode(encoding)
+    if declared and not text.startswith("<?xml"):
+        raise ValueError(f"it is not in the encoding {encoding!r} that it declares")
+    return text
+
+
 def _read_size(root: Element, path: str | Path) -> tuple[int, int]:
-    size = root.find("size")
-    if size is None or size.find("width") is None or size.find("height") is None:
+    keys = ("size/width", "size/height")
+    if any(_read_text(root, key).lower() in _NOTHING for key in keys):
         return 0, 0
-    width, height = (_read_number(size, key, f"{path}, <size>") for key in ("width", "height"))
+    width, height = (_read_number(root, key, str(path)) for key in keys)
     if not all(0 <= side <= _MAX_SIDE and side % 1 == 0 for side in (width, height)):
         raise ValueError(f"{path}, <size>: expected whole pixels, got {width:g} x {height:g}")
     return int(width), int(height)
 
 
-def _read_object(element: Element, where: str, classes: Collection[str] | None) -> VOCObject:
-    name = (element.findtext("name") or "").strip()
+def _read_object(
+    element: Element, where: str, classes: Collection[str] | None, moves: Box
+) -> VOCObject:
+    name = _read_text(element, "name")
     if not name:
         raise ValueError(f"{where}: <name> is missing or empty")
     if classes is not None and name not in classes:
         known = ", ".join(classes)
-        raise ValueError(f"{where}: unknown class {name!r}; known are {known}")
+        hint = "" if name.isascii() else "; is the file in UTF-8, or what it declares?"
+        raise ValueError(f"{where}: unknown class {name!r}; known are {known}{hint}")
     where = f"{where} ({name})"
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise ValueError(f"{where}: <bndbox> is missing")
-    xmin, ymin, xmax, ymax = (_read_number(bndbox, key, where) for key in _CORNERS)
-    difficult = (element.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
+    x1, y1, x2, y2 = (
+        _read_number(bndbox, key, where) + move for key, move in zip(_CORNERS, moves, strict=True)
+    )
+    difficult = _read_text(element, "difficult")
+    if difficult.lower() not in (*_FALSE, *_TRUE):
         raise ValueError(f"{where}: <difficult> must be 0 or 1, got {difficult!r}")
-    return VOCObject(name, (xmin - 1, ymin - 1, xmax, ymax), difficult == "1")
+    return VOCObject(name, (x1, y1, x2, y2), difficult.lower() in _TRUE)
+
+
+def _read_text(parent: Element, key: str) -> str:
+    return (parent.findtext(key) or "").strip()
 
 
 def _read_number(parent: Element, key: str, where: str) -> float:
-    text = parent.findtext(key)
-    if text is None:
-        raise ValueError(f"{where}: <{key}> is missing")
+    text = _read_text(parent, key)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: <{key}> must be a finite number, got {text.strip()!r}")
+        raise ValueError(f"{where}: <{key}> must be a finite number, got {text!r}")
     return value
 
 

@@ -42,7 +42,8 @@ def write_voc_results(
     Args:
         folder: Made if need be; files of the same names are replaced.
         names: Each image's name as the devkit has it, such as ``"000005"``: without the year, so
-            that years need a folder each. All different and without white space.
+            that years need a folder each. All different and of one line; the devkit itself reads
+            names without white space only.
         predictions: For each image what `VOCEvaluator.update` takes, with x1 <= x2 and y1 <= y2.
         classes: The C class names; label k is ``classes[k - 1]``.
         image_set: The split, as it is to stand in the files' names.
@@ -125,11 +126,11 @@ def file_name(competition: str, image_set: str, name: str) -> str:
 
 
 def _index(names: Sequence[str]) -> dict[str, int]:
-    """The images' places by their names, if all are different and each is one field of a line."""
+    """The images' places by their names, if all are different and each can begin a line."""
     index: dict[str, int] = {}
     for name in names:
-        if name.split() != [name] or name in index:
-            expected = "expected a name without white space that has not come before"
+        if name.strip().splitlines() != [name] or name in index:
+            expected = "expected a name, without white space around it, that has not come before"
             raise ValueError(f"names[{len(index)}] is {name!r}, {expected}")
         index[name] = len(index)
     return index
@@ -171,7 +172,7 @@ def _read(path: Path, image_index: dict[str, int]) -> tuple[IntArray, NDArray[np
             if not line.strip():
                 continue
             try:
-                name, *fields = line.split()
+                name, *fields = line.strip().rsplit(maxsplit=5)
                 images.append(image_index[name])
                 numbers.extend(_score_and_box(*map(float, fields)))
             except (KeyError, TypeError, ValueError):

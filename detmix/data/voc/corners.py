@@ -1,0 +1,53 @@
+"""What the corners in an annotation file mean: four ways in which programs write VOC's XML.
+
+Named after the number of the image's first pixel, and after whether ``xmax, ymax`` is the last
+pixel of the object (inclusive) or the edge behind it (exclusive). detmix uses continuous
+coordinates, in which the first pixel spans [0, 1]; this is their only conversion.
+
+=============  ===================  ================================================
+corners        whole image, W by H  written by
+=============  ===================  ================================================
+1-inclusive    1, 1, W, H           VOC's devkit, and hence the default
+0-exclusive    0, 0, W, H           CVAT, Datumaro, VoTT
+0-inclusive    0, 0, W - 1, H - 1   scripts that number pixels as NumPy does
+1-exclusive    1, 1, W + 1, H + 1   Roboflow, supervision
+=============  ===================  ================================================
+
+LabelImg writes 0-exclusive corners cut to whole numbers, but 1 for 0, which seem 1-inclusive.
+Legend: M boxes of a data set.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
+
+Corners = Literal["1-inclusive", "0-exclusive", "0-inclusive", "1-exclusive"]
+CORNERS: tuple[Corners, ...] = get_args(Corners)  # of two that fit alike the first is likelier
+Array = npt.NDArray[Any]
+Box = tuple[float, float, float, float]
+
+
+def offsets(corners: Corners) -> Box:
+    """Return what makes continuous coordinates of xmin, ymin, xmax, ymax, added to them."""
+    if corners not in CORNERS:
+        raise ValueError(f"corners must be one of {', '.join(CORNERS)}, got {corners!r}")
+    first = int(corners[0])
+    behind = first - corners.endswith("inclusive")
+    return -first, -first, -behind, -behind
+
+
+def fitting_corners(written: Array, sizes: Array, assumed: Corners) -> Corners:
+    """Return how corners ``(M, 4)`` in images of ``(M, 2)`` height and width seem to be written.
+
+    So that most boxes begin at the image's first pixel and end at its last, and fewest lie beyond;
+    as is assumed, if nothing fits better.
+    """
+
+    def fit(corners: Corners) -> int:
+        boxes = written + offsets(corners)
+        low, high = boxes[:, :2].min(axis=1), (boxes[:, 2:] - sizes[:, ::-1]).max(axis=1)
+        return int(min((low == 0).sum(), (high == 0).sum()) - ((low < 0) | (high > 0)).sum())
+
+    return max((assumed, *CORNERS), key=fit)
