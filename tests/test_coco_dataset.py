@@ -192,44 +192,33 @@ def test_categories_of_one_name_that_both_have_objects_are_two_classes(tmp_path)
             CocoDetection(*arguments, classes=classes)
 
 
-# Ids of images in the file, the integers of the targets in the order of these ids, and what finds
-# the first: as files are written by pandas, by exports that take names for ids, by both.
+# As files are written by pandas, by exports that take names for ids, by both; in their order.
 IDS = {
-    "floats": ([20.0, 7.0, 9], [7, 9, 20], [7, 9, 20]),
-    "digits": (["000042", "7", "000005"], ["000005", "000042", "7"], [0, 1, 2]),
-    "names": (["img_2", "img_10", "ä"], ["img_10", "img_2", "ä"], [0, 1, 2]),
-    "both": (["1", 1, -5.0], [-5, 1, "1"], [0, 1, 2]),
+    "floats": ([20.0, 7.0, 9], [7, 9, 20]),
+    "digits": (["000042", "7", "000005"], ["000005", "000042", "7"]),
+    "names": (["img_2", "img_10", "ä"], ["img_10", "img_2", "ä"]),
+    "both": (["1", 1, -5.0], [-5, 1, "1"]),
 }
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_ids_of_images(tmp_path, name):
-    ids, file_ids, image_ids = IDS[name]
+@pytest.mark.parametrize(("ids", "image_ids"), IDS.values(), ids=IDS)
+def test_ids_of_images(tmp_path, ids, image_ids):
     images = [image_entry(image_id, f"{k}.jpg") for k, image_id in enumerate(ids)]
     annotations = [box_object(f"#{k}", image_id, 3.0) for k, image_id in enumerate(ids)]
     annotations += [box_object(77.0, ids[1], 18)]
     categories = [entry | {"id": float(entry["id"])} for entry in CATEGORIES]
     arguments = write_coco(tmp_path, annotations, images, categories)
     dataset = CocoDetection(*arguments)
-    assert dataset.file_ids == file_ids
-    assert [type(value) for value in dataset.file_ids] == [type(value) for value in file_ids]
-    assert dataset.image_ids == image_ids
-    assert dataset.category_ids == (1, 3, 18, 90)
-    for index, (image_id, file_id) in enumerate(zip(image_ids, file_ids, strict=True)):
+    assert repr(dataset.image_ids) == repr(image_ids)  # 1.0 and 1 are equal
+    assert repr(dataset.category_ids) == "(1, 3, 18, 90)"
+    for index, image_id in enumerate(image_ids):
         target = dataset.target(index)
-        assert type(target["image_id"]) is int
         assert target["image_id"] == image_id
-        assert dataset.names[index] == f"{ids.index(file_id)}.jpg"
-        assert target["labels"].tolist() == [2, 3][: 1 + (file_id == ids[1])]
+        assert dataset.names[index] == f"{ids.index(image_id)}.jpg"
+        assert target["labels"].tolist() == [2, 3][: 1 + (image_id == ids[1])]
         assert dataset.index_of(image_id) == index
-        if isinstance(file_id, str):
-            assert dataset.index_of(file_id) == index
     with pytest.raises(ValueError, match=r"has the id '42'"):
         dataset.index_of("42")
-    (tmp_path / "images" / dataset.names[0]).unlink()
-    with pytest.warns(UserWarning, match="1 of 3 images left out"):
-        dataset = CocoDetection(*arguments, on_error="skip")
-    assert (dataset.image_ids, dataset.file_ids) == (image_ids[1:], file_ids[1:])
 
 
 @pytest.mark.filterwarnings("ignore:.*LVIS")

@@ -199,62 +199,29 @@ def named(image_id):
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 def test_names_in_the_place_of_image_ids(tmp_path, iou_type, backend):
     """As pycocotools takes them, and told apart from numbers."""
-    content = {}
-
-    def change(ground_truth, results):
-        for entry in ground_truth["images"]:
-            entry["id"] = named(entry["id"])
-        for entry in (*ground_truth["annotations"], *results):
-            entry["image_id"] = named(entry["image_id"])
-        content.update(truth=ground_truth, results=results)
-
-    files = foreign_files(tmp_path, iou_type, change)
-    stats, _ = by_hand(content["truth"], content["results"], iou_type)
-    result = score_predictions(*files, iou_type=iou_type, backend=backend)
+    predictions, targets = full_case(2)
+    for target in targets:
+        target["image_id"] = named(target["image_id"])
+    content = as_entries(predictions, targets, CATEGORY_IDS, CLASSES)
+    stats, _ = by_hand(*content, iou_type)
+    truth, results = (write_json(tmp_path / f"{k}.json", part) for k, part in enumerate(content))
+    options = {"iou_type": iou_type, "backend": backend}
+    evaluator = evaluator_of(predictions, targets, iou_types=IOU_TYPES, backend=backend)
+    saved, _ = evaluator.save(tmp_path)
     atol = 0 if backend == "pycocotools" else 1e-12
-    np.testing.assert_allclose(
-        [getattr(result, k) for k in stats], list(stats.values()), rtol=0, atol=atol
-    )
+    for result in (
+        evaluator.compute(iou_type),
+        score_predictions(results, truth, **options),
+        score_predictions(saved, truth, **options),
+    ):
+        got = [getattr(result, name) for name in stats]
+        np.testing.assert_allclose(got, [*stats.values()], rtol=0, atol=atol)
     assert result.ap > 0.02
-    digits = next(e for e in content["results"] if e["image_id"].isdigit())
-    number = int(digits["image_id"])
-    write_json(files[0], [digits | {"image_id": number}])
+    entry = next(entry for entry in content[1] if entry["image_id"].isdigit())
+    number = int(entry["image_id"])
+    write_json(results, [entry | {"image_id": number}])
     with pytest.raises(ValueError, match=rf"predictions\[0\]: image_id .*got {number}"):
-        score_predictions(*files, iou_type=iou_type)
-
-
-def test_predictions_get_the_ids_of_the_file(tmp_path, content):
-    """Of a data set whose file names images by strings; without them they are refused."""
-    folder, ground_truth, _ = copy.deepcopy(content)
-    for image in ground_truth["images"]:
-        image["id"] = named(image["id"])
-    for entry in ground_truth["annotations"]:
-        entry["image_id"] = named(entry["image_id"])
-    path = write_json(tmp_path / "gt.json", ground_truth)
-    data = CocoDetection(folder, path, clip=False)
-    for image_ids in (dict(zip(data.image_ids, data.file_ids, strict=True)), None):
-        options = {"category_ids": data.category_ids, "image_ids": image_ids}
-        evaluator = COCOEvaluator(data.classes, **options)
-        rng = np.random.default_rng(0)
-        for index in range(len(data)):
-            target = data.target(index)
-            found = {key: target[key].numpy().copy() for key in ("boxes", "labels")}
-            found["boxes"] += [0, 0, 1, 0]
-            found["scores"] = rng.random(len(found["labels"]))
-            evaluator.update([found], [target])
-        saved, truth = evaluator.save(tmp_path)
-        expected = evaluator.compute().as_dict()
-        assert score_predictions(saved, truth).as_dict() == expected
-        if image_ids is not None:
-            assert {entry["image_id"] for entry in json.loads(saved.read_text())} <= {
-                image["id"] for image in ground_truth["images"]
-            }
-            assert score_predictions(saved, path).ap == pytest.approx(expected["ap"], abs=1e-6)
-        else:
-            with pytest.raises(ValueError, match=r"predictions\[0\]: image_id .*\d"):
-                score_predictions(saved, path)
-    with pytest.raises(ValueError, match=r"targets\[0\] .*image_id is 99, .*image_ids"):
-        evaluator_of([found], [target | {"image_id": 99}], image_ids={1: "a"})
+        score_predictions(results, truth, **options)
 
 
 def test_files_of_lvis_are_scored_with_a_word(tmp_path):

@@ -200,9 +200,6 @@ def build_coco_evaluator(
     return COCOEvaluator(
         config.data.class_names,
         category_ids=dataset.category_ids,
-        image_ids=dict(zip(dataset.image_ids, dataset.file_ids, strict=True))
-        if isinstance(dataset, CocoDetection)
-        else None,
         iou_types=("bbox", *more),
         backend=backend,
     )

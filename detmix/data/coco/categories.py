@@ -62,17 +62,13 @@ def choose_categories(
 ) -> dict[str, CocoCategory]:
     """Return the category of each class by the class's name, in the order of the labels."""
     unique = unique_names(categories)
-    by_name: dict[str, list[CocoCategory]] = {}
-    for category in sorted(categories, key=lambda category: category.id):
-        by_name.setdefault(category.name, []).append(category)
+    annotated = Counter(category.name for category in categories if category.id in used)
     known: dict[str, CocoCategory] = {}
-    for name, alike in by_name.items():
-        annotated = [category for category in alike if category.id in used]
-        if len(annotated) > 1:
-            known |= {unique[category.id]: category for category in annotated}
-        else:
-            # Super-categories come first: with none annotated, as in a small split, the last is it.
-            known[name] = (annotated or alike)[-1]
+    for category in sorted(categories, key=lambda category: category.id):
+        # Super-categories come first: with none annotated, as in a small split, the last is it.
+        if category.id in used or not annotated[category.name]:
+            is_shared = annotated[category.name] > 1
+            known[unique[category.id] if is_shared else category.name] = category
     if classes is None:
         shared = [name for name, category in known.items() if name != category.name]
         if shared:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detmix.data.coco.file import Id, id_order
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
-_MOST_EXACT = 2**53  # of the integers that floats hold
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
 
@@ -61,11 +61,23 @@ def score_entries(
     # box besides (pycocotools' ``loadRes`` would take the box's). Annotations must have ids from 1:
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
-    coco_type, evaluation_type = _load_backend(backend, ground_truth)
+    coco_type, evaluation_type = _load_backend(backend)
+    # Numbered in their order: the faster one knows no strings, and looks up ids as floats.
+    images, categories = (_numbers(ground_truth[part]) for part in ("images", "categories"))
+
+    def numbered(entry: Entry) -> dict[str, Any]:
+        image, category = images[entry["image_id"]], categories[entry["category_id"]]
+        return {**entry, "image_id": image, "category_id": category}
+
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        annotations = [_annotation(entry, iou_type) for entry in ground_truth["annotations"]]
-        truth = _indexed(coco_type, ground_truth, annotations)
+        results = [numbered(entry) for entry in results]
+        about = {
+            part: [{**entry, "id": numbers[entry["id"]]} for entry in ground_truth[part]]
+            for part, numbers in (("images", images), ("categories", categories))
+        }
+        annotations = [_annotation(numbered(e), iou_type) for e in ground_truth["annotations"]]
+        truth = _indexed(coco_type, about, annotations)
         evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
         # Said here because the faster one leaves out categories without annotated keypoints.
         evaluation.params.catIds = sorted(truth.cats)
@@ -76,12 +88,9 @@ def score_entries(
     return _result(evaluation, truth, results, iou_type)
 
 
-def _load_backend(backend: Backend, ground_truth: Entry) -> tuple[Any, Any]:
+def _load_backend(backend: Backend) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    # The faster one looks up ids as floats.
-    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
-    can_be_fast = _has_faster_backend() and all(abs(number) <= _MOST_EXACT for number in ids)
-    if backend == "pycocotools" or (backend == "auto" and not can_be_fast):
+    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -90,11 +99,16 @@ def _load_backend(backend: Backend, ground_truth: Entry) -> tuple[Any, Any]:
     return module.COCO, module.COCOeval_faster
 
 
+def _numbers(entries: Sequence[Entry]) -> dict[Id, int]:
+    """The place of each id among the sorted ones."""
+    ids = sorted((entry["id"] for entry in entries), key=id_order)
+    return {value: number for number, value in enumerate(ids)}
+
+
 def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
     """A backend's own data set, with the images and categories of ``about``."""
     coco = coco_type()
-    parts = {"images": about["images"], "categories": about["categories"]}
-    coco.dataset = {"info": {}, **parts, "annotations": annotations}
+    coco.dataset = {"info": {}, **about, "annotations": annotations}
     coco.createIndex()
     return coco
 
@@ -148,10 +162,7 @@ def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: Iou
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
     found = Counter(entry["category_id"] for entry in results)
-    of_class = {
-        name: precision[:, :, evaluation.params.catIds.index(number), 0, -1]
-        for number, name in names.items()
-    }
+    of_class = {name: precision[:, :, number, 0, -1] for number, name in names.items()}
     return COCOResult(
         iou_type=iou_type,
         **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),
