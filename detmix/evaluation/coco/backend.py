@@ -22,6 +22,9 @@ from detmix.evaluation.results import COCOResult, IouType
 
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
+Numbers = Mapping[Id, int]
+
+_PARTS = {"images": "image_id", "categories": "category_id"}  # what has ids, and where they stand
 
 # What holds the overlap of each type, in annotations and in results.
 SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
@@ -62,23 +65,19 @@ def score_entries(
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
     coco_type, evaluation_type = _load_backend(backend)
-    # Numbered in their order: the faster one knows no strings, and looks up ids as floats.
-    images, categories = (_numbers(ground_truth[part]) for part in ("images", "categories"))
-
-    def numbered(entry: Entry) -> dict[str, Any]:
-        image, category = images[entry["image_id"]], categories[entry["category_id"]]
-        return {**entry, "image_id": image, "category_id": category}
-
+    numbers = {key: _numbers(ground_truth[part]) for part, key in _PARTS.items()}
+    about = {
+        part: [{**entry, "id": numbers[key][entry["id"]]} for entry in ground_truth[part]]
+        for part, key in _PARTS.items()
+    }
+    annotations = [_annotation(entry, numbers, iou_type) for entry in ground_truth["annotations"]]
+    results = [_kept(entry, numbers, "score", SHAPE_KEYS[iou_type]) for entry in results]
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        results = [numbered(entry) for entry in results]
-        about = {
-            part: [{**entry, "id": numbers[entry["id"]]} for entry in ground_truth[part]]
-            for part, numbers in (("images", images), ("categories", categories))
-        }
-        annotations = [_annotation(numbered(e), iou_type) for e in ground_truth["annotations"]]
         truth = _indexed(coco_type, about, annotations)
-        evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
+        # ``loadRes`` fails on an empty list.
+        found = truth.loadRes(results) if results else _indexed(coco_type, about, [])
+        evaluation = evaluation_type(truth, found, iou_type)
         # Said here because the faster one leaves out categories without annotated keypoints.
         evaluation.params.catIds = sorted(truth.cats)
         if iou_type == "keypoints":
@@ -99,10 +98,17 @@ def _load_backend(backend: Backend) -> tuple[Any, Any]:
     return module.COCO, module.COCOeval_faster
 
 
-def _numbers(entries: Sequence[Entry]) -> dict[Id, int]:
+def _numbers(entries: Sequence[Entry]) -> Numbers:
     """The place of each id among the sorted ones."""
+    # What the backends get: the faster one knows no strings, and looks up ids as floats.
     ids = sorted((entry["id"] for entry in entries), key=id_order)
     return {value: number for number, value in enumerate(ids)}
+
+
+def _kept(entry: Entry, numbers: Mapping[str, Numbers], *keys: str) -> dict[str, Any]:
+    """Some fields of an entry, and its image and category by their numbers."""
+    kept = {key: entry[key] for key in keys}
+    return kept | {key: number_of[entry[key]] for key, number_of in numbers.items()}
 
 
 def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
@@ -113,10 +119,10 @@ def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
     return coco
 
 
-def _annotation(entry: Entry, iou_type: IouType) -> dict[str, Any]:
+def _annotation(entry: Entry, numbers: Mapping[str, Numbers], iou_type: IouType) -> dict[str, Any]:
     """What the backends need of an object; a difficult one counts neither way."""
-    kept = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
-    annotation = {key: entry[key] for key in kept}
+    keys = ("id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
+    annotation = _kept(entry, numbers, *keys)
     difficult = bool(entry.get("difficult", 0))
     if iou_type == "keypoints":
         annotation["num_keypoints"] = 0 if difficult else entry["num_keypoints"]
@@ -125,15 +131,6 @@ def _annotation(entry: Entry, iou_type: IouType) -> dict[str, Any]:
     elif difficult:
         annotation["area"] = IGNORED_AREA
     return annotation
-
-
-def _detections(truth: Any, results: Sequence[Entry], iou_type: IouType) -> Any:
-    """The detections as the backend's own ``loadRes`` takes them; it fails on an empty list."""
-    kept = ("image_id", "category_id", "score", SHAPE_KEYS[iou_type])
-    entries = [{key: entry[key] for key in kept} for entry in results]
-    if entries:
-        return truth.loadRes(entries)
-    return _indexed(type(truth), truth.dataset, [])
 
 
 def _set_sigmas(
