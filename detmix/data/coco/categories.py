@@ -50,8 +50,10 @@ def read_categories(
 
 def unique_names(categories: Collection[CocoCategory]) -> dict[int, str]:
     """Return the names by id, with the id behind those that several categories share."""
-    times = Counter(category.name for category in categories)
-    return {c.id: c.name + f" ({c.id})" * (times[c.name] > 1) for c in categories}
+    names = {category.id: category.name for category in categories}
+    while len(times := Counter(names.values())) < len(names):  # once, but for a "dog (18)" beside
+        names = {id: f"{name} ({id})" if times[name] > 1 else name for id, name in names.items()}
+    return names
 
 
 def choose_categories(

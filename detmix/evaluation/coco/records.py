@@ -84,8 +84,7 @@ class CocoReader:
 
     def _results(self, found: Records, detections: Columns, points: int | None) -> Entries:
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        boxes = detections.boxes
-        found.check_rows(boxes[:, :2] <= boxes[:, 2:], "boxes", boxes, "x1 <= x2, y1 <= y2")
+        found.check_boxes(detections.boxes)
         categories = detections.labels.tolist() if self.by_id else self._categories(detections)
         entries = self._entries(found, detections, categories, points)
         for entry, score in zip(entries, detections.extra.tolist(), strict=True):
