@@ -162,7 +162,12 @@ BOTH = {"dog (0)": 0, "person": 1, "dog (18)": 18, "toothbrush": 90, "car": 91}
 @pytest.mark.parametrize(
     ("used", "classes", "labels"),
     # Without an object of any, as in a small split, the class stays where it is elsewhere.
-    [((18, 91, 18), ONE, [2, 4, 2]), ((), ONE, []), ((18, 91, 0), BOTH, [3, 5, 1])],
+    [
+        ((18, 91, 18), ONE, [2, 4, 2]),
+        ((), ONE, []),
+        ((0, 91), ONE | {"dog": 0}, [1, 4]),
+        ((18, 91, 0), BOTH, [3, 5, 1]),
+    ],
 )
 def test_categories_of_one_name(tmp_path, used, classes, labels):
     """As Roboflow exports: a super-category with id 0, named like one of the classes."""
