@@ -53,7 +53,7 @@ class LoadReport:
     loaded: tuple[str, ...]  #: keys of the module's tensors that were loaded
     total: int  #: the module's tensors without its head; counters of batches may not be loaded
     left_out: tuple[str, ...]  #: keys that were not used: the weights' head
-    absent: tuple[str, ...]  #: names of parts of the file that were not used: no module has them
+    absent: tuple[str, ...]  #: names of parts of the file that are not of the module
     new: tuple[str, ...]  #: keys of the module's tensors that stay as they were: its own head
     mean: tuple[float, ...]  #: what the weights expect images in [0, 1] to be normalised with
     std: tuple[float, ...]  #: the same
@@ -126,7 +126,7 @@ def load_backbone_weights(
 ) -> LoadReport:
     """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
 
-    They are taken from the place in a file, a dict and a prefix of its keys, that has most of the
+    They are taken from the place in a file, dicts and a prefix of their keys, that has most of the
     network; of equal ones from the first, with a warning. There every tensor but those of the
     classifier's head must be, with its shape, and no other. Set ``model.transform.image_mean`` and
     ``image_std`` to the report's.
@@ -171,13 +171,9 @@ def _choose(weights: PretrainedState, own: Iterable[str], heads: Sequence[str]) 
     places = [place for place in counts if counts[place] == most]
     prefix, *others = places if most > _LEAST_PART * len(wanted) else [within]
     if others:
-        named = ", ".join(other.removesuffix(".") for other in others)
-        warnings.warn(
-            f"{weights.source}: {named} would fit as well as {prefix.removesuffix('.')}, which is "
-            "taken; choose with weights_prefix",
-            UserWarning,
-            stacklevel=4,
-        )
+        names = [place.removesuffix(".") or "null" for place in places]
+        what = f"weights_prefix={names[0]} is taken, {', '.join(names[1:])} would fit as well"
+        warnings.warn(f"{weights.source}: {what}", UserWarning, stacklevel=4)
     beside = dict.fromkeys(_part(key, prefix) for key in state if not key.startswith(prefix))
     return replace(
         weights,
