@@ -70,28 +70,23 @@ class TestSaving:
         assert os.listdir(path.parent) == ["last.pt"]
 
 
+class Address:
+    """Pickled, an array of an object that lies where it says."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), "O", b"\x10" * 8)
+
+
 NUMPY = {
     "best": np.float64(23.4),
     "name": np.str_("à"),
     "matrix": np.asfortranarray(np.arange(6).reshape(2, 3)),
     "of objects": np.array(["a", None]),
+    "of any object": Address(),
     "by number": {np.int64(3): np.zeros((0, 4), ">f4")},
 }
 # As NumPy 1 and 2 call what makes them.
 CORES = (b"numpy.core.multiarray", b"numpy._core.multiarray")
-
-
-def renamed(data, core):
-    """Return a file of torch.save as with another NumPy, archives with their entries copied."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return data.replace(CORES[0], core).replace(CORES[1], core)
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            is_pickle = name.endswith("data.pkl")
-            new.writestr(name, renamed(content, core) if is_pickle else content)
-    return file.getvalue()
 
 
 def flipped(data):
@@ -116,12 +111,11 @@ class TestNumpy:
     """Its numbers and arrays lie beside what is read, in files of older training code."""
 
     @pytest.mark.parametrize("core", CORES)
-    @pytest.mark.parametrize("is_archive", [True, False])
-    def test_is_passed_over(self, path, core, is_archive):
+    def test_is_passed_over(self, path, core):
         content = load_checkpoint(path) | {"more": NUMPY}
-        torch.save(content, path, _use_new_zipfile_serialization=is_archive)
-        path.write_bytes(renamed(path.read_bytes(), core))
-        assert core in path.read_bytes()
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        written = path.read_bytes()
+        path.write_bytes(written.replace(CORES[0], core).replace(CORES[1], core))
         before = set(torch.serialization.get_safe_globals())
         loaded = load_checkpoint(path)
         assert set(torch.serialization.get_safe_globals()) == before
