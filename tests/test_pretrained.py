@@ -113,18 +113,21 @@ REFERENCE = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "optimizer": {"stat
 FILES = {
     # Beside tensors it has NumPy's numbers.
     "the official CutMix code": lambda net, _: {
-        **{"arch": "resnet", "best_err1": np.float64(23.4), "best_err5": np.float32(6.7)},
+        "best_err1": np.float64(23.4),
         "state_dict": with_prefix("module.", net.state_dict()),
     },
     "CIFAR's best known code, compiled": lambda net, _: {
         "net": with_prefix("_orig_mod.module.", net.state_dict()),
     },
     "torchvision": lambda net, mean: {
-        **{"model": net.state_dict(), **REFERENCE, "model_ema": averaged(mean)},
+        **REFERENCE,
+        "model": net.state_dict(),
+        "model_ema": averaged(mean),
     },
     "torch's AveragedModel": lambda _, mean: averaged(mean),
     "timm": lambda net, mean: {
-        **{"state_dict": net.state_dict(), "state_dict_ema": mean.state_dict()},
+        "state_dict": net.state_dict(),
+        "state_dict_ema": mean.state_dict(),
     },
     # Beside it a loss has a part of such a network.
     "Lightning": lambda net, mean: {
@@ -157,7 +160,6 @@ PLACES = [
     ("torchvision", "model_ema.module.", "model_ema.module", "", ""),
     ("torch's AveragedModel", None, "module", "n_averaged", ""),
     ("timm", None, "state_dict", "state_dict_ema", "state_dict_ema"),
-    ("timm", "state_dict_ema", "state_dict_ema", "", ""),
     ("Lightning", None, "state_dict.model", "state_dict.loss, state_dict.mode", ""),
     ("DINO", None, "student.module.backbone", "teacher", "teacher.backbone"),
     (
@@ -172,7 +174,7 @@ PLACES = [
     ("detmix", "model", "model", "", ""),
 ]
 # The places that hold the average.
-AVERAGES = {"model_ema.module", "module", "state_dict_ema", "state_dict.module.encoder_k", "ema"}
+AVERAGES = {"model_ema.module", "module", "state_dict.module.encoder_k", "ema"}
 LOOP = {}
 LOOP["a"] = LOOP
 LAYOUTS = {
