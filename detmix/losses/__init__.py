@@ -95,7 +95,7 @@ def weight_losses(
         part.__class__ = _WEIGHTED.get(type(part), type(part))
         part.loss_weighting = weighting  # type: ignore[assignment]
     if isinstance(model, GeneralizedRCNN):
-        model.rpn.check_targets = model.roi_heads.check_targets
+        model.rpn.detector = (model,)
     return model
 
 
@@ -116,7 +116,7 @@ def unweight_losses(model: Model) -> Model:
     """
     for part in _weighable_parts(model):
         part.__class__ = _PLAIN.get(type(part), type(part))
-        for added in ("loss_weighting", "check_targets"):
+        for added in ("loss_weighting", "detector"):
             vars(part).pop(added, None)
     return model
 

@@ -23,22 +23,8 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import (
-    Column,
-    Targets,
-    WeightedPart,
-    check_objects,
-    checked,
-    weighted_sum,
-)
-
-# What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
-_FLOATS = (torch.float32, torch.float64, torch.float16)
-_FIELDS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int | str, ...]]] = {
-    "boxes": (_FLOATS, (4,)),
-    "masks": ((), ("H", "W")),
-    "keypoints": ((torch.float32,), ("J", 3)),
-}
+from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.targets import check_objects, check_roi_targets, checked, with_empty_branches
 
 
 class _Labels(list[Tensor]):
@@ -50,7 +36,7 @@ class _Labels(list[Tensor]):
 class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
     """Torchvision's region proposal network with a weight for each sampled anchor."""
 
-    # `check_targets` is the RoI heads', as this one samples before them.
+    # `detector` is the whole in a tuple: as a module it would be a part of its own part.
 
     @torch.jit.unused
     def assign_targets_to_anchors(
@@ -58,7 +44,11 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
-        self.check_targets(targets)
+        heads = self.detector[0].roi_heads
+        if isinstance(heads, WeightedRoIHeads) and heads.training:
+            heads.check_targets(targets)  # which sample after this one
+        else:
+            check_objects(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher = self.proposal_matcher
@@ -164,17 +154,8 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
     def check_targets(self, targets: Targets | None) -> None:
         """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
         assert targets is not None  # the RPN has refused to train without
-        if not self.training:  # only the RPN is trained
-            return check_objects(targets)
-        targets = with_empty_branches(targets)
-        keys = ["boxes", *["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
-        for index, target in enumerate(targets):
-            for key in keys:
-                check_field(target, index, key)
-        masks = [mask_column(targets)] if self.has_mask() else []
-        # Only the mask loss joins labels of all images, if there is any object.
-        is_joined = self.has_mask() and any(len(target["boxes"]) for target in targets)
-        checked(targets, self.num_classes(), "mask_rcnn" if is_joined else "rcnn", *masks)
+        branches = [*["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
+        check_roi_targets(targets, self.num_classes(), branches)
 
     def num_classes(self) -> float:
         """Return K if the box predictor is like torchvision's; others tell it when they run."""
@@ -279,11 +260,7 @@ class Foreground:
 
     @classmethod
     def of(
-        cls,
-        proposals: list[Tensor],
-        matched_idxs: list[Tensor],
-        labels: list[Tensor],
-        weights: Tensor,
+        cls, proposals: list[Tensor], matched: list[Tensor], labels: list[Tensor], weights: Tensor
     ) -> "Foreground":
         """Pick them from each image's sampled proposals."""
         rows = [torch.where(image_labels > 0)[0] for image_labels in labels]
@@ -291,7 +268,7 @@ class Foreground:
         foreground = torch.where(joined > 0)[0]
         return cls(
             [boxes[own] for boxes, own in zip(proposals, rows, strict=True)],
-            [idxs[own] for idxs, own in zip(matched_idxs, rows, strict=True)],
+            [idxs[own] for idxs, own in zip(matched, rows, strict=True)],
             joined[foreground],
             weights[foreground],
         )
@@ -319,45 +296,3 @@ def smooth_l1_sum(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tens
     """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, in RPN and RoI heads."""
     losses = F.smooth_l1_loss(predictions, targets, beta=1 / 9, reduction="none")
     return weighted_sum(losses, weights)
-
-
-def with_empty_branches(targets: Targets) -> Targets:
-    """Give targets without objects the masks and keypoints of none of them."""
-    # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
-    # and its own heads then fail; its tests have keypoints of shape (17, 0, 3).
-    none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
-    return [
-        target
-        | {
-            key: value.to(target["boxes"].device)
-            for key, value in none.items()
-            if len(target["boxes"]) == 0 and target.get(key, value).numel() == 0
-        }
-        for target in targets
-    ]
-
-
-def mask_column(targets: Targets) -> Column:
-    """Have masks checked to be of 0 and 1, or between: with 255 losses run off to -infinity."""
-    masks = [target["masks"].flatten(1) for target in targets]
-    ranges = [torch.stack([own.amin(1), own.amax(1)], dim=1) for own in masks]
-    expected = "0 or 1 (`masks > 0` is)"
-    return "masks", ranges, expected, lambda ends: ((ends >= 0) & (ends <= 1)).all(1)
-
-
-def check_field(target: dict[str, Tensor], index: int, key: str) -> None:
-    """Raise ValueError or TypeError unless a target holds what RoI heads need under a key."""
-    dtypes, axes = _FIELDS[key]
-    if key not in target:
-        raise ValueError(f"target {index} must have {key!r}, as the detector predicts them")
-    value, expected = target[key], (len(target["boxes"]), *axes)
-    if dtypes and value.dtype not in dtypes:
-        raise TypeError(f"{key!r} of target {index} must be of one of {dtypes}, got {value.dtype}")
-    if value.ndim != len(expected) or any(
-        isinstance(size, int) and size != found
-        for size, found in zip(expected, value.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{key!r} of target {index} must have shape ({', '.join(map(str, expected))}), one row "
-            f"for each box, got {tuple(value.shape)}"
-        )
