@@ -67,8 +67,9 @@ def weight_losses(
 
     Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
     other models in the process are not touched. Call it before the model is wrapped for
-    distributed training. Calling it again changes the settings. It exports, traces and scripts as
-    without; a scripted one evaluates only, and raises in training.
+    distributed training. Called again it changes the settings, and weights parts that were
+    replaced. The model exports, traces and scripts as without; a scripted one evaluates only, and
+    raises in training.
 
     Args:
         model: Any Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS, SSD or SSDlite that torchvision
