@@ -54,10 +54,8 @@ REFUSED = [
 
 # What labels become, by what an error tells of them: of objects in one image or both, ...
 DTYPES = {
-    "torch.int32": lambda labels: labels.int(),
-    "torch.int16": lambda labels: labels.short(),
-    "torch.uint8": lambda labels: labels.byte(),
-    "torch.bool": lambda labels: labels.bool(),
+    str(dtype): lambda labels, dtype=dtype: labels.to(dtype)
+    for dtype in (torch.int32, torch.int16, torch.uint8, torch.bool)
 }
 # ... in one image, ...
 SHAPES = {
@@ -204,17 +202,6 @@ def test_one_half_of_an_r_cnn_trains_alone(part):
         del targets[1][key]
 
 
-class OwnPredictor(nn.Module):
-    """What tells the number of classes when it runs only."""
-
-    def __init__(self, predictor):
-        super().__init__()
-        self.inner = predictor
-
-    def forward(self, features):
-        return self.inner(features)
-
-
 @pytest.mark.parametrize("replaced", ["predictor", "predictor that tells nothing", "heads"])
 def test_the_classes_of_what_was_replaced_count(replaced):
     """In that model only, not in the one that it was copied from."""
@@ -222,8 +209,8 @@ def test_the_classes_of_what_was_replaced_count(replaced):
     predictor = FastRCNNPredictor(32, CLASSES + 1)
     if replaced == "heads":
         model.roi_heads = copy.deepcopy(model.roi_heads)
-    is_own = replaced == "predictor that tells nothing"
-    model.roi_heads.box_predictor = OwnPredictor(predictor) if is_own else predictor
+    is_known = replaced != "predictor that tells nothing"
+    model.roi_heads.box_predictor = predictor if is_known else nn.Sequential(predictor)
     targets[1]["labels"] = tensor([1, 2, CLASSES])
     assert all(loss > 0 for loss in losses_of(model, (images, targets)).values())
     refusal(FASTER, (images, targets))

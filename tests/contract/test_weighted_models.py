@@ -85,7 +85,6 @@ def test_it_traces_to_the_same_detections(plain):
 def test_unweighted_it_is_torchvisions_own_again(plain, training):
     calls = []
     plain.register_forward_hook(lambda *_: calls.append(1))
-    next(plain.parameters()).requires_grad_(False)
     model = weight_losses(unweight_losses(twin(plain)), 0.5, "weights").train(training)
     assert unweight_losses(model) is model
     assert unweight_losses(weight_losses(weight_losses(model))) is model
