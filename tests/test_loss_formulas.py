@@ -10,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from builders import CLASSES, FASTEST, WEIGHTS, assert_identical, batch, small, step, twin
+from builders import CLASSES, FASTEST, WEIGHTS, assert_identical, batch, small, twin
 from torch import nn
 from torchvision.models.detection.roi_heads import (
     fastrcnn_loss,
@@ -79,15 +79,6 @@ def test_one_stage(name, normalizer):
     for key, loss in losses.items():
         means = [sums[key] / max(1, sums["divisor"]) for sums in images]
         assert loss.item() == pytest.approx(sum(means) / len(means), rel=1e-4), key
-
-
-def test_keypoints_of_which_none_is_visible_equal_torchvision_s_bit_for_bit():
-    plain, (images, targets) = small("keypointrcnn"), batch()
-    for target in targets:
-        target["keypoints"][..., 2] = 0
-    expected = step(twin(plain), (images, targets))
-    assert expected[0]["loss_keypoint"] == 0
-    assert_identical(step(weight_losses(twin(plain)), (images, targets)), expected)
 
 
 def test_too_few_negatives_of_an_ssd_equal_torchvision_bit_for_bit():

@@ -5,10 +5,6 @@ pyramids, fewer levels and smaller heads make detectors that train on a CPU.
 
 Torchvision's builders download what they are asked to start from. `_stand_in` lets them build the
 same architecture (frozen norm, frozen layers) from tensors at hand.
-
-In bfloat16 only every second whole number exists from 256 on, only every fourth from 512 on. Under
-autocast torchvision would decode boxes from such numbers, and place anchors on such a grid:
-`_keep_boxes_in_float32` has what predicts answer in float32.
 """
 
 from __future__ import annotations
@@ -18,9 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torchvision.models import WeightsEnum, get_model
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -33,6 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from detmix.backbones.resnet import build_resnet, resnet_pyramid
 from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, timm_pyramid
 from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
+from detmix.detectors.half_precision import keep_boxes_in_float32
 from detmix.detectors.spec import DetectorSpec, backbone_source, resolve
 from detmix.pretrained.match_state import LoadReport, load_classifier, load_detector
 from detmix.pretrained.read_state import STATISTICS, Source, read_source
@@ -44,11 +39,6 @@ _NUM_MASK_CONVS, _NUM_KEYPOINT_CONVS = 4, 8
 # A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
 _LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
 _PRETRAINED_LAYERS = 3
-# What predicts, and what places anchors, in detectors of one stage and of two.
-_ROI_PREDICTORS = ("box_predictor", "mask_predictor", "keypoint_predictor")
-_PREDICTORS = ("head", "rpn.head", *(f"roi_heads.{name}" for name in _ROI_PREDICTORS))
-_GENERATORS = ("anchor_generator", "rpn.anchor_generator")
-_HALF = (torch.bfloat16, torch.float16)
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +81,7 @@ def build_detector(
     if spec.source is not None and spec.starts_whole and load_weights:
         title = f"{detector.name} on {backbone.name}" if spec.kind.is_family else detector.name
         report = load_detector(model, spec.source, title, num_classes)
-    _keep_boxes_in_float32(model)
+    keep_boxes_in_float32(model)
     set_normalization(model, {"norm_eps": spec.source_eps})
     configured = configured_normalization(detector, backbone)
     if report is not None:
@@ -257,27 +247,6 @@ def _freeze(network: nn.Module, config: BackboneConfig, pretrained: bool) -> Non
     if trainable < len(_LAYERS):
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name.startswith(_LAYERS[:trainable]))
-
-
-def _keep_boxes_in_float32(model: nn.Module) -> None:
-    """Let a detector place anchors and decode boxes, masks and keypoints in float32, in place."""
-    for name, part in model.named_modules():
-        if name in _PREDICTORS:
-            part.register_forward_hook(_return_float32)
-        elif name in _GENERATORS:
-            part.register_forward_pre_hook(_give_float32)
-
-
-def _return_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: t.float() if t.dtype in _HALF else t, outputs)
-
-
-def _give_float32(module: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
-    """Hand feature maps of float32 to a generator, which reads nothing but their shape and type."""
-    images, features = inputs
-    # One number seen as a whole map: nothing is copied.
-    maps = [f.new_zeros((), dtype=torch.float32).expand(f.shape) for f in features]
-    return images, maps
 
 
 def normalization(model: Any) -> dict[str, Any]:

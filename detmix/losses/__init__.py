@@ -67,8 +67,9 @@ def weight_losses(
 
     Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
     other models in the process are not touched. Call it before the model is wrapped for
-    distributed training. Calling it again changes the settings. It exports, traces and scripts as
-    without; a scripted one evaluates only, and raises in training.
+    distributed training. Called again it changes the settings, and weights parts that were
+    replaced. The model exports, traces and scripts as without; a scripted one evaluates only, and
+    raises in training.
 
     Args:
         model: Any Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS, SSD or SSDlite that torchvision
@@ -95,7 +96,7 @@ def weight_losses(
         part.__class__ = _WEIGHTED.get(type(part), type(part))
         part.loss_weighting = weighting  # type: ignore[assignment]
     if isinstance(model, GeneralizedRCNN):
-        model.rpn.check_targets = model.roi_heads.check_targets
+        model.rpn.detector = (model,)
     return model
 
 
@@ -116,7 +117,7 @@ def unweight_losses(model: Model) -> Model:
     """
     for part in _weighable_parts(model):
         part.__class__ = _PLAIN.get(type(part), type(part))
-        for added in ("loss_weighting", "check_targets"):
+        for added in ("loss_weighting", "detector"):
             vars(part).pop(added, None)
     return model
 

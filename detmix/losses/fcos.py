@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.targets import checked
 
 
 class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]

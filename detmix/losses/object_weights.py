@@ -4,19 +4,14 @@ A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_
 torchvision's own normalizer n, so it is linear in the weights, or with their sum as n. Its form is
 chosen so that with all weights 1 values and gradients equal torchvision's bit for bit.
 
-Targets are checked where they come to the first loss, before anything is sampled: in an R-CNN's
-RPN, in the head of a one-stage detector. What torchvision computes is computed; labels that it
-refuses, or gets wrong without a word, are refused by target.
-
 Shapes: B images, N objects in one of them, S sampled or matched anchors or proposals, A anchors of
 an image over all levels.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,29 +22,6 @@ from detmix.mixing import box_weights
 
 Normalizer = Literal["samples", "weights"]
 Targets = list[dict[str, Tensor]]
-#: a key, each target's values, what they must be, and the rule for each row of them
-Column = tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]
-
-
-@dataclass(frozen=True)
-class _LabelKinds:
-    """With which labels torchvision computes the losses of a family, as it stacks and indexes."""
-
-    of_image: tuple[torch.dtype, ...]
-    of_batch: tuple[torch.dtype, ...]  #: what all of a batch promote to, some of `of_image`
-    of_none: Callable[[torch.Size], bool]  #: whether labels of no object may have this shape
-
-
-_INDICES = (torch.int64, torch.int32)
-_SIGNED = (*_INDICES, torch.int16, torch.int8)
-_SMALL = (*_SIGNED, torch.uint8, torch.bool)
-_LABELS = {
-    "rcnn": _LabelKinds((torch.int64,), (torch.int64,), lambda shape: True),
-    "mask_rcnn": _LabelKinds((torch.int64,), (torch.int64,), lambda shape: len(shape) == 1),
-    "retinanet": _LabelKinds(_INDICES, _INDICES, lambda shape: shape[-1] <= 1),
-    "fcos": _LabelKinds(_SIGNED, _INDICES, lambda shape: shape[0] == 0),
-    "ssd": _LabelKinds(_SMALL, (torch.int64, torch.uint8), lambda shape: len(shape) == 1),
-}
 
 
 @dataclass(frozen=True)
@@ -117,69 +89,3 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     # Weights are rounded to the losses' dtype: else the sum of half precision would be of another.
     trailing = (1,) * (losses.ndim - weights.ndim)
     return (losses * weights.to(losses.dtype).reshape(*weights.shape, *trailing)).sum()
-
-
-def checked(targets: Targets, num_classes: float, family: str, *more: Column) -> Targets:
-    """Return targets with ``(N,)`` int64 labels, or raise for the first of no right loss."""
-    _check_labels(targets, _LABELS[family])
-    labels = [target["labels"].flatten().to(torch.int64) for target in targets]
-    expected = f"in 1..{num_classes - 1} (0 is background)"
-    # On a GPU others would be fatal.
-    column: Column = ("labels", labels, expected, lambda y: (y >= 1) & (y < num_classes))
-    check_objects(targets, column, *more)
-    return [target | {"labels": own} for target, own in zip(targets, labels, strict=True)]
-
-
-def _check_labels(targets: Targets, kinds: _LabelKinds) -> None:
-    """Raise TypeError or ValueError for the first labels of another dtype or shape."""
-    dtypes = [getattr(target.get("labels"), "dtype", None) for target in targets]
-    known = [dtype for dtype in dtypes if dtype in kinds.of_image]
-    joined = functools.reduce(torch.promote_types, known, torch.bool)
-    allowed = kinds.of_image if joined in kinds.of_batch else kinds.of_batch
-    for index, (target, dtype) in enumerate(zip(targets, dtypes, strict=True)):
-        if "labels" not in target:
-            raise ValueError(f"target {index} must have 'labels', one for each box")
-        if dtype not in allowed:
-            found = dtype or type(target["labels"]).__name__
-            raise TypeError(
-                f"'labels' of target {index} must be a tensor of one of {allowed}, got {found}"
-            )
-        shape, count = target["labels"].shape, len(target["boxes"])
-        is_none = count == 0 and shape.numel() == 0
-        if not (kinds.of_none(shape) if is_none else shape == (count,)):
-            raise ValueError(
-                f"'labels' of target {index} must have shape ({count},), one for each box, "
-                f"got {tuple(shape)}"
-            )
-
-
-def check_objects(targets: Targets, *more: Column) -> None:
-    """Raise ValueError for the first weight, box or row of more that no loss is computed with."""
-    weights = [box_weights(target) for target in targets]
-    for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
-        count = len(target["boxes"])
-        if own.shape != (count,):
-            raise ValueError(
-                f"'box_weights' of target {index} must have shape ({count},), one for each box, "
-                f"got {tuple(own.shape)}"
-            )
-    boxes = [target["boxes"] for target in targets]
-    _check_rows(
-        ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
-        ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
-        *more,
-    )
-
-
-def _check_rows(*columns: Column) -> None:
-    """Raise ValueError for the first row that breaks its column's rule."""
-    valid = [is_valid(torch.cat(values)) for _, values, _, is_valid in columns]
-    if bool(torch.cat(valid).all()):  # asked once, as it waits for the device
-        return
-    for key, values, expected, is_valid in columns:
-        for index, own in enumerate(values):
-            for row in (~is_valid(own)).nonzero()[:, 0].tolist():
-                raise ValueError(
-                    f"{key!r} of target {index} must be {expected}, got {own[row].tolist()} "
-                    f"for box {row}"
-                )

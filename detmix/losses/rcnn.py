@@ -10,7 +10,6 @@ object, S the side of their heatmaps.
 """
 
 import math
-from dataclasses import dataclass
 from types import FunctionType
 
 import torch
@@ -23,22 +22,17 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import (
-    Column,
-    Targets,
-    WeightedPart,
+from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.targets import (
+    check_field,
     check_objects,
+    check_roi_targets,
     checked,
-    weighted_sum,
+    with_empty_branches,
 )
 
-# What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
-_FLOATS = (torch.float32, torch.float64, torch.float16)
-_FIELDS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int | str, ...]]] = {
-    "boxes": (_FLOATS, (4,)),
-    "masks": ((), ("H", "W")),
-    "keypoints": ((torch.float32,), ("J", 3)),
-}
+#: of each image: target, sampled proposals, the object that each matches, and its label
+Samples = list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]
 
 
 class _Labels(list[Tensor]):
@@ -50,7 +44,7 @@ class _Labels(list[Tensor]):
 class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
     """Torchvision's region proposal network with a weight for each sampled anchor."""
 
-    # `check_targets` is the RoI heads', as this one samples before them.
+    # `detector` is the whole in a tuple: as a module it would be a part of its own part.
 
     @torch.jit.unused
     def assign_targets_to_anchors(
@@ -58,7 +52,11 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
-        self.check_targets(targets)
+        heads = self.detector[0].roi_heads
+        if isinstance(heads, WeightedRoIHeads) and heads.training:
+            heads.check_targets(targets)  # which sample after this one
+        else:
+            check_objects(targets)
         labels, matched_boxes = _Labels(), []
         labels.weights = []
         matcher = self.proposal_matcher
@@ -150,31 +148,22 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if self.num_classes() == math.inf:
             checked(targets, class_logits.shape[1], "rcnn")
         # By labels: matches of the background are clamped to object 0.
-        samples = zip(targets, matched, labels, strict=True)
-        weights = torch.cat([self.loss_weighting.of_samples(t, m, y > 0) for t, m, y in samples])
+        samples = list(zip(targets, proposals, matched, labels, strict=True))
+        of_samples = self.loss_weighting.of_samples
+        weights = torch.cat([of_samples(target, m, y > 0) for target, _, m, y in samples])
         losses = self.box_losses(
             class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
         )
         if self.has_mask() or self.has_keypoint():
-            foreground = Foreground.of(proposals, matched, labels, weights)
-            losses |= self.branch_losses(features, image_shapes, foreground, targets)
+            losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
 
     @torch.jit.unused
     def check_targets(self, targets: Targets | None) -> None:
         """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
         assert targets is not None  # the RPN has refused to train without
-        if not self.training:  # only the RPN is trained
-            return check_objects(targets)
-        targets = with_empty_branches(targets)
-        keys = ["boxes", *["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
-        for index, target in enumerate(targets):
-            for key in keys:
-                check_field(target, index, key)
-        masks = [mask_column(targets)] if self.has_mask() else []
-        # Only the mask loss joins labels of all images, if there is any object.
-        is_joined = self.has_mask() and any(len(target["boxes"]) for target in targets)
-        checked(targets, self.num_classes(), "mask_rcnn" if is_joined else "rcnn", *masks)
+        branches = [*["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
+        check_roi_targets(targets, self.num_classes(), branches)
 
     def num_classes(self) -> float:
         """Return K if the box predictor is like torchvision's; others tell it when they run."""
@@ -205,96 +194,62 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         self,
         features: dict[str, Tensor],
         image_shapes: list[tuple[int, int]],
-        foreground: "Foreground",
-        targets: Targets,
+        samples: Samples,
+        weights: Tensor,
     ) -> dict[str, Tensor]:
         """Run the mask and the keypoint branch that there are, and compute their losses."""
+        # Only foreground has masks and keypoints: no background weight is involved.
+        weights = weights[torch.where(torch.cat([labels for *_, labels in samples]) > 0)[0]]
+        objects = []
+        for target, boxes, matched, labels in samples:
+            own = torch.where(labels > 0)[0]
+            objects.append((target, boxes[own], matched[own], labels[own]))
+        where = (features, [boxes for _, boxes, *_ in objects], image_shapes)
         losses = {}
-        where = (features, foreground.proposals, image_shapes)
         if self.has_mask():
             logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(*where)))
-            losses["loss_mask"] = self.mask_loss(logits, foreground, targets)
+            losses["loss_mask"] = self.mask_loss(logits, objects, weights)
         if self.has_keypoint():
             logits = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(*where)))
-            losses["loss_keypoint"] = self.keypoint_loss(logits, foreground, targets)
+            losses["loss_keypoint"] = self.keypoint_loss(logits, objects, weights)
         return losses
 
-    def mask_loss(self, logits: Tensor, foreground: "Foreground", targets: Targets) -> Tensor:
+    def mask_loss(self, logits: Tensor, objects: Samples, weights: Tensor) -> Tensor:
         """Mean over P · M · M of weight times binary cross-entropy, of ``(P, K, M, M)`` logits."""
-        if len(foreground.labels) == 0:
+        if len(weights) == 0:
             return logits.sum() * 0
         size = logits.shape[-1]
         goals = torch.cat(
             [
                 project_masks_on_boxes(target["masks"], boxes, matched, size)
-                for target, boxes, matched in zip(
-                    targets, foreground.proposals, foreground.matched_idxs, strict=True
-                )
+                for target, boxes, matched, _ in objects
             ]
         )
-        own_class = logits[torch.arange(len(goals), device=logits.device), foreground.labels]
-        loss = weighted_binary_cross_entropy(own_class, goals, foreground.weights[:, None, None])
-        return self.loss_weighting.rescale(loss, foreground.weights)
+        labels = torch.cat([own for *_, own in objects])
+        own_class = logits[torch.arange(len(goals), device=logits.device), labels]
+        loss = weighted_binary_cross_entropy(own_class, goals, weights[:, None, None])
+        return self.loss_weighting.rescale(loss, weights)
 
-    def keypoint_loss(self, logits: Tensor, foreground: "Foreground", targets: Targets) -> Tensor:
+    def keypoint_loss(self, logits: Tensor, objects: Samples, weights: Tensor) -> Tensor:
         """Mean over valid keypoints of weight times cross-entropy, of ``(P, J, S, S)`` heatmaps."""
         _, num_keypoints, height, size = logits.shape
         if height != size:
             raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
-        for index, target in enumerate(targets):
-            found = target["keypoints"].shape[1]
-            if len(target["keypoints"]) > 0 and found != num_keypoints:
-                raise ValueError(
-                    f"'keypoints' of target {index} must have {num_keypoints} for each box, as the "
-                    f"detector predicts, got {found}"
-                )
+        for index, (target, *_) in enumerate(objects):
+            check_field(target, index, "keypoints", (), (num_keypoints, 3), lambda shape: True)
         pairs = [
             keypoints_to_heatmap(target["keypoints"][matched], boxes, size)
-            for target, boxes, matched in zip(
-                targets, foreground.proposals, foreground.matched_idxs, strict=True
-            )
+            for target, boxes, matched, _ in objects
         ]
         # Flat, as an image without objects need not know J.
         cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
         valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]
         if len(valid) == 0:
             return logits.sum() * 0
-        weights = foreground.weights.repeat_interleave(num_keypoints)[valid]
+        weights = weights.repeat_interleave(num_keypoints)[valid]
         heatmaps = logits.reshape(-1, size * size)[valid]
         loss = weighted_cross_entropy(heatmaps, cells[valid], weights)
         return self.loss_weighting.rescale(loss, weights)
-
-
-@dataclass(frozen=True)
-class Foreground:
-    """The sampled proposals that match an object, image after image.
-
-    Only they have masks and keypoints, so no background weight is involved there.
-    """
-
-    proposals: list[Tensor]
-    matched_idxs: list[Tensor]
-    labels: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        proposals: list[Tensor],
-        matched_idxs: list[Tensor],
-        labels: list[Tensor],
-        weights: Tensor,
-    ) -> "Foreground":
-        """Pick them from each image's sampled proposals."""
-        rows = [torch.where(image_labels > 0)[0] for image_labels in labels]
-        joined = torch.cat(labels)
-        foreground = torch.where(joined > 0)[0]
-        return cls(
-            [boxes[own] for boxes, own in zip(proposals, rows, strict=True)],
-            [idxs[own] for idxs, own in zip(matched_idxs, rows, strict=True)],
-            joined[foreground],
-            weights[foreground],
-        )
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -319,45 +274,3 @@ def smooth_l1_sum(predictions: Tensor, targets: Tensor, weights: Tensor) -> Tens
     """Sum over P of weight times smooth L1 loss of ``(P, 4)`` regressions, in RPN and RoI heads."""
     losses = F.smooth_l1_loss(predictions, targets, beta=1 / 9, reduction="none")
     return weighted_sum(losses, weights)
-
-
-def with_empty_branches(targets: Targets) -> Targets:
-    """Give targets without objects the masks and keypoints of none of them."""
-    # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
-    # and its own heads then fail; its tests have keypoints of shape (17, 0, 3).
-    none = {"masks": torch.zeros(0, 1, 1), "keypoints": torch.zeros(0, 1, 3)}
-    return [
-        target
-        | {
-            key: value.to(target["boxes"].device)
-            for key, value in none.items()
-            if len(target["boxes"]) == 0 and target.get(key, value).numel() == 0
-        }
-        for target in targets
-    ]
-
-
-def mask_column(targets: Targets) -> Column:
-    """Have masks checked to be of 0 and 1, or between: with 255 losses run off to -infinity."""
-    masks = [target["masks"].flatten(1) for target in targets]
-    ranges = [torch.stack([own.amin(1), own.amax(1)], dim=1) for own in masks]
-    expected = "0 or 1 (`masks > 0` is)"
-    return "masks", ranges, expected, lambda ends: ((ends >= 0) & (ends <= 1)).all(1)
-
-
-def check_field(target: dict[str, Tensor], index: int, key: str) -> None:
-    """Raise ValueError or TypeError unless a target holds what RoI heads need under a key."""
-    dtypes, axes = _FIELDS[key]
-    if key not in target:
-        raise ValueError(f"target {index} must have {key!r}, as the detector predicts them")
-    value, expected = target[key], (len(target["boxes"]), *axes)
-    if dtypes and value.dtype not in dtypes:
-        raise TypeError(f"{key!r} of target {index} must be of one of {dtypes}, got {value.dtype}")
-    if value.ndim != len(expected) or any(
-        isinstance(size, int) and size != found
-        for size, found in zip(expected, value.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{key!r} of target {index} must have shape ({', '.join(map(str, expected))}), one row "
-            f"for each box, got {tuple(value.shape)}"
-        )

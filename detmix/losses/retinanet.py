@@ -16,7 +16,8 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.targets import checked
 
 
 class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import Targets, WeightedPart, checked, weighted_sum
+from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.targets import checked
 
 
 class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]

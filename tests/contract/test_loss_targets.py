@@ -6,7 +6,7 @@ word; the oracle is the same detector without weights. Nothing is sampled before
 
 from __future__ import annotations
 
-import re
+import copy
 from functools import cache
 
 import pytest
@@ -14,7 +14,6 @@ import torch
 from builders import (
     CLASSES,
     FAMILIES,
-    WEIGHTS,
     assert_identical,
     batch,
     losses_of,
@@ -30,33 +29,33 @@ from detmix import weight_losses
 
 FASTER, MASK, KEYPOINT, *ONE_STAGE = FAMILIES
 SSD = ONE_STAGE[-1]
-OBJECTS = [
-    ("box_weights", torch.ones(2), "(3,)", "(2,)"),
-    ("box_weights", tensor([1, 1, -0.5]), "-0.5", "box 2"),
-    ("box_weights", tensor([1, nan, 1]), "nan", "box 1"),
-    ("boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "box 1"),
-    ("labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "box 2"),
-    ("labels", tensor([0, 2, 3]), "0", "box 0"),
-    ("labels", None),
-]
-MASKS_AND_KEYPOINTS = [
-    (MASK, "masks", None),
-    (MASK, "masks", torch.ones(2, 96, 64), "(3,", "(2,"),
-    (MASK, "masks", 255 * torch.eye(96, 64).expand(3, -1, -1), "0, 255", "box 0", "masks > 0"),
-    (MASK, "masks", 1 - 2 * torch.ones(3, 96, 64), "0 or 1", "255"),  # torchvision makes them bytes
-    (MASK, "masks", tensor([0, 1, 2])[:, None, None].expand(3, 96, 64), "2", "box 2"),
-    (KEYPOINT, "keypoints", None),
-    (KEYPOINT, "keypoints", torch.ones(3, 3, 2), "(3, 3, 2)"),
-    (KEYPOINT, "keypoints", torch.ones(3, 3, 3).double(), "float64"),
+ALL, NONE = (FASTER, *ONE_STAGE), "none"
+REFUSED = [
+    (ALL, "box_weights", torch.ones(2), "(3,)", "(2,)"),
+    (ALL, "box_weights", tensor([1, 1, -0.5]), "-0.5", "box 2"),
+    (ALL, "box_weights", tensor([1, nan, 1]), "nan", "box 1"),
+    (ALL, "boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "box 1"),
+    (ALL, "labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "box 2"),
+    (ALL, "labels", tensor([0, 2, 3]), "0", "box 0"),
+    (ALL, "labels", None),
+    ([FASTER], "boxes", (tensor([1, 1, 9, 9]).expand(3, 4).bfloat16()), "bfloat16"),
+    ([MASK], "masks", None),
+    ([MASK], "masks", torch.ones(2, 96, 64), "(3, H, W)", "(2,"),
+    ([MASK], "masks", 255 * torch.eye(96, 64).expand(3, -1, -1), "0, 255", "box 0", "masks > 0"),
+    ([MASK], "masks", 1 - 2 * torch.ones(3, 96, 64), "0 or 1", "255"),  # torchvision makes bytes
+    ([MASK], "masks", tensor([0, 1, 2])[:, None, None].expand(3, 96, 64), "2", "box 2"),
+    ([MASK], "masks", torch.ones(1, 96, 64), "(0, H, W)", "(1,", NONE),
+    ([KEYPOINT], "keypoints", None),
+    ([KEYPOINT], "keypoints", torch.ones(3, 3, 2), "(3, J, 3)", "(3, 3, 2)"),
+    ([KEYPOINT], "keypoints", torch.ones(3, 3, 3).double(), "float64"),
+    ([KEYPOINT], "keypoints", torch.ones(1, 3, 3), "(0, J, 3)", "(1,", NONE),
 ]
 
 
 # What labels become, by what an error tells of them: of objects in one image or both, ...
 DTYPES = {
-    "torch.int32": lambda labels: labels.int(),
-    "torch.int16": lambda labels: labels.short(),
-    "torch.uint8": lambda labels: labels.byte(),
-    "torch.bool": lambda labels: labels.bool(),
+    str(dtype): lambda labels, dtype=dtype: labels.to(dtype)
+    for dtype in (torch.int32, torch.int16, torch.uint8, torch.bool)
 }
 # ... in one image, ...
 SHAPES = {
@@ -137,67 +136,45 @@ def test_labels_are_as_torchvision_takes_them(name, images_with, changed, change
         assert kind in told
 
 
-BRANCHES = [
-    (KEYPOINT, "keypoints", torch.zeros(17, 0, 3)),  # as in torchvision's own test
-    (KEYPOINT, "keypoints", torch.zeros(0, 3)),
-    (MASK, "masks", torch.zeros(0, 60, 75, dtype=torch.uint8)),
-    (MASK, "masks", torch.zeros(0, 1, 60, 75)),
-]
-
-
-@pytest.mark.parametrize("kind", ["half", "none"])
-@pytest.mark.parametrize(("name", "key", "value"), BRANCHES)
-def test_masks_and_keypoints_of_none_equal_torchvision_s(name, key, value, kind):
-    images, targets = batch(kind)
-    targets[0][key] = value
-    expected = step(plain(name), (images, targets))
-    assert_identical(step(weighted(name), (images, targets)), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value"),
-    [(MASK, "masks", torch.ones(1, 60, 75)), (KEYPOINT, "keypoints", torch.ones(1, 3, 3))],
-)
-def test_masks_and_keypoints_of_no_object_are_named(name, key, value):
-    images, targets = batch("half")
-    targets[0][key] = value
-    assert re.search(rf"'{key}' of target 0 .*\(0, .*\(1, ", str(refusal(name, (images, targets))))
-
-
-@pytest.mark.parametrize("change", [torch.Tensor.bool, torch.Tensor.float, torch.Tensor.long])
-def test_masks_of_any_dtype_equal_torchvision_s(change):
-    images, targets = batch()
-    for target in targets:
-        target["masks"] = change(target["masks"])
-    expected = step(plain(MASK), (images, targets))
-    assert_identical(step(weighted(MASK), (images, targets)), expected)
-
-
-def test_masks_between_0_and_1_equal_torchvision_s():
-    """Where images are not resized, which makes bytes of masks."""
-    model, (images, targets) = twin(small(MASK)), batch()
-    model.transform._skip_resize = True
-    for target in targets:
-        target["masks"] = target["masks"] * 0.7
-    expected = step(model, (images, targets))
-    assert expected[0]["loss_mask"] > 0
-    assert_identical(step(weight_losses(model), (images, targets)), expected)
-
-
 @pytest.mark.parametrize(
     ("name", "key", "value", "told"),
-    [(name, key, value, told) for name in (FASTER, *ONE_STAGE) for key, value, *told in OBJECTS]
-    + [(name, key, value, told) for name, key, value, *told in MASKS_AND_KEYPOINTS],
+    [(name, key, value, told) for names, key, value, *told in REFUSED for name in names],
 )
 def test_targets_are_named(name, key, value, told):
     """The second target has another value, or None for none at all."""
-    images, targets = batch("objects", WEIGHTS)
+    images, targets = batch(NONE if NONE in told else "objects")
     targets[1][key] = value
     if value is None:
         del targets[1][key]
     error = refusal(name, (images, targets))
-    assert type(error) is (TypeError if "float64" in told else ValueError)
-    assert not [part for part in (f"'{key}'", "target 1", *told) if part not in str(error)], error
+    assert type(error) is (TypeError if {"bfloat16", "float64"} & {*told} else ValueError)
+    expected = {f"'{key}'", "target 1", *told} - {NONE}
+    assert not [part for part in expected if part not in str(error)], error
+
+
+TAKEN_BRANCHES = [
+    (KEYPOINT, "keypoints", lambda _: torch.zeros(17, 0, 3), False),  # as in torchvision's test
+    (KEYPOINT, "keypoints", lambda _: torch.zeros(0, 3), False),
+    (KEYPOINT, "keypoints", lambda keypoints: keypoints * tensor([1, 1, 0]), True),  # none visible
+    (MASK, "masks", lambda _: torch.zeros(0, 60, 75, dtype=torch.uint8), False),
+    (MASK, "masks", lambda _: torch.zeros(0, 1, 60, 75), False),
+    (MASK, "masks", lambda masks: masks.bool(), True),
+    (MASK, "masks", lambda masks: masks.long(), True),
+    (MASK, "masks", lambda masks: masks * 0.7, True),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "change", "of_objects"), TAKEN_BRANCHES)
+@pytest.mark.parametrize("kind", ["objects", "half", "none"])
+def test_masks_and_keypoints_equal_torchvision_s(name, key, change, of_objects, kind):
+    """Images are not resized, which would make bytes of masks."""
+    model, (images, targets) = twin(small(name)), batch(kind)
+    model.transform._skip_resize = True
+    for target in targets:
+        if of_objects or len(target["boxes"]) == 0:
+            target[key] = change(target[key])
+    expected = step(model, (images, targets))
+    assert_identical(step(weight_losses(model), (images, targets)), expected)
 
 
 def test_keypoints_of_another_number_are_named():
@@ -225,23 +202,15 @@ def test_one_half_of_an_r_cnn_trains_alone(part):
         del targets[1][key]
 
 
-class OwnPredictor(nn.Module):
-    """What tells the number of classes when it runs only."""
-
-    def __init__(self, predictor):
-        super().__init__()
-        self.inner = predictor
-
-    def forward(self, features):
-        return self.inner(features)
-
-
-@pytest.mark.parametrize("is_own", [False, True])
-def test_the_classes_of_a_predictor_that_was_replaced_count(is_own):
+@pytest.mark.parametrize("replaced", ["predictor", "predictor that tells nothing", "heads"])
+def test_the_classes_of_what_was_replaced_count(replaced):
     """In that model only, not in the one that it was copied from."""
     model, (images, targets) = twin(weighted(FASTER)), batch()
     predictor = FastRCNNPredictor(32, CLASSES + 1)
-    model.roi_heads.box_predictor = OwnPredictor(predictor) if is_own else predictor
+    if replaced == "heads":
+        model.roi_heads = copy.deepcopy(model.roi_heads)
+    is_known = replaced != "predictor that tells nothing"
+    model.roi_heads.box_predictor = predictor if is_known else nn.Sequential(predictor)
     targets[1]["labels"] = tensor([1, 2, CLASSES])
     assert all(loss > 0 for loss in losses_of(model, (images, targets)).values())
     refusal(FASTER, (images, targets))
