@@ -96,7 +96,7 @@ def weight_losses(
         part.__class__ = _WEIGHTED.get(type(part), type(part))
         part.loss_weighting = weighting  # type: ignore[assignment]
     if isinstance(model, GeneralizedRCNN):
-        model.rpn.detector = (model,)
+        model.rpn.heads = (model.roi_heads,)
     return model
 
 
@@ -117,7 +117,7 @@ def unweight_losses(model: Model) -> Model:
     """
     for part in _weighable_parts(model):
         part.__class__ = _PLAIN.get(type(part), type(part))
-        for added in ("loss_weighting", "detector"):
+        for added in ("loss_weighting", "heads"):
             vars(part).pop(added, None)
     return model
 

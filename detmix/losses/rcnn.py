@@ -44,7 +44,7 @@ class _Labels(list[Tensor]):
 class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
     """Torchvision's region proposal network with a weight for each sampled anchor."""
 
-    # `detector` is the whole in a tuple: as a module it would be a part of its own part.
+    # `heads` are the RoI heads, in a tuple: as a module they would be a part of this one.
 
     @torch.jit.unused
     def assign_targets_to_anchors(
@@ -52,7 +52,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
-        heads = self.detector[0].roi_heads
+        heads = self.heads[0]
         if isinstance(heads, WeightedRoIHeads) and heads.training:
             heads.check_targets(targets)  # which sample after this one
         else:

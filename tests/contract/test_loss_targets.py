@@ -209,6 +209,7 @@ def test_the_classes_of_what_was_replaced_count(replaced):
     predictor = FastRCNNPredictor(32, CLASSES + 1)
     if replaced == "heads":
         model.roi_heads = copy.deepcopy(model.roi_heads)
+        weight_losses(model)
     is_known = replaced != "predictor that tells nothing"
     model.roi_heads.box_predictor = predictor if is_known else nn.Sequential(predictor)
     targets[1]["labels"] = tensor([1, 2, CLASSES])
