@@ -124,7 +124,7 @@ def _parse(path: str | Path) -> Element:
             f"{path}: not readable as XML: {error}; expected UTF-8, or the encoding that the file "
             "begins with, as in <?xml version='1.0' encoding='gbk'?>"
         ) from error
-    for element in root.iter() if root.tag.startswith("{") else ():
+    for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # without its namespace
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected the root element <annotation>, got <{root.tag}>")
