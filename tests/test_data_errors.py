@@ -184,3 +184,6 @@ def test_missing_files_of_voc(tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match=named):
             VOCDetection(folder, (image_set,))
+    (root / "VOC2007/JPEGImages/b.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.jpg: .*\.jpeg, \.png.* \(1 of 2 "):
+        VOCDetection(root)
