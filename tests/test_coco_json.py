@@ -14,6 +14,7 @@ from coco_oracle import (
     as_entries,
     box_polygon,
     by_hand,
+    check_by_hand,
     evaluator_of,
     foreign_files,
     full_case,
@@ -117,6 +118,11 @@ def super_category(ground_truth):
     ground_truth["categories"].insert(0, {"id": 0, "name": CLASSES[0]})
 
 
+def lvis(ground_truth):
+    for image in ground_truth["images"]:
+        image |= {"neg_category_ids": [7], "not_exhaustive_category_ids": []}
+
+
 def float_ids(ground_truth):
     """As pandas writes a column in which some values were missing."""
     for key in ("id", "image_id", "category_id"):
@@ -143,12 +149,13 @@ ODDITIES = {
     "without keypoints": (first_without_keypoints(), lambda _: UNLABELLED),
     "no num_keypoints of some": (NOT_AS_LABELLED, lambda _: NOT_AS_LABELLED),
     "super-category": (super_category, lambda _: super_category),
+    "LVIS": (lvis, lambda _: each()),
     "float ids": (float_ids, lambda _: float_ids),
     "annotation ids": (each(id=lambda _, number: -number), lambda _: each()),
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.* boxes were")
+@pytest.mark.filterwarnings("ignore:.* boxes were", "ignore:.*LVIS")
 @pytest.mark.parametrize("name", ODDITIES)
 def test_what_trains_can_be_scored(tmp_path, name, content):
     """By the numbers that pycocotools has for the same, spelled out."""
@@ -179,13 +186,15 @@ def test_scoring_needs_no_ids_of_annotations_and_no_names_of_images(tmp_path):
     def change(ground_truth, _):
         for entry in ground_truth["annotations"]:
             del entry["id"]
-        for category in ground_truth["categories"][:2]:
-            category["name"] = "pet"
+        for category, name in zip(
+            ground_truth["categories"], ("pet", "pet", "pet (7)"), strict=True
+        ):
+            category["name"] = name
         ground_truth["images"][0]["file_name"] = "https://h/a.jpg"
         ground_truth["images"][1]["file_name"] = "/data/upload/1/a.jpg"
 
     result = score_predictions(*foreign_files(tmp_path, change=change))
-    assert result.classes == ("pet (90)", "pet (7)", "cow")
+    assert result.classes == ("pet (90)", "pet (7) (7)", "pet (7) (31)")
     assert [*result.ap_by_class.values()][:2] == [*expected["ap_by_class"].values()][:2]
     assert result.ap == expected["ap"]
 
@@ -195,78 +204,37 @@ def named(image_id):
     return f"{image_id:04d}" if image_id % 2 else f"img {image_id}"
 
 
+def shifted(number):
+    """Of 64 bits: the faster backend would round it."""
+    return number + 2**62
+
+
 @pytest.mark.parametrize("backend", ["pycocotools", "auto"])
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_names_in_the_place_of_image_ids(tmp_path, iou_type, backend):
-    """As pycocotools takes them, and told apart from numbers."""
-    content = {}
-
-    def change(ground_truth, results):
-        for entry in ground_truth["images"]:
-            entry["id"] = named(entry["id"])
-        for entry in (*ground_truth["annotations"], *results):
-            entry["image_id"] = named(entry["image_id"])
-        content.update(truth=ground_truth, results=results)
-
-    files = foreign_files(tmp_path, iou_type, change)
-    stats, _ = by_hand(content["truth"], content["results"], iou_type)
-    result = score_predictions(*files, iou_type=iou_type, backend=backend)
-    atol = 0 if backend == "pycocotools" else 1e-12
-    np.testing.assert_allclose(
-        [getattr(result, k) for k in stats], list(stats.values()), rtol=0, atol=atol
-    )
+@pytest.mark.parametrize("change", [named, shifted])
+def test_ids_of_images(tmp_path, change, iou_type, backend):
+    """As pycocotools takes them, which are saved; names are told apart from numbers."""
+    predictions, targets = full_case(2)
+    for target in targets:
+        target["image_id"] = change(target["image_id"])
+    ids = [*map(shifted, CATEGORY_IDS)]
+    content = as_entries(predictions, targets, ids, CLASSES)
+    truth, results = (write_json(tmp_path / f"{k}.json", part) for k, part in enumerate(content))
+    options = {"iou_types": IOU_TYPES, "backend": backend, "category_ids": ids}
+    evaluator = evaluator_of(predictions, targets, **options)
+    saved, _ = evaluator.save(tmp_path)
+    options = {"iou_type": iou_type, "backend": backend}
+    scored = [score_predictions(path, truth, **options) for path in (results, saved)]
+    for result in (evaluator.compute(iou_type), *scored):
+        check_by_hand(result, *content, iou_type, atol=0 if backend == "pycocotools" else 1e-12)
     assert result.ap > 0.02
-    digits = next(e for e in content["results"] if e["image_id"].isdigit())
-    number = int(digits["image_id"])
-    write_json(files[0], [digits | {"image_id": number}])
-    with pytest.raises(ValueError, match=rf"predictions\[0\]: image_id .*got {number}"):
-        score_predictions(*files, iou_type=iou_type)
-
-
-def test_predictions_get_the_ids_of_the_file(tmp_path, content):
-    """Of a data set whose file names images by strings; without them they are refused."""
-    folder, ground_truth, _ = copy.deepcopy(content)
-    for image in ground_truth["images"]:
-        image["id"] = named(image["id"])
-    for entry in ground_truth["annotations"]:
-        entry["image_id"] = named(entry["image_id"])
-    path = write_json(tmp_path / "gt.json", ground_truth)
-    data = CocoDetection(folder, path, clip=False)
-    for image_ids in (dict(zip(data.image_ids, data.file_ids, strict=True)), None):
-        options = {"category_ids": data.category_ids, "image_ids": image_ids}
-        evaluator = COCOEvaluator(data.classes, **options)
-        rng = np.random.default_rng(0)
-        for index in range(len(data)):
-            target = data.target(index)
-            found = {key: target[key].numpy().copy() for key in ("boxes", "labels")}
-            found["boxes"] += [0, 0, 1, 0]
-            found["scores"] = rng.random(len(found["labels"]))
-            evaluator.update([found], [target])
-        saved, truth = evaluator.save(tmp_path)
-        expected = evaluator.compute().as_dict()
-        assert score_predictions(saved, truth).as_dict() == expected
-        if image_ids is not None:
-            assert {entry["image_id"] for entry in json.loads(saved.read_text())} <= {
-                image["id"] for image in ground_truth["images"]
-            }
-            assert score_predictions(saved, path).ap == pytest.approx(expected["ap"], abs=1e-6)
-        else:
-            with pytest.raises(ValueError, match=r"predictions\[0\]: image_id .*\d"):
-                score_predictions(saved, path)
-    with pytest.raises(ValueError, match=r"targets\[0\] .*image_id is 99, .*image_ids"):
-        evaluator_of([found], [target | {"image_id": 99}], image_ids={1: "a"})
-
-
-def test_files_of_lvis_are_scored_with_a_word(tmp_path):
-    def change(ground_truth, _):
-        for image in ground_truth["images"]:
-            image |= {"neg_category_ids": [7], "not_exhaustive_category_ids": []}
-
-    files = foreign_files(tmp_path, change=change)
-    with pytest.warns(UserWarning, match=r"gt\.json.*LVIS") as caught:
-        result = score_predictions(*files)
-    assert [warning.filename for warning in caught] == [__file__]
-    assert result.ap == score_predictions(*foreign_files(tmp_path)).ap
+    entry = content[1][0]
+    other = (
+        int(entry["image_id"].removeprefix("img ")) if change is named else str(entry["image_id"])
+    )
+    write_json(results, [entry | {"image_id": other}])
+    with pytest.raises(ValueError, match=rf"predictions\[0\]: image_id .*got {other!r}"):
+        score_predictions(results, truth, **options)
 
 
 # ------------------------------------------------------------------------------------------ errors

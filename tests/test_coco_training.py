@@ -39,9 +39,19 @@ MORE = {"maskrcnn": ("segm", "mask_ap"), "keypointrcnn": ("keypoints", "keypoint
 
 @pytest.fixture(scope="module")
 def coco_root(tmp_path_factory) -> Path:
-    """Return 8 images of shapes to train on and 6 to test on, with masks and keypoints."""
-    root = tmp_path_factory.mktemp("coco")
-    return write_shapes_coco(root, num_train=8, num_test=6, image_size=64)
+    """Return 8 images of shapes, with strings for ids, to train on and 6 to test on."""
+    root = write_shapes_coco(tmp_path_factory.mktemp("coco"), 8, 6, image_size=64)
+    path = root / "annotations/instances_train2017.json"
+    path.write_text(json.dumps(with_names(json.loads(path.read_text()))))
+    return root
+
+
+def with_names(content):
+    """Put strings in the place of the images' ids."""
+    for key, entries in (("id", content["images"]), ("image_id", content["annotations"])):
+        for entry in entries:
+            entry[key] = f"img {entry[key]}"
+    return content
 
 
 def config_for(folder, run_dir, name="fasterrcnn", *overrides, steps=24, **data):
@@ -104,12 +114,13 @@ class KnowsTheTruth(nn.Module):
         return found
 
 
-BEYOND = "boxes beyond the image"
+BEYOND, NAMES = "boxes beyond the image", "names for ids"
 CASES = {
     "masks": ("maskrcnn",),
     "keypoints at another size": ("keypointrcnn", "augment.size=48"),
     "some classes in another order": ("fasterrcnn", "data.classes=[star, circle]"),
     BEYOND: ("fasterrcnn",),
+    NAMES: ("fasterrcnn",),
 }
 
 
@@ -121,7 +132,7 @@ def test_scores_are_those_of_the_file(coco_root, tmp_path, case):
         entry["bbox"][2] += 60  # of an image of 64 pixels
     content["annotations"][0]["iscrowd"] = int(case == BEYOND)
     annotations = tmp_path / "truth.json"
-    annotations.write_text(json.dumps(content))
+    annotations.write_text(json.dumps(with_names(content) if case == NAMES else content))
     options = (*CASES[case], f"data.coco.test_annotations={annotations}")
     config = with_data_noted(config_for(coco_root, tmp_path, *options))
     dataset = open_dataset(config, train=False)

@@ -18,17 +18,17 @@ STILL = ("augment.flip=0", "augment.crop=0", "augment.photometric=0", "mixing.p=
 def check_sources(image_id, target, data):
     """Every object is one of its source's, as far as it is seen; the sources are named."""
     assert target["source"].dtype == torch.int64
-    assert next(iter(target["sources"])) == image_id
+    assert next(iter(target["sources"])) == data.index_of(image_id)
     assert set(target["source"].tolist()) <= target["sources"].keys()
     for box, label, source in zip(
         target["boxes"], target["labels"], target["source"].tolist(), strict=True
     ):
-        original = data.target(data.index_of(source))
+        original = data.target(source)
         low, high = original["boxes"].split(2, dim=1)
         holds = ((low <= box[:2] + 0.01) & (high >= box[2:] - 0.01)).all(1)
         assert bool((holds & (original["labels"] == label)).any())
     for source, name in target["sources"].items():
-        assert name == data.names[data.index_of(source)]
+        assert name == data.names[source]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_partner_without_objects_is_known(tmp_path, place):
                 continue
             half += 1
             lam = float(target["box_weights"][0])
-            lam = lam if sources == [target["image_id"]] else 1 - lam
-            first, second = (data[data.index_of(s)][0].double() for s in target["sources"])
+            lam = lam if sources == [data.index_of(target["image_id"])] else 1 - lam
+            first, second = (data[s][0].double() for s in target["sources"])
             height, width = map(min, first.shape[1:], second.shape[1:])
             seen, first, second = (x[:, :height, :width] for x in (image, first, second))
             assert (seen - (lam * first + (1 - lam) * second)).abs().max() <= 1

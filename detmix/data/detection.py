@@ -50,7 +50,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     """
 
     names: list[str]
-    image_ids: list[int]
+    image_ids: Sequence[int | str]
     transforms: Transforms | None
 
     def _store(self, sizes: Array, counts: Array, columns: Mapping[str, Array]) -> None:

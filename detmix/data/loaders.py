@@ -44,9 +44,10 @@ class MixCollate:
         self.seed = seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Collate and mix; every target's ``image_id`` must be an integer."""
-        indices = [int(target["image_id"]) for _, target in samples]
-        seeds = [sample_seed(self.seed, self.mix.epoch, index, "mixing") for index in indices]
+        """Collate and mix; every target needs an ``image_id``, an integer or a string."""
+        found = [target["image_id"] for _, target in samples]
+        ids = [image_id if isinstance(image_id, str) else int(image_id) for image_id in found]
+        seeds = [sample_seed(self.seed, self.mix.epoch, each, "mixing") for each in ids]
         return collate(self.mix.transform(samples, self.mix.make_params(len(samples), seeds=seeds)))
 
     def mix_batch(self, images: list[Tensor], targets: list[Target]) -> Batch:
@@ -110,7 +111,7 @@ def train_loader(
     """Build the training loader; its ``batch_sampler`` is an `EpochBatchSampler`.
 
     Args:
-        dataset: The samples; those to be mixed with integer ``image_id``.
+        dataset: The samples; those to be mixed with an ``image_id``, an integer or a string.
         batch_size: B, in one process.
         seed: The run's seed.
         workers: Worker processes; they persist over the epochs.

@@ -21,13 +21,13 @@ _OF_HOLDERS = ("__getitem__", "__iter__", "set_epoch")
 _telling: set[int] = set()  # whose own `set_epoch` is running
 
 
-def sample_seed(seed: int, epoch: int, index: int, stream: str = "") -> int:
+def sample_seed(seed: int, epoch: int, index: int | str, stream: str = "") -> int:
     """Hash (seed, epoch, sample index) to an independent seed.
 
     Args:
         seed: The run's seed.
         epoch: The epoch, from 0 (or a process's number).
-        index: The sample's index in its data set (or a step: whatever is seeded).
+        index: The sample's index in its data set (or its id, a step: whatever is seeded).
         stream: A name that keeps apart the uses of one sample's randomness, such as
             ``"augment"`` and ``"mixing"``.
 

@@ -45,8 +45,8 @@ def plot_batch(
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
         targets: ``boxes (N, 4)``, ``labels (N,)`` in 1..C and maybe ``box_weights (N,)``, ``masks``
-            as `encode_masks` takes them, ``keypoints (N, K, 3)``, ``source (N,)``, the ``image_id``
-            of each object's image, and ``sources``, the name of each image mixed by ``image_id``.
+            as `encode_masks` takes them, ``keypoints (N, K, 3)``, ``source (N,)``, the number
+            of each object's image, and ``sources``, the name of each image mixed by its number.
         classes: the C class names without the background.
         path: of the picture.
 

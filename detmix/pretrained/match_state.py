@@ -6,8 +6,10 @@ The module is a whole detector, with a new head, or a classifier or the body of 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +36,11 @@ _KEYPOINT_HEAD = "roi_heads.keypoint_predictor"
 _KEYPOINTS = f"{_KEYPOINT_HEAD}.kps_score_lowres.bias"
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _COUNTER = "num_batches_tracked"
-_SHOWN = 8
+# How torch tells of another shape.
+_OTHER_SHAPE = re.compile(r"size mismatch for (.+): .*Size\((.+)\) from .*Size\((.+)\)\.")
+_SHOWN = 4
+# Networks have some names in common by chance: this part of one's tensors is no chance.
+_LEAST_PART = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -47,15 +53,13 @@ class LoadReport:
     loaded: tuple[str, ...]  #: keys of the module's tensors that were loaded
     total: int  #: the module's tensors without its head; counters of batches may not be loaded
     left_out: tuple[str, ...]  #: keys that were not used: the weights' head
-    absent: tuple[str, ...]  #: names of parts that were not used, as the module has them not
+    absent: tuple[str, ...]  #: names of parts of the file that are not of the module
     new: tuple[str, ...]  #: keys of the module's tensors that stay as they were: its own head
     mean: tuple[float, ...]  #: what the weights expect images in [0, 1] to be normalised with
     std: tuple[float, ...]  #: the same
     head: str  #: what the head is, for the text
     norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
     prefix: str = ""  #: their place in the file: the name of a dict, and what keys begin with
-    beside: tuple[str, ...] = ()  #: other places of it, which were not used
-    others: tuple[str, ...] = ()  #: those of them that have as much of the network
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
@@ -66,11 +70,7 @@ class LoadReport:
         if self.left_out:
             text += f"; left out: {', '.join(self.left_out)} ({self.head})"
         if self.absent:
-            text += f"; not in this body: {', '.join(self.absent)}"
-        if self.beside:
-            text += f"; {_listing('not used of the file', self.beside)}"
-        if self.others:
-            text += f"; weights_prefix takes others that fit: {', '.join(self.others)}"
+            text += f"; {_listing('not used', self.absent)}"
         return text
 
 
@@ -107,7 +107,7 @@ def load_classifier(
         found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
             raise ValueError(
-                f"{source.what} was trained with model.{option}={found}, got "
+                f"{source.what} was trained with {option}={found}, got "
                 f"backbone.{option}={wanted}: set backbone.{option}={found}"
             )
     return _load_matching(
@@ -126,7 +126,7 @@ def load_backbone_weights(
 ) -> LoadReport:
     """Load pretrained weights into a ResNet or the body of a torchvision detector, in place.
 
-    They are taken from the place in a file, a dict and a prefix of its keys, that has most of the
+    They are taken from the place in a file, dicts and a prefix of their keys, that has most of the
     network; of equal ones from the first, with a warning. There every tensor but those of the
     classifier's head must be, with its shape, and no other. Set ``model.transform.image_mean`` and
     ``image_std`` to the report's.
@@ -165,24 +165,27 @@ def _choose(weights: PretrainedState, own: Iterable[str], heads: Sequence[str]) 
         )
     wanted = {key for key in own if not _is_in(key, heads) and not key.endswith(_COUNTER)}
     starts = ((key, name.end()) for key in state for name in re.finditer(r"^|\.", key))
-    counts = Counter(key[:start] for key, start in starts if key[start:] in wanted)
-    prefix = max(counts, key=counts.__getitem__, default=within)
-    if 2 * counts[prefix] < len(wanted):  # of another network: single names are alike by chance
-        prefix = within
-    others = (each for each in counts if each != prefix and counts[each] == counts[prefix])
+    inside = ((key, start) for key, start in starts if start >= len(within))
+    counts = Counter(key[:start] for key, start in inside if key[start:] in wanted)
+    most = max(counts.values(), default=0)
+    places = [place for place in counts if counts[place] == most]
+    prefix, *others = places if most > _LEAST_PART * len(wanted) else [within]
+    if others:
+        names = [place.removesuffix(".") or "null" for place in places]
+        what = f"weights_prefix={names[0]} is taken, {', '.join(names[1:])} would fit as well"
+        warnings.warn(f"{weights.source}: {what}", UserWarning, stacklevel=4)
     beside = dict.fromkeys(_part(key, prefix) for key in state if not key.startswith(prefix))
     return replace(
         weights,
         state={k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
         prefix=prefix.removesuffix("."),
         beside=tuple(beside),
-        others=tuple(other.removesuffix(".") for other in others),
     )
 
 
 def _part(key: str, prefix: str) -> str:
     """Return a key up to the first name in which it differs from a prefix."""
-    parts = (key[: dot.start()] for dot in re.finditer(r"\.|$", key))
+    parts = itertools.accumulate(key.split("."), "{}.{}".format)
     return next((part for part in parts if not prefix.startswith(f"{part}.")), key)
 
 
@@ -205,7 +208,8 @@ def _load_matching(
     try:
         missing, unexpected = outline.load_state_dict(wanted, strict=False, assign=True)
     except RuntimeError as error:  # with a line for each tensor of another shape
-        other = str(error).split("\n\t")[1:]
+        lines = str(error).split("\n\t")[1:]
+        other = [_OTHER_SHAPE.sub(r"\1 of shape \2, expected \3", line) for line in lines]
     found = {
         key: value
         for key, value in outline.state_dict().items()
@@ -223,8 +227,6 @@ def _load_matching(
         told = "; ".join(_listing(what, keys) for what, keys in problems.items() if keys)
         hint = _hint(missing, unexpected, other)
         where = f"weights_prefix={weights.prefix or 'null'}"
-        if weights.others:
-            where += f" (or {', '.join(weights.others)})"
         raise ValueError(f"{weights.source} does not fit {model} with {where}: {told}{hint}")
     module.load_state_dict(found, strict=False)
     report = LoadReport(
@@ -233,17 +235,18 @@ def _load_matching(
         loaded=tuple(found),
         total=sum(not _is_in(key, heads) for key in own),
         left_out=tuple(key for key in weights.state if _is_in(key, heads)),
-        absent=tuple(part for part in absent if any(_is_in(k, (part,)) for k in weights.state)),
+        absent=(
+            *(p for p in absent if any(_is_in(k, (p,)) for k in weights.state)),
+            *weights.beside,
+        ),
         new=tuple(key for key in own if _is_in(key, heads)),
         mean=weights.mean,
         std=weights.std,
         head=head,
         norm_eps=weights.norm_eps,
         prefix=weights.prefix or "",
-        beside=weights.beside,
-        others=weights.others,
     )
-    _log.log(logging.WARNING if report.others else logging.INFO, "%s", report)
+    _log.info("%s", report)
     return report
 
 
@@ -264,8 +267,8 @@ def _hint(missing: Sequence[str], unexpected: Sequence[str], other: Sequence[str
         return ". These are weights of batch norm: norm must be frozen, batch or sync"
     if missing and all(key.endswith(statistics) for key in missing):
         return ". These are weights without batch norm's statistics: norm must be group"
-    if len(other) == 1 and "for conv1.weight:" in other[0]:
-        return " The first convolution differs: stem must be as in the pretraining"
+    if len(other) == 1 and other[0].startswith("conv1.weight of shape"):
+        return ". The first convolution differs: stem must be as in the pretraining"
     return ""
 
 

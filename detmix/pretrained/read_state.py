@@ -40,10 +40,8 @@ class PretrainedState:
     norm_eps: float | None = None
     network: Mapping[str, Any] = field(default_factory=dict)  # a classifier's name and stem
     source: str = ""
-    # As `LoadReport` has them; before that the place to look at, or None for all.
-    prefix: str | None = None
-    beside: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    prefix: str | None = None  # the place of what is meant, or to look at alone
+    beside: tuple[str, ...] = ()  # other places in the file
 
 
 @dataclass(frozen=True)
@@ -168,11 +166,17 @@ def read_weight_file(path: Path | str) -> PretrainedState:
 
 
 def _named_tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
-    """Return all tensors of a file, those of the dicts in it under ``"name of the dict.key"``."""
-    dicts = ((name, part) for name, part in content.items() if isinstance(part, dict))
-    inside = {f"{name}.{key}": each for name, part in dicts for key, each in part.items()}
-    named = ((key, each) for key, each in (content | inside).items() if isinstance(key, str))
-    return {key: each for key, each in named if isinstance(each, Tensor)}
+    """Return all tensors of a file, those of dicts in it under ``"name of the dict.key"``."""
+    named: dict[str, Tensor] = {}
+    places, seen = [("", content)], {id(content)}  # one may hold itself
+    for place, part in places:
+        for key, value in part.items():
+            if isinstance(key, str) and isinstance(value, Tensor):
+                named[f"{place}{key}"] = value
+            elif isinstance(key, str) and isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                places.append((f"{place}{key}.", value))
+    return named
 
 
 def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +187,7 @@ def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     eps = noted.get("norm_eps")
     eps = float(eps) if isinstance(eps, (int, float)) else None
     prefix = "model" if checkpoint.get("ema") is None else "ema"
-    network = section(config, "model")
+    network = section(config, "model") or section(config, "backbone")
     return {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
 
 

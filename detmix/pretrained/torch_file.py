@@ -1,8 +1,8 @@
 """Files of ``torch.save``, read without running what is in them.
 
-Beside tensors and plain values they may hold NumPy's numbers and arrays of them, which older
-training code saves. NumPy's own functions would make an array of any bytes as if they were objects
-in memory, so stand-ins take their names, of NumPy 1 and 2.
+Beside tensors and plain values they may hold NumPy's numbers and arrays, as older training code
+saves them. None is needed here, and NumPy's own functions would take any bytes for addresses of
+objects: what they would make is passed over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,8 +24,6 @@ _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ARCHIVE = b"PK\x03\x04"
 # The bit of an entry's attributes that makes a folder of it.
 _FOLDER = 0x10
-# Booleans, numbers and text: no objects, and no records of them.
-_KINDS = "biufcSU"
 
 
 def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bool = False) -> Any:
@@ -39,11 +36,13 @@ def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bo
         problem = _find_problem(file, what, checksums) if is_archive else None
     if problem is not None:
         raise ValueError(f"{path} {problem}")
-    # Where the process allows NumPy's own, they would meet the stand-ins.
-    numpys = [] if np.dtype in torch.serialization.get_safe_globals() else _STAND_INS
+    # A Namespace is plain values by name: torchvision's training scripts save their arguments.
+    allowed: list[Any] = [argparse.Namespace]
+    # A process that allows NumPy's own reads its numbers, too.
+    if np.dtype not in torch.serialization.get_safe_globals():
+        allowed += [(_PassedOver, name) for name in _NUMPYS]
     try:
-        # A Namespace is plain values by name: torchvision's training scripts save their arguments.
-        with torch.serialization.safe_globals([argparse.Namespace, *numpys]):
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's whole message would advise to run the file's code.
@@ -63,7 +62,7 @@ def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
             if any(part.filename.endswith("/constants.pkl") for part in parts):
-                return f"is a TorchScript archive, expected a {what}"
+                return f"is a TorchScript archive, expected a {what}: save a state dict alone"
             for part in parts:
                 # Torch compresses nothing: what is compressed may be a thousand times as large,
                 # and what it takes for shorter, or for a folder, it would fill with whatever lies
@@ -79,42 +78,18 @@ def _find_problem(file: BinaryIO, what: str, checksums: bool) -> str | None:
     return None if name is None else f"is broken: the checksum of {name} in it is wrong"
 
 
-class _Dtype:
-    """What a file says of a dtype: its code and its byte order."""
+class _PassedOver:
+    """What a number or an array of NumPy's, or a part of one, becomes."""
 
-    def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "="
+    def __init__(self, *_: Any) -> None: ...
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
+    def __setstate__(self, _: Any) -> None: ...
 
 
-def _plain_dtype(stand_in: Any) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(stand_in.code)
-    if dtype.kind not in _KINDS:  # told as torch does
-        raise pickle.UnpicklingError(f"GLOBAL numpy.dtype.{dtype.name}")
-    return dtype.newbyteorder(stand_in.order)  # type: ignore[no-any-return]
-
-
-class _Array(np.ndarray[Any, Any]):
-    """An array that is empty until it is told its state."""
-
-    def __new__(cls, *_: Any) -> _Array:
-        return super().__new__(cls, (0,))  # type: ignore[no-any-return]
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        version, shape, dtype, is_fortran, data = state
-        super().__setstate__((version, shape, _plain_dtype(dtype), is_fortran, data))
-
-
-def _scalar(dtype: Any, data: bytes) -> Any:
-    return np.frombuffer(data, _plain_dtype(dtype), 1)[0]
-
-
-_STAND_INS: list[tuple[Callable[..., Any], str]] = [
-    (_Dtype, "numpy.dtype"),
-    (_Array, "numpy.ndarray"),
-    (lambda: b"", "builtins.bytes"),  # how the content of an empty array is written
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-]
+_NUMPYS = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    "builtins.bytes",  # the content of an empty array
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+)

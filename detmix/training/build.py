@@ -156,16 +156,13 @@ def build_train_loader(
 ) -> DataLoader[Any]:
     """Augment a data set for training, mix it where that is its or its loader's work, load it."""
     augment, place = config.augment, config.mixing.place
-    has_keypoints = "keypoints" in target_keys(config.detector.name)
     transform = detection_transforms(
         augment.size,
         train=True,
         flip=augment.flip,
         photometric=augment.photometric,
         crop=augment.crop,
-        keypoint_flip=dataset.keypoint_flip
-        if has_keypoints and isinstance(dataset, CocoDetection)
-        else None,
+        keypoint_flip=getattr(dataset, "keypoint_flip", ()) or None,  # () where none are trained
         keys=PREVIEW_KEYS,
     )
     limited = Subset(dataset, range(len(dataset))[: config.data.train_limit])
@@ -200,9 +197,6 @@ def build_coco_evaluator(
     return COCOEvaluator(
         config.data.class_names,
         category_ids=dataset.category_ids,
-        image_ids=dict(zip(dataset.image_ids, dataset.file_ids, strict=True))
-        if isinstance(dataset, CocoDetection)
-        else None,
         iou_types=("bbox", *more),
         backend=backend,
     )

@@ -77,7 +77,7 @@ class DetectorTrainer(Trainer[Score]):
         """Name the images of a batch, with partners from outside it."""
         names = []
         for target in batch[1]:
-            index = self._data.index_of(int(target["image_id"]))
+            index = self._data.index_of(target["image_id"])
             name = self._data.names[index]
             if isinstance(self.loader.dataset, MixedDataset):
                 params = self.loader.dataset.draw_params(index)

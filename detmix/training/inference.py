@@ -128,11 +128,11 @@ def detect(
     found: dict[int, Prediction] = {}
 
     def size_of(target: Target) -> tuple[int, int]:
-        return truth.image_size(truth.index_of(int(target["image_id"])))
+        return truth.image_size(truth.index_of(target["image_id"]))
 
     with evaluating(model, loader, accelerator) as batches:
         for predictions, targets in predict(model, batches, accelerator, size_of=size_of):
-            indices = [truth.index_of(int(target["image_id"])) for target in targets]
+            indices = [truth.index_of(target["image_id"]) for target in targets]
             found.update(zip(indices, predictions, strict=True))
             if after_batch is not None:
                 after_batch()

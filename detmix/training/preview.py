@@ -99,9 +99,9 @@ def _open_with_sources(config: TrainConfig) -> DetectionData:
     data = open_dataset(config, train=True)
 
     def note(image: Tensor, target: Target) -> Sample:
-        image_id = target["image_id"]
-        target["source"] = torch.full((len(target["boxes"]),), image_id, dtype=torch.int64)
-        target["sources"] = {image_id: data.names[data.index_of(image_id)]}
+        index = data.index_of(target["image_id"])
+        target["source"] = torch.full((len(target["boxes"]),), index, dtype=torch.int64)
+        target["sources"] = {index: data.names[index]}
         return image, target
 
     data.transforms = note

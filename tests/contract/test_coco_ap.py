@@ -13,7 +13,6 @@ from coco_oracle import (
     as_entries,
     check_by_hand,
     evaluator_of,
-    foreign_files,
     full_case,
     plain_evaluator,
     random_case,
@@ -22,7 +21,7 @@ from coco_oracle import (
 from pycocotools.cocoeval import Params
 from voc_oracle import image
 
-from detmix.evaluation import encode_masks, score_predictions
+from detmix.evaluation import encode_masks
 from detmix.evaluation.coco.masks import mask_areas
 
 BACKENDS = (
@@ -142,25 +141,8 @@ def test_nothing(backend, iou_type):
         assert result.num_detections == {"cat": len(predictions) // 2, "dog": 0, "cow": 0}
 
 
-# ------------------------------------------------------------------------ limits of the libraries
-
-
 def test_more_masks_in_an_image_than_pycocotools_counts():
     """Their number does not fit its 8 bits; of all the area is taken."""
     masks = np.random.default_rng(2).random((300, 6, 5)) < 0.5
     entries = encode_masks(masks)
     np.testing.assert_array_equal(mask_areas(entries), masks.sum(axis=(1, 2)))
-
-
-@pytest.mark.parametrize(("part", "key"), [("images", "image_id"), ("categories", "category_id")])
-def test_ids_of_64_bits(tmp_path, part, key):
-    """The faster backend would round them."""
-
-    def shift(ground_truth, results):
-        for entry in ground_truth[part]:
-            entry["id"] += 2**62
-        for entry in (*ground_truth["annotations"], *results):
-            entry[key] += 2**62
-
-    expected = score_predictions(*foreign_files(tmp_path), backend="pycocotools").as_dict()
-    assert score_predictions(*foreign_files(tmp_path, change=shift)).as_dict() == expected

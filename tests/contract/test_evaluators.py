@@ -144,7 +144,7 @@ BAD = [
     ("targets", "image_id", 0.5),
 ]
 BAD_FOR_COCO = [
-    ("targets", "image_id", "a"),
+    *(("targets", "image_id", value) for value in (None, True)),
     ("targets", "area", [-1.0]),
     ("targets", "file_name", 3),
     ("targets", "masks", None),

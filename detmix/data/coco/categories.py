@@ -50,8 +50,10 @@ def read_categories(
 
 def unique_names(categories: Collection[CocoCategory]) -> dict[int, str]:
     """Return the names by id, with the id behind those that several categories share."""
-    times = Counter(category.name for category in categories)
-    return {c.id: c.name + f" ({c.id})" * (times[c.name] > 1) for c in categories}
+    names = {category.id: category.name for category in categories}
+    while len(times := Counter(names.values())) < len(names):  # once, but for a "dog (18)" beside
+        names = {id: f"{name} ({id})" if times[name] > 1 else name for id, name in names.items()}
+    return names
 
 
 def choose_categories(
@@ -62,17 +64,13 @@ def choose_categories(
 ) -> dict[str, CocoCategory]:
     """Return the category of each class by the class's name, in the order of the labels."""
     unique = unique_names(categories)
-    by_name: dict[str, list[CocoCategory]] = {}
-    for category in sorted(categories, key=lambda category: category.id):
-        by_name.setdefault(category.name, []).append(category)
+    annotated = Counter(category.name for category in categories if category.id in used)
     known: dict[str, CocoCategory] = {}
-    for name, alike in by_name.items():
-        annotated = [category for category in alike if category.id in used]
-        if len(annotated) > 1:
-            known |= {unique[category.id]: category for category in annotated}
-        else:
-            # Super-categories come first: with none annotated, as in a small split, the last is it.
-            known[name] = (annotated or alike)[-1]
+    for category in sorted(categories, key=lambda category: category.id):
+        # Super-categories come first: with none annotated, as in a small split, the last is it.
+        if category.id in used or not annotated[category.name]:
+            is_shared = annotated[category.name] > 1
+            known[unique[category.id] if is_shared else category.name] = category
     if classes is None:
         shared = [name for name, category in known.items() if name != category.name]
         if shared:

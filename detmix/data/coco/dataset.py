@@ -74,9 +74,7 @@ class CocoDetection(StoredDetection):
     ``masks`` uint8 ``(N, H, W)`` and ``keypoints`` float32 ``(N, K, 3)``, x, y and visibility.
     Images are sorted by their ids, the objects of one stand as in the file.
 
-    Ids may be written as floats (``1.0``), those of images also be strings: where any is,
-    ``image_id`` is the image's place in the order of the ids, from 0, and ``file_ids`` has the
-    file's, for what is written.
+    Ids may be written as floats (``1.0``), those of images also be strings, which come last.
 
     Boxes are clipped to the image, and those without area dropped; one warning tells of both.
 
@@ -106,8 +104,7 @@ class CocoDetection(StoredDetection):
     Attributes:
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
         names: The images' paths within the folder by index.
-        image_ids: The images' ``image_id`` by index, ascending.
-        file_ids: The images' ids in the file by index; `COCOEvaluator` takes them as ``image_ids``.
+        image_ids: The images' ids in the file by index, ascending.
         keypoint_names: The keypoints' names; ``()`` where they are not asked for.
         keypoint_flip: For each keypoint the index of the one in its place in an image mirrored
             left to right: ``left_*`` and ``right_*`` change places.
@@ -173,9 +170,7 @@ class CocoDetection(StoredDetection):
             columns["is_clipped"],
             lambda index: file.describe_box(columns["rows"][index]),
         )
-        self.file_ids = [file.image_ids[index] for index in chosen]
-        numbers = file.image_numbers()
-        self.image_ids = [numbers[index] for index in chosen]
+        self.image_ids = [file.image_ids[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
         dtypes = {"boxes": "f4", "labels": "i8", "iscrowd": "i8", "area": "f4"}
         dtypes |= {"keypoints": "f4"} if keypoints else {}
@@ -207,13 +202,9 @@ class CocoDetection(StoredDetection):
         return self._folder / self.names[index]
 
     def index_of(self, image_id: Id) -> int:
-        """Return the index of the image with this ``image_id``, or with this string in the file.
-
-        ValueError if none has it.
-        """
-        ids: Sequence[Id] = self.file_ids if isinstance(image_id, str) else self.image_ids
-        index = bisect_left(ids, id_order(image_id), key=id_order)
-        if index == len(self) or ids[index] != image_id:
+        """Return the index of the image with this id; ValueError if none has it."""
+        index = bisect_left(self.image_ids, id_order(image_id), key=id_order)
+        if index == len(self) or self.image_ids[index] != image_id:
             raise ValueError(
                 f"no image of {self._path} has the id {image_id!r}, or it was left out"
             )

@@ -65,11 +65,6 @@ class CocoFile:
             f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
         )
 
-    def image_numbers(self) -> list[int]:
-        """Return the ids of the images, or where any is a string their places from 0."""
-        numbers = [image_id for image_id in self.image_ids if isinstance(image_id, int)]
-        return numbers if len(numbers) == len(self.names) else list(range(len(self.names)))
-
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width."""
         height, width = self.sizes[index].tolist()

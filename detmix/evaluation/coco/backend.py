@@ -16,12 +16,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detmix.data.coco.file import Id, id_order
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
-_MOST_EXACT = 2**53  # of the integers that floats hold
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 Entry = Mapping[str, Any]
+Numbers = Mapping[Id, int]
+
+_PARTS = {"images": "image_id", "categories": "category_id"}  # what has ids, and where they stand
 
 # What holds the overlap of each type, in annotations and in results.
 SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
@@ -61,12 +64,20 @@ def score_entries(
     # box besides (pycocotools' ``loadRes`` would take the box's). Annotations must have ids from 1:
     # pycocotools takes a match with number 0 for none. The first detection that matches a difficult
     # object is left out, and so is the object.
-    coco_type, evaluation_type = _load_backend(backend, ground_truth)
+    coco_type, evaluation_type = _load_backend(backend)
+    numbers = {key: _numbers(ground_truth[part]) for part, key in _PARTS.items()}
+    about = {
+        part: [{**entry, "id": numbers[key][entry["id"]]} for entry in ground_truth[part]]
+        for part, key in _PARTS.items()
+    }
+    annotations = [_annotation(entry, numbers, iou_type) for entry in ground_truth["annotations"]]
+    results = [_kept(entry, numbers, "score", SHAPE_KEYS[iou_type]) for entry in results]
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        annotations = [_annotation(entry, iou_type) for entry in ground_truth["annotations"]]
-        truth = _indexed(coco_type, ground_truth, annotations)
-        evaluation = evaluation_type(truth, _detections(truth, results, iou_type), iou_type)
+        truth = _indexed(coco_type, about, annotations)
+        # ``loadRes`` fails on an empty list.
+        found = truth.loadRes(results) if results else _indexed(coco_type, about, [])
+        evaluation = evaluation_type(truth, found, iou_type)
         # Said here because the faster one leaves out categories without annotated keypoints.
         evaluation.params.catIds = sorted(truth.cats)
         if iou_type == "keypoints":
@@ -76,12 +87,9 @@ def score_entries(
     return _result(evaluation, truth, results, iou_type)
 
 
-def _load_backend(backend: Backend, ground_truth: Entry) -> tuple[Any, Any]:
+def _load_backend(backend: Backend) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    # The faster one looks up ids as floats.
-    ids = (entry["id"] for part in ("images", "categories") for entry in ground_truth[part])
-    can_be_fast = _has_faster_backend() and all(abs(number) <= _MOST_EXACT for number in ids)
-    if backend == "pycocotools" or (backend == "auto" and not can_be_fast):
+    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -90,19 +98,31 @@ def _load_backend(backend: Backend, ground_truth: Entry) -> tuple[Any, Any]:
     return module.COCO, module.COCOeval_faster
 
 
+def _numbers(entries: Sequence[Entry]) -> Numbers:
+    """The place of each id among the sorted ones."""
+    # What the backends get: the faster one knows no strings, and looks up ids as floats.
+    ids = sorted((entry["id"] for entry in entries), key=id_order)
+    return {value: number for number, value in enumerate(ids)}
+
+
+def _kept(entry: Entry, numbers: Mapping[str, Numbers], *keys: str) -> dict[str, Any]:
+    """Some fields of an entry, and its image and category by their numbers."""
+    kept = {key: entry[key] for key in keys}
+    return kept | {key: number_of[entry[key]] for key, number_of in numbers.items()}
+
+
 def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
     """A backend's own data set, with the images and categories of ``about``."""
     coco = coco_type()
-    parts = {"images": about["images"], "categories": about["categories"]}
-    coco.dataset = {"info": {}, **parts, "annotations": annotations}
+    coco.dataset = {"info": {}, **about, "annotations": annotations}
     coco.createIndex()
     return coco
 
 
-def _annotation(entry: Entry, iou_type: IouType) -> dict[str, Any]:
+def _annotation(entry: Entry, numbers: Mapping[str, Numbers], iou_type: IouType) -> dict[str, Any]:
     """What the backends need of an object; a difficult one counts neither way."""
-    kept = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
-    annotation = {key: entry[key] for key in kept}
+    keys = ("id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
+    annotation = _kept(entry, numbers, *keys)
     difficult = bool(entry.get("difficult", 0))
     if iou_type == "keypoints":
         annotation["num_keypoints"] = 0 if difficult else entry["num_keypoints"]
@@ -111,15 +131,6 @@ def _annotation(entry: Entry, iou_type: IouType) -> dict[str, Any]:
     elif difficult:
         annotation["area"] = IGNORED_AREA
     return annotation
-
-
-def _detections(truth: Any, results: Sequence[Entry], iou_type: IouType) -> Any:
-    """The detections as the backend's own ``loadRes`` takes them; it fails on an empty list."""
-    kept = ("image_id", "category_id", "score", SHAPE_KEYS[iou_type])
-    entries = [{key: entry[key] for key in kept} for entry in results]
-    if entries:
-        return truth.loadRes(entries)
-    return _indexed(type(truth), truth.dataset, [])
 
 
 def _set_sigmas(
@@ -148,10 +159,7 @@ def _result(evaluation: Any, truth: Any, results: Sequence[Entry], iou_type: Iou
         entry["category_id"] for entry in truth.dataset["annotations"] if _counts(entry)
     )
     found = Counter(entry["category_id"] for entry in results)
-    of_class = {
-        name: precision[:, :, evaluation.params.catIds.index(number), 0, -1]
-        for number, name in names.items()
-    }
+    of_class = {name: precision[:, :, number, 0, -1] for number, name in names.items()}
     return COCOResult(
         iou_type=iou_type,
         **_summary(evaluation.params, precision, np.asarray(evaluation.eval["recall"])),

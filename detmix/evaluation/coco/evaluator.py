@@ -5,14 +5,14 @@ background, K keypoints of an object.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from detmix.data.coco.file import paused_collection
 from detmix.data.detection import check_classes
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
-from detmix.evaluation.coco.records import CocoImage, CocoReader, Entries
+from detmix.evaluation.coco.records import CocoImage, CocoReader
 from detmix.evaluation.records import Record, check_choice
 from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
@@ -35,9 +35,6 @@ class COCOEvaluator:
     Args:
         classes: the C class names without the background; label k stands for ``classes[k - 1]``.
         category_ids: COCO's category ids of the labels, for what is saved; 1..C where absent.
-        image_ids: the images' ids in the file by the ``image_id`` of targets, for what is saved:
-            ``dict(zip(data.image_ids, data.file_ids))`` of a `CocoDetection`. Where absent, the
-            ``image_id`` itself.
         iou_types: what to evaluate, out of ``"bbox"``, ``"segm"`` (masks) and ``"keypoints"``.
         backend: ``"pycocotools"``, or ``"faster-coco-eval"``, an optional package whose numbers are
             the same to rounding (1e-15) in a quarter of the time; ``"auto"`` for that one where it
@@ -54,7 +51,6 @@ class COCOEvaluator:
         classes: Sequence[str],
         *,
         category_ids: Sequence[int] | None = None,
-        image_ids: Mapping[int, int | str] | None = None,
         iou_types: Sequence[IouType] = ("bbox",),
         backend: Backend = "auto",
         keypoint_sigmas: Sequence[float] | None = None,
@@ -62,7 +58,6 @@ class COCOEvaluator:
     ) -> None:
         self.classes = check_classes(classes)
         self.category_ids = _checked_category_ids(category_ids, len(self.classes))
-        self.image_ids = image_ids
         self.iou_types = _checked_iou_types(iou_types)
         check_backend(backend)
         check_choice("prediction_labels", prediction_labels, PredictionLabels)
@@ -71,16 +66,13 @@ class COCOEvaluator:
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
         self._reader = CocoReader(
-            self.category_ids,
-            self.iou_types,
-            by_id=prediction_labels == "category_id",
-            image_ids=image_ids,
+            self.category_ids, self.iou_types, by_id=prediction_labels == "category_id"
         )
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images: dict[int, CocoImage] = {}
+        self._images: dict[int | str, CocoImage] = {}
         self._results: dict[str, COCOResult] = {}
         self._num_keypoints = None if self.keypoint_sigmas is None else len(self.keypoint_sigmas)
 
@@ -91,15 +83,14 @@ class COCOEvaluator:
             predictions: as of `VOCEvaluator.update`, but that labels are category ids if
                 ``prediction_labels`` says so; for ``"segm"`` with ``masks`` as `encode_masks` takes
                 or returns them, for ``"keypoints"`` with ``keypoints (D, K, 3)``.
-            targets: as there, but that every image needs its ``image_id``, an int or a tensor of
-                one; with ``masks`` and ``keypoints (G, K, 3)`` alike. Optional are also ``area
-                (G,)`` (the masks' where they are evaluated, else the boxes', if absent),
-                ``orig_size`` (height, width) and ``file_name`` (str).
+            targets: as there, but that every image needs its ``image_id``; with ``masks`` and
+                ``keypoints (G, K, 3)`` alike. Optional are also ``area (G,)`` (the masks' where
+                they are evaluated, else the boxes', if absent), ``orig_size`` (height, width) and
+                ``file_name`` (str).
 
         Raises:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
-                negative area, a prediction with ``x2 < x1``, an image with masks of several sizes,
-                or one that is not among ``image_ids``.
+                negative area, a prediction with ``x2 < x1``, an image with masks of several sizes.
         """
         images, points = self._reader.read(predictions, targets, self._num_keypoints)
         for image in images:
@@ -132,19 +123,11 @@ class COCOEvaluator:
         all area ranges. `score_predictions` scores the two to exactly the same numbers with the
         same backend.
         """
-        found, truth = self._with_file_ids(self._found()), self._ground_truth()
-        truth["images"] = self._with_file_ids(truth["images"], "id")
-        truth["annotations"] = self._with_file_ids(truth["annotations"])
-        contents = {"predictions": found, "ground_truth": truth}
+        contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
         paths = Path(folder) / "predictions.json", Path(folder) / "ground_truth.json"
         for path in paths:
             write_text(path, json.dumps(contents[path.stem], allow_nan=False) + "\n")
         return paths
-
-    def _with_file_ids(self, entries: Entries, key: str = "image_id") -> Entries:
-        """Entries with the images' ids in the file."""
-        ids = self.image_ids
-        return entries if ids is None else [each | {key: ids[each[key]]} for each in entries]
 
     def _found(self) -> list[dict[str, Any]]:
         """All detections in COCO's results format."""

@@ -92,16 +92,15 @@ def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
 
 
 def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
-    """What a file says, as entries with all that the backends need; images go by their places."""
+    """What a file says, as entries with all that the backends need."""
     sides = np.maximum(file.boxes[:, 2:], 0)
     with np.errstate(over="ignore"):  # told below, by entry
         areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
     annotations = []
     for row, item in enumerate(file.items):
+        entry = {key: item[key] for key in ("image_id", "category_id", "bbox")}
+        entry |= {"id": row + 1, "area": areas[row], "iscrowd": int(file.iscrowd[row])}
         index = int(file.image_index[row])
-        entry = {"id": row + 1, "image_id": index, "bbox": item["bbox"], "area": areas[row]}
-        entry["category_id"] = file.categories[file.category_index[row]].id
-        entry["iscrowd"] = int(file.iscrowd[row])
         try:
             _check_size(item["bbox"])
             entry["difficult"] = read_flag(item, "difficult")
@@ -120,10 +119,11 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
         annotations.append(entry)
-    sizes, names = enumerate(file.sizes.tolist()), unique_names(file.categories).items()
+    images = zip(file.image_ids, file.sizes.tolist(), strict=True)
+    categories = unique_names(file.categories).items()
     return {
-        "images": [{"id": index, "height": h, "width": w} for index, (h, w) in sizes],
-        "categories": [{"id": number, "name": name} for number, name in names],
+        "images": [{"id": image_id, "height": h, "width": w} for image_id, (h, w) in images],
+        "categories": [{"id": number, "name": name} for number, name in categories],
         "annotations": annotations,
     }
 
@@ -143,7 +143,7 @@ def _results(
             look_up(item, "category_id", categories)
             if not is_finite(item.get("score")):
                 raise ValueError(f"score must be a finite number, got {item.get('score')!r}")
-            entry = {key: item[key] for key in ("category_id", "score")} | {"image_id": index}
+            entry = {key: item[key] for key in ("image_id", "category_id", "score")}
             results.append(entry | _shape(item, index, file, iou_type, num_keypoints))
         except ValueError as error:
             raise ValueError(f"{path}, predictions[{number}]: {error}") from None
