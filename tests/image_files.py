@@ -1,11 +1,13 @@
-"""PNG and TIFF files of any pixel type, written byte by byte from the formats' specifications."""
+"""PNG and TIFF files of any pixel type: their pixels and fields as the formats specify them."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 
 def ramp(dtype, channels=1, height=5, width=64):
@@ -34,36 +36,23 @@ def png(values, colour, bits):
 def tiff(values, photometric, *, order="<", planes=1, bits=None, **tags):
     """Encode ``(H, W, C)`` values of any dtype, which says the bits and the sample format."""
     height, width, channels = values.shape
-    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     ordered = values.transpose(2, 0, 1) if planes == 2 else values
     data = ordered.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits is not None:
         data = np.packbits(_bits(values, bits), axis=1).tobytes()
     strips, depth = channels if planes == 2 else 1, bits or 8 * values.dtype.itemsize
+    size, kind = len(data) // strips, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     entries = {
-        256: ("I", [width]), 257: ("I", [height]), 258: ("H", [depth] * channels),
-        259: ("H", [1]), 262: ("H", [photometric]), 273: ("I", [0] * strips),
-        277: ("H", [channels]), 278: ("I", [height]), 279: ("I", [len(data) // strips] * strips),
-        284: ("H", [planes]), 339: ("H", [kind] * channels),
-        **{{"extra": 338, "orientation": 274}[name]: ("H", [tag]) for name, tag in tags.items()},
+        256: width, 257: height, 258: [depth] * channels, 259: 1, 262: photometric,
+        273: [size * strip for strip in range(strips)], 277: channels, 278: height,
+        279: [size] * strips, 284: planes, 339: [kind] * channels,
+        **{{"extra": 338, "orientation": 274}[name]: tag for name, tag in tags.items()},
     }  # fmt: skip
-    start = 8 + 2 + 12 * len(entries) + 4  # of what does not fit into the entries
-    longer = sum(n for code, items in entries.values() if (n := _size(code, items)) > 4)
-    offsets = [start + longer + strip * (len(data) // strips) for strip in range(strips)]
-    entries[273] = ("I", offsets)
-    directory, beyond = struct.pack(f"{order}H", len(entries)), b""
-    for tag, (code, items) in sorted(entries.items()):
-        body = struct.pack(f"{order}{len(items)}{code}", *items)
-        if len(body) > 4:
-            body, beyond = struct.pack(f"{order}I", start + len(beyond)), beyond + body
-        number = {"H": 3, "I": 4}[code]
-        directory += struct.pack(f"{order}HHI", tag, number, len(items)) + body.ljust(4, b"\0")
-    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
-    return head + directory + b"\0" * 4 + beyond + data
-
-
-def _size(code, items):
-    return struct.calcsize(f"<{len(items)}{code}")
+    directory = ImageFileDirectory_v2(prefix={"<": b"II", ">": b"MM"}[order])
+    directory.update(entries)
+    file = io.BytesIO()
+    directory.save(file)  # which moves the strips behind itself
+    return file.getvalue() + data
 
 
 def _bits(values, bits):

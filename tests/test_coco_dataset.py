@@ -295,9 +295,15 @@ def test_sizes_come_from_the_file_or_else_from_the_image(tmp_path):
         CocoDetection(folder, path)
     folder, path = write_coco(tmp_path, [box_object()])
     dataset = CocoDetection(folder, path)
-    Image.new("RGB", (40, 60)).save(folder / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg: .* 40 x 60 .*s\.json says 60 x 40.*EXIF"):
-        dataset[0]
+    for orientation in (6, 3):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (40, 60)).save(folder / "a.jpg", exif=exif)
+        with pytest.raises(
+            ValueError, match=r"a\.jpg: .* 40 x 60 .*s\.json says 60 x 40"
+        ) as caught:
+            dataset[0]
+        assert ("EXIF" in str(caught.value)) == (orientation == 6)
     (folder / "a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"sample 0: .*a\.jpg"):
         dataset[0]

@@ -140,7 +140,6 @@ VOC_CASES = [
             (DOG.replace("dog", "è"), "unknown class 'è'.*dog.*UTF-8"),
             (b"<?xml version='1.0' encoding='ascii'?><a>\xe9</a>", "XML: .*ascii"),
             (b"<?xml version='1.0' encoding='utf-16'?><a></a>", "XML: .*'utf-16'"),
-            (b"<!DOCTYPE annotation PUBLIC 'a' 'b.dtd'><annotation/>", "refused: .*b.dtd"),
         ]
     ),
     ({"split": "a\nb\na"}, {}, r"trainval\.txt.*'VOC2007/a'"),
@@ -185,3 +184,6 @@ def test_missing_files_of_voc(tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match=named):
             VOCDetection(folder, (image_set,))
+    (root / "VOC2007/JPEGImages/b.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.jpg: .*\.jpeg, \.png.* \(1 of 2 "):
+        VOCDetection(root)

@@ -22,8 +22,7 @@ def main(args: Sequence[str]) -> None:
     """Open both data sets as a training does, but with all that is wrong left out."""
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     with warnings.catch_warnings():
-        for told in (".* images left out", ".* seems wrong"):  # printed below
-            warnings.filterwarnings("ignore", told)
+        warnings.filterwarnings("ignore", ".* images left out")  # they are printed below
         _, *datasets = open_datasets(config, on_error="skip")
     for name, data in zip(("train", "test"), datasets, strict=True):
         found = data.report
@@ -33,11 +32,7 @@ def main(args: Sequence[str]) -> None:
             f"{len(data.skipped)} images left out"
         )
         if isinstance(found, VOCReport):
-            print(
-                f"  corners: {found.num_below_1} boxes begin below 1, {found.num_at_edge} end at "
-                f"the width or height, {found.num_beyond} beyond; {found.fitting_corners} fits "
-                f"best, data.corners is {config.data.corners}"
-            )
+            print(f"  corners: {found.corners}, data.corners is {config.data.corners}")
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")
         if turned := data.turned_images():

@@ -144,7 +144,9 @@ def keep_boxes(boxes: Array) -> CleanBoxes:
     return CleanBoxes(kept, everyone, ~everyone)
 
 
-def warn_of_boxes(has_area: Array, is_clipped: Array, describe: Callable[[int], str]) -> None:
+def warn_of_boxes(
+    has_area: Array, is_clipped: Array, describe: Callable[[int], str], remedy: str = ""
+) -> None:
     """Tell once of all boxes that are not as in the files, whoever opens the data set."""
     parts = []
     for mask, what in (
@@ -155,7 +157,7 @@ def warn_of_boxes(has_area: Array, is_clipped: Array, describe: Callable[[int], 
             first = describe(int(np.argmax(mask)))
             parts.append(f"{mask.sum()} of {len(mask)} boxes were {what} (first: {first})")
     if parts:
-        warnings.warn("; ".join(parts), UserWarning, stacklevel=3)
+        warnings.warn("; ".join(parts) + remedy, UserWarning, stacklevel=3)
 
 
 def check_index(index: int, size: int) -> int:
@@ -178,8 +180,11 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check_files(folder: Path, names: Sequence[str]) -> None:
-    """Raise FileNotFoundError unless all files are there, by one listing of each folder."""
+def check_files(folder: Path, names: Sequence[str], suffixes: Sequence[str] = ()) -> None:
+    """Raise FileNotFoundError unless all files are there, by one listing of each folder.
+
+    ``suffixes`` are those with which files have been looked for.
+    """
     # 118,000 `stat` calls are slow on network drives.
     present = {
         os.path.join(parent, name)
@@ -190,8 +195,9 @@ def check_files(folder: Path, names: Sequence[str]) -> None:
     # A file may be there under another spelling: a/./b, or A.JPG where case does not matter.
     missing = [n for n in names if n not in present and not (folder / n).is_file()]
     if missing:
+        others = f", with any suffix of {', '.join(suffixes)}" if suffixes else ""
         raise FileNotFoundError(
-            f"{folder / missing[0]}: there is no such file "
+            f"{folder / missing[0]}: there is no such file{others} "
             f"({len(missing)} of {len(names)} listed files are missing)"
         )
 

@@ -60,7 +60,7 @@ def read_sized_image(path: Path, size: tuple[int, int], source: Path) -> tuple[T
     image, orientation = _read(path)
     height, width = image.shape[-2:]
     if (height, width) != size:
-        hint = _TURNED if (width, height) == size else ""
+        hint = _TURNED if (width, height) == size and orientation > 4 else ""
         raise ValueError(
             f"{path}: the image is {width} x {height} pixels, but {source} says "
             f"{size[1]} x {size[0]}{hint}"

@@ -19,7 +19,7 @@ Legend: M boxes of a data set.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy.typing as npt
 
@@ -38,11 +38,34 @@ def offsets(corners: Corners) -> Box:
     return -first, -first, -behind, -behind
 
 
-def fitting_corners(written: Array, sizes: Array, assumed: Corners) -> Corners:
-    """Return how corners ``(M, 4)`` in images of ``(M, 2)`` height and width seem to be written.
+class CornerEvidence(NamedTuple):
+    """What the corners of all boxes tell of how they are written.
 
-    So that most boxes begin at the image's first pixel and end at its last, and fewest lie beyond;
-    as is assumed, if nothing fits better.
+    Attributes:
+        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
+        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is written as the width or the height.
+        num_beyond: Boxes where one of them is larger.
+        fitting: The ``corners`` that fit all boxes best; those assumed if none fits better.
+    """
+
+    num_below_1: int
+    num_at_edge: int
+    num_beyond: int
+    fitting: Corners
+
+    def __str__(self) -> str:
+        """Tell it in a line."""
+        return (
+            f"{self.num_below_1} boxes begin below 1, {self.num_at_edge} end at the width or "
+            f"height, {self.num_beyond} beyond; {self.fitting} fits best"
+        )
+
+
+def find_evidence(written: Array, sizes: Array, assumed: Corners) -> CornerEvidence:
+    """Look at corners ``(M, 4)`` as written, in images of ``(M, 2)`` height and width.
+
+    Those fit best with which most boxes begin at the image's first pixel and end at its last, and
+    fewest lie beyond.
     """
 
     def fit(corners: Corners) -> int:
@@ -50,4 +73,10 @@ def fitting_corners(written: Array, sizes: Array, assumed: Corners) -> Corners:
         low, high = boxes[:, :2].min(axis=1), (boxes[:, 2:] - sizes[:, ::-1]).max(axis=1)
         return int(min((low == 0).sum(), (high == 0).sum()) - ((low < 0) | (high > 0)).sum())
 
-    return max((assumed, *CORNERS), key=fit)
+    behind = written[:, 2:] - sizes[:, ::-1]
+    return CornerEvidence(
+        num_below_1=int((written[:, :2] < 1).any(axis=1).sum()),
+        num_at_edge=int((behind == 0).any(axis=1).sum()),
+        num_beyond=int((behind > 0).any(axis=1).sum()),
+        fitting=max((assumed, *CORNERS), key=fit),
+    )

@@ -6,7 +6,6 @@ Legend: M objects of the whole data set, N objects of one image.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from detmix.data.detection import (
     warn_of_boxes,
 )
 from detmix.data.images import read_image_size, read_sized_image
-from detmix.data.voc.corners import Corners, fitting_corners, offsets
+from detmix.data.voc.corners import CornerEvidence, Corners, find_evidence, offsets
 from detmix.data.voc.devkit import VOCAnnotation, read_annotation
 from detmix.data.voc.lists import ImageEntry, list_entries
 
@@ -63,11 +62,7 @@ class VOCReport:
         num_without_area: Boxes dropped because no area was left inside the image.
         num_difficult_dropped: Objects left out by ``difficult="drop"``.
         num_skipped: Images left out by ``on_error="skip"``.
-        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
-        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is written as the width or the height.
-        num_beyond: Boxes where one of them is larger.
-        fitting_corners: The ``corners`` that fit all boxes best; those of the data set if none
-            fits better.
+        corners: What tells how ``xmin, ymin, xmax, ymax`` are written, and what fits best.
     """
 
     num_images: int
@@ -77,11 +72,8 @@ class VOCReport:
     num_clipped: int
     num_without_area: int
     num_difficult_dropped: int
-    num_skipped: int = 0
-    num_below_1: int = 0
-    num_at_edge: int = 0
-    num_beyond: int = 0
-    fitting_corners: Corners = "1-inclusive"
+    num_skipped: int
+    corners: CornerEvidence
 
 
 class VOCDetection(StoredDetection):
@@ -93,7 +85,7 @@ class VOCDetection(StoredDetection):
     1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
 
     Boxes are clipped to the image, and those without area dropped; one warning tells of both, and
-    another where boxes beyond their image fit other ``corners`` than those assumed.
+    which ``corners`` fit best: a corner of 0 in 1-based data, say, is one that was clipped.
 
     An image may be of any format that is read here, whatever its suffix (torchvision's
     ``IMG_EXTENSIONS``), and lie in a subfolder that its id names (``cam1/000005``).
@@ -166,8 +158,7 @@ class VOCDetection(StoredDetection):
         as_read = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
         clean = clean_boxes(as_read, sizes[image_index])
         written = as_read - shift
-        behind = written[:, 2:] - sizes[image_index, ::-1]
-        fitting = fitting_corners(written, sizes[image_index], corners)
+        evidence = find_evidence(written, sizes[image_index], corners)
 
         def describe(row: int) -> str:
             """Say where a box stands and how it is written there."""
@@ -177,16 +168,8 @@ class VOCDetection(StoredDetection):
                 f"{', '.join(f'{x:g}' for x in written[row])} in {width} x {height} pixels"
             )
 
-        warn_of_boxes(clean.has_area, clean.is_clipped, describe)
-        is_beyond = clean.is_clipped | ~clean.has_area
-        if fitting != corners and is_beyond.any():
-            warnings.warn(
-                f"{root} {tuple(image_sets)}: corners={corners!r} seems wrong: with it "
-                f"{is_beyond.sum()} of {len(objects)} boxes reach beyond their image; "
-                f"corners={fitting!r} fits better (data.corners in a configuration)",
-                UserWarning,
-                stacklevel=2,
-            )
+        remedy = f"; read with corners={corners!r} (data.corners): {evidence}"
+        warn_of_boxes(clean.has_area, clean.is_clipped, describe, remedy)
         is_dropped = is_difficult & clean.has_area & (difficult == "drop")
         keep = clean.has_area & ~is_dropped
         is_difficult = is_difficult[keep]
@@ -202,10 +185,7 @@ class VOCDetection(StoredDetection):
             num_without_area=int((~clean.has_area).sum()),
             num_difficult_dropped=int(is_dropped.sum()),
             num_skipped=len(self.skipped),
-            num_below_1=int((written[:, :2] < 1).any(axis=1).sum()),
-            num_at_edge=int((behind == 0).any(axis=1).sum()),
-            num_beyond=int((behind > 0).any(axis=1).sum()),
-            fitting_corners=fitting,
+            corners=evidence,
         )
 
     def image_path(self, index: int) -> Path:

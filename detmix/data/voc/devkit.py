@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from defusedxml.common import DefusedXmlException, DTDForbidden
+from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from detmix.data.voc.corners import Box, Corners, offsets
@@ -63,7 +63,8 @@ def read_annotation(
     Only the annotation's own ``<object>`` elements count: the ``<part>`` boxes of the person
     layout task (head, hand, foot) are inside an object and are passed over. ``<difficult>`` may be
     a truth value in words, or ``Unspecified``, which is false; a width or height may be empty. The
-    encoding is the one that the file declares, else UTF-8; namespaces are passed over.
+    encoding is the one that the file declares, else UTF-8; namespaces are passed over, and a
+    document type that is declared elsewhere is not read.
 
     Args:
         path: The XML file.
@@ -72,9 +73,8 @@ def read_annotation(
 
     Raises:
         OSError: The file is not there, or cannot be read.
-        ValueError: It is not well-formed XML or not in its encoding, declares entities or a
-            document type outside of it, or a field is not there or wrong. The message names the
-            file, the object (from 0) and the value.
+        ValueError: It is not well-formed XML or not in its encoding, declares entities, or a field
+            is not there or wrong. The message names the file, the object (from 0) and the value.
     """
     root = _parse(path)
     width, height = _read_size(root, path)
@@ -109,34 +109,22 @@ def write_annotation(path: str | Path, annotation: VOCAnnotation) -> None:
     Path(path).write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
 
 
-class _Parser(DefusedXMLParser):
-    """Reads a bare document type, without entities; a file elsewhere is refused."""
-
-    def defused_start_doctype_decl(
-        self, name: str, sysid: str | None, pubid: str | None, has_internal_subset: int
-    ) -> None:
-        if sysid is not None or pubid is not None:
-            raise DTDForbidden(name, sysid, pubid)
-
-
 def _parse(path: str | Path) -> Element:
     data = read_file(path)
     try:
-        parser = _Parser(target=ElementTree.TreeBuilder(), forbid_dtd=True)  # the default is slow
+        parser = DefusedXMLParser(target=ElementTree.TreeBuilder())  # the default one is slow
         parser.feed(_decode(data))
         root: Element = parser.close()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except DefusedXmlException as error:
-        raise ValueError(
-            f"{path}: entities, and document types from elsewhere, are refused: {error}"
-        ) from error
+        raise ValueError(f"{path}: entities are refused: {error}") from error
     except (LookupError, ValueError) as error:
         raise ValueError(
             f"{path}: not readable as XML: {error}; expected UTF-8, or the encoding that the file "
             "begins with, as in <?xml version='1.0' encoding='gbk'?>"
         ) from error
-    for element in root.iter() if root.tag.startswith("{") else ():
+    for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # without its namespace
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected the root element <annotation>, got <{root.tag}>")

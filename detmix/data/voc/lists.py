@@ -13,12 +13,13 @@ Images may have other suffixes, all may have them in capitals, and ids may name 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from detmix.data.detection import check_files
 from detmix.files import read_file
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
@@ -47,24 +48,50 @@ def list_entries(
     entries: dict[str, ImageEntry] = {}
     for year, split in image_sets:
         folder = _find_year(Path(root), str(year))  # YAML reads 2007 as an integer
+        parts = (
+            _Files(folder / "JPEGImages", IMG_EXTENSIONS),
+            _Files(folder / "Annotations", (".xml",)),
+        )
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
-        lines = _read_split(path)
-        parents = {posixpath.dirname(image_id) for flags in lines.values() for image_id in flags}
-        images = _list_files(folder / "JPEGImages", parents, IMG_EXTENSIONS)
-        annotations = _list_files(folder / "Annotations", parents, (".xml",))
-        present = images.keys() | annotations.keys()
-        chosen = [_choose(where, flags, present) for where, flags in lines.items()]
-        image_ids = [image_id for image_id, flag in chosen if flag != "-1"]
-        if not image_ids:
-            raise ValueError(f"{path}: the split lists no image")
-        image_paths = _pick(images, folder / "JPEGImages", IMG_EXTENSIONS, image_ids, all_there)
-        xml_paths = _pick(annotations, folder / "Annotations", (".xml",), image_ids, all_there)
-        for image_id, *paths in zip(image_ids, image_paths, xml_paths, strict=True):
+        image_ids = _read_split(path, parts)
+        paths = (part.locate(image_ids, all_there) for part in parts)
+        for image_id, *files in zip(image_ids, *paths, strict=True):
             name = f"{folder.name}/{image_id}"
             if name in entries:
                 raise ValueError(f"{path}: image {name!r} is listed twice in {image_sets}")
-            entries[name] = ImageEntry(name, (str(year), split), *paths)
+            entries[name] = ImageEntry(name, (str(year), split), *files)
     return list(entries.values())
+
+
+class _Files:
+    """The files of images below a folder, whose subfolders are listed once each."""
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        self._folder, self._suffixes = folder, suffixes
+        self._found: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, image_id: str) -> str | None:
+        """Return the image's file within the folder, if there is one: two of one are refused."""
+        parent, stem = posixpath.split(image_id)
+        if parent not in self._found:
+            listed = self._found[parent] = {}
+            folder = self._folder / parent
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.suffix.lower() in self._suffixes:
+                    listed.setdefault(path.stem, []).append(path.name)
+        names = self._found[parent].get(stem, [])
+        if len(names) > 1:
+            raise ValueError(
+                f"{self._folder}: image {image_id!r} is {' and '.join(sorted(names))}; expected one"
+            )
+        return posixpath.join(parent, names[0]) if names else None
+
+    def locate(self, image_ids: Sequence[str], all_there: bool) -> list[Path]:
+        """Return each image's file; where there is none, the one that the devkit would have."""
+        names = [self.find(name) or f"{name}{self._suffixes[0]}" for name in image_ids]
+        if all_there:
+            check_files(self._folder, names, self._suffixes)
+        return [self._folder / name for name in names]
 
 
 def _find_year(root: Path, year: str) -> Path:
@@ -82,8 +109,8 @@ def _find_year(root: Path, year: str) -> Path:
     )
 
 
-def _read_split(path: Path) -> dict[str, dict[str, str]]:
-    """Return for each line, by where it stands, the images it may mean, with their flags or ""."""
+def _read_split(path: Path, parts: Sequence[_Files]) -> list[str]:
+    """Read ``id`` or ``id flag`` lines; flag -1 (the class is not in the image) is left out."""
     if not path.is_file():
         found = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise FileNotFoundError(
@@ -93,68 +120,30 @@ def _read_split(path: Path) -> dict[str, dict[str, str]]:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a list of image ids as UTF-8 text: {error}") from None
-    lines = {}
+    image_ids = []
     for number, line in enumerate(text.splitlines(), 1):
         name = line.strip().replace("\\", "/")
         if not name:
             continue
-        flags = lines[f"{path}, line {number}"] = {name: ""}
+        where = f"{path}, line {number}"
+        if PureWindowsPath(name).anchor or "\0" in name or {"", ".", ".."} & {*name.split("/")}:
+            raise ValueError(
+                f"{where}: expected an image id such as 000005 or cam1/000005, got "
+                f"{line.strip()!r}; what leads out of the devkit's folders is refused"
+            )
+        flags = {name: ""}  # of the images that are meant: where a name has blanks, files decide
         *before, last = name.rsplit(maxsplit=1)
         if before and last in _FLAGS:
             flags[before[0]] = last
-        parts = {part for image_id in flags for part in image_id.split("/")}
-        if PureWindowsPath(name).anchor or "\0" in name or parts & {"", ".", ".."}:
+        there = [image_id for image_id in flags if any(part.find(image_id) for part in parts)]
+        image_id = there[0] if there else [*flags][-1]
+        if len(there) > 1 or (not there and len(image_id.split()) > 1):
             raise ValueError(
-                f"{path}, line {number}: expected an image id such as 000005 or cam1/000005, got "
-                f"{line.strip()!r}; what leads out of the devkit's folders is refused"
+                f"{where}: expected an image id, or an id and one of -1, 0, 1, got {name!r}; "
+                f"images of such a name: {' and '.join(map(repr, there)) or 'none'}"
             )
-    return lines
-
-
-def _choose(where: str, flags: Mapping[str, str], present: Collection[str]) -> tuple[str, str]:
-    """Return a line's image and its flag: where a name may have a blank, the files decide."""
-    line, image_id = next(iter(flags)), [*flags][-1]
-    found = [name for name in flags if name in present]
-    if len(found) > 1 or (not found and len(image_id.split()) > 1):
-        raise ValueError(
-            f"{where}: expected an image id, or an id and one of -1, 0, 1, got {line!r}; images "
-            f"of such a name: {' and '.join(map(repr, found)) or 'none'}"
-        )
-    image_id = found[0] if found else image_id
-    return image_id, flags[image_id]
-
-
-def _list_files(
-    folder: Path, parents: Collection[str], suffixes: Sequence[str]
-) -> dict[str, list[Path]]:
-    """List the files of some subfolders by image id: 118,000 `stat` calls are slow on networks."""
-    found: dict[str, list[Path]] = {}
-    for parent in parents:
-        for path in (folder / parent).iterdir() if (folder / parent).is_dir() else ():
-            if path.suffix.lower() in suffixes:
-                found.setdefault(posixpath.join(parent, path.stem), []).append(path)
-    return found
-
-
-def _pick(
-    found: Mapping[str, list[Path]],
-    folder: Path,
-    suffixes: Sequence[str],
-    image_ids: Sequence[str],
-    all_there: bool,
-) -> list[Path]:
-    """Return each image's file; where there is none, the one that the devkit would have."""
-    paths = [found.get(name, [folder / f"{name}{suffixes[0]}"]) for name in image_ids]
-    for image_id, files in zip(image_ids, paths, strict=True):
-        if len(files) > 1:
-            names = " and ".join(sorted(path.name for path in files))
-            raise ValueError(f"{folder}: image {image_id!r} is {names}; expected one file of it")
-    # A file may be there under another spelling, as where case does not matter.
-    lacking = [file for name, (file,) in zip(image_ids, paths, strict=True) if name not in found]
-    missing = [path for path in lacking if all_there and not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{missing[0]}: there is no such file, with any suffix of {', '.join(suffixes)} "
-            f"({len(missing)} of {len(paths)} listed files are missing)"
-        )
-    return [file for (file,) in paths]
+        if flags[image_id] != "-1":
+            image_ids.append(image_id)
+    if not image_ids:
+        raise ValueError(f"{path}: the split lists no image")
+    return image_ids
