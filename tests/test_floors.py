@@ -14,6 +14,8 @@ FLOORS = (
     {"detectors", "evaluation"},
     {"pictures"},
     {"training"},
+    {"commands"},
+    {"__main__"},
 )
 FILES = {  # by the names of modules; packages by those of their folders
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

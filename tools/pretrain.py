@@ -1,32 +1,10 @@
 #!/usr/bin/env python
-"""Pretrain a classifier with CutMix, for a detector to start from.
-
-python tools/pretrain.py --config configs/pretrain/tiny_imagenet_resnet18.yaml --mix cutmix
-"""
-
-from __future__ import annotations
+"""The command `detmix pretrain`."""
 
 import sys
-from collections.abc import Sequence
 
-from detmix.training import ClassifierTrainer, PretrainConfig, parse_args
+from detmix.commands.pretrain import main
 from detmix.training.console import run_tool
-
-
-def main(args: Sequence[str]) -> None:
-    """Train as the configuration says and print the last validation."""
-    config = parse_args(PretrainConfig, args, description="Pretrain a classifier.")
-    trainer = ClassifierTrainer(config)
-    result = trainer.fit()
-    if trainer.accelerator.is_main_process:
-        print(result if result is not None else "nothing left to do: all epochs are trained")
-        print(f"run folder: {config.run_dir}")
-        settings = {"name": config.model.name, "weights": config.run_dir / "best.pt"}
-        settings |= {"stem": config.model.stem} if config.model.stem != "standard" else {}
-        settings |= {"norm": "group"} if config.model.norm == "group" else {}
-        options = " ".join(f"--backbone.{name} {value}" for name, value in settings.items())
-        print(f"a detector starts from it with {options}")
-
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

@@ -1,85 +1,10 @@
 #!/usr/bin/env python
-"""Draw what a detector is trained on, or what it finds.
+"""The command `detmix visualize`."""
 
-python tools/visualize.py pair --config configs/quickstart.yaml --lam 0.6 --out pair.png
-python tools/visualize.py batch --config configs/voc2007_cpu.yaml --out batch.png
-python tools/visualize.py weights --config configs/voc2007_cpu.yaml --out weights.png
-python tools/visualize.py predictions runs/voc2007_cpu/best.pt --out predictions.png
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from detmix.pictures import plot_batch, plot_box_weights, plot_predictions
-from detmix.training import TrainConfig, load_detector, parse_args
-from detmix.training.build import with_data_noted
+from detmix.commands.visualize import main
 from detmix.training.console import run_tool
-from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights, some_predictions
-from detmix.training.processes import make_accelerator
-
-
-def main(args: Sequence[str]) -> None:
-    """Draw a mixed pair or batch, how boxes are weighted, or predictions beside the truth."""
-    parsed, overrides = _parser().parse_known_args(args)
-    if parsed.command == "predictions":
-        model, config = load_detector(parsed.checkpoint, overrides)
-        accelerator = make_accelerator(config)
-        found = some_predictions(
-            model.to(accelerator.device), config, accelerator, num_images=parsed.num_images
-        )
-        classes = config.data.class_names
-        path = plot_predictions(*found, classes, parsed.out, parsed.score_threshold)
-    else:
-        config = with_data_noted(parse_args(TrainConfig, overrides))
-        if parsed.command == "weights":
-            weights = sample_box_weights(config, num_images=parsed.num_images, epoch=parsed.epoch)
-            alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
-            path = plot_box_weights(weights, parsed.out, alpha=alpha)
-        elif parsed.command == "batch":
-            batch = mixed_batch(config, epoch=parsed.epoch, num_images=parsed.num_images)
-            path = plot_batch(*batch, config.data.class_names, parsed.out)
-        else:
-            pair = mixed_pair(config, *parsed.indices, lam=parsed.lam)
-            path = plot_batch(*pair, config.data.class_names, parsed.out)
-    print(f"wrote {path}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Draw what a detector is trained on, or what it finds.",
-        epilog="Any option of tools/train.py changes the configuration.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    pair = commands.add_parser(
-        "pair",
-        help="two images and their mixture, by CutMix where --mixing.name is cutmix, else by mixup",
-    )
-    batch = commands.add_parser("batch", help="a mixed batch with every box's weight")
-    weights = commands.add_parser("weights", help="a histogram of the weights of boxes")
-    found = commands.add_parser("predictions", help="predictions beside the ground truth")
-    for command in (pair, batch, weights, found):
-        command.add_argument("--out", type=Path, required=True, help="the picture to write")
-    for command, num in ((batch, 8), (weights, 512), (found, 8)):
-        command.add_argument("--num_images", type=_positive, default=num, help="how many images")
-    for command in (batch, weights):
-        command.add_argument("--epoch", type=int, default=0, help="as this epoch sees it, from 0")
-    pair.add_argument("--indices", type=int, nargs=2, default=(0, 1), help="of two training images")
-    pair.add_argument("--lam", type=float, default=0.6, help="blend ratio of the first image")
-    found.add_argument("checkpoint", help="best.pt or last.pt of a run folder; goes first")
-    found.add_argument("--score_threshold", type=float, default=0.5, help="draw from this score on")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

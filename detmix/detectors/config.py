@@ -242,7 +242,7 @@ class BackboneConfig:
 
     name: str = "resnet50"  #: a torchvision ResNet, ResNeXt or wide ResNet, or timm:ARCH
     #: pretrained ones: a name of torchvision's, such as IMAGENET1K_V2, timm:NAME, or a file of
-    #: tools/pretrain.py, the official CutMix code or any state dict; null for a random start
+    #: `detmix pretrain`, the official CutMix code or any state dict; null for a random start
     weights: str | None = None
     #: batch norm: frozen, live (batch) or over all processes (sync); or group norm (group); auto
     #: is frozen with weights and batch without

@@ -20,11 +20,19 @@ from detmix.training.config import FREE, LoopConfig, flat_options
 Config = TypeVar("Config", bound=LoopConfig)
 
 _USAGE = """
---config FILE: a YAML file, or its text; may be given repeatedly; what comes later wins
+--config FILE: a YAML file, its text, or the name of a configuration that detmix brings, such as
+    voc2007_cpu; may be given repeatedly; what comes later wins
 --print_config: print what results, for --config
 
 Values are YAML. A Share is from 0 to 1.
 """
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel carries them in the package; in a clone they lie beside it.
+CONFIGS = _PACKAGE / "configs"
+if not CONFIGS.is_dir():
+    CONFIGS = _PACKAGE.parent / "configs"
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,9 +46,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 def parse_args(cls: type[Config], args: Sequence[str], description: str = "") -> Config:
     """Read a configuration from command-line arguments.
 
-    ``--config FILE`` and dotted overrides such as ``--optim.lr 0.01``; later ones win over earlier
-    ones. ``--print_config`` prints the result and ends the process, as ``--help`` does, which
-    begins with the description.
+    ``--config FILE``, or the name of a configuration that detmix brings, and dotted overrides such
+    as ``--optim.lr 0.01``; later ones win over earlier ones. ``--print_config`` prints the result
+    and ends the process, as ``--help`` does, which begins with the description.
 
     Raises:
         ValueError: Naming every unknown option, every value of the wrong type or range, and the
@@ -85,11 +93,27 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
             continue
         if not re.search(r"\n|: |^\s*\{", text):
             files.append(text)
-            text = Path(text).expanduser().read_text("utf-8-sig")
+            text = _find(text).read_text("utf-8-sig")
         options = yaml.load(text, _Loader)
         if not isinstance(options, dict):
             raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
         yield options
+
+
+def _find(given: str) -> Path:
+    """Return the file of this path, or else the configuration of this name that detmix brings."""
+    path = Path(given).expanduser()
+    if path.exists() and not path.is_dir():
+        return path
+    files = {
+        file.relative_to(CONFIGS).with_suffix("").as_posix(): file
+        for file in sorted(CONFIGS.rglob("*.yaml"))
+    }
+    if (name := given.removesuffix(".yaml")) in files:
+        return files[name]
+    raise FileNotFoundError(
+        f"no configuration {given}; expected a file, or one of {', '.join(files)}"
+    )
 
 
 def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

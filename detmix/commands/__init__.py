@@ -1,0 +1,52 @@
+"""The command ``detmix``: each of its commands is a file here, with a ``main`` for its arguments.
+
+``tools/`` holds the same commands as scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from detmix.training.console import run_tool
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "quickstart": "see the whole of it work on shapes, in a few minutes",
+    "prepare voc": "download and unpack Pascal VOC, or check what is there",
+    "prepare shapes": "write the synthetic shapes, in COCO's layout or VOC's",
+    "check": "print which images cannot be used, and why",
+    "pretrain": "pretrain a classifier, for a detector to start from",
+    "train": "train a detector",
+    "evaluate": "score a checkpoint, or saved predictions",
+    "visualize": "draw what a detector is trained on, or what it finds",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command that the first words name, by default of the command line.
+
+    Returns:
+        The exit status: 0, or 2 for what a user can mend, told on standard error.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    for name in COMMANDS:
+        first = name.split()
+        if words[: len(first)] == first:
+            sys.argv[0] = f"detmix {name}"  # what argparse calls itself
+            module = import_module(f"{__name__}.{'_'.join(first)}")
+            return run_tool(module.main, words[len(first) :])
+    parser = argparse.ArgumentParser(
+        prog="detmix",
+        usage="detmix COMMAND ...",
+        description="`detmix COMMAND --help` tells the options of a command.",
+        epilog="\n".join(["commands:", *(f"  {name:16}{text}" for name, text in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("detmix"))
+    parser.parse_known_args(words[:1])
+    parser.error(f"expected one of {', '.join(COMMANDS)}, got {' '.join(words[:2])!r}")
