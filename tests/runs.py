@@ -16,11 +16,13 @@ from datetime import timedelta
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from tiny import read_metrics
 
+import detmix.commands
 from detmix.training import DetectorTrainer
 from detmix.training.console import run_tool
 
@@ -98,12 +100,17 @@ def run_command(args, arrange, *arranged):
 
 
 def command(tool, *args):
-    """Run a tool in this process, for its imports take seconds; return status, output, errors."""
-    main = runpy.run_path(str(TOOLS / f"{tool}.py"))["main"]
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    """Run a tool, or ``detmix``, in this process, for imports take seconds.
+
+    Return status, output, errors.
+    """
+    out, err, args = io.StringIO(), io.StringIO(), [str(arg) for arg in args]
+    with redirect_stdout(out), redirect_stderr(err), mock.patch("sys.argv", [tool, *args]):
         try:
-            status = run_tool(main, [str(arg) for arg in args])
+            if tool == "detmix":
+                status = detmix.commands.main()
+            else:
+                status = run_tool(runpy.run_path(str(TOOLS / f"{tool}.py"))["main"], args)
         except SystemExit as end:  # of argparse
             status = end.code
     return status, out.getvalue(), err.getvalue()

@@ -85,7 +85,8 @@ REFUSED = [
     ("loss: {background_weight: -1}", r"loss\.background_weight .* -1"),
     ("a: [}", ""),
     ("--epochs=--seed", ".* --epochs"),
-    ("--config=missing.yaml", r".*missing\.yaml"),
+    ("--config=missing.yaml", r".*missing\.yaml.*expected .*voc2007_cpu"),
+    ("--config=voc2007", r".*voc2007;.*expected .* pretrain/quickstart.* voc2007_cpu"),
     ("--optim.lr=-1e-3", r"optim\.lr .*-0\.001"),
 ]
 OUT_OF_RANGE = {
@@ -151,6 +152,15 @@ class TestPlainValues:
 
 
 class TestShippedConfigs:
+    @pytest.mark.parametrize("given", ["voc2007_cpu", "voc2007_cpu.yaml"])
+    def test_are_found_by_name_where_no_file_is(self, tmp_path, monkeypatch, given):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "voc2007_cpu").mkdir()
+        assert parse("--config", given) == parse(f"--config={FOLDER / 'voc2007_cpu.yaml'}")
+        Path("voc2007_cpu").rmdir()
+        Path(given).write_text("epochs: 77")
+        assert parse("--config", given).epochs == 77
+
     @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=attrgetter("stem"))
     def test_builds(self, path):
         args = [f"--config={path.parent / BASES[path.stem]}.yaml"] if path.stem in BASES else []

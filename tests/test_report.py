@@ -3,10 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -145,17 +141,3 @@ def test_what_is_not_there_is_said(run, tmp_path, metrics, said, mixing):
     assert said in not_shown[0]
     assert ("nothing is mixed" if mixing == "none" else "nowhere.json") in not_shown[1]
     assert paragraphs[0].startswith("fasterrcnn, best.pt, on the first 1 images of ")
-
-
-def test_the_template_is_part_of_the_package(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
-    project = Path(__file__).parents[1]
-    copy = tmp_path / "project"
-    shutil.copytree(project / "detmix", copy / "detmix")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(project / name, copy)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = copy.glob("*.whl")
-    assert "detmix/training/report.html.jinja" in zipfile.ZipFile(wheel).namelist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,7 @@ from tiny import tiny_args
 from torch.distributed import DistBackendError, DistNetworkError
 
 import detmix
+from detmix.commands import COMMANDS
 from detmix.training.console import run_tool
 from detmix.training.stopping import OtherProcessError
 
@@ -43,6 +46,80 @@ def test_bad_input_leaves_one_line_and_nothing_else(tmp_path, monkeypatch, tool,
     assert re.search(rf"^(\S+ )?error: .*{named}.*\n\Z", err, re.MULTILINE)
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+SCRIPTS = {"check": "check_data"} | {
+    name: name.replace(" ", "_") for name in COMMANDS if name != "check"
+}
+
+
+class TestDetmix:
+    def test_every_script_is_a_command(self):
+        assert {path.stem for path in TOOLS.glob("*.py")} == {*SCRIPTS.values()}
+        assert {*SCRIPTS} == {*COMMANDS}
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_a_command_takes_what_its_script_takes(self, name):
+        texts = []
+        for words in (["detmix", *name.split()], [SCRIPTS[name]]):
+            status, text, err = command(*words, "--help")
+            assert not status, err
+            texts.append(text)
+        options = [re.findall(r"--[\w.-]+|\{.*?\}", text) for text in texts]
+        assert options[0] == options[1] != []
+        assert texts[0].startswith(("usage: detmix " + name, "Pretrain", "Train", "Print"))
+
+    def test_the_commands_are_listed(self):
+        status, text, _ = command("detmix", "--help")
+        assert not status
+        assert set(COMMANDS) <= set(re.findall(r"(?m)^  (\w+(?: \w+)?)  ", text))
+        assert command("detmix", "--version")[1].strip() == detmix.__version__
+
+    @pytest.mark.parametrize("words", [[], ["trian"], ["prepare"], ["prepare", "coco"]])
+    def test_another_command_is_told_with_those_that_are(self, words):
+        status, _, err = command("detmix", *words)
+        assert status == 2
+        assert err.rstrip().endswith(f"got {' '.join(words)!r}")
+        assert all(name in err for name in COMMANDS)
+
+
+def build(folder, kind):
+    """Return the wheel of a copy of the project in a folder named detmix, unpacked."""
+    pytest.importorskip("hatchling")
+    for name in ("detmix", "configs"):
+        shutil.copytree(TOOLS.parent / name, folder / "detmix" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(TOOLS.parent / name, folder / "detmix")
+    code = f"from hatchling import build; print(build.build_{kind}('.'))"
+    subprocess.run([sys.executable, "-c", code], cwd=folder / "detmix", check=True)
+    (wheel,) = (folder / "detmix").glob("*.whl")
+    shutil.unpack_archive(wheel, folder / "site", "zip")
+    return folder / "site"
+
+
+class TestInstalled:
+    def test_a_wheel_is_all_that_a_run_needs(self, tmp_path):
+        site = build(tmp_path, "wheel")
+        shutil.rmtree(tmp_path / "detmix")
+        assert (site / "detmix/training/report.html.jinja").exists()
+        for name in ("voc2007_cpu", "pretrain/quickstart"):
+            command = "pretrain" if "/" in name else "train"
+            args = [sys.executable, "-m", "detmix", command, "--config", name, "--print_config"]
+            environment = {**os.environ, "PYTHONPATH": str(site)}
+            out = subprocess.check_output(args, cwd=tmp_path, env=environment, text=True)
+            assert out.startswith("run_dir: runs/")
+
+    def test_an_editable_installation_is_found_beside_the_clone(self, tmp_path):
+        """Where the folder of the clone is, to Python, a package without a file."""
+        site = build(tmp_path, "editable")
+        code = (
+            "import site, sys; from importlib.util import find_spec; site.addsitedir(sys.argv[1])"
+        )
+        code += "; print(find_spec('detmix').origin)"
+        args = [sys.executable, "-S", "-c", code, str(site)]
+        environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+        found = subprocess.check_output(args, cwd=tmp_path, env=environment, text=True)
+        assert found.strip() == str(tmp_path / "detmix/detmix/__init__.py")
 
 
 @pytest.mark.slow

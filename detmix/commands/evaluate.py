@@ -35,8 +35,10 @@ def main(args: Sequence[str]) -> None:
     parser = _parser()
     if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
         parser.error(f"expected the checkpoint or the predictions first, got {args[0]}")
-    parsed, parsed.overrides = parser.parse_known_args(args)
+    parsed, overrides = parser.parse_known_args(args)
+    parsed.overrides = overrides
     source: Path = parsed.source
+    takes: tuple[str, ...]
     if parsed.annotations is not None:
         score, takes, what = _score_json, ("iou_type",), "--annotations"
     elif source.suffix == ".json":
