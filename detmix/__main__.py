@@ -1,8 +1,6 @@
 """``python -m detmix train`` and so on, which is what ``torchrun -m`` starts."""
 
-import sys
-
 from detmix.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

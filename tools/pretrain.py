@@ -1,10 +1,8 @@
 #!/usr/bin/env python
 """The command `detmix pretrain`."""
 
-import sys
-
 from detmix.commands.pretrain import main
 from detmix.training.console import run_tool
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    raise SystemExit(run_tool(main))

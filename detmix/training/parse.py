@@ -102,18 +102,14 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
 
 def _find(given: str) -> Path:
     """Return the file of this path, or else the configuration of this name that detmix brings."""
-    path = Path(given).expanduser()
+    path, name = Path(given).expanduser(), given.removesuffix(".yaml")
     if path.exists() and not path.is_dir():
         return path
-    files = {
-        file.relative_to(CONFIGS).with_suffix("").as_posix(): file
-        for file in sorted(CONFIGS.rglob("*.yaml"))
-    }
-    if (name := given.removesuffix(".yaml")) in files:
-        return files[name]
-    raise FileNotFoundError(
-        f"no configuration {given}; expected a file, or one of {', '.join(files)}"
-    )
+    files = sorted(CONFIGS.rglob("*.yaml"))
+    names = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
+    if name in names:
+        return files[names.index(name)]
+    raise FileNotFoundError(f"no file or configuration {given}; expected one of {', '.join(names)}")
 
 
 def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
