@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
@@ -27,13 +26,9 @@ COMMANDS = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command that the first words name, by default of the command line.
-
-    Returns:
-        The exit status: 0, or 2 for what a user can mend, told on standard error.
-    """
-    words = sys.argv[1:] if args is None else list(args)
+def main() -> int:
+    """Run the command that the first words of the command line name, and return its exit status."""
+    words = sys.argv[1:]
     for name in COMMANDS:
         first = name.split()
         if words[: len(first)] == first:
