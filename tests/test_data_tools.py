@@ -67,7 +67,7 @@ def test_downloads_then_finds_everything_there(voc, monkeypatch, tmp_path):
         code, out, _ = voc(*arguments)
         assert (code, fetch.call_count) == (0, num_calls)
         assert "VOC2012 trainval: 4 images, 4 objects, 0 of them difficult\n" in out
-        assert f"voc0712_fasterrcnn_resnet50 --data.root {tmp_path / 'VOCdevkit'}" in out
+        assert f"--config voc0712_fasterrcnn_resnet50 --data.root {tmp_path / 'VOCdevkit'}" in out
 
 
 def test_check_only_downloads_nothing_and_tells_what_lacks(voc, monkeypatch, tmp_path):
