@@ -34,6 +34,7 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, held_by, sample_seed
 from detmix.mixing.target import (
     KNOWN_KEYS,
     Target,
+    Told,
     check_sample,
     key_names,
     plain,
@@ -93,7 +94,7 @@ class AlbumentationsTransform:
         self.keypoint_flip = order
         self.min_visibility = min_visibility
         self.keys = key_names(keys)
-        self._told: set[str] = set()
+        self._told = Told()
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",

@@ -63,7 +63,7 @@ def union(
     check_ratio(lam)
     declared, names = key_names(keys), ("target a", "target b")
     samples = [(_blank(target, size), target) for target in (target_a, target_b)]
-    (_, target_a), (_, target_b) = checked_samples(samples, names, declared, set())
+    (_, target_a), (_, target_b) = checked_samples(samples, names, declared)
     return join((target_a, target_b), (lam, 1.0 - lam), size, declared)
 
 

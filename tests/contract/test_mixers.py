@@ -175,13 +175,23 @@ class TestBatch:
             assert len(target["name"]) == len(target["area"]) == len(target["boxes"])
             assert [int(name) + 1 for name in target["name"]] == target["labels"].tolist()
 
-    def test_a_choice_carries_what_any_of_its_mixers_does(self):
-        for keys, others in ((["name"], []), ([], ["name"])):
-            inner = RandomChoice([DetectionCutMix(p=1.0), DetectionMixUp(p=1.0, keys=others)])
-            mix = RandomChoice([DetectionMixUp(p=1.0), inner], keys=keys)
-            samples = [(i, {**t, "name": [t["labels"].item()]}) for i, t in samples_of(12)]
-            for target in mix(samples, generator=seeded(0))[1]:
-                assert target["name"] == target["labels"].tolist()
+    def test_a_loader_s_workers_tell_once_and_not_what_only_happens_to_fit(self):
+        """As many entries as boxes in each sample that has any, in the first batch that has."""
+        one = [(image, {**target, "hw": [16, 24], "area": []}) for image, target in samples_of(4)]
+        two = [(image, {**t, "boxes": t["boxes"].repeat(2, 1), "labels": torch.ones(2)})
+               for image, t in one]  # fmt: skip
+        two[0][1].pop("hw")
+        mix = DetectionMixUp()
+        with pytest.warns(UserWarning, match="'area': left out") as told:
+            DetectionMixUp()(one)
+        assert len(told) == 1
+        with pytest.warns(UserWarning, match="'hw': kept"):
+            DetectionMixUp()(two)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which workers have too
+            list(DataLoader(one, 2, collate_fn=mix, num_workers=2))
+            warnings.simplefilter("error")
+            mix(two)
 
     @with_each_mixer
     @pytest.mark.parametrize("device", DEVICES)
