@@ -20,7 +20,6 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, draw_seeds, held_by, sa
 from detmix.mixing.target import (
     Sample,
     Target,
-    Told,
     checked_samples,
     image_size,
     key_names,
@@ -54,7 +53,8 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
         self._epoch = SharedEpoch()
         self.keys = key_names(keys)
         self.target_getter = target_getter
-        self._told = Told()
+        self._told = torch.zeros(4096, dtype=torch.bool)  # keys that any worker warned of
+        self._told.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -47,51 +46,42 @@ def draw_seeds(num: int, generator: torch.Generator | None = None) -> list[int]:
     return seeds
 
 
-class Shared:
-    """Numbers in shared memory, 0 at first.
+class SharedEpoch:
+    """An epoch number in shared memory.
 
-    A ``DataLoader`` gives its workers copies of the data set and of the collate function, so a
-    plain attribute set in one process is never seen in another. These numbers are: they survive
-    both forking and pickling to a worker as a view of the same memory.
+    ``DataLoader(persistent_workers=True)`` keeps copies of the data set and of the collate
+    function, so a plain attribute set in the parent is never seen there. This number is: it
+    survives both forking and pickling to a worker as a view of the same memory.
     """
 
-    def __init__(self, size: int = 1) -> None:
-        self._values = torch.zeros(size, dtype=torch.int64)
-        self._values.share_memory_()  # type: ignore[no-untyped-call]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copied tensor would not be in shared memory any more.
-        twin = copy.copy(self)
-        twin.__setstate__({"_values": self._values.clone()})
-        return twin
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Neither would one that came through plain pickling or torch.save.
-        self.__dict__.update(state)
-        self._values.share_memory_()  # type: ignore[no-untyped-call]
-
-
-class SharedEpoch(Shared):
-    """An epoch number in shared memory, which a loader's persistent workers see change."""
-
     def __init__(self, value: int = 0) -> None:
-        super().__init__()
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._value.share_memory_()  # type: ignore[no-untyped-call]
         self.value = value
 
     @property
     def value(self) -> int:
         """The epoch, from 0."""
-        return int(self._values)
+        return int(self._value)
 
     @value.setter
     def value(self, epoch: int) -> None:
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
-        self._values.fill_(epoch)
+        self._value.fill_(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0, in every process that has this number."""
         self.value = epoch
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedEpoch:
+        # A copied tensor would not be in shared memory any more.
+        return SharedEpoch(self.value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Neither would one that came through plain pickling or torch.save.
+        self.__dict__.update(state)
+        self._value.share_memory_()  # type: ignore[no-untyped-call]
 
 
 class HasEpoch:

@@ -22,8 +22,6 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
-from detmix.mixing.seeding import Shared
-
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Size = tuple[int, int]
@@ -82,22 +80,8 @@ def sample_name(number: int, sample: Any) -> str:
     return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
-class Told(Shared):
-    """Which keys were told of, by whichever worker of a loader: each comes once for a mixer."""
-
-    def __init__(self) -> None:
-        super().__init__(4096)
-
-    def add(self, keys: Set[str]) -> list[str]:
-        """Add keys, by a hash of each; return those that are new."""
-        places = {key: crc32(key.encode()) % len(self._values) for key in sorted(map(str, keys))}
-        new = [key for key, place in places.items() if not self._values[place]]
-        self._values[[places[key] for key in new]] = 1
-        return new
-
-
 def checked_samples(
-    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: Told | None = None
+    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: Tensor | None = None
 ) -> list[Sample]:
     """Return what the mixers work on: samples that keep the contract, their targets completed.
 
@@ -116,7 +100,7 @@ def checked_samples(
     return [(image, _completed(image, target, keys, left_out)) for image, target in samples]
 
 
-def tell_of_own(told: Told | None, samples: Sequence[Sample], keys: Keys) -> None:
+def tell_of_own(told: Tensor | None, samples: Sequence[Sample], keys: Keys) -> None:
     """Warn of undeclared keys that have an entry for each box wherever they are held."""
     if not any(len(target["boxes"]) for _, target in samples):
         return
@@ -124,14 +108,24 @@ def tell_of_own(told: Told | None, samples: Sequence[Sample], keys: Keys) -> Non
     of_image = KNOWN_KEYS | PER_IMAGE_KEYS | keys | {key for s, key in held if not has_rows(s, key)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
     _tell(told, {key for _, key in held} - of_image, f"{what} belongs to the objects")
-    if told is not None:
-        told.add(of_image - KNOWN_KEYS)  # those will not be told where they happen to fit
+    _new(told, of_image - KNOWN_KEYS)  # those will not be told where they happen to fit
 
 
-def _tell(told: Told | None, keys: Set[str], what: str) -> None:
-    new = sorted(keys) if told is None else told.add(keys)
+def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
+    new = _new(told, keys)
     if new:
         warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
+
+
+def _new(told: Tensor | None, keys: Set[str]) -> list[str]:
+    """Return the keys that are not in the shared table ``told`` of their hashes; put them there."""
+    names = sorted(map(str, keys))
+    if told is None:
+        return names
+    places = [crc32(name.encode()) % len(told) for name in names]
+    is_told = told[places].tolist()
+    told[places] = True
+    return [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
 
 
 def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:
