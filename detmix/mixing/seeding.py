@@ -99,8 +99,8 @@ def set_epoch(holder: Any, epoch: int) -> None:
     is, the innermost first, and so reaches schedules, augmentation, partners and samplers, in
     running workers too; a ``set_epoch`` of your own need not pass the epoch on. Underneath is what
     can be indexed, iterated or called, under any attribute of another that can, in a list, tuple,
-    dict or set (or one in another), or in a function's closure; not class attributes, a function's
-    globals, or what is made when a sample is read.
+    dict or set (or one in another), or in a function's closure. Out of reach is what only a class,
+    a function's globals or an object of another kind holds, and what is made on reading a sample.
 
     Args:
         holder: Such as a ``DataLoader`` or a ``ConcatDataset``; or several, as a list.
