@@ -34,8 +34,8 @@ SIZES = ((20, 30), (24, 26))  # height and width of A and of B
 CANVAS = {"mixup": (24, 30), "cutmix": (20, 30)}
 LAM = 0.25
 BOXES = ([[1, 2, 11, 12], [0, 5, 13, 20]], [[14, 0, 26, 12], [13, 6, 18, 20], [15, 3, 19, 9]])
-# With A's objects beside it and B's within, it leaves all of them whole; the other cuts most.
-APART, ACROSS = (13, 0, 26, 20), (3, 2, 16, 14)
+# With A's objects beside it and B's within, it leaves all of them whole.
+APART = (13, 0, 26, 20)
 # of the one box of an image of 20 x 30 or 24 x 26
 NOT_OF_THE_BOXES = [
     ("area", torch.ones(2)),
