@@ -366,12 +366,14 @@ class TestUnderneath:
         own.above = whole  # a circle
         set_epoch(DataLoader(whole), 3)
         assert (inner[0][1]["epoch"], other[0][1]["epoch"]) == (1, 3)
-        MixedDataset(own, MIXUP).set_epoch(5)
-        assert own.told == (3, 5)
+        set_epoch(MixedDataset(own, MIXUP), 5)
+        set_epoch(own, 6)
+        assert (own.told, inner[0][1]["epoch"]) == ((3, 5, 6), 3)
 
     def test_millions_of_samples_and_names_do_not_hold_it_up(self):
         names = {"set": {*range(10**6)}, "names": ["a"] * 10**6, "paths": [Path("a")] * 10**6}
         samples, inner = [(torch.zeros(1), {}, "a")] * 10**5, stages()
+        samples.append(samples)
         data = Reads(lambda self, i: self.inner[i], 6, lists=[names, samples], inner=inner, **names)
         begin = time.process_time()
         set_epoch(data, 2)
