@@ -121,7 +121,7 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
         names = [sample_name(*numbered) for numbered in zip(numbers, samples, strict=True)]
         if self.target_getter is not None:
             samples = [(image, self.target_getter(target)) for image, target in samples]
-        checked = checked_samples(samples, names, self.keys, self._told)
+        checked = checked_samples(samples, self.keys, names, self._told)
         mixed = []
         for sample, name, param in zip(checked, names, params, strict=True):
             if param is None:
@@ -285,9 +285,7 @@ class RandomChoice(DetectionMixer):
     """
 
     def __init__(
-        self,
-        mixers: Sequence[DetectionMixer],
-        probabilities: Sequence[float] | None = None,
+        self, mixers: Sequence[DetectionMixer], probabilities: Sequence[float] | None = None
     ) -> None:
         mixers = list(mixers)
         if not mixers:

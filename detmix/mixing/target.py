@@ -81,7 +81,10 @@ def sample_name(number: int, sample: Any) -> str:
 
 
 def checked_samples(
-    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: Tensor | None = None
+    samples: Sequence[Sample],
+    keys: Keys,
+    names: Sequence[str] = ("sample a", "sample b"),
+    told: Tensor | None = None,
 ) -> list[Sample]:
     """Return what the mixers work on: samples that keep the contract, their targets completed.
 
@@ -143,7 +146,7 @@ def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) ->
     return target
 
 
-def check_sample(image: Any, target: Any, name: str, keys: Keys = KNOWN_KEYS) -> None:
+def check_sample(image: Any, target: Any, name: str, keys: Keys) -> None:
     """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
 
     Of the keys of the objects, ``keys`` must have an entry for each box where they are held.
