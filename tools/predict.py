@@ -35,8 +35,6 @@ from detmix.pictures import plot_predictions
 from detmix.training import Detections, Detector, load
 from detmix.training.console import run_tool
 
-_GLOB = "*?["
-
 
 def main(args: Sequence[str]) -> None:
     """Predict, draw, write; exit with 1 if images could not be read, after all others are done."""
@@ -47,7 +45,7 @@ def main(args: Sequence[str]) -> None:
             "expected a --score in [0, 1] and a --batch_size of 1 or more, got "
             f"{parsed.score:g} and {parsed.batch_size}"
         )
-    files = find_images(parsed.images)
+    files = _find_images(parsed.images)
     detector = load(parsed.checkpoint, parsed.device)
     parsed.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before work
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
@@ -75,24 +73,18 @@ def main(args: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def find_images(given: Sequence[str]) -> list[Path]:
+def _find_images(given: Sequence[str]) -> list[Path]:
     """Return the files that files, folders and patterns name, each once."""
     found: dict[str, Path] = {}
     for text in given:
-        path, is_pattern = Path(text), not os.path.exists(text) and any(c in text for c in _GLOB)
-        if path.is_dir() or is_pattern:
-            names = (
-                sorted(glob.glob(text, recursive=True)) if is_pattern else sorted(path.iterdir())
-            )
-            files = [Path(name) for name in names if os.path.isfile(name)]
-            files = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
-        else:
-            files = [path] if path.exists() else []
-        if not files:
-            kinds = ", ".join(IMG_EXTENSIONS)
-            what = f"no image in it ({kinds})" if path.is_dir() else "there is no such image"
-            raise FileNotFoundError(f"{text}: {what}")
-        found |= {os.path.abspath(file): file for file in files}
+        names = [text]
+        if not os.path.isfile(text):
+            pattern = os.path.join(glob.escape(text), "*") if os.path.isdir(text) else text
+            names = sorted(glob.glob(pattern, recursive=True))
+            names = [name for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+        if not names:
+            raise FileNotFoundError(f"{text}: no image there, of {', '.join(IMG_EXTENSIONS)}")
+        found |= {os.path.abspath(name): Path(name) for name in names}
     return list(found.values())
 
 
@@ -120,11 +112,12 @@ def _entries(
     """Return what was found as COCO's result files have it, with the names too."""
     more = {"segm": found.masks, "keypoints": found.keypoints}
     iou_types = ("bbox", *(name for name, value in more.items() if value is not None))
-    reader = CocoReader(tuple(range(1, len(detector.classes) + 1)), iou_types, by_id=False)
+    category_ids = tuple(range(1, len(detector.classes) + 1))
+    reader = CocoReader(category_ids, iou_types, by_id=False)
     target = {"image_id": image_id, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
     ((image,), _) = reader.read([found.as_prediction()], [target], None)
     names = zip(image.results, found.names, strict=True)
-    return [{**e, "file_name": file.as_posix(), "category_name": name} for e, name in names]
+    return [{**entry, "file_name": file.as_posix(), "category_name": name} for entry, name in names]
 
 
 def _parser() -> argparse.ArgumentParser:

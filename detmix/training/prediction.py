@@ -52,7 +52,8 @@ class Detections:
     def __str__(self) -> str:
         best = dict(zip(reversed(self.names), reversed(self.scores.tolist()), strict=True))
         counts = Counter(self.names).most_common()
-        return ", ".join(f"{n} {name} ({best[name]:.2f})" for name, n in counts) or "nothing"
+        texts = [f"{number} {name} ({best[name]:.2f})" for name, number in counts]
+        return ", ".join(texts) or "nothing"
 
     def as_prediction(self) -> Prediction:
         """Return it as torchvision's detectors do, for pictures and evaluators."""
