@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> None:
     write_text(parsed.out / "predictions.json", json.dumps(entries, allow_nan=False) + "\n")
     if not entries:
         print(f"nothing has a score of {parsed.score:g} or more: a lower --score shows the rest")
-    print(f"wrote {num} pictures and predictions.json ({len(entries)} objects) to {parsed.out}")
+    print(f"{len(entries)} objects in {num} images: pictures and predictions.json in {parsed.out}")
     if num < len(files):
         print(f"error: {len(files) - num} of {len(files)} images left out", file=sys.stderr)
         sys.exit(1)
@@ -84,7 +84,8 @@ def _find_images(given: Sequence[str]) -> list[Path]:
             names = [name for name in names if name.lower().endswith(IMG_EXTENSIONS)]
         if not names:
             raise FileNotFoundError(f"{text}: no image there, of {', '.join(IMG_EXTENSIONS)}")
-        found |= {os.path.abspath(name): Path(name) for name in names}
+        for name in names:
+            found.setdefault(os.path.abspath(name), Path(name))
     return list(found.values())
 
 

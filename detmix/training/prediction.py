@@ -160,6 +160,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         ValueError: If it is not a checkpoint of a detector, or there is no such detector or device.
         ConnectionError: If torchvision's weights cannot be downloaded.
     """
+    device = None if device is None else _usable(device)  # told before a download
     if isinstance(source, str) and source.startswith(TORCHVISION_PREFIX):
         return Detector(*_torchvision_detector(source), device=device)
     model, config = load_detector(source)
