@@ -29,23 +29,6 @@ class WorkerProbe(Dataset):
         return torch.zeros(3, 4, 4), {"pid": os.getpid(), "image_id": index}
 
 
-def test_an_epochs_order_is_a_function_of_it_and_the_seed():
-    dataset = [(torch.zeros(1), {"image_id": number}) for number in range(20)]
-
-    def order(seed, epoch, start=0, **share):
-        loader = train_loader(dataset, 4, seed=seed, workers=0, **share)
-        loader.batch_sampler.set_epoch(epoch, start)
-        return [[target["image_id"] for target in targets] for _, targets in loader]
-
-    first = order(0, 0)
-    assert sorted(number for batch in first for number in batch) == list(range(20))
-    assert order(0, 0) == first
-    assert order(0, 0, start=2) == first[2:]
-    assert first not in (order(0, 1), order(1, 0))
-    ranks = [order(0, 0, rank=rank, num_processes=2) for rank in range(2)]
-    assert len({number for own in ranks for batch in own for number in batch}) == 16
-
-
 LOADERS = [
     lambda: train_loader(WorkerProbe(), 1, seed=0, workers=1),
     lambda: eval_loader(WorkerProbe(), 1, workers=1),

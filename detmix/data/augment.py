@@ -93,7 +93,8 @@ class AlbumentationsTransform:
         self.keypoint_flip = order
         self.min_visibility = min_visibility
         self.keys = key_names(keys)
-        self._told: set[str] = set()
+        self._told = torch.zeros(4096, dtype=torch.bool)  # keys that any worker warned of
+        self._told.share_memory_()  # type: ignore[no-untyped-call]
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",

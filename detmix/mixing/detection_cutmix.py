@@ -123,7 +123,7 @@ def cutmix(
                 [3., 0., 4., 2.]])
     """
     samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
-    sample_a, sample_b = checked_samples(samples, ("sample a", "sample b"), declared, set())
+    sample_a, sample_b = checked_samples(samples, declared)
     _check_min_visibility(min_visibility)
     height, width = _common_size(image_a, image_b)
     is_integral = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)

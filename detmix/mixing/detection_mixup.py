@@ -72,8 +72,7 @@ def mixup(
         (tensor([0.7500]), tensor([12,  8]), tensor([0.2500, 0.7500]))
     """
     samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
-    names = ("sample a", "sample b")
-    (_, target_a), (_, target_b) = checked_samples(samples, names, declared, set())
+    (_, target_a), (_, target_b) = checked_samples(samples, declared)
     image = blend(image_a, image_b, lam, fill)
     return image, join((target_a, target_b), (lam, 1.0 - lam), image_size(image), declared)
 

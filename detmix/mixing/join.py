@@ -61,9 +61,9 @@ def union(
             left out nor has a default in one target only.
     """
     check_ratio(lam)
-    declared, names = key_names(keys), ("target a", "target b")
+    declared = key_names(keys)
     samples = [(_blank(target, size), target) for target in (target_a, target_b)]
-    (_, target_a), (_, target_b) = checked_samples(samples, names, declared, set())
+    (_, target_a), (_, target_b) = checked_samples(samples, declared, ("target a", "target b"))
     return join((target_a, target_b), (lam, 1.0 - lam), size, declared)
 
 

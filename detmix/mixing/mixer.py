@@ -22,7 +22,6 @@ from detmix.mixing.target import (
     Target,
     checked_samples,
     image_size,
-    is_packed,
     key_names,
     sample_name,
     wrap_like,
@@ -54,7 +53,8 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
         self._epoch = SharedEpoch()
         self.keys = key_names(keys)
         self.target_getter = target_getter
-        self._told: set[str] = set()  # keys that were warned of
+        self._told = torch.zeros(4096, dtype=torch.bool)  # keys that any worker warned of
+        self._told.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:
@@ -121,7 +121,7 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
         names = [sample_name(*numbered) for numbered in zip(numbers, samples, strict=True)]
         if self.target_getter is not None:
             samples = [(image, self.target_getter(target)) for image, target in samples]
-        checked = checked_samples(samples, names, self.keys, self._told)
+        checked = checked_samples(samples, self.keys, names, self._told)
         mixed = []
         for sample, name, param in zip(checked, names, params, strict=True):
             if param is None:
@@ -153,7 +153,7 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
             The images, as one tensor where one came in and as a list otherwise, and B targets,
             all with ``box_weights``. Errors are those of `transform`.
         """
-        if targets is None and is_packed(images):
+        if targets is None and _is_packed(images):
             packed: Any = images
             images, targets = packed
         if targets is None:
@@ -279,18 +279,13 @@ class RandomChoice(DetectionMixer):
     sample stays as it is. It serves wherever a mixer does.
 
     Args:
-        mixers: The mixers to choose from, at least one.
+        mixers: The mixers to choose from, at least one; with the same ``keys`` and
+            ``target_getter`` all, as a batch is read before it is chosen.
         probabilities: How likely each is picked, relative to the others; None for all alike.
-        keys, target_getter: As of `DetectionMixUp`; by default those of the mixers.
     """
 
     def __init__(
-        self,
-        mixers: Sequence[DetectionMixer],
-        probabilities: Sequence[float] | None = None,
-        *,
-        keys: Collection[str] = (),
-        target_getter: TargetGetter | None = None,
+        self, mixers: Sequence[DetectionMixer], probabilities: Sequence[float] | None = None
     ) -> None:
         mixers = list(mixers)
         if not mixers:
@@ -300,15 +295,14 @@ class RandomChoice(DetectionMixer):
                 raise TypeError(
                     f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
                 )
-        getters = (target_getter, *(mixer.target_getter for mixer in mixers))
-        super().__init__(
-            keys=key_names(keys).union(*(mixer.keys for mixer in mixers)),
-            target_getter=next((getter for getter in getters if getter is not None), None),
-        )
+            first, own = ((sorted(m.keys), m.target_getter) for m in (mixers[0], mixer))
+            if own != first:
+                raise ValueError(
+                    f"mixers must all have the same keys and target_getter, got {first} of "
+                    f"mixers[0] and {own} of mixers[{number}]"
+                )
+        super().__init__(keys=mixers[0].keys, target_getter=mixers[0].target_getter)
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
-        for module in self.modules():
-            if isinstance(module, DetectionMixer):  # in choices of choices too
-                module.keys = self.keys
         self.probabilities = _shares(len(mixers), probabilities)
         self.set_epoch(max(mixer.epoch for mixer in mixers))
 
@@ -331,6 +325,13 @@ class RandomChoice(DetectionMixer):
     def extra_repr(self) -> str:
         """Describe the settings."""
         return f"probabilities={self.probabilities}"
+
+
+def _is_packed(batch: Any) -> bool:
+    """Tell a pair (images, targets) from two samples (image, target)."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    targets = batch[1] if is_pair else None
+    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
 
 
 def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...]:

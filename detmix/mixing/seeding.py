@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections import deque
-from collections.abc import Iterator
-from functools import partial
-from inspect import getattr_static
-from types import FunctionType, MethodType
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import chain
+from types import CellType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_OF_HOLDERS = ("__getitem__", "__iter__", "set_epoch")
-_telling: set[int] = set()  # whose own `set_epoch` is running
+# These hold nothing, and data sets keep millions of them.
+_PLAIN = (str, bytes, int, float, np.generic, np.ndarray, torch.Tensor, type, ModuleType)
+_OF_HOLDERS = ("__getitem__", "__iter__", "__call__", "set_epoch")
 
 
 def sample_seed(seed: int, epoch: int, index: int | str, stream: str = "") -> int:
@@ -88,8 +89,7 @@ class HasEpoch:
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 0, here and in all underneath, in running workers too."""
-        for part in list(held_by(self)):
-            _tell(part, epoch)
+        _begin(held_by(self), epoch)
 
 
 def set_epoch(holder: Any, epoch: int) -> None:
@@ -97,9 +97,10 @@ def set_epoch(holder: Any, epoch: int) -> None:
 
     Call it at the start of each epoch with what is outermost. It calls every ``set_epoch`` there
     is, the innermost first, and so reaches schedules, augmentation, partners and samplers, in
-    running workers too. Underneath is what can be indexed, iterated or called, under any attribute
-    of another that can, in a list, tuple, dict or set (or one in another), or in a function's
-    closure; not class attributes, a function's globals, or what is made when a sample is read.
+    running workers too; a ``set_epoch`` of your own need not pass the epoch on. Underneath is what
+    can be indexed, iterated or called, under any attribute of another that can, in a list, tuple,
+    dict or set (or one in another), or in a function's closure. Out of reach is what only a class,
+    a function's globals or an object of another kind holds, and what is made on reading a sample.
 
     Args:
         holder: Such as a ``DataLoader`` or a ``ConcatDataset``; or several, as a list.
@@ -108,52 +109,62 @@ def set_epoch(holder: Any, epoch: int) -> None:
     Raises:
         ValueError: The epoch is negative, or there is nothing with a ``set_epoch``.
     """
-    told = [_tell(part, epoch) for part in [*held_by(holder), holder]]
-    if not any(told):
+    if not _begin([*held_by(holder), holder], epoch):
         raise ValueError(
             f"set_epoch({type(holder).__name__}, {epoch}): expected something with a set_epoch "
             "underneath, found none; call it with what is hidden there"
         )
 
 
+def _begin(parts: Iterable[Any], epoch: int) -> bool:
+    """Call each `set_epoch` that does more than to pass it on; return whether there is any."""
+    found = [part for part in parts if hasattr(type(part), "set_epoch")]
+    for part in found:
+        if type(part).set_epoch is not HasEpoch.set_epoch:
+            part.set_epoch(epoch)
+    return bool(found)
+
+
 def held_by(holder: Any, seen: set[int] | None = None) -> Iterator[Any]:
     """Yield what lies underneath as `set_epoch` has it, each once, the innermost first."""
     seen = {id(holder)} if seen is None else seen
-    for part in _unpacked(_referents(holder), depth=2):
-        can_hold = callable(part) or any(hasattr(type(part), name) for name in _OF_HOLDERS)
-        if can_hold and id(part) not in seen and not isinstance(part, type | torch.Tensor):
+    for part in _holders(_kept(holder), depth=2):
+        if id(part) not in seen:
             seen.add(id(part))
             yield from held_by(part, seen)
             yield part
 
 
-def _referents(holder: Any) -> list[Any]:
-    if isinstance(holder, FunctionType):
-        return [holder.__defaults__, *gc.get_referents(*(holder.__closure__ or ()))]
-    # Of Python's own types only these: a generator refers to all that its module knows.
-    has_slots = hasattr(type(holder), "__slots__") and not hasattr(holder, "__dict__")
-    if has_slots or isinstance(holder, (*_CONTAINERS, MethodType, partial)):
-        return gc.get_referents(holder)
-    return list(getattr(holder, "__dict__", {}).values())
-
-
-def _unpacked(values: list[Any], depth: int) -> Iterator[Any]:
-    # What is not tracked, as a number or a tuple of numbers, holds nothing. Deeper containers hold
-    # samples, which may be millions.
-    for value in filter(gc.is_tracked, values):
-        if type(value) not in _CONTAINERS:
+def _holders(values: Iterable[Any], depth: int) -> Iterator[Any]:
+    """Yield the values that can hold others, of containers what is in them."""
+    for value in values:
+        if not _can_hold(type(value)):  # type: ignore[arg-type]
+            continue
+        if not isinstance(value, _CONTAINERS) or hasattr(value, "__dict__"):
             yield value
-        elif depth:
-            yield from _unpacked(gc.get_referents(value), depth - 1)
+        elif depth:  # deeper ones hold samples, which may be millions
+            yield from _holders(_items(value), depth - 1)
 
 
-def _tell(part: Any, epoch: int) -> bool:
-    """Call a `set_epoch` that does more than to pass it on; return whether there is any."""
-    method = getattr_static(part, "set_epoch", None)
-    if method not in (None, HasEpoch.set_epoch) and id(part) not in _telling:
-        _telling.add(id(part))  # its `set_epoch` may lead back here
-        try:
-            part.set_epoch(epoch)
-        finally:
-            _telling.discard(id(part))
-    return method is not None
+@lru_cache
+def _can_hold(kind: type) -> bool:
+    # not hasattr: every class can be called
+    names = {name for base in kind.__mro__ for name in vars(base)}
+    return not names.isdisjoint(_OF_HOLDERS) and not issubclass(kind, _PLAIN)
+
+
+def _kept(holder: Any) -> Iterable[Any]:
+    """Return the attributes and items of an object, or what a function has from around it."""
+    attributes = [*getattr(holder, "__dict__", {}).values()]
+    if isinstance(holder, FunctionType):
+        cells = [cell.cell_contents for cell in holder.__closure__ or () if cell != CellType()]
+        return [*attributes, *cells, holder.__defaults__, holder.__kwdefaults__]
+    for kind in type(holder).__mro__:
+        # Such are slots, the instance of a bound method, and what a partial is made of.
+        members = [x for x in vars(kind).values() if isinstance(x, MemberDescriptorType)]
+        attributes += [getattr(holder, member.__name__, None) for member in members]
+    return chain(attributes, _items(holder) if isinstance(holder, _CONTAINERS) else ())
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return chain(container, container.values()) if isinstance(container, dict) else container

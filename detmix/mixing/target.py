@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence, Set, Sized
 from typing import Any
+from zlib import crc32
 
 import torch
 from PIL import Image
@@ -79,27 +80,22 @@ def sample_name(number: int, sample: Any) -> str:
     return f"sample {number}" if image_id is None else f"sample {number} (image_id {image_id})"
 
 
-def is_packed(batch: Any) -> bool:
-    """Tell a pair (images, targets) from two samples (image, target)."""
-    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    targets = batch[1] if is_pair else None
-    return isinstance(targets, (tuple, list)) and not any(isinstance(t, Tensor) for t in targets)
-
-
 def checked_samples(
-    samples: Sequence[Sample], names: Sequence[str], keys: Keys, told: set[str]
+    samples: Sequence[Sample],
+    keys: Keys,
+    names: Sequence[str] = ("sample a", "sample b"),
+    told: Tensor | None = None,
 ) -> list[Sample]:
     """Return what the mixers work on: samples that keep the contract, their targets completed.
 
-    Known keys that not every object has are left out of all targets; what is ``told`` already is
-    not warned of again.
+    Known keys that not every object has are left out of all targets.
     """
     for (image, target), name in zip(samples, names, strict=True):
         check_sample(image, target, name, NEEDED_KEYS | keys)
     samples = [(image, with_objects(target, image.device)) for image, target in samples]
     held = {key for _, target in samples for key, value in target.items() if value is not None}
-    fitting = {key for key in held if all(has_rows(sample, key) for sample in samples)}
-    left_out = (held & KNOWN_KEYS) - fitting - NEEDED_KEYS - keys
+    optional = (held & KNOWN_KEYS) - NEEDED_KEYS - keys
+    left_out = {key for key in optional if not all(has_rows(sample, key) for sample in samples)}
     what = "left out of the targets, as not every object has an entry. Declared in keys=, such a"
     _tell(told, left_out, f"{what} key is an error that names the image")
     if len(samples) > 1:  # nothing is joined to a single one
@@ -107,20 +103,32 @@ def checked_samples(
     return [(image, _completed(image, target, keys, left_out)) for image, target in samples]
 
 
-def tell_of_own(told: set[str], samples: Sequence[Sample], keys: Keys) -> None:
-    """Warn of undeclared keys that have an entry for each box in all samples."""
-    unknown = set().union(*(target for _, target in samples)) - KNOWN_KEYS - PER_IMAGE_KEYS - keys
-    own = {key for key in unknown if all(has_rows(sample, key) for sample in samples)}
+def tell_of_own(told: Tensor | None, samples: Sequence[Sample], keys: Keys) -> None:
+    """Warn of undeclared keys that have an entry for each box wherever they are held."""
+    if not any(len(target["boxes"]) for _, target in samples):
+        return
+    held = [(s, key) for s in samples for key, value in s[1].items() if value is not None]
+    of_image = KNOWN_KEYS | PER_IMAGE_KEYS | keys | {key for s, key in held if not has_rows(s, key)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
-    if any(len(target["boxes"]) for _, target in samples):
-        _tell(told, own, f"{what} belongs to the objects")
+    _tell(told, {key for _, key in held} - of_image, f"{what} belongs to the objects")
+    _new(told, of_image - KNOWN_KEYS)  # those will not be told where they happen to fit
 
 
-def _tell(told: set[str], keys: Set[str], what: str) -> None:
-    new = sorted(keys - told)
+def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
+    new = _new(told, keys)
     if new:
-        told.update(new)
         warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
+
+
+def _new(told: Tensor | None, keys: Set[str]) -> list[str]:
+    """Return the keys that are not in the shared table ``told`` of their hashes; put them there."""
+    names = sorted(map(str, keys))
+    if told is None:
+        return names
+    places = [crc32(name.encode()) % len(told) for name in names]
+    is_told = told[places].tolist()
+    told[places] = True
+    return [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
 
 
 def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:
@@ -138,7 +146,7 @@ def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) ->
     return target
 
 
-def check_sample(image: Any, target: Any, name: str, keys: Keys = KNOWN_KEYS) -> None:
+def check_sample(image: Any, target: Any, name: str, keys: Keys) -> None:
     """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
 
     Of the keys of the objects, ``keys`` must have an entry for each box where they are held.

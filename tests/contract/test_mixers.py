@@ -91,6 +91,11 @@ class TestBatch:
         for arguments in (packed, (samples,), tuple(zip(*samples, strict=True)), (packed,)):
             torch.manual_seed(5)
             assert_same_batch(mix(*arguments), expected)
+        pair = images[:2], tuple(targets[:2])  # two samples are no packed batch
+        for batch in (samples[:2], tuple(samples[:2]), pair, [*pair]):
+            two = mix(*pair, generator=seeded(5))
+            assert_same_batch(mix(batch, generator=seeded(5)), two)
+        assert mix(([], [])) == ([], [])
         seeds = MixCollate(mix, seed=3)
         assert_same_batch(seeds.mix_batch(images, targets), seeds(samples))
         assert_same_samples(samples, before)
@@ -121,15 +126,6 @@ class TestBatch:
                 assert_same_target(target, its)
             batch = make(p=0.7)((images, targets), generator=seeded(1))  # packed
             assert_same_batch(batch, (stacked, mixed))
-
-    @with_each_mixer
-    def test_a_pair_of_samples_is_no_packed_batch_and_the_other_way_round(self, make):
-        samples = samples_of(2)
-        images, targets = collate(samples)
-        expected = make(p=1.0)(images, targets, generator=seeded(1))
-        for batch in (samples, tuple(samples), (images, targets), [images, tuple(targets)]):
-            assert_same_batch(make(p=1.0)(batch, generator=seeded(1)), expected)
-        assert make()(([], [])) == ([], [])
 
     @with_each_mixer
     def test_targets_under_other_names(self, make):
@@ -175,13 +171,24 @@ class TestBatch:
             assert len(target["name"]) == len(target["area"]) == len(target["boxes"])
             assert [int(name) + 1 for name in target["name"]] == target["labels"].tolist()
 
-    def test_a_choice_carries_what_any_of_its_mixers_does(self):
-        for keys, others in ((["name"], []), ([], ["name"])):
-            inner = RandomChoice([DetectionCutMix(p=1.0), DetectionMixUp(p=1.0, keys=others)])
-            mix = RandomChoice([DetectionMixUp(p=1.0), inner], keys=keys)
-            samples = [(i, {**t, "name": [t["labels"].item()]}) for i, t in samples_of(12)]
-            for target in mix(samples, generator=seeded(0))[1]:
-                assert target["name"] == target["labels"].tolist()
+    def test_a_loader_s_workers_tell_once_and_not_what_only_happens_to_fit(self):
+        """As many entries as boxes in each sample that has any, in the first batch that has."""
+        one = [(image, {**target, "hw": [16, 24], "area": []}) for image, target in samples_of(4)]
+        two = [(image, {**t, "boxes": t["boxes"].repeat(2, 1), "labels": torch.ones(2)})
+               for image, t in one]  # fmt: skip
+        two[0][1].pop("hw")
+        mix = DetectionMixUp()
+        with pytest.warns(UserWarning, match="'area': left out") as told:
+            DetectionMixUp()(one)
+        assert len(told) == 1
+        with pytest.warns(UserWarning, match="'area': left out|'hw': kept") as told:
+            DetectionMixUp()(two)
+        assert len(told) == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which workers have too
+            list(DataLoader(one, 2, collate_fn=mix, num_workers=2))
+            warnings.simplefilter("error")
+            mix(two)
 
     @with_each_mixer
     @pytest.mark.parametrize("device", DEVICES)
@@ -226,8 +233,6 @@ class TestPlaces:
         for _, target in twice:
             assert target["box_weights"].shape == (4,)
             assert target["box_weights"].sum().item() == pytest.approx(1, rel=1e-6)
-        twice.set_epoch(4)
-        assert (mix.epoch, twice[0][1]["epoch"]) == (4, 4)
 
 
 class TestSchedule:
@@ -256,17 +261,10 @@ class TestSchedule:
                 assert {target["epoch"] for _, target in samples} == {epoch}
                 assert_same_samples(samples, list(mixed))
 
-    def test_each_mixer_of_a_choice_keeps_its_own(self):
-        often, seldom = {"p": 1.0, "epochs": 4, "off_epochs": 1}, {"epochs": 4, "off_epochs": 3}
-        ahead = DetectionMixUp(p=1.0, **seldom)
-        ahead.set_epoch(3)
-        mix = RandomChoice([ahead, DetectionCutMix(**often)])
-        assert {mixer.epoch for mixer in mix.mixers} == {mix.epoch} == {3}
-        for epoch, expected in enumerate([{0, 1}, {1}, {1}, set()]):
-            mix.set_epoch(epoch)
-            params = mix.make_params(40, seeded(0))
-            assert {param.how[0] for param in params if param is not None} == expected
-            assert (mix.active, mix.epoch) == (bool(expected), epoch)
+    def test_a_choice_brings_its_mixers_to_the_latest_epoch(self):
+        mixers = [DetectionMixUp(), DetectionCutMix()]
+        mixers[0].set_epoch(3)
+        assert {RandomChoice(mixers).epoch, *(mixer.epoch for mixer in mixers)} == {3}
 
     @with_each_mixer
     @pytest.mark.parametrize("twin", [*COPIES.values()][1:], ids=[*COPIES][1:])

@@ -88,17 +88,6 @@ def test_box_and_weight(given, side, rectangle, box, share):
     assert mixed["box_weights"].tolist() == pytest.approx([share], rel=1e-6)
 
 
-def test_a_key_as_long_as_what_is_left_of_the_objects_is_none_of_theirs():
-    a = target_of((0, 0, 10, 10), (10, 0, 20, 10), (2, 12, 6, 16), names=["a0", "a1", "a2"])
-    b = target_of((0, 0, 30, 20), (22, 0, 28, 8), (12, 2, 18, 6), names=["b0", "b1", "b2"])
-    a["crop"], b["crop"] = [3, 4], [5, 6]
-    rectangle = (5, 0, 20, 10)
-    _, mixed = cutmix(make_image(*SIZE), a, make_image(*SIZE), b, rectangle, keys=["names"])
-    # a0 loses half, a1 all, a2 nothing; of b0 a quarter is seen, of b1 nothing, of b2 all
-    assert (mixed["names"], mixed["crop"]) == (["a0", "a2", "b0", "b2"], [3, 4])
-    assert mixed["box_weights"].tolist() == [0.5, 1.0, 0.25, 1.0]
-
-
 @pytest.mark.parametrize(
     ("side", "box", "share", "seen"),
     [("a", [14, 5, 20, 15], 0.6, [0, 1, 0, 0]), ("b", [10, 5, 14, 15], 0.4, [1, 0, 1, 0])],

@@ -16,6 +16,7 @@ from detmix import DetectionCutMix, DetectionMixUp, MixedDataset, RandomChoice, 
 from detmix.mixing import Cut, MixParams, blend
 
 IMAGE, TARGET = FINE = make_image(6, 6), make_target(2)
+MIX = DetectionCutMix()
 NAN_BOX = tensor([[0.0, 0, 1, 1], [0, nan, 1, 1]])
 
 
@@ -139,7 +140,8 @@ CHANCES = ((1,), (1, 2, 3), (0, 0), (-1, 2), (nan, 1), (inf, 1))
         ("targets", [2], lambda _: DetectionMixUp()([IMAGE] * 3, [TARGET] * 2)),
         ("targets", ["tensor"], lambda _: DetectionMixUp()(IMAGE[None])),
         ("keys", ["area"], lambda keys: DetectionMixUp(keys=keys)),
-        ("keys", ["area"], lambda keys: RandomChoice([DetectionMixUp()], keys=keys)),
+        ("keys", ["area"], lambda keys: RandomChoice([DetectionMixUp(keys=[keys]), MIX])),
+        ("target_getter", [dict], lambda g: RandomChoice([MIX, DetectionMixUp(target_getter=g)])),
         ("keys", ["area"], lambda keys: mix(keys=keys)),
         ("keys", ["area"], lambda keys: mix(how=(0, 0, 1, 1), keys=keys)),
         ("params", [2], lambda _: DetectionMixUp().transform([FINE] * 2, [None])),
