@@ -175,7 +175,7 @@ def _torchvision_detector(source: str) -> tuple[nn.Module, list[str]]:
     weights = get_model_weights(name).DEFAULT
     try:
         model: nn.Module = get_model(name, weights=weights)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # no connection; another hash, a broken file
         raise ConnectionError(
             f"cannot load {weights} ({error}); put the file of {weights.url} into torch's hub "
             "folder (torch.hub.get_dir()/checkpoints) by hand"
