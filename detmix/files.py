@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def read_file(path: str | Path) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a file whole; an error in the midst of it, as of a disk, does not name it by itself."""
     try:
         with open(path, "rb", buffering=0) as file:  # a buffer would only take time

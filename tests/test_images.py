@@ -17,11 +17,11 @@ import torch
 from data_files import DOG, SIZE, make_devkit
 from fuzz import limits, time_limit
 from image_files import png, ramp, tiff
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from detmix.data import VOCDetection
-from detmix.data.images import read_image, read_image_size, read_orientation
+from detmix.data.images import read_image, read_image_size, read_orientation, read_upright
 
 
 def encoded(kind="jpeg", mode="RGB", height=33, width=47, **options):
@@ -63,6 +63,18 @@ def test_pixels_are_pillows(tmp_path, mode, kind, options):
     with mock.patch("detmix.data.images.decode_jpeg", None):  # a torchvision without decoders
         other = read_image(tmp_path / "a.jpg")
     np.testing.assert_array_equal(other.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_as_pillow_turns_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "a").write_bytes(encoded("png", "RGB", exif=exif))
+    with Image.open(tmp_path / "a") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+        for source in (tmp_path / "a", image):
+            upright = read_upright(source)
+            np.testing.assert_array_equal(upright.permute(1, 2, 0).numpy(), expected)
 
 
 GREY, GREY16, RGB, RGB16 = ramp("u1"), ramp("u2"), ramp("u1", 3), ramp("u2", 3)

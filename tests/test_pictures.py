@@ -155,7 +155,9 @@ def test_panels_and_texts_stay_apart_and_inside(draw, num_images):
     named = [one | {"missed": [True] * 12, "name": "a name " * 30} for one in targets]
     batch = draw(pictures.plot_batch, images, targets, CLASSES)
     predictions = draw(pictures.plot_predictions, images, found, named, CLASSES)
-    for figure, num_panels in ((batch, num_images), (predictions, 2 * num_images)):
+    alone = draw(pictures.plot_predictions, images, found, None, CLASSES)
+    counts = ((batch, num_images), (predictions, 2 * num_images), (alone, num_images))
+    for figure, num_panels in counts:
         assert len(figure.axes) == num_panels
         headings = [text for axes in figure.axes for text in axes.texts[12:]]
         boxes = [axes.get_window_extent() for axes in figure.axes]

@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": "pretrain a classifier, for a detector to start from",
     "train": "train a detector",
     "evaluate": "score a checkpoint, or saved predictions",
+    "predict": "find objects in your own images",
     "visualize": "draw what a detector is trained on, or what it finds",
 }
 

@@ -15,6 +15,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +56,19 @@ def read_image(path: str | Path) -> Tensor:
     return _read(path)[0]
 
 
+def read_upright(source: str | PathLike[str] | Image.Image) -> Tensor:
+    """Decode an image to uint8 ``(3, H, W)`` RGB, turned as its EXIF orientation says."""
+    if isinstance(source, Image.Image):
+        _check_pixels(source)
+        pixels, orientation = _decode(source), _orientation(source)
+    else:
+        pixels, orientation = _read(source)
+    if orientation > 4:
+        pixels = pixels.transpose(1, 2)
+    mirrored = {1: orientation in (3, 4, 7, 8), 2: orientation in (2, 3, 6, 7)}
+    return pixels.flip([axis for axis, is_mirrored in mirrored.items() if is_mirrored])
+
+
 def read_sized_image(path: Path, size: tuple[int, int], source: Path) -> tuple[Tensor, int]:
     """Decode an image file, and its orientation, that must have the annotated height and width."""
     image, orientation = _read(path)
@@ -80,7 +94,7 @@ def read_orientation(path: Path) -> int:
         return _orientation(image)
 
 
-def _read(path: str | Path) -> tuple[Tensor, int]:
+def _read(path: str | PathLike[str]) -> tuple[Tensor, int]:
     data = read_file(path)
     # What the bytes begin with decides, not a file's name: ImageNet has a PNG called ``.JPEG``.
     with _opened(io.BytesIO(data), path) as image:  # reads the head, refuses too many pixels
@@ -94,7 +108,7 @@ def _read(path: str | Path) -> tuple[Tensor, int]:
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str | Path) -> Iterator[Image.Image]:
+def _opened(file: IO[bytes], name: str | PathLike[str]) -> Iterator[Image.Image]:
     """Open an image with Pillow; what is wrong with it then is a ValueError."""
     try:
         with Image.open(file, formats=_formats()) as image:

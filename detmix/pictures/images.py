@@ -84,12 +84,12 @@ def plot_batch(
 def plot_predictions(
     images: Sequence[Tensor],
     predictions: Sequence[Target],
-    targets: Sequence[Target],
+    targets: Sequence[Target] | None,
     classes: Sequence[str],
     path: str | Path,
     score_threshold: float = 0.5,
 ) -> Path:
-    """Draw predictions beside the ground truth, with masks and keypoints.
+    """Draw predictions, beside the ground truth where it is given, with masks and keypoints.
 
     Each class has a colour. With ``outcomes`` and ``missed``, colours say instead what is right and
     what is wrong: correct detections and found objects are blue, false detections, with their kind
@@ -101,20 +101,25 @@ def plot_predictions(
             ``keypoints``, and ``outcomes``, D of `detmix.evaluation.errors.result.OUTCOMES`.
         targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints``,
             ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed, ``missed``, G flags, which goes
-            with ``outcomes``, and ``name``, a title.
+            with ``outcomes``, and ``name``, a title. None: only predictions are drawn, larger.
         classes: the C class names.
         path: of the picture.
         score_threshold: predictions below it are left out.
     """
-    _check(images, targets=targets, predictions=predictions)
+    _check(images, predictions=predictions, **({} if targets is None else {"targets": targets}))
     what = f"predictions of score ≥ {score_threshold:g}" if score_threshold > 0 else "predictions"
     panels: list[Panel] = []
-    for image, target, prediction in zip(images, targets, predictions, strict=True):
-        title = [style.shorten(target["name"], _LONGEST_TITLE)] if "name" in target else []
-        truth, found = _truth(target, classes), _found(prediction, classes, score_threshold)
-        lines = [*title, f"ground truth: {len(truth['texts'])}"]
-        panels.append((image, [(line, "white") for line in lines], truth))
+    for index, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
+        if targets is not None:
+            target = targets[index]
+            title = [style.shorten(target["name"], _LONGEST_TITLE)] if "name" in target else []
+            truth = _truth(target, classes)
+            lines = [*title, f"ground truth: {len(truth['texts'])}"]
+            panels.append((image, [(line, "white") for line in lines], truth))
+        found = _found(prediction, classes, score_threshold)
         panels.append((image, [(f"{what}: {len(found['texts'])}", "white")], found))
+    if targets is None:
+        return _save(panels, 1 if len(images) < 2 else 2, path, style.WIDTH)
     return _save(panels, 2 if len(images) < 3 else 4, path)
 
 
@@ -179,21 +184,23 @@ def _append(texts: list[str], more: Iterable[str]) -> None:
     texts[:] = [f"{text} {end}".rstrip() for text, end in zip(texts, more, strict=True)]
 
 
-def _save(panels: Sequence[Panel], columns: int, path: str | Path) -> Path:
+def _save(
+    panels: Sequence[Panel], columns: int, path: str | Path, panel: float = _PANEL_WIDTH
+) -> Path:
     """Draw the panels, rows as high as the highest of their images."""
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     highest = [max(image.shape[-2] / image.shape[-1] for image, *_ in row) for row in rows]
-    heights = [_PANEL_WIDTH * min(max(aspect, _LOWEST), _HIGHEST) for aspect in highest]
+    heights = [panel * min(max(aspect, _LOWEST), _HIGHEST) for aspect in highest]
     above = _LINE / 72 * max(len(heading) for _, heading, _ in panels) + _GAP
-    width = min(columns, len(panels)) * (_PANEL_WIDTH + _GAP) + _GAP
+    width = min(columns, len(panels)) * (panel + _GAP) + _GAP
     top = height = sum(heights) + len(rows) * (above + _GAP)
     figure = style.new_figure(width, height)
     figure.set_layout_engine("none")  # texts are placed on axes that stay where they are
     for row, row_height in zip(rows, heights, strict=True):
         top -= above + row_height
         for column, (image, heading, drawn) in enumerate(row):
-            left = _GAP + column * (_PANEL_WIDTH + _GAP)
-            place = (left / width, top / height, _PANEL_WIDTH / width, row_height / height)
+            left = _GAP + column * (panel + _GAP)
+            place = (left / width, top / height, panel / width, row_height / height)
             axes = figure.add_axes(place, anchor="NW")
             draw_boxes(axes, image, **drawn)
             for line, (text, color) in enumerate(reversed(heading)):

@@ -30,7 +30,8 @@ def read_torch_file(path: Path | str, what: str = "checkpoint", *, checksums: bo
     """Read a file of ``torch.save`` onto the CPU, in the present or the old format."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {what} {path}")
+        hint = ": it is a folder, a file such as best.pt is expected" if path.is_dir() else ""
+        raise FileNotFoundError(f"there is no {what} {path}{hint}")
     with open(path, "rb") as file:
         is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
         problem = _find_problem(file, what, checksums) if is_archive else None

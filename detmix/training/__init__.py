@@ -18,6 +18,7 @@ from detmix.training.config import (
 from detmix.training.detector import DetectorTrainer
 from detmix.training.inference import load_detector, predict
 from detmix.training.parse import parse_args
+from detmix.training.prediction import Detections, Detector, load
 from detmix.training.stopping import Interrupted, NonFiniteLossError
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "ClassifierTrainer",
     "CocoConfig",
     "DataConfig",
+    "Detections",
+    "Detector",
     "DetectorTrainer",
     "ImageAugmentConfig",
     "ImageDataConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "PretrainConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "load",
     "load_checkpoint",
     "load_detector",
     "parse_args",

@@ -66,9 +66,18 @@ def predict(
     for images, targets in loader:
         with accelerator.autocast():
             predictions = model(to_device(images, [], accelerator.device)[0])
-        seen = [(image.shape[-2], image.shape[-1]) for image in images]
-        wanted = seen if size_of is None else [size_of(target) for target in targets]
-        yield [_finish(*each) for each in zip(predictions, seen, wanted, strict=True)], targets
+        sizes = None if size_of is None else [size_of(target) for target in targets]
+        yield in_pixels(predictions, images, sizes), targets
+
+
+def in_pixels(
+    predictions: list[dict[str, Tensor]],
+    images: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> list[Prediction]:
+    """Bring predictions to images of these sizes (H, W), by default those seen, on the CPU."""
+    seen = [(image.shape[-2], image.shape[-1]) for image in images]
+    return [_finish(*each) for each in zip(predictions, seen, sizes or seen, strict=True)]
 
 
 def _finish(

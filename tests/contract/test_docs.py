@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from runs import command
 from torch.utils.data import DataLoader
 
@@ -79,11 +80,11 @@ def test_each_block_is_met_below():
     """Of Python, of a shell, or what something prints."""
     assert set(re.findall(r"^```(\w+)$", ALL, flags=re.MULTILINE)) == {"python", "bash"}
     examples = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
-    assert examples == {"README.md": 1, "evaluation.md": 2, "mixing.md": 1}
+    assert examples == {"README.md": 2, "evaluation.md": 2, "mixing.md": 1}
 
 
 def test_the_loop_and_the_scoring_run(capsys):
-    (loop,), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
+    (loop, _), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
     names = {"dataset": samples(3), "test_loader": test_loader}
@@ -94,6 +95,17 @@ def test_the_loop_and_the_scoring_run(capsys):
     printed = capsys.readouterr().out
     assert "tvmonitor" in printed
     assert "similar class" in printed
+
+
+def test_a_photograph_of_ones_own(whole_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "voc2007_cpu").symlink_to(whole_run)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    predicting = blocks("python", "README.md")[1]
+    exec(predicting.replace("0.3", "0"), names := {})
+    assert len(names["found"].boxes) == len(names["found"].names) > 0
+    assert names["found"].names[0] in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -192,7 +204,7 @@ class TestNames:
     def test_of_the_package(self):
         assert sorted(detmix.__all__) == [
             "DetectionCutMix", "DetectionMixUp", "MixedDataset", "RandomChoice", "__version__",
-            "cutmix", "mixup", "set_epoch", "unweight_losses", "weight_losses",
+            "cutmix", "load", "mixup", "set_epoch", "unweight_losses", "weight_losses",
         ]  # fmt: skip
         assert detmix.__version__ == importlib.metadata.version("detmix")
 
