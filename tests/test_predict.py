@@ -216,7 +216,7 @@ def test_masks_and_keypoints_are_written(name, photos, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = build_detector(config, BackboneConfig("resnet18", fpn_channels=8, levels=(3,)), 3)
     detector = Detector(model, ["cat", "dog"])
-    monkeypatch.setattr("detmix.training.load", lambda *_: detector)
+    monkeypatch.setattr("detmix.commands.predict.load", lambda *_: detector)
     succeed("predict", "x", photos / "12.JPG", "--out", tmp_path, "--score", 0)
     truth = COCO()
     truth.dataset = {"images": [{"id": 12, "height": 40, "width": 64}], "annotations": []}
