@@ -293,6 +293,18 @@ class TestClassifiers:
             found = model.backbone.body.state_dict()
             assert_equal_tensors(found, average.state_dict(), found)
 
+    @pytest.mark.parametrize("name", ["IMAGENET1K_V1", None])
+    @pytest.mark.parametrize(
+        ("option", "value"), [("image_mean", MEAN), ("image_std", MEAN), ("norm_eps", 1e-3)]
+    )
+    def test_warns_of_what_is_known(self, resnet18, path, monkeypatch, caplog, name, option, value):
+        """A bare file tells nothing of how its images and features were normalised."""
+        torch.save(resnet18.state_dict(), path)
+        monkeypatch.setattr(DOWNLOAD, Mock(return_value=resnet18.state_dict()))
+        detector(weights=name or path, **{option: value})
+        assert (f"{option} is {value}, but the weights" in caplog.text) == (name is not None)
+        assert ("but the weights" in caplog.text) == (name is not None)
+
     @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "DEFAULT"])
     def test_names_of_torchvision(self, resnet18, monkeypatch, name):
         load = Mock(return_value=resnet18.state_dict())

@@ -42,6 +42,9 @@ class PretrainedState:
     source: str = ""
     prefix: str | None = None  # the place of what is meant, or to look at alone
     beside: tuple[str, ...] = ()  # other places in the file
+    assumed: tuple[
+        str, ...
+    ] = ()  # of image_mean, image_std and norm_eps, what a file does not tell
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def read_weight_file(path: Path | str) -> PretrainedState:
             f"{path} holds no state dict: expected tensors by name, or dicts of such, found {found}"
         )
     is_own = content.keys() >= CHECKPOINT_KEYS
-    return PretrainedState(state, **(_notes(content) if is_own else {}))
+    notes = _notes(content) if is_own else {"assumed": (*STATISTICS, "norm_eps")}
+    return PretrainedState(state, **notes)
 
 
 def _named_tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
@@ -188,7 +192,9 @@ def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     eps = float(eps) if isinstance(eps, (int, float)) else None
     prefix = "model" if checkpoint.get("ema") is None else "ema"
     network = section(config, "model") or section(config, "backbone")
-    return {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
+    assumed = tuple(name for name in STATISTICS if not _statistic(noted.get(name)))
+    found = {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
+    return {**found, "assumed": assumed}
 
 
 def take_normalization(config: dict[str, Any]) -> dict[str, Any]:
