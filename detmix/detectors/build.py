@@ -83,13 +83,12 @@ def build_detector(
         title = f"{detector.name} on {backbone.name}" if spec.kind.is_family else detector.name
         report = load_detector(model, spec.source, title, num_classes)
     keep_boxes_in_float32(model)
-    set_normalization(model, spec.told)
+    set_normalization(model, {"norm_eps": spec.source_eps})
     configured = configured_normalization(detector, backbone)
     if report is not None:
         trained = {"image_mean": report.mean, "image_std": report.std, "norm_eps": report.norm_eps}
         set_normalization(model, trained)
-        known = {**normalization(model), **dict.fromkeys(report.assumed), **spec.told}
-        _warn_of_other(configured, known)
+        _warn_of_other(configured, {**normalization(model), **dict.fromkeys(report.assumed)})
     set_normalization(model, configured)
     return model
 

@@ -46,8 +46,8 @@ class DetectorSpec:
     # What it starts from: as a whole, or with its backbone alone.
     source: Source | None
     starts_whole: bool
-    # What the name of the source tells of its normalization: an epsilon of frozen batch norm.
-    told: Mapping[str, float]
+    # The epsilon of frozen batch norm that the name of the source tells.
+    source_eps: float | None
     # Anchors, under the name of the class's argument; none for those that a builder chooses.
     anchors: Mapping[str, AnchorGenerator]
     # Keyword arguments of the class beside those, its modules and the number of classes.
@@ -72,7 +72,7 @@ def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
         backbone=backbone,
         source=source,
         starts_whole=detector.weights is not None,
-        told={"norm_eps": 0.0} if file in _FILES_WITHOUT_EPSILON else {},
+        source_eps=0.0 if file in _FILES_WITHOUT_EPSILON else None,
         anchors=anchors,
         arguments={key: value for key, value in given.items() if value is not None} | options,
     )

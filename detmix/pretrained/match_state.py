@@ -60,8 +60,7 @@ class LoadReport:
     head: str  #: what the head is, for the text
     norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
     prefix: str = ""  #: their place in the file: the name of a dict, and what keys begin with
-    #: of image_mean, image_std and norm_eps, those that a file does not tell: the architecture's
-    assumed: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  #: which of image_mean and image_std the weights do not tell
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
@@ -69,12 +68,13 @@ class LoadReport:
             text += f" from {self.prefix}"
         if len(self.loaded) < self.total:
             text += " (the rest are counters of batches)"
+        if self.assumed:
+            taken = {"image_mean": list(self.mean), "image_std": list(self.std)}
+            text += f"; assumed: {', '.join(f'{name} {taken[name]}' for name in self.assumed)}"
         if self.left_out:
             text += f"; left out: {', '.join(self.left_out)} ({self.head})"
         if self.absent:
             text += f"; {_listing('not used', self.absent)}"
-        if "image_mean" in self.assumed:
-            text += f"; normalised as is usual, mean {list(self.mean)}, std {list(self.std)}"
         return text
 
 

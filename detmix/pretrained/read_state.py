@@ -42,9 +42,7 @@ class PretrainedState:
     source: str = ""
     prefix: str | None = None  # the place of what is meant, or to look at alone
     beside: tuple[str, ...] = ()  # other places in the file
-    assumed: tuple[
-        str, ...
-    ] = ()  # of image_mean, image_std and norm_eps, what a file does not tell
+    assumed: tuple[str, ...] = ()  # which of image_mean and image_std a file does not tell
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,7 @@ def read_weight_file(path: Path | str) -> PretrainedState:
             f"{path} holds no state dict: expected tensors by name, or dicts of such, found {found}"
         )
     is_own = content.keys() >= CHECKPOINT_KEYS
-    notes = _notes(content) if is_own else {"assumed": (*STATISTICS, "norm_eps")}
-    return PretrainedState(state, **notes)
+    return PretrainedState(state, **(_notes(content) if is_own else {"assumed": STATISTICS}))
 
 
 def _named_tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
