@@ -97,7 +97,10 @@ def test_trained_layers_are_torchvisions(name, layers):
     assert frozen_parts(ours.body) == frozen_parts(theirs.body)
 
 
-@pytest.mark.parametrize(("name", "stem"), [(MOBILENET, r"conv_stem|bn1"), (CONVNEXT, "stem")])
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [(MOBILENET, "conv_stem|bn1"), (CONVNEXT, "stem"), ("timm:fasternet_t0", "patch_embed")],
+)
 @pytest.mark.parametrize("layers", range(6))
 def test_trained_stages_are_timms(name, stem, layers):
     """What a map before the trained stages depends on is frozen, whatever the pyramid takes."""

@@ -105,9 +105,10 @@ def read_source(
         found = read_weight_file(_existing(source, source.place.expanduser()))
     else:
         found = PretrainedState(*read_timm_weights(source.place, source.setting, source.network))
-    mean, std = found.mean or mean, found.std or std
-    prefix = source.prefix or found.prefix
-    return replace(found, source=source.what, mean=mean, std=std, prefix=prefix)
+    told = {"image_mean": found.mean, "image_std": found.std}
+    assumed = () if source.is_torchvisions else tuple(name for name in told if not told[name])
+    mean, std, prefix = found.mean or mean, found.std or std, source.prefix or found.prefix
+    return replace(found, source=source.what, mean=mean, std=std, prefix=prefix, assumed=assumed)
 
 
 def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
@@ -163,7 +164,7 @@ def read_weight_file(path: Path | str) -> PretrainedState:
             f"{path} holds no state dict: expected tensors by name, or dicts of such, found {found}"
         )
     is_own = content.keys() >= CHECKPOINT_KEYS
-    return PretrainedState(state, **(_notes(content) if is_own else {"assumed": STATISTICS}))
+    return PretrainedState(state, **(_notes(content) if is_own else {}))
 
 
 def _named_tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
@@ -189,9 +190,7 @@ def _notes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     eps = float(eps) if isinstance(eps, (int, float)) else None
     prefix = "model" if checkpoint.get("ema") is None else "ema"
     network = section(config, "model") or section(config, "backbone")
-    assumed = tuple(name for name in STATISTICS if not _statistic(noted.get(name)))
-    found = {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
-    return {**found, "assumed": assumed}
+    return {"mean": mean, "std": std, "norm_eps": eps, "network": network, "prefix": prefix}
 
 
 def take_normalization(config: dict[str, Any]) -> dict[str, Any]:
