@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -13,6 +15,7 @@ from builders import (
     on_meta,
     pretraining_checkpoint,
     shake,
+    statistics,
     structure,
 )
 from torch import nn
@@ -32,6 +35,9 @@ from detmix.detectors import (
 # One with a ResNet's names, one with fused normalization and activation, one with LayerNorm.
 RESNET, MOBILENET, CONVNEXT = "timm:resnet10t", "timm:mobilenetv3_small_050", "timm:convnext_atto"
 RESNET_WEIGHTS, MOBILENET_WEIGHTS = f"{RESNET}.c3_in1k", f"{MOBILENET}.lamb_in1k"
+CSAT, HRNET = {"name": "timm:csatv2"}, {"name": "timm:hrnet_w18_small"}
+# Its images are not normalised as ImageNet's mostly are.
+LITE, OTHER = "timm:tf_efficientnet_lite0", [0.1, 0.2, 0.3]
 SMALL_DETECTOR = DetectorConfig(min_size=64, max_size=64, anchor_sizes=(16, 32), head_dim=8)
 
 
@@ -91,9 +97,27 @@ def test_trained_layers_are_torchvisions(name, layers):
     assert frozen_parts(ours.body) == frozen_parts(theirs.body)
 
 
-def test_others_are_trained_as_a_whole_or_not():
-    still = backbone(MOBILENET, trainable_layers=0).body
-    assert not any(value.requires_grad for value in still.parameters())
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [(MOBILENET, "conv_stem|bn1"), (CONVNEXT, "stem"), ("timm:fasternet_t0", "patch_embed")],
+)
+@pytest.mark.parametrize("layers", range(6))
+def test_trained_stages_are_timms(name, stem, layers):
+    """What a map before the trained stages depends on is frozen, whatever the pyramid takes."""
+    body = backbone(name, norm="batch").body.eval()
+    frozen = parameters = dict(body.named_parameters())
+    if layers > 3:
+        frozen = {key for key in parameters if layers == 4 and re.match(rf"model\.({stem})", key)}
+    elif layers:
+        last = list(body(torch.rand(1, 3, 64, 64)).values())[3 - layers]
+        gradients = torch.autograd.grad(last.sum(), parameters.values(), allow_unused=True)
+        pairs = zip(parameters, gradients, strict=True)
+        frozen = {key for key, gradient in pairs if gradient is not None}
+    assert bool(frozen) == (layers < 5)
+    for levels in ((1, 2, 3, 4), (2,)):
+        ours = backbone(name, norm="batch", trainable_layers=layers, levels=levels).body
+        found = dict(ours.named_parameters())
+        assert {key for key in found if not found[key].requires_grad} == {*frozen} & {*found}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,10 @@ def test_small_stem():
         ("backbone", {"weights": "timm:resnet18.none"}, r"\.weights: .*'resnet18\.none'.*a1_"),
         ("backbone", {"weights": "timm:resnet1"}, r"\.weights: .*'resnet1'.*resnet18"),
         ("backbone", {"weights": "timm:resnet50_mlp"}, r"\.weights: .*no pre.*resnet50_mlp"),
-        ("backbone", {"name": MOBILENET, "trainable_layers": 3}, r".*0, 5 or null.*got 3"),
+        # It has no stage of stride 4; the stem of the other is no module.
+        ("backbone", CSAT | {"trainable_layers": 3}, r"\.train.*timm:csatv2 .*got 3.* stride 4"),
+        ("backbone", HRNET | {"trainable_layers": 4}, r"\.train.*timm:hrnet.*got 4.* stride 2"),
+        ("backbone", {"name": MOBILENET, "trainable_layers": 6}, r"\.train.*0\.\.5.*got 6"),
         # A transformer takes images of one size only.
         ("backbone", {"name": "timm:vit_tiny_patch16_224"}, r"\.name.*vit_tiny_patch16_224"),
     ],
@@ -228,6 +255,35 @@ class TestTimm:
         assert assert_equal_tensors(found, model.state_dict(), found) == 100
         assert detector.transform.image_mean == [0.5, 0.5, 0.5]
         assert detector.transform.image_std == [0.2, 0.2, 0.2]
+
+    @pytest.mark.parametrize("whole", [False, True])
+    @pytest.mark.parametrize(
+        ("notes", "options", "expected", "warned"),
+        [
+            (None, {}, [[0.5] * 3] * 2, False),
+            (None, {"image_mean": OTHER}, [OTHER, [0.5] * 3], False),
+            ({"image_mean": OTHER}, {}, [OTHER, [0.5] * 3], False),
+            ({"image_mean": OTHER}, {"image_std": OTHER}, [OTHER, OTHER], False),
+            ({"image_std": OTHER}, {"image_std": [0.2] * 3}, [[0.5] * 3, [0.2] * 3], True),
+        ],
+    )
+    def test_statistics(self, whole, notes, options, expected, warned, tmp_path, caplog):
+        """Of the configuration, else of the file, else of timm's record of the architecture."""
+        record = timm.get_pretrained_cfg(LITE.removeprefix("timm:"))
+        assert [record.mean, record.std] == [(0.5, 0.5, 0.5)] * 2
+        path, settings = tmp_path / "best.pt", {"fpn_channels": 8, "levels": (4,)}
+        model = build_classifier(ClassifierConfig(LITE), 3)
+        if whole:
+            model = build_detector(SMALL_DETECTOR, BackboneConfig(LITE, **settings), 3)
+        saved = model.state_dict()
+        if notes is not None:
+            saved = pretraining_checkpoint(model, name=LITE, normalization=notes)
+        torch.save(saved, path)
+        start = str(path)
+        named = replace(SMALL_DETECTOR, options=options, weights=start if whole else None)
+        body = BackboneConfig(LITE, None if whole else start, **settings)
+        assert statistics(build_detector(named, body, 3)) == expected
+        assert ("but the weights" in caplog.text) == warned
 
     def test_weights_of_another_network_with_the_same_keys(self, monkeypatch):
         """resnetaa50 has resnet50's keys and shapes, and pools otherwise."""

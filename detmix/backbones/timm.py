@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +67,42 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+def recorded_statistics(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation in timm's record of a network; these where it is none of it."""
+    records = (each.pretrained_cfg for each in module.modules() if hasattr(each, "pretrained_cfg"))
+    record: Any = next(records, {})
+    return tuple(record.get("mean", mean)), tuple(record.get("std", std))
+
+
+def last_stages(model: nn.Module, name: str, count: int) -> tuple[str, ...]:
+    """Return the names of the parameters in the last of the stages to the strides 4, 8, 16, 32."""
+    modules = [name for name, _ in model.named_modules()]  # in the order in which they compute
+    ends = {stage["reduction"]: stage["module"] for stage in _stages(model)}
+    before = 2 ** (5 - count)
+    if before == 2 and ends.get(before) not in modules:
+        # The stem is what stands ahead of the module that holds the stages.
+        holder = ends.get(4, "").partition(".")[0]
+        start = modules.index(holder) if holder in modules else 0
+    else:
+        end = f"{ends.get(before)}."
+        inside = [index for index, each in enumerate(modules) if f"{each}.".startswith(end)]
+        start = max(inside, default=0) + 1
+    if start < 2:  # the first is the network itself
+        raise ValueError(
+            f"backbone.trainable_layers of {name} must be null, 0, 5 or another number of stages, "
+            f"got {count}: timm names no module in it that ends at stride {before}"
+        )
+    names = [key for key, _ in model.named_parameters()]
+    return tuple(key for key in names if key.rpartition(".")[0] in modules[start:])
+
+
+def _stages(model: Any) -> list[dict[str, Any]]:
+    info = getattr(model, "feature_info", ())
+    return list(info.get_dicts() if hasattr(info, "get_dicts") else info)
+
+
 def _find_architecture(name: str, setting: str) -> tuple[Any, str]:
     """Return timm, if it is there, and a name of its own, if it knows the network and the tag."""
     try:
@@ -103,8 +140,7 @@ class _TimmBody(nn.Module):
         needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
         if not all(hasattr(model, attribute) for attribute in needed):
             raise ValueError(f"backbone.name={name} gives no intermediate features in timm")
-        info = model.feature_info
-        stages = list(info.get_dicts() if hasattr(info, "get_dicts") else info)
+        stages = _stages(model)
         # Of two stages with one stride the last.
         by_stride = {stage["reduction"]: index for index, stage in enumerate(stages)}
         missing = [level for level in levels if 2 ** (level + 1) not in by_stride]

@@ -25,7 +25,7 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from detmix.backbones.resnet import build_resnet, resnet_pyramid
-from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, timm_pyramid
+from detmix.backbones.timm import TIMM_PREFIX, create_timm_model, last_stages, timm_pyramid
 from detmix.detectors.config import BackboneConfig, ClassifierConfig, DetectorConfig
 from detmix.detectors.half_precision import keep_boxes_in_float32
 from detmix.detectors.spec import DetectorSpec, backbone_source, resolve
@@ -36,7 +36,8 @@ _HEAD_DIM = 1024
 _SAMPLING_RATIO = 2
 _BOX_POOL, _ROI_POOL = 7, 14  # bins per side of a proposal: for its box, for masks and keypoints
 _NUM_MASK_CONVS, _NUM_KEYPOINT_CONVS = 4, 8
-# A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers.
+# A ResNet's trainable parts from the last to the first, as torchvision counts trainable_layers;
+# other networks have as many, a stem and the stages up to the strides 4 to 32.
 _LAYERS = ("layer4", "layer3", "layer2", "layer1", "conv1")
 _PRETRAINED_LAYERS = 3
 
@@ -87,7 +88,7 @@ def build_detector(
     if report is not None:
         trained = {"image_mean": report.mean, "image_std": report.std, "norm_eps": report.norm_eps}
         set_normalization(model, trained)
-        _warn_of_other(configured, normalization(model))
+        _warn_of_other(configured, {**normalization(model), **dict.fromkeys(report.assumed)})
     set_normalization(model, configured)
     return model
 
@@ -222,13 +223,14 @@ def _build_pyramid(
     report = None
     if source is not None and loads:
         report = load_classifier(network, source, config.name, config.stem)
+    # Before the stages that the pyramid does without are dropped: they count.
+    _freeze(network, config, source is not None)
     stages = sorted(config.levels)
     if isinstance(network, ResNet):
         pyramid = resnet_pyramid(network, stages, config.fpn_channels)
     else:
         pyramid = timm_pyramid(network, config.name, stages, config.fpn_channels)
     _set_norm_epsilon(pyramid, config.norm_eps)
-    _freeze(network, config, source is not None)
     return pyramid, report
 
 
@@ -239,14 +241,16 @@ def _freeze(network: nn.Module, config: BackboneConfig, pretrained: bool) -> Non
     trainable = config.trainable_layers
     if trainable is None:
         trainable = _PRETRAINED_LAYERS if pretrained and is_resnet else len(_LAYERS)
-    if trainable not in (range(len(_LAYERS) + 1) if is_resnet else (0, len(_LAYERS))):
-        expected = "in 0..5" if is_resnet else "0, 5 or null, as it has not the parts of a ResNet"
+    if trainable > len(_LAYERS):
         raise ValueError(
-            f"backbone.trainable_layers of {config.name} must be {expected}, got {trainable}"
+            f"backbone.trainable_layers of {config.name} must be in 0..5, got {trainable}"
         )
     if trainable < len(_LAYERS):
+        trained = _LAYERS[:trainable]
+        if trained and not is_resnet:
+            trained = last_stages(network, config.name, trainable)
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name.startswith(_LAYERS[:trainable]))
+            parameter.requires_grad_(name.startswith(trained))
 
 
 def normalization(model: Any) -> dict[str, Any]:

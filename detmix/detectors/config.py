@@ -247,8 +247,9 @@ class BackboneConfig:
     #: batch norm: frozen, live (batch) or over all processes (sync); or group norm (group); auto
     #: is frozen with weights and batch without
     norm: Norm = "auto"
-    #: how many of a ResNet's five parts, from the last, are trained; null for 3 with weights, 5
-    #: without; others have 5 or 0, a MobileNet that a detector brings 0 to 6
+    #: how many of the five parts, four stages (to the strides 4 to 32) and the stem, are trained,
+    #: from the last; null for 3 of a ResNet with weights, else 5; a MobileNet that a detector
+    #: brings has 6
     trainable_layers: int | None = None
     fpn_channels: int = 256  #: channels of every pyramid level
     #: which stages the pyramid starts from (strides 4 to 32); one coarser level is added to them

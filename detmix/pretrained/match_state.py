@@ -21,7 +21,7 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from detmix.backbones.resnet import resnet_names
-from detmix.backbones.timm import head_names, plain_name
+from detmix.backbones.timm import head_names, plain_name, recorded_statistics
 from detmix.pretrained.read_state import PretrainedState, Source, find_source, read_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -60,6 +60,7 @@ class LoadReport:
     head: str  #: what the head is, for the text
     norm_eps: float | None = None  #: epsilon of frozen batch norm that belongs to the weights
     prefix: str = ""  #: their place in the file: the name of a dict, and what keys begin with
+    assumed: tuple[str, ...] = ()  #: which of image_mean and image_std the weights do not tell
 
     def __str__(self) -> str:
         text = f"{self.source}: {len(self.loaded)} of {self.total} tensors of {self.model} loaded"
@@ -67,6 +68,9 @@ class LoadReport:
             text += f" from {self.prefix}"
         if len(self.loaded) < self.total:
             text += " (the rest are counters of batches)"
+        if self.assumed:
+            taken = {"image_mean": list(self.mean), "image_std": list(self.std)}
+            text += f"; assumed: {', '.join(f'{name} {taken[name]}' for name in self.assumed)}"
         if self.left_out:
             text += f"; left out: {', '.join(self.left_out)} ({self.head})"
         if self.absent:
@@ -78,7 +82,8 @@ def load_detector(model: Any, source: Source, title: str, num_classes: int) -> L
     """Load a trained detector into another, all but what depends on the classes."""
     transform, own = model.transform, model.state_dict()
     head = [key for key in own if _CLASS_HEAD.match(key)]
-    weights = read_source(source, tuple(transform.image_mean), tuple(transform.image_std))
+    usual = recorded_statistics(model, transform.image_mean, transform.image_std)
+    weights = read_source(source, *usual)
     weights = _choose(weights, own, head)
     state = weights.state
     if not any(key.startswith("backbone.") for key in state):
@@ -102,7 +107,8 @@ def load_classifier(
     module: nn.Module, source: Source, name: str, stem: str | None = None
 ) -> LoadReport:
     """Load a network, or that in a larger one, into another or a body, all but the head."""
-    weights, heads = read_source(source, IMAGENET_MEAN, IMAGENET_STD), head_names(module)
+    usual = recorded_statistics(module, IMAGENET_MEAN, IMAGENET_STD)
+    weights, heads = read_source(source, *usual), head_names(module)
     for option, wanted in (("name", source.network), ("stem", stem)):
         found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
@@ -245,6 +251,7 @@ def _load_matching(
         head=head,
         norm_eps=weights.norm_eps,
         prefix=weights.prefix or "",
+        assumed=weights.assumed,
     )
     _log.info("%s", report)
     return report

@@ -42,6 +42,7 @@ class PretrainedState:
     source: str = ""
     prefix: str | None = None  # the place of what is meant, or to look at alone
     beside: tuple[str, ...] = ()  # other places in the file
+    assumed: tuple[str, ...] = ()  # which of image_mean and image_std a file does not tell
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def read_source(
         found = read_weight_file(_existing(source, source.place.expanduser()))
     else:
         found = PretrainedState(*read_timm_weights(source.place, source.setting, source.network))
-    mean, std = found.mean or mean, found.std or std
-    prefix = source.prefix or found.prefix
-    return replace(found, source=source.what, mean=mean, std=std, prefix=prefix)
+    told = {"image_mean": found.mean, "image_std": found.std}
+    assumed = () if source.is_torchvisions else tuple(name for name in told if not told[name])
+    mean, std, prefix = found.mean or mean, found.std or std, source.prefix or found.prefix
+    return replace(found, source=source.what, mean=mean, std=std, prefix=prefix, assumed=assumed)
 
 
 def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
