@@ -38,6 +38,7 @@ from detmix.mixing.target import (
     key_names,
     plain,
     tell_of_own,
+    told_keys,
 )
 
 _SEEDS = 2**32
@@ -93,8 +94,7 @@ class AlbumentationsTransform:
         self.keypoint_flip = order
         self.min_visibility = min_visibility
         self.keys = key_names(keys)
-        self._told = torch.zeros(4096, dtype=torch.bool)  # keys that any worker warned of
-        self._told.share_memory_()  # type: ignore[no-untyped-call]
+        self._told = told_keys()
         alb = _import_albumentations()
         boxes = alb.BboxParams(
             format="pascal_voc",

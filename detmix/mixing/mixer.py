@@ -24,6 +24,7 @@ from detmix.mixing.target import (
     image_size,
     key_names,
     sample_name,
+    told_keys,
     wrap_like,
 )
 
@@ -53,8 +54,7 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
         self._epoch = SharedEpoch()
         self.keys = key_names(keys)
         self.target_getter = target_getter
-        self._told = torch.zeros(4096, dtype=torch.bool)  # keys that any worker warned of
-        self._told.share_memory_()  # type: ignore[no-untyped-call]
+        self._told = told_keys()
 
     @property
     def epoch(self) -> int:

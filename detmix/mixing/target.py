@@ -103,15 +103,21 @@ def checked_samples(
     return [(image, _completed(image, target, keys, left_out)) for image, target in samples]
 
 
+def told_keys() -> Tensor:
+    """Return an empty table of keys that were warned of; all of a loader's workers share it."""
+    return torch.zeros(4096, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call,no-any-return]
+
+
 def tell_of_own(told: Tensor | None, samples: Sequence[Sample], keys: Keys) -> None:
     """Warn of undeclared keys that have an entry for each box wherever they are held."""
     if not any(len(target["boxes"]) for _, target in samples):
         return
-    held = [(s, key) for s in samples for key, value in s[1].items() if value is not None]
-    of_image = KNOWN_KEYS | PER_IMAGE_KEYS | keys | {key for s, key in held if not has_rows(s, key)}
+    known = KNOWN_KEYS | PER_IMAGE_KEYS | keys
+    held = [(s, key) for s in samples for key in s[1].keys() - known if s[1][key] is not None]
+    of_image = {key for sample, key in held if not has_rows(sample, key)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
     _tell(told, {key for _, key in held} - of_image, f"{what} belongs to the objects")
-    _new(told, of_image - KNOWN_KEYS)  # those will not be told where they happen to fit
+    _new(told, of_image)  # those will not be told where they happen to fit
 
 
 def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
@@ -123,7 +129,7 @@ def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
 def _new(told: Tensor | None, keys: Set[str]) -> list[str]:
     """Return the keys that are not in the shared table ``told`` of their hashes; put them there."""
     names = sorted(map(str, keys))
-    if told is None:
+    if told is None or not names:
         return names
     places = [crc32(name.encode()) % len(told) for name in names]
     is_told = told[places].tolist()
