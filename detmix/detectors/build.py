@@ -146,7 +146,7 @@ def _build_by_name(
         meta = {"categories": range(num_classes), "keypoint_names": range(num_keypoints)}
         start["weights"] = _stand_in(kind.weights[0], state, meta)
     elif source is not None:
-        if loads_body and not kind.stands_on_resnet:
+        if loads_body and kind.network != "resnet50":
             state = read_source(source).state
             _log.info("%s: all of %s loaded", source.what, kind.network)
         else:
@@ -160,7 +160,7 @@ def _build_by_name(
         for generator in spec.anchors.values():
             getattr(model, "rpn", model).anchor_generator = generator
     report = None
-    if source is not None and loads_body and kind.stands_on_resnet:
+    if source is not None and loads_body and kind.network == "resnet50":
         report = load_classifier(model.backbone.body, source, kind.network, "standard")
     return model, report
 

@@ -151,7 +151,7 @@ def _builder_source(kind: DetectorKind, backbone: BackboneConfig) -> Source | No
             f"{source.what} does not fit {kind.name}, whose backbone has a narrower tail: start "
             "from a whole detector with --detector.weights COCO_V1"
         )
-    if not (source.is_torchvisions or kind.stands_on_resnet):
+    if not (source.is_torchvisions or kind.network == "resnet50"):
         names = ", ".join(member.name for member in kind.backbone_weights)
         raise ValueError(
             f"backbone.weights of detector.name={kind.name} must be one of {names} (files and "
