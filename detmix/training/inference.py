@@ -29,7 +29,6 @@ from detmix.training.parse import from_dict
 Prediction = dict[str, Any]
 
 _UINT8_MAX = 255.0
-_MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
 _MASKS_AT_ONCE = 8
 
 
@@ -94,17 +93,13 @@ def _finish(
         for key, value in moved.items()
     }
     if "masks" in prediction:
+        finished["masks"] = []
         # A few at a time: each is as large as its image.
-        parts = torch.split(prediction["masks"], _MASKS_AT_ONCE)
-        finished["masks"] = [rle for part in parts for rle in _encode(part, size)]
+        for part in torch.split(prediction["masks"], _MASKS_AT_ONCE):
+            if seen != size:
+                part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+            finished["masks"] += encode_masks(part)
     return finished
-
-
-def _encode(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the run lengths of ``(D, 1, H', W')`` probabilities, at ``size`` (H, W)."""
-    if masks.shape[-2:] != size:
-        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
-    return encode_masks((masks[:, 0] > _MASK_THRESHOLD).cpu())
 
 
 @contextmanager
