@@ -83,27 +83,27 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
-def read_batch(
-    predictions: Sequence[Record],
-    targets: Sequence[Record],
-    num_classes: int,
-    *,
-    any_label: bool = False,
-) -> Batch:
-    """Check a batch and join it into flat arrays; predictions may have ``any_label``."""
+def read_batch(predictions: Sequence[Record], targets: Sequence[Record], num_classes: int) -> Batch:
+    """Check a batch and join it into flat arrays."""
+    found, there = open_batch(predictions, targets)
+    detections, objects = found.read("scores", num_classes), there.read("difficult", num_classes)
+    return Batch(there.image_ids, detections, objects, there.column("iscrowd").astype(bool))
+
+
+def open_batch(
+    predictions: Sequence[Record], targets: Sequence[Record]
+) -> tuple["Records", "Records"]:
+    """The two lists of a batch, whose errors tell the images' ids."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
             "one as of the other"
         )
-    image_ids: list[ImageId] = [None] * len(targets)  # filled in, so that errors can tell them
+    image_ids: list[ImageId] = [None] * len(targets)
     there = Records("targets", targets, image_ids)
     for index in range(len(targets)):
         image_ids[index] = there.image_id(index)
-    found = Records("predictions", predictions, image_ids)
-    detections = found.read("scores", None if any_label else num_classes)
-    objects = there.read("difficult", num_classes)
-    return Batch(image_ids, detections, objects, there.column("iscrowd").astype(bool))
+    return Records("predictions", predictions, image_ids), there
 
 
 @dataclass(frozen=True)

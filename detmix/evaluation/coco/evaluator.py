@@ -65,16 +65,15 @@ class COCOEvaluator:
             raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
-        self._reader = CocoReader(
-            self.category_ids, self.iou_types, by_id=prediction_labels == "category_id"
-        )
+        self._by_id = prediction_labels == "category_id"
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._images: dict[int | str, CocoImage] = {}
         self._results: dict[str, COCOResult] = {}
-        self._num_keypoints = None if self.keypoint_sigmas is None else len(self.keypoint_sigmas)
+        num = None if self.keypoint_sigmas is None else len(self.keypoint_sigmas)
+        self._reader = CocoReader(self.category_ids, self.iou_types, self._by_id, num)
 
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
@@ -92,11 +91,9 @@ class COCOEvaluator:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
                 negative area, a prediction with ``x2 < x1``, an image with masks of several sizes.
         """
-        images, points = self._reader.read(predictions, targets, self._num_keypoints)
-        for image in images:
+        for image in self._reader.read(predictions, targets):
             self._images.setdefault(image.entry["id"], image)
         self._results = {}
-        self._num_keypoints = points
 
     def compute(self, iou_type: IouType | None = None) -> COCOResult:
         """Evaluate all images so far by one of the constructor's IoU types, its first by default.

@@ -52,13 +52,10 @@ def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> 
 
 def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
     """The number of pixels ``(N,)`` of each mask."""
-    if not masks:
-        return np.zeros(0)
     from pycocotools import mask as coco_mask
 
-    # Not all at once: pycocotools keeps their number in 8 bits.
-    parts = [masks[start : start + 255] for start in range(0, len(masks), 255)]
-    return np.concatenate([coco_mask.area(list(part)) for part in parts]).astype(np.float64)
+    # One by one: pycocotools keeps their number in 8 bits.
+    return np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
 
 
 def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:

@@ -3,15 +3,16 @@
 Shape legend: N objects or detections of all images of a batch, K keypoints each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from detmix.evaluation.coco.backend import IGNORED_AREA
 from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
-from detmix.evaluation.records import Columns, IntArray, Record, Records, as_array, read_batch
+from detmix.evaluation.records import Columns, Record, Records, as_array, open_batch
 
 Entries = list[dict[str, Any]]
 
@@ -25,84 +26,71 @@ class CocoImage:
     results: Entries
 
 
-@dataclass(frozen=True)
+@dataclass
 class CocoReader:
     """Reads batches; ``by_id``: predictions have category ids, also others, in place of labels."""
 
     category_ids: tuple[int, ...]
     iou_types: tuple[str, ...]
     by_id: bool
+    num_keypoints: int | None  # once it is known
 
-    def read(
-        self, predictions: Sequence[Record], targets: Sequence[Record], points: int | None
-    ) -> tuple[list[CocoImage], int | None]:
-        """Check a batch; return its images, and the number of keypoints once it is known."""
-        batch = read_batch(predictions, targets, len(self.category_ids), any_label=self.by_id)
-        there = Records("targets", targets, batch.image_ids)
-        found = Records("predictions", predictions, batch.image_ids)
-        for index, image_id in enumerate(batch.image_ids):
+    def read(self, predictions: Sequence[Record], targets: Sequence[Record]) -> list[CocoImage]:
+        """Check a batch and return its images; one with an error changes nothing."""
+        found, there = open_batch(predictions, targets)
+        for index, image_id in enumerate(there.image_ids):
             if image_id is None or isinstance(image_id, bool):
                 raise there.error(index, f"image_id is {image_id!r}, expected an int or a str")
-        if "keypoints" in self.iou_types:
-            points = _num_keypoints(points, there, found)
-        annotations = self._annotations(there, batch.objects, batch.is_crowd.tolist(), points)
-        results = self._results(found, batch.detections, points)
+        num_classes, known = len(self.category_ids), self.num_keypoints
+        detections = found.read("scores", None if self.by_id else num_classes)
+        objects = there.read("difficult", num_classes)
+        # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
+        found.check_boxes(detections.boxes)
+        points = _num_keypoints(known, there, found) if "keypoints" in self.iou_types else None
+        annotations = iter(self._annotations(there, objects, points))
+        fields = self._fields(found, detections, points, by_id=self.by_id)
+        results = _rows(fields | {"score": detections.extra.tolist()})
         images = []
-        for index, (objects, detections) in enumerate(
-            zip(_split(annotations, there.counts), _split(results, found.counts), strict=True)
-        ):
-            if self.by_id:
-                detections = [e for e in detections if e["category_id"] in self.category_ids]
-            entry = {"id": batch.image_ids[index], **_about(there, index, objects + detections)}
-            images.append(CocoImage(entry, objects, detections))
-        return images, points
+        for index, image_id in enumerate(there.image_ids):
+            own = list(islice(annotations, there.counts[index]))
+            entries = list(islice(results, found.counts[index]))
+            entry = {"id": image_id, **_about(there, index, own + entries)}
+            entries = [each for each in entries if each["category_id"] in self.category_ids]
+            images.append(CocoImage(entry, own, entries))
+        self.num_keypoints = points
+        return images
 
-    def _annotations(
-        self, there: Records, objects: Columns, is_crowd: list[bool], points: int | None
-    ) -> Entries:
-        entries = self._entries(there, objects, self._categories(objects), points)
+    def _annotations(self, there: Records, objects: Columns, points: int | None) -> Entries:
+        fields = self._fields(there, objects, points)
         areas = there.column("area")
         there.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
         if "segm" in self.iou_types:
-            own = mask_areas([entry["segmentation"] for entry in entries])
+            own = mask_areas(fields["segmentation"])
         else:
-            own = np.array([entry["bbox"][2] * entry["bbox"][3] for entry in entries])
+            own = np.array([width * height for _, _, width, height in fields["bbox"]])
         is_given = np.array(["area" in target for target in there.records], dtype=bool)
         areas = np.where(is_given[objects.images], areas, own)
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
-        areas = np.where(objects.extra, IGNORED_AREA, areas)
-        flags = zip(entries, areas.tolist(), is_crowd, objects.extra.tolist(), strict=True)
-        for entry, area, crowd, difficult in flags:
-            entry |= {"area": area, "iscrowd": int(crowd)}
-            if difficult:
-                entry["difficult"] = 1
-            if "keypoints" in entry:
-                visible = sum(v > 0 for v in entry["keypoints"][2::3])
-                entry["num_keypoints"] = 0 if difficult else visible
+        fields["area"] = np.where(objects.extra, IGNORED_AREA, areas).tolist()
+        fields["iscrowd"] = there.column("iscrowd").astype(bool).astype(int).tolist()
+        if "keypoints" in fields:
+            visible = [sum(v > 0 for v in keypoints[2::3]) for keypoints in fields["keypoints"]]
+            fields["num_keypoints"] = np.where(objects.extra, 0, visible).tolist()
+        entries = list(_rows(fields))
+        for row in np.flatnonzero(objects.extra).tolist():
+            entries[row]["difficult"] = 1
         return entries
 
-    def _results(self, found: Records, detections: Columns, points: int | None) -> Entries:
-        # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        found.check_boxes(detections.boxes)
-        categories = detections.labels.tolist() if self.by_id else self._categories(detections)
-        entries = self._entries(found, detections, categories, points)
-        for entry, score in zip(entries, detections.extra.tolist(), strict=True):
-            entry["score"] = score
-        return entries
-
-    def _categories(self, columns: Columns) -> list[int]:
-        return [self.category_ids[label - 1] for label in columns.labels.tolist()]
-
-    def _entries(
-        self, records: Records, columns: Columns, categories: list[int], points: int | None
-    ) -> Entries:
+    def _fields(
+        self, records: Records, columns: Columns, points: int | None, *, by_id: bool = False
+    ) -> dict[str, list[Any]]:
         """What objects and detections share: image, category, box, and masks and keypoints."""
-        boxes = columns.boxes.astype(np.float64)
+        labels, boxes = columns.labels.tolist(), columns.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
         fields = {
             "image_id": [records.image_ids[index] for index in columns.images.tolist()],
-            "category_id": categories,
+            "category_id": labels if by_id else [self.category_ids[label - 1] for label in labels],
             "bbox": boxes.tolist(),
         }
         if "segm" in self.iou_types:
@@ -111,9 +99,12 @@ class CocoReader:
             keypoints = records.column("keypoints", points or 1)
             records.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
             fields["keypoints"] = [each.ravel().tolist() for each in keypoints]
-        return [
-            dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
-        ]
+        return fields
+
+
+def _rows(fields: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in zip(*fields.values(), strict=True):
+        yield dict(zip(fields, values, strict=True))
 
 
 def _num_keypoints(known: int | None, *sides: Records) -> int | None:
@@ -134,12 +125,6 @@ def _masks(records: Records) -> list[Rle]:
             raise records.error(index, f"{len(masks)} masks for {num} boxes, expected one for each")
         encoded += masks
     return encoded
-
-
-def _split(entries: Entries, counts: IntArray) -> list[Entries]:
-    """The entries of each image."""
-    ends = np.cumsum(counts).tolist()
-    return [entries[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _about(there: Records, index: int, entries: Entries) -> dict[str, Any]:
