@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,12 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
     try:
         _Content.model_validate(state)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            got = item["input"] if isinstance(item["input"], int | str) else type(item["input"])
-            problems.append(f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {got}")
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {reprlib.repr(item['input'])}"
+            for item in error.errors()
+        )
         raise ValueError(
-            f"{path} is not a checkpoint that this version of detmix reads: {'; '.join(problems)}"
+            f"{path} is not a checkpoint that this version of detmix reads: {problems}"
         ) from error
     state = {"normalization": {}, **state}
     section(state["config"], "data", "coco").pop("backend", None)  # an option once

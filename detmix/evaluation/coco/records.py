@@ -42,14 +42,14 @@ class CocoReader:
             if image_id is None or isinstance(image_id, bool):
                 raise there.error(index, f"image_id is {image_id!r}, expected an int or a str")
         num_classes, known = len(self.category_ids), self.num_keypoints
-        detections = found.read("scores", None if self.by_id else num_classes)
-        objects = there.read("difficult", num_classes)
+        detections = found.read(None if self.by_id else num_classes)
+        objects = there.read(num_classes)
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
-        found.check_boxes(detections.boxes)
+        found.check_boxes(detections["boxes"])
         points = _num_keypoints(known, there, found) if "keypoints" in self.iou_types else None
         annotations = iter(self._annotations(there, objects, points))
         fields = self._fields(found, detections, points, by_id=self.by_id)
-        results = _rows(fields | {"score": detections.extra.tolist()})
+        results = _rows(fields | {"score": detections["scores"].tolist()})
         images = []
         for index, image_id in enumerate(there.image_ids):
             own = list(islice(annotations, there.counts[index]))
@@ -69,16 +69,16 @@ class CocoReader:
         else:
             own = np.array([width * height for _, _, width, height in fields["bbox"]])
         is_given = np.array(["area" in target for target in there.records], dtype=bool)
-        areas = np.where(is_given[objects.images], areas, own)
+        areas = np.where(is_given[objects["image"]], areas, own)
         # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
         # that as a box or a mask it counts neither way in any program.
-        fields["area"] = np.where(objects.extra, IGNORED_AREA, areas).tolist()
-        fields["iscrowd"] = there.column("iscrowd").astype(bool).astype(int).tolist()
+        fields["area"] = np.where(objects["difficult"], IGNORED_AREA, areas).tolist()
+        fields["iscrowd"] = objects["iscrowd"].astype(int).tolist()
         if "keypoints" in fields:
             visible = [sum(v > 0 for v in keypoints[2::3]) for keypoints in fields["keypoints"]]
-            fields["num_keypoints"] = np.where(objects.extra, 0, visible).tolist()
+            fields["num_keypoints"] = np.where(objects["difficult"], 0, visible).tolist()
         entries = list(_rows(fields))
-        for row in np.flatnonzero(objects.extra).tolist():
+        for row in np.flatnonzero(objects["difficult"]).tolist():
             entries[row]["difficult"] = 1
         return entries
 
@@ -86,10 +86,10 @@ class CocoReader:
         self, records: Records, columns: Columns, points: int | None, *, by_id: bool = False
     ) -> dict[str, list[Any]]:
         """What objects and detections share: image, category, box, and masks and keypoints."""
-        labels, boxes = columns.labels.tolist(), columns.boxes.astype(np.float64)
+        labels, boxes = columns["labels"].tolist(), columns["boxes"].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
         fields = {
-            "image_id": [records.image_ids[index] for index in columns.images.tolist()],
+            "image_id": [records.image_ids[index] for index in columns["image"].tolist()],
             "category_id": labels if by_id else [self.category_ids[label - 1] for label in labels],
             "bbox": boxes.tolist(),
         }

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.data.detection import check_classes
-from detmix.evaluation.records import IntArray, Record, Records
+from detmix.evaluation.records import IntArray, Record, Records, where
 from detmix.files import write_text
 
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
@@ -57,12 +57,12 @@ def write_voc_results(
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
     records = Records("predictions", predictions, list(image_index))
-    found = records.read("scores", len(paths))
-    records.check_boxes(found.boxes)
-    boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
+    found = records.read(len(paths))
+    records.check_boxes(found["boxes"])
+    found["boxes"] = found["boxes"] + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
-        rows = np.flatnonzero(found.labels == label)
-        columns = (found.images[rows].tolist(), found.extra[rows].tolist(), boxes[rows].tolist())
+        own = where(found, found["labels"] == label)
+        columns = (own[key].tolist() for key in ("image", "scores", "boxes"))
         lines = (
             f"{names[image]} {score!r} {x1!r} {y1!r} {x2!r} {y2!r}\n"
             for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True)
