@@ -74,7 +74,7 @@ class Detector:
         size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = _usable(device)
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
         self.classes = tuple(classes)
         self._transform = detection_transforms(size, train=False)
@@ -144,7 +144,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         ValueError: If it is not a checkpoint of a detector, or there is no such detector or device.
         ConnectionError: If torchvision's weights cannot be downloaded.
     """
-    device = _usable(device)  # told before a download
+    device = None if device is None else _usable(device)  # told before a download
     if isinstance(source, str) and source.startswith(TORCHVISION_PREFIX):
         return Detector(*_torchvision_detector(source), device=device)
     model, config = load_detector(source)
@@ -167,8 +167,7 @@ def _torchvision_detector(source: str) -> tuple[nn.Module, list[str]]:
     return model, weights.meta["categories"][1:]
 
 
-def _usable(device: str | torch.device | None) -> torch.device:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # an AssertionError of torch without CUDA
