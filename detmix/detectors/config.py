@@ -75,7 +75,7 @@ class DetectorKind(NamedTuple):
 
 
 @cache
-def _find_detector(name: str) -> DetectorKind:
+def find_detector(name: str) -> DetectorKind:
     """Look up what a name stands for."""
     builders = {each: _signature(each).return_annotation for each in list_models(module=detection)}
     builders = {each: cls for each, cls in builders.items() if cls in (*_FAMILIES.values(), SSD)}
@@ -121,7 +121,7 @@ def takes_backbone(name: str) -> bool:
     Raises:
         ValueError: If there is no such detector.
     """
-    return _find_detector(name).is_family
+    return find_detector(name).is_family
 
 
 def target_keys(name: str) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def target_keys(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such detector.
     """
-    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(_find_detector(name).cls, ())
+    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(find_detector(name).cls, ())
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -166,13 +166,8 @@ class DetectorConfig:
     #: place in a file of weights to look at alone, as backbone.weights_prefix
     weights_prefix: str | None = None
 
-    @property
-    def kind(self) -> DetectorKind:
-        """What the name stands for."""
-        return _find_detector(self.name)
-
     def __post_init__(self) -> None:
-        refuse("detector", self, _inapplicable(self, self.kind))
+        refuse("detector", self, _inapplicable(self, find_detector(self.name)))
 
 
 def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:

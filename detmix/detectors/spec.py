@@ -13,7 +13,13 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from detmix.backbones.timm import TIMM_PREFIX
-from detmix.detectors.config import BackboneConfig, DetectorConfig, DetectorKind, refuse
+from detmix.detectors.config import (
+    BackboneConfig,
+    DetectorConfig,
+    DetectorKind,
+    find_detector,
+    refuse,
+)
 from detmix.pretrained.read_state import STATISTICS, Source, find_source
 
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -56,7 +62,7 @@ class DetectorSpec:
 
 def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
     """Decide what two configurations ask for, and refuse what does not fit each other."""
-    kind = detector.kind
+    kind = find_detector(detector.name)
     if not kind.is_family:
         _check_builder(kind, detector, backbone)
     anchors = _anchors(kind, detector, backbone)

@@ -18,7 +18,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 Columns: TypeAlias = dict[str, NDArray[Any]]
-"""Detections or objects of images, joined; ``image`` is the place of each row's among them."""
+"""Detections or objects of images, joined; ``images`` has the place of each row's among them."""
 
 # Of each field the NumPy kinds it may be of, its least precision and the end of a row's shape.
 _FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
@@ -102,7 +102,7 @@ class Records:
             self.check_rows(np.isfinite(column), key, column, "finite numbers")
         if optional:
             self.check_boxes(columns["boxes"])
-        return {"image": np.repeat(np.arange(len(self.counts)), self.counts), **columns}
+        return {"images": np.repeat(np.arange(len(self.counts)), self.counts), **columns}
 
     def require(self, index: int, *keys: str) -> None:
         """Raise unless a record has all keys."""

@@ -88,10 +88,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return _check_content(path, read_torch_file(path, checksums=True))
 
 
-def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
+def _check_content(path: Path | str, content: Any) -> dict[str, Any]:
     """Return what was read from a file as the present format has it, if it is a checkpoint."""
     try:
-        _Content.model_validate(state)
+        _Content.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {reprlib.repr(item['input'])}"
@@ -100,20 +100,14 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint that this version of detmix reads: {problems}"
         ) from error
-    state = {"normalization": {}, **state}
+    state: dict[str, Any] = {"normalization": {}, **content}
     section(state["config"], "data", "coco").pop("backend", None)  # an option once
-    return _from_format_1(path, state) if state["format"] == 1 else state
-
-
-def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Move what a run noted of its pretrained weights, and leave out options that are gone."""
-    tail = section(state["config"], "backbone").pop("reduced_tail", None)
-    if tail not in (None, True):
-        raise ValueError(
-            f"{path} is of an earlier version, with backbone.reduced_tail={tail}: this one has no "
-            "such option, and does what True meant"
-        )
-    return {**state, "normalization": take_normalization(state["config"])}
+    if state["format"] == 1:
+        backbone = section(state["config"], "backbone")
+        if backbone.get("reduced_tail") is not False:  # an option too, of which False is gone
+            backbone.pop("reduced_tail", None)
+        state["normalization"] = take_normalization(state["config"])
+    return state
 
 
 @dataclass(frozen=True)

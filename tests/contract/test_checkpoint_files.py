@@ -162,12 +162,12 @@ class TestRefused:
 
     def test_an_option_of_an_earlier_version(self, path):
         for tail in (None, False):
-            config = {"backbone": {"name": "a", "reduced_tail": tail}}
+            config = {"backbone": {"name": "resnet18", "reduced_tail": tail}, "detector": {}}
             torch.save({**STATE, "format": 1, "config": config}, path)
             if tail is None:
-                assert load_checkpoint(path)["config"] == {"backbone": {"name": "a"}}
-        with pytest.raises(ValueError, match=r"last\.pt .*backbone\.reduced_tail=False"):
-            load_checkpoint(path)
+                assert load_checkpoint(path)["config"]["backbone"] == {"name": "resnet18"}
+        with pytest.raises(ValueError, match=r"last\.pt.* backbone\.reduced_tail is no option"):
+            load_detector(path)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.data.coco.file import Id, id_order
+from detmix.evaluation.coco.masks import mask_area
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
@@ -40,15 +41,25 @@ _MAX_AREA = 1e5**2
 def check_backend(backend: str) -> None:
     """Raise ValueError for an unknown backend, ImportError for one that is not installed."""
     check_choice("backend", backend, Backend)
-    if backend == "faster-coco-eval" and not _has_faster_backend():
+    if backend == "faster-coco-eval" and not importlib.util.find_spec("faster_coco_eval"):
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
             "choose 'pycocotools', whose numbers are the same to rounding"
         )
 
 
-def _has_faster_backend() -> bool:
-    return importlib.util.find_spec("faster_coco_eval") is not None
+def complete(annotation: dict[str, Any]) -> None:
+    """Add what an object leaves open; a difficult one counts neither way in any program."""
+    is_difficult, num_keypoints = annotation.get("difficult"), annotation.get("num_keypoints")
+    if is_difficult:
+        annotation["area"] = IGNORED_AREA
+    elif math.isnan(annotation["area"]) and "segmentation" in annotation:
+        annotation["area"] = mask_area(annotation["segmentation"])
+    elif math.isnan(annotation["area"]):
+        annotation["area"] = math.prod(max(side, 0.0) for side in annotation["bbox"][2:])
+    if "keypoints" in annotation and (is_difficult or num_keypoints is None):
+        visible = sum(v > 0 for v in annotation["keypoints"][2::3])
+        annotation["num_keypoints"] = 0 if is_difficult else visible
 
 
 def score_entries(
@@ -89,13 +100,13 @@ def score_entries(
 
 def _load_backend(backend: Backend) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+    if backend != "pycocotools" and importlib.util.find_spec("faster_coco_eval"):
+        module = importlib.import_module("faster_coco_eval")
+        return module.COCO, module.COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
-        return COCO, COCOeval
-    module = importlib.import_module("faster_coco_eval")
-    return module.COCO, module.COCOeval_faster
+    return COCO, COCOeval
 
 
 def _numbers(entries: Sequence[Entry]) -> Numbers:
@@ -120,16 +131,13 @@ def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
 
 
 def _annotation(entry: Entry, numbers: Mapping[str, Numbers], iou_type: IouType) -> dict[str, Any]:
-    """What the backends need of an object; a difficult one counts neither way."""
+    """What the backends need of an object."""
     keys = ("id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
-    annotation = _kept(entry, numbers, *keys)
-    difficult = bool(entry.get("difficult", 0))
-    if iou_type == "keypoints":
-        annotation["num_keypoints"] = 0 if difficult else entry["num_keypoints"]
-        if difficult:  # the area is part of the keypoints' overlap: it must not be IGNORED_AREA
-            annotation["area"] = math.prod(entry["bbox"][2:])
-    elif difficult:
-        annotation["area"] = IGNORED_AREA
+    if iou_type != "keypoints":
+        return _kept(entry, numbers, *keys)
+    annotation = _kept(entry, numbers, *keys, "num_keypoints")
+    if entry.get("difficult"):  # the area is part of the keypoints' overlap: not IGNORED_AREA
+        annotation["area"] = math.prod(entry["bbox"][2:])
     return annotation
 
 

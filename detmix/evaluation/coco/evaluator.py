@@ -57,8 +57,16 @@ class COCOEvaluator:
         prediction_labels: PredictionLabels = "contiguous",
     ) -> None:
         self.classes = check_classes(classes)
-        self.category_ids = _checked_category_ids(category_ids, len(self.classes))
-        self.iou_types = _checked_iou_types(iou_types)
+        num = len(self.classes)
+        ids = tuple(range(1, num + 1) if category_ids is None else category_ids)
+        if not len(ids) == len(set(ids)) == num or not all(type(number) is int for number in ids):
+            raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
+        self.category_ids = ids
+        if isinstance(iou_types, str) or len(iou_types) == 0:
+            raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
+        for iou_type in iou_types:
+            check_choice("iou_type", iou_type, IouType)
+        self.iou_types: tuple[IouType, ...] = tuple(dict.fromkeys(iou_types))
         check_backend(backend)
         check_choice("prediction_labels", prediction_labels, PredictionLabels)
         if prediction_labels == "category_id" and category_ids is None:
@@ -140,20 +148,3 @@ class COCOEvaluator:
             "categories": [{"id": number, "name": name} for number, name in pairs],
             "annotations": [{"id": number} | entry for number, entry in enumerate(objects, 1)],
         }
-
-
-def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple[int, ...]:
-    if category_ids is None:
-        return tuple(range(1, num + 1))
-    ids = tuple(category_ids)
-    if len(ids) != num or len(set(ids)) != num or not all(type(number) is int for number in ids):
-        raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
-    return ids
-
-
-def _checked_iou_types(iou_types: Sequence[IouType]) -> tuple[IouType, ...]:
-    if isinstance(iou_types, str) or len(iou_types) == 0:
-        raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
-    for iou_type in iou_types:
-        check_choice("iou_type", iou_type, IouType)
-    return tuple(dict.fromkeys(iou_types))

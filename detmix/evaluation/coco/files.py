@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from detmix.data.coco.categories import unique_names
 from detmix.data.coco.file import (
     CocoFile,
@@ -19,8 +17,7 @@ from detmix.data.coco.file import (
     read_keypoints,
 )
 from detmix.data.coco.masks import read_segmentation, shorten, to_rle
-from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
-from detmix.evaluation.coco.masks import mask_areas
+from detmix.evaluation.coco.backend import Backend, check_backend, complete, score_entries
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
@@ -93,23 +90,18 @@ def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
 
 def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
     """What a file says, as entries with all that the backends need."""
-    sides = np.maximum(file.boxes[:, 2:], 0)
-    areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
     annotations = []
     for row, item in enumerate(file.items):
         entry = {key: item[key] for key in ("image_id", "category_id", "bbox")}
-        entry |= {"id": row + 1, "area": areas[row], "iscrowd": int(file.iscrowd[row])}
+        entry |= {"id": row + 1, "area": float(file.area[row]), "iscrowd": int(file.iscrowd[row])}
         try:
             entry["difficult"] = read_flag(item, "difficult")
             entry |= _shape(item, file.size(file.image_index[row]), iou_type, num_keypoints)
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
-        if iou_type == "segm" and np.isnan(file.area[row]):
-            entry["area"] = float(mask_areas([entry["segmentation"]])[0])
-        elif iou_type == "keypoints":
-            given = item.get("num_keypoints")
-            visible = sum(v > 0 for v in entry["keypoints"][2::3])
-            entry["num_keypoints"] = visible if given is None else given
+        if iou_type == "keypoints":
+            entry["num_keypoints"] = item.get("num_keypoints")
+        complete(entry)
         annotations.append(entry)
     images = zip(file.image_ids, file.sizes.tolist(), strict=True)
     categories = unique_names(file.categories).items()

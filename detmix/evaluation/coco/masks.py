@@ -50,12 +50,11 @@ def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> 
     ]
 
 
-def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
-    """The number of pixels ``(N,)`` of each mask."""
+def mask_area(mask: Rle) -> float:
+    """The number of pixels."""
     from pycocotools import mask as coco_mask
 
-    # One by one: pycocotools keeps their number in 8 bits.
-    return np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
+    return float(coco_mask.area(mask))
 
 
 def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from detmix.evaluation.coco.backend import IGNORED_AREA
-from detmix.evaluation.coco.masks import Rle, encode_masks, mask_areas
+from detmix.evaluation.coco.backend import complete
+from detmix.evaluation.coco.masks import Rle, encode_masks
 from detmix.evaluation.records import Columns, Record, Records, as_array, open_batch
 
 Entries = list[dict[str, Any]]
@@ -64,22 +64,14 @@ class CocoReader:
         fields = self._fields(there, objects, points)
         areas = there.column("area")
         there.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
-        if "segm" in self.iou_types:
-            own = mask_areas(fields["segmentation"])
-        else:
-            own = np.array([width * height for _, _, width, height in fields["bbox"]])
         is_given = np.array(["area" in target for target in there.records], dtype=bool)
-        areas = np.where(is_given[objects["image"]], areas, own)
-        # A difficult object gets an area beyond all of COCO's ranges and no labelled keypoints, so
-        # that as a box or a mask it counts neither way in any program.
-        fields["area"] = np.where(objects["difficult"], IGNORED_AREA, areas).tolist()
+        fields["area"] = np.where(is_given[objects["images"]], areas, np.nan).tolist()
         fields["iscrowd"] = objects["iscrowd"].astype(int).tolist()
-        if "keypoints" in fields:
-            visible = [sum(v > 0 for v in keypoints[2::3]) for keypoints in fields["keypoints"]]
-            fields["num_keypoints"] = np.where(objects["difficult"], 0, visible).tolist()
         entries = list(_rows(fields))
-        for row in np.flatnonzero(objects["difficult"]).tolist():
-            entries[row]["difficult"] = 1
+        for entry, is_difficult in zip(entries, objects["difficult"].tolist(), strict=True):
+            if is_difficult:
+                entry["difficult"] = 1
+            complete(entry)
         return entries
 
     def _fields(
@@ -89,7 +81,7 @@ class CocoReader:
         labels, boxes = columns["labels"].tolist(), columns["boxes"].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
         fields = {
-            "image_id": [records.image_ids[index] for index in columns["image"].tolist()],
+            "image_id": [records.image_ids[index] for index in columns["images"].tolist()],
             "category_id": labels if by_id else [self.category_ids[label - 1] for label in labels],
             "bbox": boxes.tolist(),
         }

@@ -62,7 +62,7 @@ def write_voc_results(
     found["boxes"] = found["boxes"] + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
         own = where(found, found["labels"] == label)
-        columns = (own[key].tolist() for key in ("image", "scores", "boxes"))
+        columns = (own[key].tolist() for key in ("images", "scores", "boxes"))
         lines = (
             f"{names[image]} {score!r} {x1!r} {y1!r} {x2!r} {y2!r}\n"
             for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True)

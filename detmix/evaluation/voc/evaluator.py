@@ -88,8 +88,8 @@ class VOCEvaluator:
                 self._image_ids.append(image_id)
                 self._seen.add(image_id)
         for parts, part in zip(self._parts, columns, strict=True):
-            images = places[part["image"]]
-            parts.append(where(part | {"image": images}, images >= 0))
+            images = places[part["images"]]
+            parts.append(where(part | {"images": images}, images >= 0))
         self._matching: VOCMatching | None = None
 
     def matching(self) -> VOCMatching:

@@ -114,7 +114,7 @@ def match(
     """Match all detections of a data set."""
     there, crowds = where(objects, ~objects["iscrowd"]), where(objects, objects["iscrowd"])
     det_groups, gt_groups, crowd_groups = (
-        each["image"] * len(classes) + (each["labels"] - 1) for each in (found, there, crowds)
+        each["images"] * len(classes) + (each["labels"] - 1) for each in (found, there, crowds)
     )
     iou, gt = best_overlaps(found["boxes"], det_groups, there["boxes"], gt_groups)
     ranked = np.argsort(-found["scores"], kind="stable")
@@ -129,19 +129,13 @@ def match(
         classes=classes,
         iou_threshold=iou_threshold,
         image_ids=image_ids,
-        det_images=found["image"],
-        det_boxes=found["boxes"],
-        det_labels=found["labels"],
-        det_scores=found["scores"],
+        **{f"det_{key}": values for key, values in found.items()},
         best_iou=iou,
         best_gt=gt,
         is_true=is_true,
         is_ignored=is_ignored,
         ranked=ranked,
-        gt_images=there["image"],
-        gt_boxes=there["boxes"],
-        gt_labels=there["labels"],
-        gt_difficult=there["difficult"],
+        **{f"gt_{key}": values for key, values in there.items() if key != "iscrowd"},
     )
 
 
