@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
@@ -44,7 +43,12 @@ def main(args: Sequence[str]) -> None:
     with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
         for start in range(0, len(files), parsed.batch_size):
             chunk = files[start : start + parsed.batch_size]
-            images = dict(_readable(chunk, bar))
+            images = {}
+            for file in chunk:
+                try:
+                    images[file] = read_upright(file)
+                except (ValueError, OSError) as error:
+                    bar.write(f"left out: {error}", file=sys.stderr)
             found = detector.predict(list(images.values()), parsed.score)
             for (file, image), objects in zip(images.items(), found, strict=True):
                 bar.write(f"{file!s:{width}}  {objects}")
@@ -87,15 +91,6 @@ def _image_ids(files: Sequence[Path]) -> dict[Path, int]:
     if len(set(ids)) < len(files):
         ids = list(range(1, len(files) + 1))
     return dict(zip(files, ids, strict=True))
-
-
-def _readable(files: Sequence[Path], bar: Any) -> Iterator[tuple[Path, Tensor]]:
-    """Yield images as they are upright; tell of those that cannot be read."""
-    for file in files:
-        try:
-            yield file, read_upright(file)
-        except (ValueError, OSError) as error:
-            bar.write(f"left out: {error}", file=sys.stderr)
 
 
 def _entries(found: Detections) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from detmix.data.loaders import explain_dead_workers
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
-from detmix.pretrained.match_state import kind_of
 from detmix.pretrained.read_state import model_state
 from detmix.training.build import DetectionData, Evaluator, build_model
 from detmix.training.checkpoint import load_checkpoint
@@ -185,13 +184,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         )
     try:
         model = build_model(config, state["normalization"])
-        weights, own = model_state(state), model.state_dict()
-        model.load_state_dict(weights)
-        for name, tensor in weights.items():  # torch would convert without a word
-            if kind_of(tensor) != kind_of(own[name]):
-                raise ValueError(
-                    f"{name}: expected {kind_of(own[name])} numbers, got {kind_of(tensor)} ones"
-                )
+        model.load_state_dict(model_state(state))
     # RuntimeError: what torch says of other names and shapes, and of sizes beyond any memory.
     except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error

@@ -44,9 +44,17 @@ def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> 
         return []
     from pycocotools import mask as coco_mask
 
+    inside: Any
+    if isinstance(masks, Tensor):  # a byte for each pixel is less to move to the CPU than a float
+        chosen = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
+        inside = chosen.numpy(force=True)
+    else:
+        inside = masks > _THRESHOLD if masks.dtype.kind == "f" else masks != 0
+    # In the memory order that RLE counts in.
+    columnwise = np.asfortranarray(inside.transpose(1, 2, 0), np.uint8)  # (H, W, N)
     return [
         {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco_mask.encode(_column_major(masks))
+        for rle in coco_mask.encode(columnwise)
     ]
 
 
@@ -55,17 +63,6 @@ def mask_area(mask: Rle) -> float:
     from pycocotools import mask as coco_mask
 
     return float(coco_mask.area(mask))
-
-
-def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-    """``(H, W, N)`` of 0 and 1, in the memory order that RLE counts in."""
-    inside: Any
-    if isinstance(masks, Tensor):  # a byte for each pixel is less to move to the CPU than a float
-        chosen = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
-        inside = chosen.numpy(force=True)
-    else:
-        inside = masks > _THRESHOLD if masks.dtype.kind == "f" else masks != 0
-    return np.asfortranarray(inside.transpose(1, 2, 0), np.uint8)
 
 
 def _compressed(index: int, mask: Any) -> Rle:

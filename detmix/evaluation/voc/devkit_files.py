@@ -174,21 +174,17 @@ def _read(path: Path, image_index: dict[str, int]) -> tuple[IntArray, NDArray[np
             try:
                 name, *fields = line.strip().rsplit(maxsplit=5)
                 images.append(image_index[name])
-                numbers.extend(_score_and_box(*map(float, fields)))
-            except (KeyError, TypeError, ValueError):
+                score, xmin, ymin, xmax, ymax = map(float, fields)
+                x1, y1 = xmin - 1, ymin - 1
+                extent = min(xmax - x1, ymax - y1)
+                if not math.isfinite(score + x1 + y1 + xmax + ymax) or extent < -_ROUNDING:
+                    raise ValueError
+                # Without what rounding has made cross.
+                numbers.extend((score, x1, y1, max(x1, xmax), max(y1, ymax)))
+            except (KeyError, ValueError):
                 raise ValueError(
                     f"{path}, line {number}: is {line.strip()!r}, expected <image> <score> <xmin> "
                     f"<ymin> <xmax> <ymax>, of one of the {len(image_index)} images, such as "
                     f"{next(iter(image_index), '')!r}, finite, with xmin <= xmax and ymin <= ymax"
                 ) from None
     return np.frombuffer(images, dtype=np.int64), np.frombuffer(numbers).reshape(-1, 5)
-
-
-def _score_and_box(
-    score: float, xmin: float, ymin: float, xmax: float, ymax: float
-) -> tuple[float, ...]:
-    """A line's numbers in continuous coordinates, without what rounding has made cross."""
-    x1, y1 = xmin - 1, ymin - 1
-    if not math.isfinite(score + x1 + y1 + xmax + ymax) or min(xmax - x1, ymax - y1) < -_ROUNDING:
-        raise ValueError
-    return score, x1, y1, max(x1, xmax), max(y1, ymax)

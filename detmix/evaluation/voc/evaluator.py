@@ -56,8 +56,7 @@ class VOCEvaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._seen: set[ImageId] = set()
-        self._image_ids: list[ImageId] = []
+        self._image_ids: dict[object, ImageId] = {}  # a key of its own where there is no id
         self._parts: tuple[list[Columns], list[Columns]] = [], []
         self.update([], [])
 
@@ -83,10 +82,10 @@ class VOCEvaluator:
         columns = found.read(len(self.classes)), there.read(len(self.classes))
         places = np.full(len(targets), -1)  # of these among all images; -1 of what has been seen
         for index, image_id in enumerate(there.image_ids):
-            if image_id is None or image_id not in self._seen:
+            key = object() if image_id is None else image_id
+            if key not in self._image_ids:
                 places[index] = len(self._image_ids)
-                self._image_ids.append(image_id)
-                self._seen.add(image_id)
+                self._image_ids[key] = image_id
         for parts, part in zip(self._parts, columns, strict=True):
             images = places[part["images"]]
             parts.append(where(part | {"images": images}, images >= 0))
@@ -95,8 +94,11 @@ class VOCEvaluator:
     def matching(self) -> VOCMatching:
         """Match the detections of all images so far; asking again is free until more are added."""
         if self._matching is None:
-            found, there = map(_join, self._parts)
-            image_ids, classes = list(self._image_ids), self.classes
+            found, there = (
+                {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                for parts in self._parts
+            )
+            image_ids, classes = list(self._image_ids.values()), self.classes
             self._matching = match(image_ids, found, there, classes, self.iou_threshold)
         return self._matching
 
@@ -117,7 +119,3 @@ class VOCEvaluator:
             interpolation=chosen,
             num_images=len(matching.image_ids),
         )
-
-
-def _join(parts: Sequence[Columns]) -> Columns:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
