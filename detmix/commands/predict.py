@@ -3,12 +3,8 @@
 detmix predict runs/voc2007_cpu/best.pt photo.jpg holidays/ 'more/**/*.png' --out found
 detmix predict torchvision:fasterrcnn_resnet50_fpn holidays/ --score 0.8
 
-Pictures are OUT/NAME.png by the images' names, within OUT as the images lie within their common
-folder. OUT/predictions.json has an entry for each object: image_id, file_name, category_id (COCO's
-of torchvision's detectors, else the number of the class, from 1), category_name, bbox (x, y, width,
-height in pixels from 0), score, and segmentation or keypoints where the detector finds any. Where
-all images are called by different whole numbers, as COCO's are, these are their ids; else they are
-numbered from 1.
+Writes the picture of a/b.jpg to b.jpg.png, within OUT as the images lie within their common folder,
+and predictions.json, COCO's result format with file_name and category_name.
 """
 
 from __future__ import annotations
@@ -114,19 +110,13 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "checkpoint",
-        help="best.pt or last.pt of a run, or a detector of torchvision's such as "
-        "torchvision:fasterrcnn_resnet50_fpn",
+        help="best.pt or last.pt of a run, or torchvision:NAME for one of its detectors",
     )
     add("images", nargs="+", help="files, folders, or patterns such as 'photos/**/*.jpg'")
     add("--score", type=float, default=0.5, help="leave out what has a lower one; 0.5 by default")
     add("--out", type=Path, default=Path("predictions"), help="folder to write to")
     add("--device", help="such as cpu or cuda:1; by default a GPU where there is one")
-    add(
-        "--batch_size",
-        type=int,
-        default=4,
-        help="images read at a time; those of one size go through the detector together",
-    )
+    add("--batch_size", type=int, default=4, help="most images of one size to detect in together")
     parsed = parser.parse_args(args)
     if not 0 <= parsed.score <= 1 or parsed.batch_size < 1:
         parser.error(

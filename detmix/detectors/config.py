@@ -78,7 +78,6 @@ class DetectorKind(NamedTuple):
 def find_detector(name: str) -> DetectorKind:
     """Look up what a name stands for."""
     builders = {each: _signature(each).return_annotation for each in list_models(module=detection)}
-    builders = {each: cls for each, cls in builders.items() if cls in (*_FAMILIES.values(), SSD)}
     cls = {**_FAMILIES, **builders}.get(name)
     if cls is None:
         raise ValueError(

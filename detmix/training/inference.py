@@ -64,33 +64,25 @@ def predict(
     for images, targets in loader:
         with accelerator.autocast():
             predictions = model(to_device(images, [], accelerator.device)[0])
-        sizes = None if size_of is None else [size_of(target) for target in targets]
-        yield in_pixels(predictions, images, sizes), targets
+        sizes = [None if size_of is None else size_of(target) for target in targets]
+        yield [in_pixels(*each) for each in zip(predictions, images, sizes, strict=True)], targets
 
 
 def in_pixels(
-    predictions: list[dict[str, Tensor]],
-    images: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]] | None = None,
-) -> list[Prediction]:
-    """Bring predictions to images of these sizes (H, W), by default those seen, on the CPU."""
-    seen = [(image.shape[-2], image.shape[-1]) for image in images]
-    return [_finish(*each) for each in zip(predictions, seen, sizes or seen, strict=True)]
-
-
-def _finish(
-    prediction: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]
+    prediction: dict[str, Tensor], image: Tensor, size: tuple[int, int] | None = None
 ) -> Prediction:
-    """Bring the predictions for an image of size ``seen`` to ``size``, both (H, W), on the CPU."""
-    moved = {key: value for key, value in prediction.items() if key != "masks"}
-    if seen != size:
-        moved["boxes"] = resize_boxes(prediction["boxes"], seen, size)
-        if "keypoints" in prediction:
-            moved["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
+    """Bring the predictions for an image to a size (H, W), by default the image's, on the CPU."""
+    seen = (image.shape[-2], image.shape[-1])
+    size = size or seen
     finished: Prediction = {
         key: (value.float() if value.is_floating_point() else value).cpu()
-        for key, value in moved.items()
+        for key, value in prediction.items()
+        if key != "masks"
     }
+    if seen != size:
+        finished["boxes"] = resize_boxes(finished["boxes"], seen, size)
+        if "keypoints" in finished:
+            finished["keypoints"] = resize_keypoints(finished["keypoints"], seen, size)
     if "masks" in prediction:
         finished["masks"] = []
         # A few at a time: each is as large as its image.

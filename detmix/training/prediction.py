@@ -21,9 +21,9 @@ from detmix.data import detection_transforms
 from detmix.data.images import read_upright
 from detmix.training.inference import Prediction, in_pixels, load_detector, to_device
 
-TORCHVISION_PREFIX = "torchvision:"
-"""What the name of a trained detector of torchvision's begins with, where a path may stand too."""
 Picture = str | PathLike[str] | Image | Tensor
+Pictures = list[Picture] | tuple[Picture, ...]
+_TORCHVISION_PREFIX = "torchvision:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +82,11 @@ class Detector:
     @overload
     def predict(self, images: Picture, score: float = ...) -> Detections: ...
     @overload
-    def predict(
-        self, images: list[Picture] | tuple[Picture, ...], score: float = ...
-    ) -> list[Detections]: ...
+    def predict(self, images: Pictures, score: float = ...) -> list[Detections]: ...
 
     @torch.no_grad()
     def predict(
-        self, images: Picture | list[Picture] | tuple[Picture, ...], score: float = 0.5
+        self, images: Picture | Pictures, score: float = 0.5
     ) -> Detections | list[Detections]:
         """Find objects, in float32. Images of one size go through the detector together, no others.
 
@@ -116,9 +114,8 @@ class Detector:
             places = [place for place, image in enumerate(read) if image.shape[1:] == size]
             seen = [self._transform(read[place], nothing, seed=0)[0] for place in places]
             predictions = self.model(to_device(seen, [], self.device)[0])
-            finished = in_pixels(predictions, seen, [size] * len(places))
-            for place, prediction in zip(places, finished, strict=True):
-                found[place] = self._named(prediction, score)
+            for place, image, prediction in zip(places, seen, predictions, strict=True):
+                found[place] = self._named(in_pixels(prediction, image, size), score)
         return [found[place] for place in range(len(read))]
 
     def _named(self, prediction: Prediction, score: float) -> Detections:
@@ -145,7 +142,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         ConnectionError: If torchvision's weights cannot be downloaded.
     """
     device = None if device is None else _usable(device)  # told before a download
-    if isinstance(source, str) and source.startswith(TORCHVISION_PREFIX):
+    if isinstance(source, str) and source.startswith(_TORCHVISION_PREFIX):
         return Detector(*_torchvision_detector(source), device=device)
     model, config = load_detector(source)
     return Detector(model, config.data.class_names, size=config.augment.size, device=device)
@@ -153,7 +150,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
 
 def _torchvision_detector(source: str) -> tuple[nn.Module, list[str]]:
     """Download a detector, with its weights and the names of its classes."""
-    name, known = source.removeprefix(TORCHVISION_PREFIX), list_models(module=detection)
+    name, known = source.removeprefix(_TORCHVISION_PREFIX), list_models(module=detection)
     if name not in known:
         raise ValueError(f"{source}: torchvision has no such detector, only {', '.join(known)}")
     weights = get_model_weights(name).DEFAULT
