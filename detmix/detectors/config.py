@@ -40,8 +40,7 @@ from detmix.backbones.timm import TIMM_PREFIX
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 ClassifierNorm = Literal["batch", "sync", "group"]
 
-OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""How all configurations check their values."""
+OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)  # of all configurations
 _SIZE_FIELDS = ("min_size", "max_size")
 _ROI_FIELDS = ("roi_sampling_ratio", "head_dim")
 _ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
@@ -166,37 +165,32 @@ class DetectorConfig:
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        refuse("detector", self, _inapplicable(self, find_detector(self.name)))
-
-
-def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:
-    """Return what to say of each field that is set and means nothing to a detector."""
-    reasons = {}
-    if not kind.is_family:
-        reasons = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
-    elif not issubclass(kind.cls, FasterRCNN):
-        reasons = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
-    if kind.cls is SSD:
-        reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
-        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
-    elif kind.cls is FCOS:
-        reasons["aspect_ratios"] = "it has no anchors but locations"
-    elif "mobilenet" in kind.name:
-        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
-    if config.weights is None:
-        reasons["weights_prefix"] = "it starts from no weights"
-    problems = {
-        name: f" does not apply to {kind.name} ({reason}), got {getattr(config, name)}"
-        for name, reason in reasons.items()
-        if getattr(config, name) is not None
-    }
-    try:
-        kind.options.model_validate(config.options)
-    except ValidationError as error:
-        told = ", ".join(f".{item['loc'][0]}: {item['msg']}" for item in error.errors())
-        there_are = ", ".join(kind.options.model_fields)
-        problems["options"] = f"{told}, got {config.options}; {kind.name} has {there_are}"
-    return problems
+        kind, reasons = find_detector(self.name), dict[str, str]()
+        if not kind.is_family:
+            reasons |= dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
+        elif not issubclass(kind.cls, FasterRCNN):
+            reasons |= dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
+        if kind.cls is SSD:
+            reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
+            reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
+        elif kind.cls is FCOS:
+            reasons["aspect_ratios"] = "it has no anchors but locations"
+        elif "mobilenet" in kind.name:
+            reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+        if self.weights is None:
+            reasons["weights_prefix"] = "it starts from no weights"
+        problems = {
+            name: f" does not apply to {kind.name} ({reason}), got {getattr(self, name)}"
+            for name, reason in reasons.items()
+            if getattr(self, name) is not None
+        }
+        try:
+            kind.options.model_validate(self.options)
+        except ValidationError as error:
+            told = ", ".join(f".{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            there_are = ", ".join(kind.options.model_fields)
+            problems["options"] = f"{told}, got {self.options}; {kind.name} has {there_are}"
+        refuse("detector", self, problems)
 
 
 def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
