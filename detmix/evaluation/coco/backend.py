@@ -81,7 +81,13 @@ def score_entries(
         part: [{**entry, "id": numbers[key][entry["id"]]} for entry in ground_truth[part]]
         for part, key in _PARTS.items()
     }
-    annotations = [_annotation(entry, numbers, iou_type) for entry in ground_truth["annotations"]]
+    keys = ["id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type]]
+    keys += ["num_keypoints"] if iou_type == "keypoints" else []
+    annotations = [_kept(entry, numbers, *keys) for entry in ground_truth["annotations"]]
+    for entry, given in zip(annotations, ground_truth["annotations"], strict=True):
+        # The area is part of the keypoints' overlap: it must not be IGNORED_AREA.
+        if iou_type == "keypoints" and given.get("difficult"):
+            entry["area"] = math.prod(entry["bbox"][2:])
     results = [_kept(entry, numbers, "score", SHAPE_KEYS[iou_type]) for entry in results]
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -128,17 +134,6 @@ def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
     coco.dataset = {"info": {}, **about, "annotations": annotations}
     coco.createIndex()
     return coco
-
-
-def _annotation(entry: Entry, numbers: Mapping[str, Numbers], iou_type: IouType) -> dict[str, Any]:
-    """What the backends need of an object."""
-    keys = ("id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
-    if iou_type != "keypoints":
-        return _kept(entry, numbers, *keys)
-    annotation = _kept(entry, numbers, *keys, "num_keypoints")
-    if entry.get("difficult"):  # the area is part of the keypoints' overlap: not IGNORED_AREA
-        annotation["area"] = math.prod(entry["bbox"][2:])
-    return annotation
 
 
 def _set_sigmas(

@@ -38,8 +38,8 @@ def score_predictions(
 
     Args:
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
-            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, run lengths as ``"segmentation"``
-            or ``"keypoints"``, as ``iou_type`` needs them.
+            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, ``"segmentation"`` (run lengths or
+            polygons) or ``"keypoints"``, as ``iou_type`` needs them.
         annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
             names, and objects no ids. Objects without keypoints are as those without a labelled
             one. Ids of images, numbers or strings, are the same in both files: ``"1"`` is not
