@@ -93,10 +93,8 @@ def _entries(found: Detections) -> Iterator[dict[str, Any]]:
     """Yield objects as COCO's result files have them, with their names."""
     boxes = found.boxes.double()
     boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(
-        found.labels.tolist(), found.names, boxes.tolist(), found.scores.tolist(), strict=True
-    )
-    for row, (label, name, bbox, score) in enumerate(rows):
+    columns = found.labels.tolist(), found.names, boxes.tolist(), found.scores.tolist()
+    for row, (label, name, bbox, score) in enumerate(zip(*columns, strict=True)):
         entry = {"category_id": label, "category_name": name, "bbox": bbox, "score": score}
         if found.masks is not None:
             entry["segmentation"] = found.masks[row]
@@ -108,10 +106,7 @@ def _entries(found: Detections) -> Iterator[dict[str, Any]]:
 def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Find objects in your own images.")
     add = parser.add_argument
-    add(
-        "checkpoint",
-        help="best.pt or last.pt of a run, or torchvision:NAME for one of its detectors",
-    )
+    add("checkpoint", help="best.pt or last.pt of a run, or torchvision:NAME of a detector")
     add("images", nargs="+", help="files, folders, or patterns such as 'photos/**/*.jpg'")
     add("--score", type=float, default=0.5, help="leave out what has a lower one; 0.5 by default")
     add("--out", type=Path, default=Path("predictions"), help="folder to write to")

@@ -65,10 +65,9 @@ def complete(annotation: dict[str, Any]) -> None:
 def score_entries(
     ground_truth: Entry,
     results: Sequence[Entry],
-    *,
-    iou_type: IouType = "bbox",
-    backend: Backend = "auto",
-    keypoint_sigmas: Sequence[float] | None = None,
+    iou_type: IouType,
+    backend: Backend,
+    keypoint_sigmas: Sequence[float] | None,
 ) -> COCOResult:
     """Score detections by COCO's rule."""
     # A detection's area is that of its box, mask or keypoints by the IoU type, also where it has a

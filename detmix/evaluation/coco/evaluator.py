@@ -144,13 +144,9 @@ class COCOEvaluator:
         check_choice("iou_type", chosen, self.iou_types)
         if chosen not in self._results:
             with paused_collection():
-                self._results[chosen] = score_entries(
-                    self._ground_truth(),
-                    self._detections,
-                    iou_type=chosen,
-                    backend=self.backend,
-                    keypoint_sigmas=self.keypoint_sigmas,
-                )
+                options = chosen, self.backend, self.keypoint_sigmas
+                result = score_entries(self._ground_truth(), self._detections, *options)
+                self._results[chosen] = result
         return self._results[chosen]
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:

@@ -68,13 +68,9 @@ def score_predictions(
         if not isinstance(found, list):
             raise ValueError(f"{path}: expected a list of predictions, got {shorten(found)}")
         num_keypoints = _num_keypoints(file, found) if iou_type == "keypoints" else 0
-        return score_entries(
-            _ground_truth(file, iou_type, num_keypoints),
-            _results(path, found, file, iou_type, num_keypoints),
-            iou_type=iou_type,
-            backend=backend,
-            keypoint_sigmas=keypoint_sigmas,
-        )
+        truth = _ground_truth(file, iou_type, num_keypoints)
+        results = _results(path, found, file, iou_type, num_keypoints)
+        return score_entries(truth, results, iou_type, backend, keypoint_sigmas)
 
 
 def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
