@@ -24,7 +24,6 @@ from tiny import read_metrics
 
 import detmix.commands
 from detmix.training import DetectorTrainer
-from detmix.training.console import run_tool
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -110,8 +109,8 @@ def command(tool, *args):
             if tool == "detmix":
                 status = detmix.commands.main()
             else:
-                status = run_tool(runpy.run_path(str(TOOLS / f"{tool}.py"))["main"], args)
-        except SystemExit as end:  # of argparse
+                runpy.run_path(str(TOOLS / f"{tool}.py"), run_name="__main__")
+        except SystemExit as end:
             status = end.code
     return status, out.getvalue(), err.getvalue()
 

@@ -31,6 +31,8 @@ from detmix.detectors import (
     build_detector,
     load_backbone_weights,
 )
+from detmix.training import PretrainConfig, TrainConfig
+from detmix.training.parse import from_dict
 
 # One with a ResNet's names, one with fused normalization and activation, one with LayerNorm.
 RESNET, MOBILENET, CONVNEXT = "timm:resnet10t", "timm:mobilenetv3_small_050", "timm:convnext_atto"
@@ -165,8 +167,9 @@ def test_small_stem():
         ("backbone", {"weights": ""}, r"\.weights .*''"),
         ("backbone", {"norm_eps": -0.1}, r"\.norm_eps .*-0\.1"),
         ("backbone", {"trainable_layers": 6}, r"\.trainable_layers .*0\.\.5.*got 6"),
-        ("backbone", {"trainable_layers": 7}, r"\.trainable_layers .*0\.\.5.*got 7"),
-        ("backbone", {"levels": (0, 1)}, r"\.levels .*\(0, 1\)"),
+        ("backbone", {"trainable_layers": 7}, r"\.trainable_layers .*6, got 7"),
+        ("backbone", {"levels": (0, 1)}, r"\.levels\.0 .*1, got 0"),
+        ("backbone", {"levels": ()}, r"\.levels .*\(\)"),
         ("backbone", {"levels": (2, 2, 3)}, r"\.levels .*\(2, 2, 3\)"),
         ("backbone", {"fpn_channels": 0}, r"\.fpn_channels .*got 0"),
         ("model", {"name": "vgg16"}, r"\.name .*resnet50.*'vgg16'"),
@@ -187,8 +190,9 @@ def test_small_stem():
 def test_refused(section, settings, message):
     def build():
         if section != "backbone":
-            return build_classifier(ClassifierConfig(**settings), 0)
-        return backbone(**settings, load="timm" in settings.get("weights", ""))
+            return build_classifier(from_dict(PretrainConfig, {"model": settings}).model, 0)
+        config = from_dict(TrainConfig, {"backbone": settings}).backbone
+        return build_backbone(config, load_weights="timm" in settings.get("weights", ""))
 
     with pytest.raises(ValueError, match=f"^{section}{message}"):
         build()

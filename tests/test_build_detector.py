@@ -240,7 +240,7 @@ def test_an_option_takes_its_like_alone(option, right, wrong):
     for value in right:
         assert DetectorConfig("fcos", options={option: value}).options == {option: value}
     for value in wrong:
-        message = rf"^detector\.options\.{option} .*{re.escape(repr(value))}$"
+        message = rf"detector\.options\.{option}: .*{re.escape(repr(value))}"
         with pytest.raises(ValueError, match=message):
             DetectorConfig("fcos", options={option: value})
 
@@ -252,11 +252,16 @@ DEFAULT = {"weights": "DEFAULT"}
     ("name", "detector", "backbone", "message"),
     [
         ("rcnn", {}, {}, r"detector\.name .*'rcnn'"),
-        ("fasterrcnn", {"head_dim": 0}, {}, r"detector\.head_dim .*got 0"),
-        ("fasterrcnn", {"anchor_sizes": ()}, {}, r"detector\.anchor_sizes .*got \(\)"),
-        ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, {}, r"aspect_ratios .*got \(1\.0, 0\.0\)"),
+        ("fasterrcnn", {"head_dim": 0}, {}, "(?s)head_dim.*0"),
+        ("fasterrcnn", {"anchor_sizes": ()}, {}, r"(?s)anchor_sizes.*\(\)"),
+        ("fasterrcnn", {"aspect_ratios": (1.0, 0.0)}, {}, r"(?s)aspect_ratios.*0\.0"),
         ("fcos", {"aspect_ratios": (1.0,)}, {}, r"detector\.aspect_ratios .*fcos"),
-        ("fcos", {"options": {"box_nms_thresh": 0.5}}, {}, "box_nms_thresh.* fcos; .*nms_thresh"),
+        (
+            "fcos",
+            {"options": {"box_nms_thresh": 0.5}},
+            {},
+            "box_nms_thresh.*; fcos has .*nms_thresh",
+        ),
         ("ssd300_vgg16", {"min_size": 300}, {}, r"detector\.min_size .*got 300"),
         (MOBILENET, {"anchor_sizes": (8,)}, {}, "anchor_sizes"),
         ("retinanet", {"anchor_sizes": (16, 32)}, {}, r"anchor_sizes .* 5 .*\(16, 32\)"),

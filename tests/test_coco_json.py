@@ -249,7 +249,6 @@ ENTRIES = [
     ("predictions", "bbox", {"image_id": "3"}, "image_id .*'3'"),
     ("predictions", "bbox", {"bbox": [1, 2, -3, 3]}, r"bbox .*\[1, 2, -3, 3\]"),
     ("predictions", "segm", {"segmentation": ...}, "segmentation"),
-    ("predictions", "segm", {"segmentation": [[1, 1, 2, 2, 3, 1]]}, "polygons"),
     ("predictions", "segm", {"segmentation": SMALL}, r"\(9, 9\).* 60 x 80"),
     ("predictions", "segm", {"segmentation": NEGATIVE}, "negative run"),
     ("predictions", "keypoints", {"keypoints": ...}, "keypoints"),
@@ -261,10 +260,6 @@ ENTRIES = [
     *(("annotations", t, {"area": -0.5}, "area .*-0.5") for t in IOU_TYPES),
     ("annotations", "bbox", {"bbox": [0, 0, 1e200, 1e200]}, r"bbox .*1e\+200"),
     ("annotations", "bbox", {"bbox": [1e308, 0, 1e308, 1], "area": None}, r"bbox .*1e\+308"),
-    *(
-        ("annotations", "keypoints", {"num_keypoints": x}, f"num_keypoints .*{x!r}")
-        for x in (-1, 1.5, math.nan, "2", True)
-    ),
 ]
 
 

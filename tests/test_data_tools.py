@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +15,6 @@ from data_files import DOG, SIZE, dog, make_devkit
 from detmix.data import SHAPE_CLASSES, write_shapes, write_shapes_coco
 from detmix.training.console import run_tool
 
-TOOLS = Path(__file__).parents[1] / "tools"
 COUNTS = {("2007", "trainval"): 3, ("2007", "test"): 2, ("2012", "trainval"): 4}
 CLEAN = "0 boxes clipped, 0 without area dropped; 0 images left out"
 
@@ -35,7 +34,7 @@ def run(capsys):
 
 
 def main_of(name):
-    return runpy.run_path(str(TOOLS / f"{name}.py"))["main"]
+    return import_module(f"detmix.commands.{name}").main
 
 
 @pytest.fixture
@@ -121,7 +120,7 @@ def test_what_cannot_be_used_of_a_devkit(run, tmp_path):
         xml[index].write_text("<annotation>")
     xml[6].write_text(re.sub("<xmax>.*?<", "<xmax>65<", xml[6].read_text(), count=1))
     with pytest.warns(UserWarning, match=f"1 of . boxes were clipped: .*{names[6]}.xml") as caught:
-        code, out, err = run(main_of("check_data"), f"--data.root={tmp_path}", classes)
+        code, out, err = run(main_of("check"), f"--data.root={tmp_path}", classes)
     assert (code, err) == (1, "")
     assert not any("left out" in str(warning.message) for warning in caught)
     malformed = "  unusable annotation: .*{}.xml: not well-formed XML.*"
@@ -144,7 +143,7 @@ def test_which_corners_fit(run, tmp_path):
     root = make_devkit(tmp_path, {"a": body, "b": SIZE + dog(1, 1, 61, 41)}, split="a")
     (root / "VOC2007/ImageSets/Main/test.txt").write_text("b")
     with pytest.warns(UserWarning, match="1 of 1 boxes were clipped.*1-exclusive fits best"):
-        _, out, _ = run(main_of("check_data"), f"--data.root={root}", "--data.corners=0-exclusive")
+        _, out, _ = run(main_of("check"), f"--data.root={root}", "--data.corners=0-exclusive")
     assert re.findall(r"(\d+) boxes clipped", out) == ["0", "1"]
     line = r"(\d+) boxes begin below 1, (\d+) end at .*, (\d+) beyond; (\S+) fits best, (.*)"
     numbers = (("2", "1", "0", "0-exclusive"), ("0", "0", "1", "1-exclusive"))
@@ -172,7 +171,7 @@ def test_what_cannot_be_used_of_coco(run, tmp_path, change, split, code, message
     change(content)
     path.write_text(json.dumps(content))
     args = ("--data.format=coco", f"--data.root={root}", "--detector.name=keypointrcnn")
-    found, out, err = run(main_of("check_data"), *args)
+    found, out, err = run(main_of("check"), *args)
     assert found == code, err
     assert re.search(message, err if code == 2 else out)
     assert err.startswith("error: ") == (code == 2)

@@ -43,7 +43,7 @@ def test_bad_input_leaves_one_line_and_nothing_else(tmp_path, monkeypatch, tool,
     monkeypatch.chdir(tmp_path)
     code, out, err = command(tool, *args)
     assert code == 2
-    assert re.search(rf"^(\S+ )?error: .*{named}.*\n\Z", err, re.MULTILINE)
+    assert re.search(rf"^(detmix \w+: )?error: .*{named}.*\n\Z", err, re.MULTILINE)
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 

@@ -27,9 +27,9 @@ COMMANDS = {
 }
 
 
-def main() -> int:
-    """Run the command that the first words of the command line name, and return its exit status."""
-    words = sys.argv[1:]
+def main(named: str = "") -> int:
+    """Run the command ``named``, or else in the command line, and return its exit status."""
+    words = [*named.split(), *sys.argv[1:]]
     for name in COMMANDS:
         first = name.split()
         if words[: len(first)] == first:

@@ -3,12 +3,8 @@
 detmix predict runs/voc2007_cpu/best.pt photo.jpg holidays/ 'more/**/*.png' --out found
 detmix predict torchvision:fasterrcnn_resnet50_fpn holidays/ --score 0.8
 
-Pictures are OUT/NAME.png by the images' names, within OUT as the images lie within their common
-folder. OUT/predictions.json has an entry for each object: image_id, file_name, category_id (COCO's
-of torchvision's detectors, else the number of the class, from 1), category_name, bbox (x, y, width,
-height in pixels from 0), score, and segmentation or keypoints where the detector finds any. Where
-all images are called by different whole numbers, as COCO's are, these are their ids; else they are
-numbered from 1.
+Writes the picture of a/b.jpg to b.jpg.png, within OUT as the images lie within their common folder,
+and predictions.json, COCO's result format with file_name and category_name.
 """
 
 from __future__ import annotations
@@ -22,27 +18,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from detmix.data.images import read_upright
-from detmix.evaluation.coco.records import CocoReader
 from detmix.files import write_text
 from detmix.pictures import plot_predictions
-from detmix.training import Detections, Detector, load
+from detmix.training import Detections, load
 
 
 def main(args: Sequence[str]) -> None:
     """Predict, draw, write; exit with 1 if images could not be read, after all others are done."""
-    parser = _parser()
-    parsed = parser.parse_args(args)
-    if not 0 <= parsed.score <= 1 or parsed.batch_size < 1:
-        parser.error(
-            "expected a --score in [0, 1] and a --batch_size of 1 or more, got "
-            f"{parsed.score:g} and {parsed.batch_size}"
-        )
+    parsed = _parse(args)
     files = _find_images(parsed.images)
     detector = load(parsed.checkpoint, parsed.device)
     parsed.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before work
@@ -52,14 +39,20 @@ def main(args: Sequence[str]) -> None:
     with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
         for start in range(0, len(files), parsed.batch_size):
             chunk = files[start : start + parsed.batch_size]
-            images = dict(_readable(chunk, bar))
+            images = {}
+            for file in chunk:
+                try:
+                    images[file] = read_upright(file)
+                except (ValueError, OSError) as error:
+                    bar.write(f"left out: {error}", file=sys.stderr)
             found = detector.predict(list(images.values()), parsed.score)
             for (file, image), objects in zip(images.items(), found, strict=True):
                 bar.write(f"{file!s:{width}}  {objects}")
-                entries += _entries(objects, ids[file], file, detector)
+                about = {"image_id": ids[file], "file_name": file.as_posix()}
+                entries += [about | entry for entry in _entries(objects)]
+                shown = {key: value for key, value in vars(objects).items() if value is not None}
                 picture = parsed.out / f"{os.path.relpath(os.path.abspath(file), folder)}.png"
-                shown = [image], [objects.as_prediction()], None, detector.classes, picture
-                plot_predictions(*shown, parsed.score)
+                plot_predictions([image], [shown], None, detector.classes, picture, parsed.score)
             num += len(images)
             bar.update(len(chunk))
     write_text(parsed.out / "predictions.json", json.dumps(entries, allow_nan=False) + "\n")
@@ -96,45 +89,33 @@ def _image_ids(files: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(files, ids, strict=True))
 
 
-def _readable(files: Sequence[Path], bar: Any) -> Iterator[tuple[Path, Tensor]]:
-    """Yield images as they are upright; tell of those that cannot be read."""
-    for file in files:
-        try:
-            yield file, read_upright(file)
-        except (ValueError, OSError) as error:
-            bar.write(f"left out: {error}", file=sys.stderr)
+def _entries(found: Detections) -> Iterator[dict[str, Any]]:
+    """Yield objects as COCO's result files have them, with their names."""
+    boxes = found.boxes.double()
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = found.labels.tolist(), found.names, boxes.tolist(), found.scores.tolist()
+    for row, (label, name, bbox, score) in enumerate(zip(*columns, strict=True)):
+        entry = {"category_id": label, "category_name": name, "bbox": bbox, "score": score}
+        if found.masks is not None:
+            entry["segmentation"] = found.masks[row]
+        if found.keypoints is not None:
+            entry["keypoints"] = found.keypoints[row].flatten().tolist()
+        yield entry
 
 
-def _entries(
-    found: Detections, image_id: int, file: Path, detector: Detector
-) -> list[dict[str, Any]]:
-    """Return what was found as COCO's result files have it, with the names too."""
-    more = {"segm": found.masks, "keypoints": found.keypoints}
-    iou_types = ("bbox", *(name for name, value in more.items() if value is not None))
-    category_ids = tuple(range(1, len(detector.classes) + 1))
-    reader = CocoReader(category_ids, iou_types, by_id=False)
-    target = {"image_id": image_id, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
-    ((image,), _) = reader.read([found.as_prediction()], [target], None)
-    names = zip(image.results, found.names, strict=True)
-    return [{**entry, "file_name": file.as_posix(), "category_name": name} for entry, name in names]
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Find objects in your own images.")
     add = parser.add_argument
-    add(
-        "checkpoint",
-        help="best.pt or last.pt of a run, or a detector of torchvision's such as "
-        "torchvision:fasterrcnn_resnet50_fpn",
-    )
+    add("checkpoint", help="best.pt or last.pt of a run, or torchvision:NAME of a detector")
     add("images", nargs="+", help="files, folders, or patterns such as 'photos/**/*.jpg'")
     add("--score", type=float, default=0.5, help="leave out what has a lower one; 0.5 by default")
     add("--out", type=Path, default=Path("predictions"), help="folder to write to")
     add("--device", help="such as cpu or cuda:1; by default a GPU where there is one")
-    add(
-        "--batch_size",
-        type=int,
-        default=4,
-        help="images read at a time; those of one size go through the detector together",
-    )
-    return parser
+    add("--batch_size", type=int, default=4, help="most images of one size to detect in together")
+    parsed = parser.parse_args(args)
+    if not 0 <= parsed.score <= 1 or parsed.batch_size < 1:
+        parser.error(
+            "expected a --score in [0, 1] and a --batch_size of 1 or more, got "
+            f"{parsed.score:g} and {parsed.batch_size}"
+        )
+    return parsed

@@ -146,7 +146,7 @@ def _build_by_name(
         meta = {"categories": range(num_classes), "keypoint_names": range(num_keypoints)}
         start["weights"] = _stand_in(kind.weights[0], state, meta)
     elif source is not None:
-        if loads_body and not kind.stands_on_resnet:
+        if loads_body and kind.network != "resnet50":
             state = read_source(source).state
             _log.info("%s: all of %s loaded", source.what, kind.network)
         else:
@@ -160,7 +160,7 @@ def _build_by_name(
         for generator in spec.anchors.values():
             getattr(model, "rpn", model).anchor_generator = generator
     report = None
-    if source is not None and loads_body and kind.stands_on_resnet:
+    if source is not None and loads_body and kind.network == "resnet50":
         report = load_classifier(model.backbone.body, source, kind.network, "standard")
     return model, report
 
@@ -230,7 +230,7 @@ def _build_pyramid(
         pyramid = resnet_pyramid(network, stages, config.fpn_channels)
     else:
         pyramid = timm_pyramid(network, config.name, stages, config.fpn_channels)
-    _set_norm_epsilon(pyramid, config.norm_eps)
+    set_normalization(pyramid, {"norm_eps": config.norm_eps})
     return pyramid, report
 
 
@@ -269,17 +269,13 @@ def configured_normalization(detector: DetectorConfig, backbone: BackboneConfig)
 
 
 def set_normalization(model: Any, wanted: Mapping[str, Any]) -> None:
-    """Set how a detector normalises, in place; None leaves it as it is."""
+    """Set how a detector, or a part of one, normalises, in place; None leaves it as it is."""
     for name in STATISTICS:
         if wanted.get(name) is not None:
             setattr(model.transform, name, list(wanted[name]))
-    _set_norm_epsilon(model, wanted.get("norm_eps"))
-
-
-def _set_norm_epsilon(model: nn.Module, eps: float | None) -> None:
-    for module in model.modules():
-        if eps is not None and isinstance(module, FrozenBatchNorm2d):
-            module.eps = eps
+    for module in model.modules() if wanted.get("norm_eps") is not None else ():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = wanted["norm_eps"]
 
 
 def _warn_of_other(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> None:

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+)
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torchvision.models import (
     WeightsEnum,
@@ -30,6 +40,7 @@ from detmix.backbones.timm import TIMM_PREFIX
 Norm = Literal["auto", "frozen", "batch", "sync", "group"]
 ClassifierNorm = Literal["batch", "sync", "group"]
 
+OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)  # of all configurations
 _SIZE_FIELDS = ("min_size", "max_size")
 _ROI_FIELDS = ("roi_sampling_ratio", "head_dim")
 _ANCHOR_FIELDS = ("anchor_sizes", "aspect_ratios")
@@ -45,31 +56,27 @@ _FAMILIES: dict[str, type[nn.Module]] = {
 _SEQUENCES = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
 
 
-@dataclass(frozen=True)
-class DetectorKind:
+class DetectorKind(NamedTuple):
     """What the name of a detector stands for: a family, or one of torchvision's builders."""
 
     name: str
     cls: type[nn.Module]
     is_family: bool
-    # What `DetectorConfig.options` may give, with the defaults of the class.
-    options: Mapping[str, Any]
+    # What `DetectorConfig.options` may give.
+    options: type[BaseModel]
     # Trained detectors of torchvision: of the builder, or of the family's own on a ResNet-50.
     weights: tuple[WeightsEnum, ...]
     # What the builder's backbone may start from, and the classifier which that is.
     backbone_weights: tuple[WeightsEnum, ...]
     network: str
-    # Whether that has the keys of the builder's backbone, so that any state of it can be loaded.
-    stands_on_resnet: bool
     # Whether the builder gives its class anchors itself, and heads that are made for as many.
     sets_anchors: bool
 
 
 @cache
-def _find_detector(name: str) -> DetectorKind:
+def find_detector(name: str) -> DetectorKind:
     """Look up what a name stands for."""
     builders = {each: _signature(each).return_annotation for each in list_models(module=detection)}
-    builders = {each: cls for each, cls in builders.items() if cls in (*_FAMILIES.values(), SSD)}
     cls = {**_FAMILIES, **builders}.get(name)
     if cls is None:
         raise ValueError(
@@ -78,27 +85,26 @@ def _find_detector(name: str) -> DetectorKind:
         )
     builder = f"{name}_resnet50_fpn" if name in _FAMILIES else name
     arguments = inspect.signature(cls.__init__).parameters
-    options = {
-        key: argument.default
-        for key, argument in arguments.items()
-        # Not modules, of which None is the default.
-        if key in _SEQUENCES
-        or (isinstance(argument.default, (int, float)) and key not in ("min_size", "max_size"))
-    }
-    annotated: tuple[Any, ...] = get_args(
-        _signature(builder).parameters["weights_backbone"].annotation
-    )
-    enum = next(kind for kind in annotated if issubclass(kind, WeightsEnum))
+    options: dict[str, Any] = {}
+    for key, argument in arguments.items():
+        if key in _SEQUENCES:
+            length = Field(min_length=_SEQUENCES[key], max_length=_SEQUENCES[key])
+            options[key] = (Annotated[Sequence[float], length] | None, None)
+        elif key not in _SIZE_FIELDS and isinstance(argument.default, (int, float)):
+            # A whole number counts boxes or proposals.
+            kind = PositiveInt if isinstance(argument.default, int) else float
+            options[key] = (kind, argument.default)
+    annotation = _signature(builder).parameters["weights_backbone"].annotation
+    enum: Any = next(each for each in get_args(annotation) if issubclass(each, WeightsEnum))
     network = enum.__name__.removesuffix("_Weights").lower()
     return DetectorKind(
         name=name,
         cls=cls,
         is_family=name in _FAMILIES,
-        options=options,
+        options=create_model(name, __config__=ConfigDict(strict=True, **OPTIONS), **options),
         weights=tuple(get_model_weights(builder)),
         backbone_weights=tuple(enum),
         network=network,
-        stands_on_resnet=network == "resnet50",
         sets_anchors=name.endswith("_v2"),
     )
 
@@ -113,7 +119,7 @@ def takes_backbone(name: str) -> bool:
     Raises:
         ValueError: If there is no such detector.
     """
-    return _find_detector(name).is_family
+    return find_detector(name).is_family
 
 
 def target_keys(name: str) -> tuple[str, ...]:
@@ -122,10 +128,10 @@ def target_keys(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such detector.
     """
-    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(_find_detector(name).cls, ())
+    return {MaskRCNN: ("masks",), KeypointRCNN: ("keypoints",)}.get(find_detector(name).cls, ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class DetectorConfig:
     """A detector: a family on the configured backbone, or one that torchvision builds whole.
 
@@ -139,14 +145,16 @@ class DetectorConfig:
     #: a family on the backbone: fasterrcnn, maskrcnn, keypointrcnn, retinanet or fcos; or one of
     #: torchvision's builders, such as ssdlite320_mobilenet_v3_large, with a backbone of its own
     name: str = "fasterrcnn"
-    min_size: int | None = None  #: pixels that the shorter side is resized to; not for SSD
-    max_size: int | None = None  #: pixels that the longer side must not exceed; not for SSD
+    min_size: PositiveInt | None = None  #: pixels that the shorter side is resized to; not for SSD
+    max_size: PositiveInt | None = None  #: pixels that the longer side must not exceed; not for SSD
     #: sides of the anchors at each level, in pixels of the resized image, the coarser level that
     #: is added included; null for 8 times its stride (R-CNNs), 4 times (retinanet) or 1 (fcos)
-    anchor_sizes: tuple[int, ...] | None = None
-    aspect_ratios: tuple[float, ...] | None = None  #: height over width; null for 0.5, 1 and 2
-    roi_sampling_ratio: int | None = None  #: R-CNN families: points per side of a bin; null for 2
-    head_dim: int | None = None  #: R-CNN families: width of the box head; null for 1024
+    anchor_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    #: height over width; null for 0.5, 1 and 2
+    aspect_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
+    #: R-CNN families: points per side of a bin; null for 2
+    roi_sampling_ratio: PositiveInt | None = None
+    head_dim: PositiveInt | None = None  #: R-CNN families: width of the box head; null for 1024
     #: more arguments of torchvision's class, such as score_thresh; image_mean and image_std are
     #: those of the pretrained weights unless given
     options: dict[str, Any] = field(default_factory=dict)
@@ -156,69 +164,33 @@ class DetectorConfig:
     #: place in a file of weights to look at alone, as backbone.weights_prefix
     weights_prefix: str | None = None
 
-    @property
-    def kind(self) -> DetectorKind:
-        """What the name stands for."""
-        return _find_detector(self.name)
-
     def __post_init__(self) -> None:
-        kind = self.kind
-        refuse("detector", self, _inapplicable(self, kind))
-        for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
-            value = getattr(self, name)
-            numbers = value if name in _ANCHOR_FIELDS else [value]
-            if value is not None and not (numbers and all(number > 0 for number in numbers)):
-                raise ValueError(f"detector.{name} must be positive, got {value}")
-        for name, value in self.options.items():
-            wanted = _wanted(name, value, kind.options[name])
-            if wanted is not None:
-                raise ValueError(f"detector.options.{name} must be {wanted}, got {value!r}")
-
-
-def _inapplicable(config: DetectorConfig, kind: DetectorKind) -> dict[str, str]:
-    """Return what to say of each field that is set and means nothing to a detector."""
-    reasons = {}
-    if not kind.is_family:
-        reasons = dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
-    elif not issubclass(kind.cls, FasterRCNN):
-        reasons = dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
-    if kind.cls is SSD:
-        reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
-        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
-    elif kind.cls is FCOS:
-        reasons["aspect_ratios"] = "it has no anchors but locations"
-    elif "mobilenet" in kind.name:
-        reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
-    if config.weights is None:
-        reasons["weights_prefix"] = "it starts from no weights"
-    problems = {
-        name: f" does not apply to {kind.name} ({reason}), got {getattr(config, name)}"
-        for name, reason in reasons.items()
-        if getattr(config, name) is not None
-    }
-    if unknown := ", ".join(name for name in config.options if name not in kind.options):
-        there_are = ", ".join(kind.options)
-        problems["options"] = f".{unknown}: no option of {kind.name}; there are {there_are}"
-    return problems
-
-
-def _wanted(name: str, value: Any, default: Any) -> str | None:
-    """Return what an option must be by the default of its class, None for what is such."""
-    if default is None:
-        length = _SEQUENCES[name]
-        is_sequence = isinstance(value, (list, tuple)) and len(value) == length
-        fits = value is None or (is_sequence and all(_is_number(each) for each in value))
-        wanted = f"{length} numbers or null"
-    elif isinstance(default, int):  # a number of boxes or proposals
-        fits, wanted = type(value) is int and value > 0, "a positive whole number"
-    else:
-        fits, wanted = _is_number(value), "a number"
-    return None if fits else wanted
-
-
-def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_real and not math.isnan(value)
+        kind, reasons = find_detector(self.name), dict[str, str]()
+        if not kind.is_family:
+            reasons |= dict.fromkeys(_ROI_FIELDS, "torchvision's builder has heads of its own")
+        elif not issubclass(kind.cls, FasterRCNN):
+            reasons |= dict.fromkeys(_ROI_FIELDS, "it pools no proposals")
+        if kind.cls is SSD:
+            reasons |= dict.fromkeys(_SIZE_FIELDS, "its images have a fixed size")
+            reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its default boxes are fixed")
+        elif kind.cls is FCOS:
+            reasons["aspect_ratios"] = "it has no anchors but locations"
+        elif "mobilenet" in kind.name:
+            reasons |= dict.fromkeys(_ANCHOR_FIELDS, "its five sizes at every level are fixed")
+        if self.weights is None:
+            reasons["weights_prefix"] = "it starts from no weights"
+        problems = {
+            name: f" does not apply to {kind.name} ({reason}), got {getattr(self, name)}"
+            for name, reason in reasons.items()
+            if getattr(self, name) is not None
+        }
+        try:
+            kind.options.model_validate(self.options)
+        except ValidationError as error:
+            told = ", ".join(f".{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            there_are = ", ".join(kind.options.model_fields)
+            problems["options"] = f"{told}, got {self.options}; {kind.name} has {there_are}"
+        refuse("detector", self, problems)
 
 
 def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
@@ -232,7 +204,7 @@ def refuse(section: str, config: Any, problems: Mapping[str, str]) -> None:
         raise ValueError(f"{told}; to reset: {' '.join(flags)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class BackboneConfig:
     """A classifier's body under a feature pyramid network.
 
@@ -243,44 +215,35 @@ class BackboneConfig:
     name: str = "resnet50"  #: a torchvision ResNet, ResNeXt or wide ResNet, or timm:ARCH
     #: pretrained ones: a name of torchvision's, such as IMAGENET1K_V2, timm:NAME, or a file of
     #: `detmix pretrain`, the official CutMix code or any state dict; null for a random start
-    weights: str | None = None
+    weights: Annotated[str, Field(min_length=1)] | None = None
     #: batch norm: frozen, live (batch) or over all processes (sync); or group norm (group); auto
     #: is frozen with weights and batch without
     norm: Norm = "auto"
     #: how many of the five parts, four stages (to the strides 4 to 32) and the stem, are trained,
     #: from the last; null for 3 of a ResNet with weights, else 5; a MobileNet that a detector
     #: brings has 6
-    trainable_layers: int | None = None
-    fpn_channels: int = 256  #: channels of every pyramid level
+    trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
+    fpn_channels: PositiveInt = 256  #: channels of every pyramid level
     #: which stages the pyramid starts from (strides 4 to 32); one coarser level is added to them
-    levels: tuple[int, ...] = (1, 2, 3, 4)
+    levels: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (1, 2, 3, 4)
     stem: Stem = "standard"  #: standard, or small: a 3x3 convolution with stride 1, no pooling
-    norm_eps: float | None = None  #: epsilon of frozen batch norm; null for what the weights had
+    #: epsilon of frozen batch norm; null for what the weights had
+    norm_eps: NonNegativeFloat | None = None
     #: place in a file of weights to look at alone: the name of a dict, such as model_ema, and of
     #: what is in it, as in state_dict.module.encoder_k; null for the first that has most
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        _check_network("backbone", self, get_args(Norm))
-        layers, eps, stages = self.trainable_layers, self.norm_eps, set(self.levels)
-        whose = "a MobileNet that a detector brings"
-        expected = {
-            "weights": (self.weights != "", "the name of some or null"),
-            "weights_prefix": (self.weights or not self.weights_prefix, "null without weights"),
-            "trainable_layers": (layers in (None, *range(7)), f"in 0..5 (0..6 of {whose})"),
-            "fpn_channels": (self.fpn_channels > 0, "positive"),
-            "levels": (
-                0 < len(stages) == len(self.levels) and stages <= {1, 2, 3, 4},
-                "different stages out of 1..4",
-            ),
-            "norm_eps": (eps is None or 0 <= eps < math.inf, "0 or more"),
-        }
-        for name, (is_right, wanted) in expected.items():
-            if not is_right:
-                raise ValueError(f"backbone.{name} must be {wanted}, got {getattr(self, name)!r}")
+        _check_network("backbone", self)
+        if not 0 < len(set(self.levels)) == len(self.levels):
+            raise ValueError(f"backbone.levels must be different stages, got {self.levels}")
+        if self.weights_prefix and not self.weights:
+            raise ValueError(
+                f"backbone.weights_prefix must be null without weights, got {self.weights_prefix!r}"
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class ClassifierConfig:
     """An image classifier."""
 
@@ -289,20 +252,15 @@ class ClassifierConfig:
     norm: ClassifierNorm = "batch"  #: batch norm, sync (over all processes) or group
 
     def __post_init__(self) -> None:
-        _check_network("model", self, get_args(ClassifierNorm))
+        _check_network("model", self)
 
 
-def _check_network(
-    section: str, config: BackboneConfig | ClassifierConfig, norms: tuple[str, ...]
-) -> None:
+def _check_network(section: str, config: BackboneConfig | ClassifierConfig) -> None:
     """Check what a backbone and a classifier have in common."""
     is_timm = config.name.startswith(TIMM_PREFIX)
-    choices = {"norm": norms, "stem": get_args(Stem)}
-    if not is_timm:
-        choices["name"] = (*resnet_names(), f"{TIMM_PREFIX}ARCH")
-    for name, known in choices.items():
-        if (value := getattr(config, name)) not in known:
-            raise ValueError(f"{section}.{name} must be one of {', '.join(known)}, got {value!r}")
+    if not is_timm and config.name not in (known := resnet_names()):
+        names = ", ".join((*known, f"{TIMM_PREFIX}ARCH"))
+        raise ValueError(f"{section}.name must be one of {names}, got {config.name!r}")
     if is_timm and (config.stem == "small" or config.norm == "group"):
         raise ValueError(
             f"{section}.stem=small and {section}.norm=group are for torchvision's ResNets only, "

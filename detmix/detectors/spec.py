@@ -13,7 +13,13 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from detmix.backbones.timm import TIMM_PREFIX
-from detmix.detectors.config import BackboneConfig, DetectorConfig, DetectorKind, refuse
+from detmix.detectors.config import (
+    BackboneConfig,
+    DetectorConfig,
+    DetectorKind,
+    find_detector,
+    refuse,
+)
 from detmix.pretrained.read_state import STATISTICS, Source, find_source
 
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -56,7 +62,7 @@ class DetectorSpec:
 
 def resolve(detector: DetectorConfig, backbone: BackboneConfig) -> DetectorSpec:
     """Decide what two configurations ask for, and refuse what does not fit each other."""
-    kind = detector.kind
+    kind = find_detector(detector.name)
     if not kind.is_family:
         _check_builder(kind, detector, backbone)
     anchors = _anchors(kind, detector, backbone)
@@ -151,7 +157,7 @@ def _builder_source(kind: DetectorKind, backbone: BackboneConfig) -> Source | No
             f"{source.what} does not fit {kind.name}, whose backbone has a narrower tail: start "
             "from a whole detector with --detector.weights COCO_V1"
         )
-    if not (source.is_torchvisions or kind.stands_on_resnet):
+    if not (source.is_torchvisions or kind.network == "resnet50"):
         names = ", ".join(member.name for member in kind.backbone_weights)
         raise ValueError(
             f"backbone.weights of detector.name={kind.name} must be one of {names} (files and "

@@ -17,6 +17,8 @@ Record: TypeAlias = Mapping[str, Any]
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
+Columns: TypeAlias = dict[str, NDArray[Any]]
+"""Detections or objects of images, joined; ``images`` has the place of each row's among them."""
 
 # Of each field the NumPy kinds it may be of, its least precision and the end of a row's shape.
 _FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
@@ -30,50 +32,9 @@ _FIELDS: dict[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The detections (``extra``: scores) or objects (``extra``: difficult) of images, joined."""
-
-    counts: IntArray
-    boxes: NDArray[Any]
-    labels: IntArray
-    extra: NDArray[Any]
-
-    @property
-    def images(self) -> IntArray:
-        """The place ``(N,)`` of each row's image among the images."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-    def where(self, keep: BoolArray) -> "Columns":
-        """Those rows of all images where ``keep (N,)`` holds."""
-        counts = np.bincount(self.images[keep], minlength=len(self.counts))
-        return Columns(counts, self.boxes[keep], self.labels[keep], self.extra[keep])
-
-    @classmethod
-    def join(cls, parts: Sequence["Columns"]) -> "Columns":
-        """The rows of all parts."""
-        names = ("counts", "boxes", "labels", "extra")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Checked images: their ids (None where absent), detections and objects."""
-
-    image_ids: list[ImageId]
-    detections: Columns
-    objects: Columns
-    is_crowd: BoolArray
-
-    @classmethod
-    def join(cls, batches: Sequence["Batch"]) -> "Batch":
-        """At least one batch end to end."""
-        return cls(
-            [image_id for batch in batches for image_id in batch.image_ids],
-            Columns.join([batch.detections for batch in batches]),
-            Columns.join([batch.objects for batch in batches]),
-            np.concatenate([batch.is_crowd for batch in batches]),
-        )
+def where(columns: Columns, keep: BoolArray) -> Columns:
+    """Those rows where ``keep (N,)`` holds."""
+    return {key: values[keep] for key, values in columns.items()}
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
@@ -83,27 +44,20 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
-def read_batch(
-    predictions: Sequence[Record],
-    targets: Sequence[Record],
-    num_classes: int,
-    *,
-    any_label: bool = False,
-) -> Batch:
-    """Check a batch and join it into flat arrays; predictions may have ``any_label``."""
+def open_batch(
+    predictions: Sequence[Record], targets: Sequence[Record]
+) -> tuple["Records", "Records"]:
+    """The two lists of a batch, whose errors tell the images' ids."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"got {len(predictions)} predictions and {len(targets)} targets, expected as many of "
             "one as of the other"
         )
-    image_ids: list[ImageId] = [None] * len(targets)  # filled in, so that errors can tell them
+    image_ids: list[ImageId] = [None] * len(targets)
     there = Records("targets", targets, image_ids)
     for index in range(len(targets)):
         image_ids[index] = there.image_id(index)
-    found = Records("predictions", predictions, image_ids)
-    detections = found.read("scores", None if any_label else num_classes)
-    objects = there.read("difficult", num_classes)
-    return Batch(image_ids, detections, objects, there.column("iscrowd").astype(bool))
+    return Records("predictions", predictions, image_ids), there
 
 
 @dataclass(frozen=True)
@@ -131,23 +85,24 @@ class Records:
             raise self.error(index, f"image_id is {value!r}, expected one int or str")
         return value
 
-    def read(self, extra: str, num_classes: int | None) -> Columns:
-        """The images' detections (``extra`` is "scores") or objects ("difficult"), joined."""
-        keys = ("boxes", "labels", "scores") if extra == "scores" else ("boxes", "labels")
+    def read(self, num_classes: int | None) -> Columns:
+        """The images' detections or objects, joined; with labels in 1..C unless that is None."""
+        keys = {"predictions": ("boxes", "labels", "scores")}.get(self.name, ("boxes", "labels"))
         for index, record in enumerate(self.records):
             if not isinstance(record, Mapping):
                 raise self.error(index, f"is a {type(record).__name__}, expected a dict")
             self.require(index, *keys)
-        boxes, labels, values = map(self.column, ("boxes", "labels", extra))
+        optional = () if "scores" in keys else ("difficult", "iscrowd")
+        columns = {key: self.column(key) for key in (*keys, *optional)}
+        labels = columns["labels"]
         if num_classes is not None:
             known = (labels >= 1) & (labels <= num_classes)
             self.check_rows(known, "labels", labels, f"1..{num_classes}")
-        for key, column in (("boxes", boxes), (extra, values)):
+        for key, column in columns.items():
             self.check_rows(np.isfinite(column), key, column, "finite numbers")
-        if extra == "difficult":
-            self.check_boxes(boxes)
-            values = values.astype(bool)
-        return Columns(self.counts, boxes, labels.astype(np.int64, copy=False), values)
+        if optional:
+            self.check_boxes(columns["boxes"])
+        return {"images": np.repeat(np.arange(len(self.counts)), self.counts), **columns}
 
     def require(self, index: int, *keys: str) -> None:
         """Raise unless a record has all keys."""
@@ -176,7 +131,8 @@ class Records:
                 raise self.error(index, f"{key} of {array.dtype}, expected {expected}")
             if num:  # an empty list says nothing of the precision
                 arrays.append(array)
-        return np.concatenate(arrays)
+        joined = np.concatenate(arrays)
+        return joined if "f" in kinds else joined.astype(least, copy=False)
 
     def check_rows(self, good: BoolArray, key: str, values: NDArray[Any], expected: str) -> None:
         """Raise unless all of ``good (N, …)`` holds."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,32 +88,26 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return _check_content(path, read_torch_file(path, checksums=True))
 
 
-def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
+def _check_content(path: Path | str, content: Any) -> dict[str, Any]:
     """Return what was read from a file as the present format has it, if it is a checkpoint."""
     try:
-        _Content.model_validate(state)
+        _Content.model_validate(content)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            got = item["input"] if isinstance(item["input"], int | str) else type(item["input"])
-            problems.append(f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {got}")
-        raise ValueError(
-            f"{path} is not a checkpoint that this version of detmix reads: {'; '.join(problems)}"
-        ) from error
-    state = {"normalization": {}, **state}
-    section(state["config"], "data", "coco").pop("backend", None)  # an option once
-    return _from_format_1(path, state) if state["format"] == 1 else state
-
-
-def _from_format_1(path: Path | str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Move what a run noted of its pretrained weights, and leave out options that are gone."""
-    tail = section(state["config"], "backbone").pop("reduced_tail", None)
-    if tail not in (None, True):
-        raise ValueError(
-            f"{path} is of an earlier version, with backbone.reduced_tail={tail}: this one has no "
-            "such option, and does what True meant"
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {reprlib.repr(item['input'])}"
+            for item in error.errors()
         )
-    return {**state, "normalization": take_normalization(state["config"])}
+        raise ValueError(
+            f"{path} is not a checkpoint that this version of detmix reads: {problems}"
+        ) from error
+    state: dict[str, Any] = {"normalization": {}, **content}
+    section(state["config"], "data", "coco").pop("backend", None)  # an option once
+    if state["format"] == 1:
+        backbone = section(state["config"], "backbone")
+        if backbone.get("reduced_tail") is not False:  # an option too, of which False is gone
+            backbone.pop("reduced_tail", None)
+        state["normalization"] = take_normalization(state["config"])
+    return state
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,9 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
                 ones = torch.ones_like(losses)
                 sums += torch.stack([ones, hits[:, 0], hits.any(1), losses]).double().sum(1)
                 self.stop_if_asked()
-        num_images, top1, top5, loss = self.accelerator.reduce(sums).tolist()
-        result = ClassificationResult(
-            top1 / num_images,
-            top5 / num_images,
-            loss / num_images,
-            int(num_images),
-            len(self.classes),
-        )
+        num_images, *totals = self.accelerator.reduce(sums).tolist()
+        top1, top5, loss = (total / num_images for total in totals)
+        result = ClassificationResult(top1, top5, loss, int(num_images), len(self.classes))
         return Evaluation(
             result=result,
             score=result.top1,

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
 from detmix.data import VOC_CLASSES
 from detmix.data.voc.corners import Corners
 from detmix.detectors import BackboneConfig, ClassifierConfig, DetectorConfig
+from detmix.detectors.config import OPTIONS
 from detmix.losses import LossWeighting
 from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 
-OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 ImageSets = tuple[tuple[str, str], ...]
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from detmix.data.loaders import explain_dead_workers
 from detmix.evaluation import encode_masks
 from detmix.mixing import Target
-from detmix.pretrained.match_state import kind_of
 from detmix.pretrained.read_state import model_state
 from detmix.training.build import DetectionData, Evaluator, build_model
 from detmix.training.checkpoint import load_checkpoint
@@ -29,7 +28,6 @@ from detmix.training.parse import from_dict
 Prediction = dict[str, Any]
 
 _UINT8_MAX = 255.0
-_MASK_THRESHOLD = 0.5  # as COCO's evaluation of Mask R-CNN has it (arXiv 1703.06870, section 3.1)
 _MASKS_AT_ONCE = 8
 
 
@@ -66,45 +64,33 @@ def predict(
     for images, targets in loader:
         with accelerator.autocast():
             predictions = model(to_device(images, [], accelerator.device)[0])
-        sizes = None if size_of is None else [size_of(target) for target in targets]
-        yield in_pixels(predictions, images, sizes), targets
+        sizes = [None if size_of is None else size_of(target) for target in targets]
+        yield [in_pixels(*each) for each in zip(predictions, images, sizes, strict=True)], targets
 
 
 def in_pixels(
-    predictions: list[dict[str, Tensor]],
-    images: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]] | None = None,
-) -> list[Prediction]:
-    """Bring predictions to images of these sizes (H, W), by default those seen, on the CPU."""
-    seen = [(image.shape[-2], image.shape[-1]) for image in images]
-    return [_finish(*each) for each in zip(predictions, seen, sizes or seen, strict=True)]
-
-
-def _finish(
-    prediction: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]
+    prediction: dict[str, Tensor], image: Tensor, size: tuple[int, int] | None = None
 ) -> Prediction:
-    """Bring the predictions for an image of size ``seen`` to ``size``, both (H, W), on the CPU."""
-    moved = {key: value for key, value in prediction.items() if key != "masks"}
-    if seen != size:
-        moved["boxes"] = resize_boxes(prediction["boxes"], seen, size)
-        if "keypoints" in prediction:
-            moved["keypoints"] = resize_keypoints(prediction["keypoints"], seen, size)
+    """Bring the predictions for an image to a size (H, W), by default the image's, on the CPU."""
+    seen = (image.shape[-2], image.shape[-1])
+    size = size or seen
     finished: Prediction = {
         key: (value.float() if value.is_floating_point() else value).cpu()
-        for key, value in moved.items()
+        for key, value in prediction.items()
+        if key != "masks"
     }
+    if seen != size:
+        finished["boxes"] = resize_boxes(finished["boxes"], seen, size)
+        if "keypoints" in finished:
+            finished["keypoints"] = resize_keypoints(finished["keypoints"], seen, size)
     if "masks" in prediction:
+        finished["masks"] = []
         # A few at a time: each is as large as its image.
-        parts = torch.split(prediction["masks"], _MASKS_AT_ONCE)
-        finished["masks"] = [rle for part in parts for rle in _encode(part, size)]
+        for part in torch.split(prediction["masks"], _MASKS_AT_ONCE):
+            if seen != size:
+                part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+            finished["masks"] += encode_masks(part)
     return finished
-
-
-def _encode(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the run lengths of ``(D, 1, H', W')`` probabilities, at ``size`` (H, W)."""
-    if masks.shape[-2:] != size:
-        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
-    return encode_masks((masks[:, 0] > _MASK_THRESHOLD).cpu())
 
 
 @contextmanager
@@ -190,13 +176,7 @@ def load_detector(path: Path | str, overrides: Sequence[str] = ()) -> tuple[nn.M
         )
     try:
         model = build_model(config, state["normalization"])
-        weights, own = model_state(state), model.state_dict()
-        model.load_state_dict(weights)
-        for name, tensor in weights.items():  # torch would convert without a word
-            if kind_of(tensor) != kind_of(own[name]):
-                raise ValueError(
-                    f"{name}: expected {kind_of(own[name])} numbers, got {kind_of(tensor)} ones"
-                )
+        model.load_state_dict(model_state(state))
     # RuntimeError: what torch says of other names and shapes, and of sizes beyond any memory.
     except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its configuration: {error}") from error

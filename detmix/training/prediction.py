@@ -21,9 +21,9 @@ from detmix.data import detection_transforms
 from detmix.data.images import read_upright
 from detmix.training.inference import Prediction, in_pixels, load_detector, to_device
 
-TORCHVISION_PREFIX = "torchvision:"
-"""What the name of a trained detector of torchvision's begins with, where a path may stand too."""
 Picture = str | PathLike[str] | Image | Tensor
+Pictures = list[Picture] | tuple[Picture, ...]
+_TORCHVISION_PREFIX = "torchvision:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +55,6 @@ class Detections:
         texts = [f"{number} {name} ({best[name]:.2f})" for name, number in counts]
         return ", ".join(texts) or "nothing"
 
-    def as_prediction(self) -> Prediction:
-        """Return it as torchvision's detectors do, for pictures and evaluators."""
-        keys = ("boxes", "labels", "scores", "masks", "keypoints")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
-
 
 class Detector:
     """A trained detector and the names of its classes; `load` makes one.
@@ -87,13 +82,11 @@ class Detector:
     @overload
     def predict(self, images: Picture, score: float = ...) -> Detections: ...
     @overload
-    def predict(
-        self, images: list[Picture] | tuple[Picture, ...], score: float = ...
-    ) -> list[Detections]: ...
+    def predict(self, images: Pictures, score: float = ...) -> list[Detections]: ...
 
     @torch.no_grad()
     def predict(
-        self, images: Picture | list[Picture] | tuple[Picture, ...], score: float = 0.5
+        self, images: Picture | Pictures, score: float = 0.5
     ) -> Detections | list[Detections]:
         """Find objects, in float32. Images of one size go through the detector together, no others.
 
@@ -114,36 +107,24 @@ class Detector:
         if not isinstance(images, list | tuple):
             return self.predict([images], score)[0]
         read = [_pixels(image, f"images[{index}]") for index, image in enumerate(images)]
-        sizes = [(image.shape[1], image.shape[2]) for image in read]
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         found: dict[int, Detections] = {}
         # Padding to a common size would change what is found by what else is given.
-        for size in dict.fromkeys(sizes):
-            places = [place for place, other in enumerate(sizes) if other == size]
-            seen = [self._shrunk(read[place]) for place in places]
+        for size in {(image.shape[1], image.shape[2]) for image in read}:
+            places = [place for place, image in enumerate(read) if image.shape[1:] == size]
+            seen = [self._transform(read[place], nothing, seed=0)[0] for place in places]
             predictions = self.model(to_device(seen, [], self.device)[0])
-            finished = in_pixels(predictions, seen, [size] * len(places))
-            for place, prediction in zip(places, finished, strict=True):
-                found[place] = self._named(prediction, score)
+            for place, image, prediction in zip(places, seen, predictions, strict=True):
+                found[place] = self._named(in_pixels(prediction, image, size), score)
         return [found[place] for place in range(len(read))]
 
-    def _shrunk(self, image: Tensor) -> Tensor:
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        return self._transform(image, nothing, seed=0)[0]
-
     def _named(self, prediction: Prediction, score: float) -> Detections:
-        """Choose and sort what was found, and name it."""
-        order = prediction["scores"].argsort(descending=True, stable=True)
-        rows = order[prediction["scores"][order] >= score]
-        labels, masks = prediction["labels"][rows], prediction.get("masks")
-        keypoints = prediction.get("keypoints")
-        return Detections(
-            boxes=prediction["boxes"][rows],
-            labels=labels,
-            scores=prediction["scores"][rows],
-            names=tuple(self.classes[label - 1] for label in labels.tolist()),
-            masks=None if masks is None else [masks[row] for row in rows.tolist()],
-            keypoints=None if keypoints is None else keypoints[rows],
-        )
+        """Name what has the score; torchvision's detectors return the best first."""
+        num = int((prediction["scores"] >= score).sum())
+        keys = prediction.keys() & {"boxes", "labels", "scores", "masks", "keypoints"}
+        chosen = {key: prediction[key][:num] for key in keys}
+        names = tuple(self.classes[label - 1] for label in chosen["labels"].tolist())
+        return Detections(**chosen, names=names)
 
 
 def load(source: str | Path, device: str | torch.device | None = None) -> Detector:
@@ -161,7 +142,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         ConnectionError: If torchvision's weights cannot be downloaded.
     """
     device = None if device is None else _usable(device)  # told before a download
-    if isinstance(source, str) and source.startswith(TORCHVISION_PREFIX):
+    if isinstance(source, str) and source.startswith(_TORCHVISION_PREFIX):
         return Detector(*_torchvision_detector(source), device=device)
     model, config = load_detector(source)
     return Detector(model, config.data.class_names, size=config.augment.size, device=device)
@@ -169,7 +150,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
 
 def _torchvision_detector(source: str) -> tuple[nn.Module, list[str]]:
     """Download a detector, with its weights and the names of its classes."""
-    name, known = source.removeprefix(TORCHVISION_PREFIX), list_models(module=detection)
+    name, known = source.removeprefix(_TORCHVISION_PREFIX), list_models(module=detection)
     if name not in known:
         raise ValueError(f"{source}: torchvision has no such detector, only {', '.join(known)}")
     weights = get_model_weights(name).DEFAULT

@@ -21,9 +21,6 @@ from coco_oracle import (
 from pycocotools.cocoeval import Params
 from voc_oracle import image
 
-from detmix.evaluation import encode_masks
-from detmix.evaluation.coco.masks import mask_areas
-
 BACKENDS = (
     "pycocotools",
     pytest.param("faster-coco-eval", marks=pytest.mark.filterwarnings("error")),
@@ -139,10 +136,3 @@ def test_nothing(backend, iou_type):
         assert math.isnan(result.ap_by_class["dog"])
         assert result.num_images == len(targets)
         assert result.num_detections == {"cat": len(predictions) // 2, "dog": 0, "cow": 0}
-
-
-def test_more_masks_in_an_image_than_pycocotools_counts():
-    """Their number does not fit its 8 bits; of all the area is taken."""
-    masks = np.random.default_rng(2).random((300, 6, 5)) < 0.5
-    entries = encode_masks(masks)
-    np.testing.assert_array_equal(mask_areas(entries), masks.sum(axis=(1, 2)))

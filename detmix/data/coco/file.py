@@ -173,10 +173,12 @@ def look_up(item: Mapping[str, Any], key: str, known: Mapping[Any, int]) -> int:
 
 
 def read_box(bbox: Any) -> tuple[float, float, float, float]:
-    """Return an entry's x, y, width and height."""
+    """Return an entry's x, y, width and height, of which an overlap can be computed."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite, bbox)):
         raise ValueError(f"bbox must be 4 finite numbers (x, y, width, height), got {bbox!r}")
     x, y, width, height = map(float, bbox)
+    if not math.isfinite(2 * (abs(x) + abs(width)) * (abs(y) + abs(height))):
+        raise ValueError(f"bbox {bbox} is too large")
     return x, y, width, height
 
 

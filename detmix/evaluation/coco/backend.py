@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.data.coco.file import Id, id_order
+from detmix.evaluation.coco.masks import mask_area
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
@@ -40,24 +41,33 @@ _MAX_AREA = 1e5**2
 def check_backend(backend: str) -> None:
     """Raise ValueError for an unknown backend, ImportError for one that is not installed."""
     check_choice("backend", backend, Backend)
-    if backend == "faster-coco-eval" and not _has_faster_backend():
+    if backend == "faster-coco-eval" and not importlib.util.find_spec("faster_coco_eval"):
         raise ImportError(
             "backend 'faster-coco-eval' is not installed; run pip install 'detmix[fast]', or "
             "choose 'pycocotools', whose numbers are the same to rounding"
         )
 
 
-def _has_faster_backend() -> bool:
-    return importlib.util.find_spec("faster_coco_eval") is not None
+def complete(annotation: dict[str, Any]) -> None:
+    """Add what an object leaves open; a difficult one counts neither way in any program."""
+    is_difficult, num_keypoints = annotation.get("difficult"), annotation.get("num_keypoints")
+    if is_difficult:
+        annotation["area"] = IGNORED_AREA
+    elif math.isnan(annotation["area"]) and "segmentation" in annotation:
+        annotation["area"] = mask_area(annotation["segmentation"])
+    elif math.isnan(annotation["area"]):
+        annotation["area"] = math.prod(max(side, 0.0) for side in annotation["bbox"][2:])
+    if "keypoints" in annotation and (is_difficult or num_keypoints is None):
+        visible = sum(v > 0 for v in annotation["keypoints"][2::3])
+        annotation["num_keypoints"] = 0 if is_difficult else visible
 
 
 def score_entries(
     ground_truth: Entry,
     results: Sequence[Entry],
-    *,
-    iou_type: IouType = "bbox",
-    backend: Backend = "auto",
-    keypoint_sigmas: Sequence[float] | None = None,
+    iou_type: IouType,
+    backend: Backend,
+    keypoint_sigmas: Sequence[float] | None,
 ) -> COCOResult:
     """Score detections by COCO's rule."""
     # A detection's area is that of its box, mask or keypoints by the IoU type, also where it has a
@@ -70,7 +80,13 @@ def score_entries(
         part: [{**entry, "id": numbers[key][entry["id"]]} for entry in ground_truth[part]]
         for part, key in _PARTS.items()
     }
-    annotations = [_annotation(entry, numbers, iou_type) for entry in ground_truth["annotations"]]
+    keys = ["id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type]]
+    keys += ["num_keypoints"] if iou_type == "keypoints" else []
+    annotations = [_kept(entry, numbers, *keys) for entry in ground_truth["annotations"]]
+    for entry, given in zip(annotations, ground_truth["annotations"], strict=True):
+        # The area is part of the keypoints' overlap: it must not be IGNORED_AREA.
+        if iou_type == "keypoints" and given.get("difficult"):
+            entry["area"] = math.prod(entry["bbox"][2:])
     results = [_kept(entry, numbers, "score", SHAPE_KEYS[iou_type]) for entry in results]
     # pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -89,13 +105,13 @@ def score_entries(
 
 def _load_backend(backend: Backend) -> tuple[Any, Any]:
     """The classes that hold annotations and that evaluate."""
-    if backend == "pycocotools" or (backend == "auto" and not _has_faster_backend()):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+    if backend != "pycocotools" and importlib.util.find_spec("faster_coco_eval"):
+        module = importlib.import_module("faster_coco_eval")
+        return module.COCO, module.COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
-        return COCO, COCOeval
-    module = importlib.import_module("faster_coco_eval")
-    return module.COCO, module.COCOeval_faster
+    return COCO, COCOeval
 
 
 def _numbers(entries: Sequence[Entry]) -> Numbers:
@@ -117,20 +133,6 @@ def _indexed(coco_type: Any, about: Entry, annotations: list[Any]) -> Any:
     coco.dataset = {"info": {}, **about, "annotations": annotations}
     coco.createIndex()
     return coco
-
-
-def _annotation(entry: Entry, numbers: Mapping[str, Numbers], iou_type: IouType) -> dict[str, Any]:
-    """What the backends need of an object; a difficult one counts neither way."""
-    keys = ("id", "bbox", "area", "iscrowd", SHAPE_KEYS[iou_type])
-    annotation = _kept(entry, numbers, *keys)
-    difficult = bool(entry.get("difficult", 0))
-    if iou_type == "keypoints":
-        annotation["num_keypoints"] = 0 if difficult else entry["num_keypoints"]
-        if difficult:  # the area is part of the keypoints' overlap: it must not be IGNORED_AREA
-            annotation["area"] = math.prod(entry["bbox"][2:])
-    elif difficult:
-        annotation["area"] = IGNORED_AREA
-    return annotation
 
 
 def _set_sigmas(

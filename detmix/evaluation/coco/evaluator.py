@@ -5,19 +5,24 @@ background, K keypoints of an object.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from detmix.data.coco.file import paused_collection
 from detmix.data.detection import check_classes
-from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
-from detmix.evaluation.coco.records import CocoImage, CocoReader
-from detmix.evaluation.records import Record, check_choice
+from detmix.evaluation.coco.backend import Backend, check_backend, complete, score_entries
+from detmix.evaluation.coco.masks import Rle, encode_masks
+from detmix.evaluation.records import Columns, Record, Records, as_array, check_choice, open_batch
 from detmix.evaluation.results import COCOResult, IouType
 from detmix.files import write_text
 
 PredictionLabels: TypeAlias = Literal["contiguous", "category_id"]
+Entries: TypeAlias = list[dict[str, Any]]
+Fields: TypeAlias = dict[str, list[Any]]  # of N entries, by their names
 
 
 class COCOEvaluator:
@@ -57,23 +62,33 @@ class COCOEvaluator:
         prediction_labels: PredictionLabels = "contiguous",
     ) -> None:
         self.classes = check_classes(classes)
-        self.category_ids = _checked_category_ids(category_ids, len(self.classes))
-        self.iou_types = _checked_iou_types(iou_types)
+        num = len(self.classes)
+        ids = tuple(range(1, num + 1) if category_ids is None else category_ids)
+        if not len(ids) == len(set(ids)) == num or not all(type(number) is int for number in ids):
+            raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
+        self.category_ids = ids
+        if isinstance(iou_types, str) or len(iou_types) == 0:
+            raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
+        for iou_type in iou_types:
+            check_choice("iou_type", iou_type, IouType)
+        self.iou_types: tuple[IouType, ...] = tuple(dict.fromkeys(iou_types))
         check_backend(backend)
         check_choice("prediction_labels", prediction_labels, PredictionLabels)
         if prediction_labels == "category_id" and category_ids is None:
             raise ValueError("prediction_labels is 'category_id', expected category_ids as well")
         self.backend: Backend = backend
         self.keypoint_sigmas = None if keypoint_sigmas is None else tuple(keypoint_sigmas)
-        self._reader = CocoReader(
-            self.category_ids, self.iou_types, by_id=prediction_labels == "category_id"
-        )
+        self._by_id = prediction_labels == "category_id"
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images: dict[int | str, CocoImage] = {}
+        # As COCO's files have them.
+        self._images: dict[int | str, dict[str, Any]] = {}
+        self._objects: Entries = []
+        self._detections: Entries = []
         self._results: dict[str, COCOResult] = {}
+        # K, once it is known.
         self._num_keypoints = None if self.keypoint_sigmas is None else len(self.keypoint_sigmas)
 
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
@@ -92,11 +107,33 @@ class COCOEvaluator:
             ValueError: naming the image and the value, as of `VOCEvaluator.update`, and for a
                 negative area, a prediction with ``x2 < x1``, an image with masks of several sizes.
         """
-        images, points = self._reader.read(predictions, targets, self._num_keypoints)
-        for image in images:
-            self._images.setdefault(image.entry["id"], image)
-        self._results = {}
-        self._num_keypoints = points
+        found, there = open_batch(predictions, targets)
+        for index, image_id in enumerate(there.image_ids):
+            if image_id is None or isinstance(image_id, bool):
+                raise there.error(index, f"image_id is {image_id!r}, expected an int or a str")
+        num_classes, points = len(self.classes), self._num_keypoints
+        detections = found.read(None if self._by_id else num_classes)
+        objects = there.read(num_classes)
+        # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
+        found.check_boxes(detections["boxes"])
+        if "keypoints" in self.iou_types:
+            points = _num_keypoints(points, there, found)
+        annotations = iter(self._annotations(there, objects, points))
+        fields = self._fields(found, detections, points)
+        results = _rows(fields | {"score": detections["scores"].tolist()})
+        images = []
+        for index, image_id in enumerate(there.image_ids):
+            own = list(islice(annotations, there.counts[index]))
+            entries = list(islice(results, found.counts[index]))
+            entry = {"id": image_id, **_about(there, index, own + entries)}
+            entries = [each for each in entries if each["category_id"] in self.category_ids]
+            images.append((entry, own, entries))
+        for entry, own, entries in images:
+            if entry["id"] not in self._images:
+                self._images[entry["id"]] = entry
+                self._objects += own
+                self._detections += entries
+        self._results, self._num_keypoints = {}, points
 
     def compute(self, iou_type: IouType | None = None) -> COCOResult:
         """Evaluate all images so far by one of the constructor's IoU types, its first by default.
@@ -107,13 +144,9 @@ class COCOEvaluator:
         check_choice("iou_type", chosen, self.iou_types)
         if chosen not in self._results:
             with paused_collection():
-                self._results[chosen] = score_entries(
-                    self._ground_truth(),
-                    self._found(),
-                    iou_type=chosen,
-                    backend=self.backend,
-                    keypoint_sigmas=self.keypoint_sigmas,
-                )
+                options = chosen, self.backend, self.keypoint_sigmas
+                result = score_entries(self._ground_truth(), self._detections, *options)
+                self._results[chosen] = result
         return self._results[chosen]
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
@@ -123,40 +156,96 @@ class COCOEvaluator:
         all area ranges. `score_predictions` scores the two to exactly the same numbers with the
         same backend.
         """
-        contents = {"predictions": self._found(), "ground_truth": self._ground_truth()}
+        contents = {"predictions": self._detections, "ground_truth": self._ground_truth()}
         paths = Path(folder) / "predictions.json", Path(folder) / "ground_truth.json"
         for path in paths:
             write_text(path, json.dumps(contents[path.stem], allow_nan=False) + "\n")
         return paths
 
-    def _found(self) -> list[dict[str, Any]]:
-        """All detections in COCO's results format."""
-        return [entry for image in self._images.values() for entry in image.results]
-
     def _ground_truth(self) -> dict[str, Any]:
         """All objects as an instances JSON has them, with ids from 1."""
-        objects = [entry for image in self._images.values() for entry in image.annotations]
         pairs = zip(self.category_ids, self.classes, strict=True)
         return {
             "info": {},
-            "images": [image.entry for image in self._images.values()],
+            "images": list(self._images.values()),
             "categories": [{"id": number, "name": name} for number, name in pairs],
-            "annotations": [{"id": number} | entry for number, entry in enumerate(objects, 1)],
+            "annotations": [
+                {"id": number} | entry for number, entry in enumerate(self._objects, 1)
+            ],
         }
 
+    def _annotations(self, there: Records, objects: Columns, points: int | None) -> Entries:
+        fields = self._fields(there, objects, points)
+        areas = there.column("area")
+        there.check_rows(np.isfinite(areas) & (areas >= 0), "area", areas, "0 or more")
+        is_given = np.array(["area" in target for target in there.records], dtype=bool)
+        fields["area"] = np.where(is_given[objects["images"]], areas, np.nan).tolist()
+        fields["iscrowd"] = objects["iscrowd"].astype(int).tolist()
+        entries = list(_rows(fields))
+        for entry, is_difficult in zip(entries, objects["difficult"].tolist(), strict=True):
+            if is_difficult:
+                entry["difficult"] = 1
+            complete(entry)
+        return entries
 
-def _checked_category_ids(category_ids: Sequence[int] | None, num: int) -> tuple[int, ...]:
-    if category_ids is None:
-        return tuple(range(1, num + 1))
-    ids = tuple(category_ids)
-    if len(ids) != num or len(set(ids)) != num or not all(type(number) is int for number in ids):
-        raise ValueError(f"category_ids is {list(ids)}, expected {num} different ints")
-    return ids
+    def _fields(self, records: Records, columns: Columns, points: int | None) -> Fields:
+        """What objects and detections share: image, category, box, and masks and keypoints."""
+        labels, boxes = columns["labels"].tolist(), columns["boxes"].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # in float64 the difference of two float32 keeps all digits
+        are_ids = self._by_id and "scores" in columns
+        fields = {
+            "image_id": [records.image_ids[index] for index in columns["images"].tolist()],
+            "category_id": labels if are_ids else [self.category_ids[k - 1] for k in labels],
+            "bbox": boxes.tolist(),
+        }
+        if "segm" in self.iou_types:
+            fields["segmentation"] = _masks(records)
+        if "keypoints" in self.iou_types:
+            keypoints = records.column("keypoints", points or 1)
+            records.check_rows(np.isfinite(keypoints), "keypoints", keypoints, "finite numbers")
+            fields["keypoints"] = [each.ravel().tolist() for each in keypoints]
+        return fields
 
 
-def _checked_iou_types(iou_types: Sequence[IouType]) -> tuple[IouType, ...]:
-    if isinstance(iou_types, str) or len(iou_types) == 0:
-        raise ValueError(f"iou_types is {iou_types!r}, expected a list of at least one")
-    for iou_type in iou_types:
-        check_choice("iou_type", iou_type, IouType)
-    return tuple(dict.fromkeys(iou_types))
+def _rows(fields: Fields) -> Iterator[dict[str, Any]]:
+    for values in zip(*fields.values(), strict=True):
+        yield dict(zip(fields, values, strict=True))
+
+
+def _num_keypoints(known: int | None, *sides: Records) -> int | None:
+    """K, if not known that of the first record with boxes; all of these need keypoints."""
+    shapes = [as_array(points).shape for side in sides for _, points in side.needed("keypoints")]
+    return known or (int(max(1, *shapes[0][1:2])) if shapes else None)
+
+
+def _masks(records: Records) -> list[Rle]:
+    """The masks of all records, encoded."""
+    encoded = []
+    for index, value in records.needed("masks"):
+        try:
+            masks = encode_masks(value)
+        except ValueError as error:
+            raise records.error(index, str(error)) from error
+        if len(masks) != (num := records.counts[index]):
+            raise records.error(index, f"{len(masks)} masks for {num} boxes, expected one for each")
+        encoded += masks
+    return encoded
+
+
+def _about(there: Records, index: int, entries: Entries) -> dict[str, Any]:
+    """The image's size, its masks' or else ``orig_size``, and its file's name, where known."""
+    target = there.records[index]
+    sizes = sorted({tuple(e["segmentation"]["size"]) for e in entries if "segmentation" in e})
+    if len(sizes) > 1:
+        found = " and ".join(f"{height} x {width}" for height, width in sizes)
+        raise there.error(index, f"its masks and its prediction's are of {found} pixels")
+    if not sizes and "orig_size" in target:
+        size = as_array(target["orig_size"]).reshape(-1)
+        if size.shape != (2,) or size.dtype.kind not in "iu":
+            raise there.error(index, f"orig_size is {size.tolist()}, expected height and width")
+        sizes = [tuple(size.tolist())]
+    about = dict(zip(("height", "width"), sizes[0], strict=True)) if sizes else {}
+    name = target.get("file_name")
+    if name is not None and not isinstance(name, str):
+        raise there.error(index, f"file_name is {name!r}, expected a str")
+    return about if name is None else about | {"file_name": name}

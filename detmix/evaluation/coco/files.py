@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from detmix.data.coco.categories import unique_names
 from detmix.data.coco.file import (
     CocoFile,
@@ -19,8 +17,7 @@ from detmix.data.coco.file import (
     read_keypoints,
 )
 from detmix.data.coco.masks import read_segmentation, shorten, to_rle
-from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
-from detmix.evaluation.coco.masks import mask_areas
+from detmix.evaluation.coco.backend import Backend, check_backend, complete, score_entries
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
 
@@ -41,8 +38,8 @@ def score_predictions(
 
     Args:
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
-            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, run lengths as ``"segmentation"``
-            or ``"keypoints"``, as ``iou_type`` needs them.
+            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, ``"segmentation"`` (run lengths or
+            polygons) or ``"keypoints"``, as ``iou_type`` needs them.
         annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
             names, and objects no ids. Objects without keypoints are as those without a labelled
             one. Ids of images, numbers or strings, are the same in both files: ``"1"`` is not
@@ -71,13 +68,9 @@ def score_predictions(
         if not isinstance(found, list):
             raise ValueError(f"{path}: expected a list of predictions, got {shorten(found)}")
         num_keypoints = _num_keypoints(file, found) if iou_type == "keypoints" else 0
-        return score_entries(
-            _ground_truth(file, iou_type, num_keypoints),
-            _results(path, found, file, iou_type, num_keypoints),
-            iou_type=iou_type,
-            backend=backend,
-            keypoint_sigmas=keypoint_sigmas,
-        )
+        truth = _ground_truth(file, iou_type, num_keypoints)
+        results = _results(path, found, file, iou_type, num_keypoints)
+        return score_entries(truth, results, iou_type, backend, keypoint_sigmas)
 
 
 def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
@@ -93,31 +86,18 @@ def _num_keypoints(file: CocoFile, found: list[Any]) -> int:
 
 def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict[str, Any]:
     """What a file says, as entries with all that the backends need."""
-    sides = np.maximum(file.boxes[:, 2:], 0)
-    with np.errstate(over="ignore"):  # told below, by entry
-        areas = np.where(np.isnan(file.area), sides[:, 0] * sides[:, 1], file.area).tolist()
     annotations = []
     for row, item in enumerate(file.items):
         entry = {key: item[key] for key in ("image_id", "category_id", "bbox")}
-        entry |= {"id": row + 1, "area": areas[row], "iscrowd": int(file.iscrowd[row])}
-        index = int(file.image_index[row])
+        entry |= {"id": row + 1, "area": float(file.area[row]), "iscrowd": int(file.iscrowd[row])}
         try:
-            _check_size(item["bbox"])
             entry["difficult"] = read_flag(item, "difficult")
-            if iou_type == "segm":
-                size = file.size(index)
-                entry["segmentation"] = to_rle(read_segmentation(item, size), size)
-                if np.isnan(file.area[row]):
-                    entry["area"] = float(mask_areas([entry["segmentation"]])[0])
-            elif iou_type == "keypoints":
-                keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
-                visible = item.get("num_keypoints")
-                visible = int((keypoints[:, 2] > 0).sum()) if visible is None else visible
-                if not is_finite(visible) or visible < 0 or visible % 1:
-                    raise ValueError(f"num_keypoints must be a number of points, got {visible!r}")
-                entry |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": visible}
+            entry |= _shape(item, file.size(file.image_index[row]), iou_type, num_keypoints)
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
+        if iou_type == "keypoints":
+            entry["num_keypoints"] = item.get("num_keypoints")
+        complete(entry)
         annotations.append(entry)
     images = zip(file.image_ids, file.sizes.tolist(), strict=True)
     categories = unique_names(file.categories).items()
@@ -144,34 +124,25 @@ def _results(
             if not is_finite(item.get("score")):
                 raise ValueError(f"score must be a finite number, got {item.get('score')!r}")
             entry = {key: item[key] for key in ("image_id", "category_id", "score")}
-            results.append(entry | _shape(item, index, file, iou_type, num_keypoints))
+            if iou_type == "bbox":
+                entry["bbox"] = list(read_box(item.get("bbox")))
+                if min(entry["bbox"][2:]) < 0:
+                    raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
+            elif iou_type == "keypoints" and item.get("keypoints") is None:
+                raise ValueError("has no 'keypoints'")
+            results.append(entry | _shape(item, file.size(index), iou_type, num_keypoints))
         except ValueError as error:
             raise ValueError(f"{path}, predictions[{number}]: {error}") from None
     return results
 
 
 def _shape(
-    item: dict[str, Any], index: int, file: CocoFile, iou_type: IouType, num_keypoints: int
+    item: dict[str, Any], size: tuple[int, int], iou_type: IouType, num_keypoints: int
 ) -> dict[str, Any]:
-    """A prediction's box, mask or keypoints."""
-    if iou_type == "bbox":
-        if min(read_box(item.get("bbox"))[2:]) < 0:
-            raise ValueError(f"bbox must have sides of 0 or more, got {item['bbox']}")
-        _check_size(item["bbox"])
-        return {"bbox": item["bbox"]}
+    """The mask or the keypoints of an object or a prediction, where these are evaluated."""
     if iou_type == "segm":
-        packed = read_segmentation(item, file.size(index))
-        if packed[:1] == b"P":
-            raise ValueError("segmentation must be run lengths, size and counts, got polygons")
-        return {"segmentation": to_rle(packed, file.size(index))}
-    if item.get("keypoints") is None:
-        raise ValueError("has no 'keypoints'")
-    read_keypoints(item["keypoints"], num_keypoints)
-    return {"keypoints": item["keypoints"]}
-
-
-def _check_size(bbox: list[float]) -> None:
-    """Raise for a box beyond what its overlap can be computed of: that would be NaN."""
-    x, y, width, height = (abs(float(value)) for value in bbox)
-    if not is_finite(2 * (x + width) * (y + height)):
-        raise ValueError(f"bbox {bbox} is too large")
+        return {"segmentation": to_rle(read_segmentation(item, size), size)}
+    if iou_type == "keypoints":
+        keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
+        return {"keypoints": keypoints.ravel().tolist()}
+    return {}

@@ -44,32 +44,25 @@ def encode_masks(masks: Tensor | NDArray[Any] | Sequence[Mapping[str, Any]]) -> 
         return []
     from pycocotools import mask as coco_mask
 
-    return [
-        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco_mask.encode(_column_major(masks))
-    ]
-
-
-def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
-    """The number of pixels ``(N,)`` of each mask."""
-    if not masks:
-        return np.zeros(0)
-    from pycocotools import mask as coco_mask
-
-    # Not all at once: pycocotools keeps their number in 8 bits.
-    parts = [masks[start : start + 255] for start in range(0, len(masks), 255)]
-    return np.concatenate([coco_mask.area(list(part)) for part in parts]).astype(np.float64)
-
-
-def _column_major(masks: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-    """``(H, W, N)`` of 0 and 1, in the memory order that RLE counts in."""
     inside: Any
     if isinstance(masks, Tensor):  # a byte for each pixel is less to move to the CPU than a float
         chosen = masks > _THRESHOLD if masks.is_floating_point() else masks != 0
         inside = chosen.numpy(force=True)
     else:
         inside = masks > _THRESHOLD if masks.dtype.kind == "f" else masks != 0
-    return np.asfortranarray(inside.transpose(1, 2, 0), np.uint8)
+    # In the memory order that RLE counts in.
+    columnwise = np.asfortranarray(inside.transpose(1, 2, 0), np.uint8)  # (H, W, N)
+    return [
+        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        for rle in coco_mask.encode(columnwise)
+    ]
+
+
+def mask_area(mask: Rle) -> float:
+    """The number of pixels."""
+    from pycocotools import mask as coco_mask
+
+    return float(coco_mask.area(mask))
 
 
 def _compressed(index: int, mask: Any) -> Rle:

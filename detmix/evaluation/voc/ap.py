@@ -51,12 +51,10 @@ class PrecisionRecallCurve:
     def of(
         cls, is_true: NDArray[np.bool_], scores: NDArray[Any], num_objects: int
     ) -> "PrecisionRecallCurve":
-        """The curve of ``is_true (K,)`` by decreasing score; read-only, as results share it."""
+        """The curve of ``is_true (K,)`` by decreasing score."""
         true_positives = np.cumsum(is_true, dtype=np.float64)
         recall = true_positives / num_objects if num_objects else np.full(len(is_true), np.nan)
         precision = true_positives / np.arange(1, len(is_true) + 1)
-        for values in (recall, precision, scores):
-            values.setflags(write=False)
         return cls(recall, precision, scores)
 
     def best_f1(self) -> OperatingPoint:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detmix.data.detection import check_classes
-from detmix.evaluation.records import IntArray, Record, Records
+from detmix.evaluation.records import IntArray, Record, Records, where
 from detmix.files import write_text
 
 # Pixels by which the sides of a narrow box may cross where a tool writes one decimal.
@@ -57,12 +57,12 @@ def write_voc_results(
     if len(predictions) != len(names):
         raise ValueError(f"got {len(predictions)} predictions for {len(names)} names of images")
     records = Records("predictions", predictions, list(image_index))
-    found = records.read("scores", len(paths))
-    records.check_boxes(found.boxes)
-    boxes = found.boxes + np.array([1.0, 1.0, 0.0, 0.0])
+    found = records.read(len(paths))
+    records.check_boxes(found["boxes"])
+    found["boxes"] = found["boxes"] + np.array([1.0, 1.0, 0.0, 0.0])
     for label, path in enumerate(paths, 1):
-        rows = np.flatnonzero(found.labels == label)
-        columns = (found.images[rows].tolist(), found.extra[rows].tolist(), boxes[rows].tolist())
+        own = where(found, found["labels"] == label)
+        columns = (own[key].tolist() for key in ("images", "scores", "boxes"))
         lines = (
             f"{names[image]} {score!r} {x1!r} {y1!r} {x2!r} {y2!r}\n"
             for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True)
@@ -174,21 +174,17 @@ def _read(path: Path, image_index: dict[str, int]) -> tuple[IntArray, NDArray[np
             try:
                 name, *fields = line.strip().rsplit(maxsplit=5)
                 images.append(image_index[name])
-                numbers.extend(_score_and_box(*map(float, fields)))
-            except (KeyError, TypeError, ValueError):
+                score, xmin, ymin, xmax, ymax = map(float, fields)
+                x1, y1 = xmin - 1, ymin - 1
+                extent = min(xmax - x1, ymax - y1)
+                if not math.isfinite(score + x1 + y1 + xmax + ymax) or extent < -_ROUNDING:
+                    raise ValueError
+                # Without what rounding has made cross.
+                numbers.extend((score, x1, y1, max(x1, xmax), max(y1, ymax)))
+            except (KeyError, ValueError):
                 raise ValueError(
                     f"{path}, line {number}: is {line.strip()!r}, expected <image> <score> <xmin> "
                     f"<ymin> <xmax> <ymax>, of one of the {len(image_index)} images, such as "
                     f"{next(iter(image_index), '')!r}, finite, with xmin <= xmax and ymin <= ymax"
                 ) from None
     return np.frombuffer(images, dtype=np.int64), np.frombuffer(numbers).reshape(-1, 5)
-
-
-def _score_and_box(
-    score: float, xmin: float, ymin: float, xmax: float, ymax: float
-) -> tuple[float, ...]:
-    """A line's numbers in continuous coordinates, without what rounding has made cross."""
-    x1, y1 = xmin - 1, ymin - 1
-    if not math.isfinite(score + x1 + y1 + xmax + ymax) or min(xmax - x1, ymax - y1) < -_ROUNDING:
-        raise ValueError
-    return score, x1, y1, max(x1, xmax), max(y1, ymax)

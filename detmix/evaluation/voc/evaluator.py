@@ -5,14 +5,10 @@ Shape legend: D detections and G ground-truth objects of one image, C classes wi
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from detmix.data.detection import check_classes
-from detmix.evaluation.records import (
-    Batch,
-    ImageId,
-    Record,
-    check_choice,
-    read_batch,
-)
+from detmix.evaluation.records import Columns, ImageId, Record, check_choice, open_batch, where
 from detmix.evaluation.results import VOCResult
 from detmix.evaluation.voc.ap import Interpolation, average_precisions
 from detmix.evaluation.voc.matching import VOCMatching, match
@@ -60,9 +56,9 @@ class VOCEvaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._batches: list[Batch] = [read_batch([], [], len(self.classes))]
-        self._seen: set[ImageId] = set()
-        self._matching: VOCMatching | None = None
+        self._image_ids: dict[object, ImageId] = {}  # a key of its own where there is no id
+        self._parts: tuple[list[Columns], list[Columns]] = [], []
+        self.update([], [])
 
     def update(self, predictions: Sequence[Record], targets: Sequence[Record]) -> None:
         """Add the images of a batch: tensors on any device, or NumPy arrays.
@@ -82,23 +78,28 @@ class VOCEvaluator:
             ValueError: naming the image and the value: a missing key, a wrong shape or dtype, a
                 label outside 1..C, NaN or infinity, an object with ``x2 < x1``.
         """
-        batch = read_batch(predictions, targets, len(self.classes))
-        new = []
-        for index, image_id in enumerate(batch.image_ids):
-            if image_id is None or image_id not in self._seen:
-                new.append(index)
-                self._seen.add(image_id)
-        if len(new) < len(predictions):
-            news = [predictions[index] for index in new], [targets[index] for index in new]
-            batch = read_batch(*news, len(self.classes))
-        self._batches.append(batch)
-        self._matching = None
+        found, there = open_batch(predictions, targets)
+        columns = found.read(len(self.classes)), there.read(len(self.classes))
+        places = np.full(len(targets), -1)  # of these among all images; -1 of what has been seen
+        for index, image_id in enumerate(there.image_ids):
+            key = object() if image_id is None else image_id
+            if key not in self._image_ids:
+                places[index] = len(self._image_ids)
+                self._image_ids[key] = image_id
+        for parts, part in zip(self._parts, columns, strict=True):
+            images = places[part["images"]]
+            parts.append(where(part | {"images": images}, images >= 0))
+        self._matching: VOCMatching | None = None
 
     def matching(self) -> VOCMatching:
         """Match the detections of all images so far; asking again is free until more are added."""
         if self._matching is None:
-            self._batches = [Batch.join(self._batches)]
-            self._matching = match(self._batches[0], self.classes, self.iou_threshold)
+            found, there = (
+                {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                for parts in self._parts
+            )
+            image_ids, classes = list(self._image_ids.values()), self.classes
+            self._matching = match(image_ids, found, there, classes, self.iou_threshold)
         return self._matching
 
     def compute(self, interpolation: Interpolation | None = None) -> VOCResult:

@@ -10,7 +10,7 @@ devkit's inclusive coordinates make it ``xmax - xmin + 1`` wide, which is the sa
 Source: ``VOCevaldet.m`` of the development kits of 2007 and 2010 onwards.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detmix.evaluation.records import Batch, BoolArray, FloatArray, ImageId, IntArray
+from detmix.evaluation.records import BoolArray, Columns, FloatArray, ImageId, IntArray, where
 from detmix.evaluation.voc.ap import PrecisionRecallCurve
 
 T = TypeVar("T")
@@ -104,38 +104,38 @@ class VOCMatching:
         return np.split(rows[np.argsort(narrow, kind="stable")], ends[:-1])
 
 
-def match(batch: Batch, classes: Sequence[str], iou_threshold: float) -> VOCMatching:
+def match(
+    image_ids: list[ImageId],
+    found: Columns,
+    objects: Columns,
+    classes: tuple[str, ...],
+    iou_threshold: float,
+) -> VOCMatching:
     """Match all detections of a data set."""
-    found, there = batch.detections, batch.objects.where(~batch.is_crowd)
-    crowds = batch.objects.where(batch.is_crowd)
+    there, crowds = where(objects, ~objects["iscrowd"]), where(objects, objects["iscrowd"])
     det_groups, gt_groups, crowd_groups = (
-        each.images * len(classes) + (each.labels - 1) for each in (found, there, crowds)
+        each["images"] * len(classes) + (each["labels"] - 1) for each in (found, there, crowds)
     )
-    iou, gt = best_overlaps(found.boxes, det_groups, there.boxes, gt_groups)
-    ranked = np.argsort(-found.extra, kind="stable")
+    iou, gt = best_overlaps(found["boxes"], det_groups, there["boxes"], gt_groups)
+    ranked = np.argsort(-found["scores"], kind="stable")
     hits = ranked[iou[ranked] > iou_threshold]
-    on_difficult = there.extra[gt[hits]]
+    on_difficult = there["difficult"][gt[hits]]
     is_true = first_of_each(hits[~on_difficult], gt)
-    cover, _ = best_overlaps(found.boxes, det_groups, crowds.boxes, crowd_groups, of_first=True)
+    in_crowds = found["boxes"], det_groups, crowds["boxes"], crowd_groups
+    cover, _ = best_overlaps(*in_crowds, of_first=True)
     is_ignored = (cover > iou_threshold) & ~is_true
     is_ignored[hits[on_difficult]] = True
     return VOCMatching(
-        classes=tuple(classes),
+        classes=classes,
         iou_threshold=iou_threshold,
-        image_ids=batch.image_ids,
-        det_images=found.images,
-        det_boxes=found.boxes,
-        det_labels=found.labels,
-        det_scores=found.extra,
+        image_ids=image_ids,
+        **{f"det_{key}": values for key, values in found.items()},
         best_iou=iou,
         best_gt=gt,
         is_true=is_true,
         is_ignored=is_ignored,
         ranked=ranked,
-        gt_images=there.images,
-        gt_boxes=there.boxes,
-        gt_labels=there.labels,
-        gt_difficult=there.extra,
+        **{f"gt_{key}": values for key, values in there.items() if key != "iscrowd"},
     )
 
 
