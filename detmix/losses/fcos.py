@@ -33,7 +33,7 @@ class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits = head_outputs["cls_logits"]
-        targets = checked(targets, logits.shape[2], "fcos")
+        targets = checked(targets, logits.shape[2])
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         matched = torch.stack(matched_idxs)
         foreground = torch.where(matched >= 0)

@@ -146,7 +146,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, box_regression = self.box_predictor(box_features)
         if self.num_classes() == math.inf:
-            checked(targets, class_logits.shape[1], "rcnn")
+            checked(targets, class_logits.shape[1])
         # By labels: matches of the background are clamped to object 0.
         samples = list(zip(targets, proposals, matched, labels, strict=True))
         of_samples = self.loss_weighting.of_samples
@@ -236,7 +236,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if height != size:
             raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
         for index, (target, *_) in enumerate(objects):
-            check_field(target, index, "keypoints", (), (num_keypoints, 3), lambda shape: True)
+            check_field(target, index, "keypoints", (), (num_keypoints, 3))
         pairs = [
             keypoints_to_heatmap(target["keypoints"][matched], boxes, size)
             for target, boxes, matched, _ in objects

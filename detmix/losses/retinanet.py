@@ -36,7 +36,7 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        targets = checked(targets, logits.shape[2], "retinanet")
+        targets = checked(targets, logits.shape[2])
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         classification, box = [], []
         for i, (target, matched, weights) in enumerate(

@@ -31,7 +31,7 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Compute both weighted losses of a batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        targets = checked(targets, logits.size(-1), "ssd")
+        targets = checked(targets, logits.size(-1))
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         labels = torch.zeros_like(torch.stack(matched_idxs))
         box_sums, foreground_weights = [], []

@@ -283,7 +283,8 @@ def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints
             if not fits[index]:
                 raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
             if masks:
-                columns["segmentations"][index] = read_segmentation(item, file.size(image))
+                rle = read_segmentation(item, file.size(image))
+                columns["segmentations"][index] = rle["counts"]
             if num_keypoints:
                 keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
                 visibility = keypoints[:, 2].tolist()

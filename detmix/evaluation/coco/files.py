@@ -18,7 +18,7 @@ from detmix.data.coco.file import (
     read_flag,
     read_keypoints,
 )
-from detmix.data.coco.masks import read_segmentation, shorten, to_rle
+from detmix.data.coco.masks import read_segmentation, shorten
 from detmix.evaluation.coco.backend import Backend, check_backend, score_entries
 from detmix.evaluation.coco.masks import mask_areas
 from detmix.evaluation.records import check_choice
@@ -41,8 +41,8 @@ def score_predictions(
 
     Args:
         predictions: a file in COCO's results format: a list of ``{"image_id", "category_id",
-            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, run lengths as ``"segmentation"``
-            or ``"keypoints"``, as ``iou_type`` needs them.
+            "score"}`` with ``"bbox"`` ``[x, y, width, height]``, ``"segmentation"`` (run lengths or
+            polygons) or ``"keypoints"``, as ``iou_type`` needs them.
         annotations: an instances JSON as `CocoDetection` reads it, but that images need no file
             names, and objects no ids. Objects without keypoints are as those without a labelled
             one. Ids of images, numbers or strings, are the same in both files: ``"1"`` is not
@@ -105,8 +105,7 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
             _check_size(item["bbox"])
             entry["difficult"] = read_flag(item, "difficult")
             if iou_type == "segm":
-                size = file.size(index)
-                entry["segmentation"] = to_rle(read_segmentation(item, size), size)
+                entry["segmentation"] = read_segmentation(item, file.size(index))
                 if np.isnan(file.area[row]):
                     entry["area"] = float(mask_areas([entry["segmentation"]])[0])
             elif iou_type == "keypoints":
@@ -160,10 +159,7 @@ def _shape(
         _check_size(item["bbox"])
         return {"bbox": item["bbox"]}
     if iou_type == "segm":
-        packed = read_segmentation(item, file.size(index))
-        if packed[:1] == b"P":
-            raise ValueError("segmentation must be run lengths, size and counts, got polygons")
-        return {"segmentation": to_rle(packed, file.size(index))}
+        return {"segmentation": read_segmentation(item, file.size(index))}
     if item.get("keypoints") is None:
         raise ValueError("has no 'keypoints'")
     read_keypoints(item["keypoints"], num_keypoints)
