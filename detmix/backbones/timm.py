@@ -113,17 +113,10 @@ def _find_architecture(name: str, setting: str) -> tuple[Any, str]:
             "pip install 'timm>=1.0.26'"
         ) from error
     architecture, base = name.removeprefix(TIMM_PREFIX), plain_name(name)
-    if not timm.is_model(base):
-        similar = ", ".join(timm.list_models(f"{base[:6]}*")[:_SHOWN])
-        raise ValueError(
-            f"{setting}: timm has no architecture {base!r}; alike: {similar or 'none'}"
-        )
     tags = timm.list_pretrained(f"{base}.*")
-    if architecture != base and architecture not in tags:
-        raise ValueError(
-            f"{setting}: timm has no weights {architecture!r}; of {base} there are "
-            f"{', '.join(tags) or 'none'}"
-        )
+    if not timm.is_model(base) or architecture not in (base, *tags):
+        alike = ", ".join([*tags, *timm.list_models(f"{base[:6]}*")][:_SHOWN])
+        raise ValueError(f"{setting}: timm has no {architecture!r}; alike: {alike or 'none'}")
     return timm, architecture
 
 

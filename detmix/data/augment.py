@@ -34,11 +34,13 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, held_by, sample_seed
 from detmix.mixing.target import (
     KNOWN_KEYS,
     Target,
+    check_rows,
     check_sample,
     key_names,
     plain,
     tell_of_own,
     told_keys,
+    with_objects,
 )
 
 _SEEDS = 2**32
@@ -117,6 +119,7 @@ class AlbumentationsTransform:
         """Transform one sample; the inputs are not changed."""
         name = f"image_id {target.get('image_id', 'unknown')}"
         check_sample(image, target, name, KNOWN_KEYS | self.keys)
+        check_rows([name], [with_objects(target)])
         if image.dtype != torch.uint8 or image.shape[0] != 3:
             raise ValueError(
                 f"{name}: image must be a uint8 tensor (3, H, W), "

@@ -16,15 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
-from detmix.mixing.target import (
-    Target,
-    converted,
-    describe,
-    plain,
-    with_objects,
-    wrap_like,
-    xyxy,
-)
+from detmix.mixing.target import Target, converted, describe, plain, with_objects, wrap_like, xyxy
 
 _MASK_DTYPES = (torch.uint8, torch.bool)
 # Points that travel ahead of the keypoints and tell whether the image was mirrored, as shares of

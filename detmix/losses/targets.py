@@ -9,17 +9,13 @@ Shapes: N objects of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from detmix.losses.object_weights import Targets
-from detmix.mixing import box_weights
+from detmix.mixing.target import Column, box_weights, check_rows
 
 Dtypes = tuple[torch.dtype, ...]
-#: a key, each target's values, what they must be, and the rule for each row of them
-Column = tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 # What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
@@ -83,44 +79,24 @@ def check_field(
 ) -> None:
     """Raise ValueError or TypeError but for a row of such axes for each box; a name is any size."""
     if key not in target:
-        raise ValueError(f"target {index} must have {key!r}, one for each box")
+        raise ValueError(f"target {index}: expected {key!r}, one for each box")
     value, count = target[key], len(target["boxes"])
     if count == 0 and isinstance(value, Tensor) and value.numel() == 0:
         return
     dtype = getattr(value, "dtype", type(value).__name__)
     if dtypes and dtype not in dtypes:
-        raise TypeError(
-            f"{key!r} of target {index} must be a tensor of one of {dtypes}, got {dtype}"
-        )
+        raise TypeError(f"target {index}: {key!r} must be a tensor of one of {dtypes}, got {dtype}")
     shape, expected = value.shape, (count, *axes)
     if len(shape) != len(expected) or any(
         isinstance(size, int) and size != found for size, found in zip(expected, shape, strict=True)
     ):
         told = str(expected).replace("'", "")
-        raise ValueError(
-            f"{key!r} of target {index} must have shape {told}, one row for each box, got "
-            f"{tuple(shape)}"
-        )
+        got = tuple(shape)
+        raise ValueError(f"target {index}: {key!r} must have shape {told}, got {got}")
 
 
 def check_objects(targets: Targets, *more: Column) -> None:
     """Raise ValueError for the first weight, box or row of more that no loss is computed with."""
-    weights = [box_weights(target) for target in targets]
-    for index, (target, own) in enumerate(zip(targets, weights, strict=True)):
-        check_field(target | {"box_weights": own}, index, "box_weights")
-    boxes = [target["boxes"] for target in targets]
-    columns: list[Column] = [
-        ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
-        ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
-        *more,
-    ]
-    valid = [is_valid(torch.cat(values)) for _, values, _, is_valid in columns]
-    if bool(torch.cat(valid).all()):  # asked once, as it waits for the device
-        return
-    for key, values, expected, is_valid in columns:
-        for index, own in enumerate(values):
-            for row in (~is_valid(own)).nonzero()[:, 0].tolist():
-                raise ValueError(
-                    f"{key!r} of target {index} must be {expected}, got {own[row].tolist()} "
-                    f"for box {row}"
-                )
+    for index, target in enumerate(targets):
+        check_field(target | {"box_weights": box_weights(target)}, index, "box_weights")
+    check_rows([f"target {index}" for index in range(len(targets))], targets, *more)

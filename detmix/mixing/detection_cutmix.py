@@ -28,7 +28,7 @@ from detmix.mixing.target import (
     Target,
     box_format,
     check_pair,
-    check_ratio,
+    check_share,
     checked_samples,
     converted,
     describe,
@@ -58,7 +58,7 @@ class Cut(NamedTuple):
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
         exceeds the image is cut off. A share out of range is a ValueError.
         """
-        check_ratio(self.lam)
+        check_share("lam", self.lam)
         if not (0.0 <= self.x < 1.0 and 0.0 <= self.y < 1.0):
             raise ValueError(f"x and y must be in [0, 1), got {self.x} and {self.y}")
         height, width = size
@@ -124,7 +124,7 @@ def cutmix(
     """
     samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
     sample_a, sample_b = checked_samples(samples, declared)
-    _check_min_visibility(min_visibility)
+    check_share("min_visibility", min_visibility)
     height, width = _common_size(image_a, image_b)
     is_integral = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
     if is_integral:
@@ -166,7 +166,7 @@ class DetectionCutMix(RatioMixer):
         target_getter: TargetGetter | None = None,
     ) -> None:
         super().__init__(alpha, p, epochs, off_epochs, keys=keys, target_getter=target_getter)
-        _check_min_visibility(min_visibility)
+        check_share("min_visibility", min_visibility)
         self.min_visibility = min_visibility
 
     def draw(self, rng: random.Random) -> Cut | None:
@@ -178,15 +178,6 @@ class DetectionCutMix(RatioMixer):
         """Paste the rectangle ``how`` of the second checked sample into the first."""
         rectangle = how.rectangle(_common_size(sample_a[0], sample_b[0]))
         return _paste(sample_a, sample_b, rectangle, self.min_visibility, self.keys)
-
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"min_visibility={self.min_visibility}, {super().extra_repr()}"
-
-
-def _check_min_visibility(share: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"min_visibility must be in [0, 1], got {share}")
 
 
 def _common_size(image_a: Tensor, image_b: Tensor) -> Size:

@@ -18,7 +18,7 @@ from detmix.mixing.target import (
     Size,
     Target,
     check_pair,
-    check_ratio,
+    check_share,
     checked_samples,
     image_size,
     key_names,
@@ -119,10 +119,6 @@ class DetectionMixUp(RatioMixer):
         image = blend(image_a, image_b, how, self.fill)
         return image, join((target_a, target_b), (how, 1.0 - how), image_size(image), self.keys)
 
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"fill={self.fill}, {super().extra_repr()}"
-
 
 def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
     r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
@@ -135,7 +131,7 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
         ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
             channels, or ``fill`` does not suit them.
     """
-    check_ratio(lam)
+    check_share("lam", lam)
     check_pair(image_a, image_b)
     size = max(image_a.shape[-2], image_b.shape[-2]), max(image_a.shape[-1], image_b.shape[-1])
     values = _fill_values(fill, image_a)

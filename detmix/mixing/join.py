@@ -20,7 +20,7 @@ from detmix.mixing.target import (
     Size,
     Target,
     box_format,
-    check_ratio,
+    check_share,
     checked_samples,
     converted,
     key_names,
@@ -60,7 +60,7 @@ def union(
         ValueError: For another λ, a target that breaks the contract, or a key that is neither
             left out nor has a default in one target only.
     """
-    check_ratio(lam)
+    check_share("lam", lam)
     declared = key_names(keys)
     samples = [(_blank(target, size), target) for target in (target_a, target_b)]
     (_, target_a), (_, target_b) = checked_samples(samples, declared, ("target a", "target b"))

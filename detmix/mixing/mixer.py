@@ -20,6 +20,7 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, draw_seeds, held_by, sa
 from detmix.mixing.target import (
     Sample,
     Target,
+    check_share,
     checked_samples,
     image_size,
     key_names,
@@ -60,6 +61,11 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
     def epoch(self) -> int:
         """The epoch set last, from 0."""
         return self._epoch.value
+
+    def extra_repr(self) -> str:
+        """Describe the settings, those of a subclass too."""
+        given = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        return ", ".join(f"{name}={value}" for name, value in given.items())
 
     @property
     @abc.abstractmethod
@@ -242,8 +248,7 @@ class RatioMixer(DetectionMixer):
         super().__init__(**reading)
         if not 0.0 < alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
-        if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p must be in [0, 1], got {p}")
+        check_share("p", p)
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be positive, got {epochs}")
         if off_epochs and not 0 < off_epochs < (epochs or 0):
@@ -266,10 +271,6 @@ class RatioMixer(DetectionMixer):
         if not self.active or rng.random() >= self.p:
             return None
         return rng.betavariate(self.alpha, self.alpha)
-
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"alpha={self.alpha}, p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
 
 
 class RandomChoice(DetectionMixer):
@@ -321,10 +322,6 @@ class RandomChoice(DetectionMixer):
         """Mix two checked samples with the mixer picked."""
         number, drawn = how
         return self.mixers[number].mix_pair(sample_a, sample_b, drawn)
-
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"probabilities={self.probabilities}"
 
 
 def _is_packed(batch: Any) -> bool:

@@ -32,18 +32,18 @@ FASTER, MASK, KEYPOINT, *ONE_STAGE = FAMILIES
 ALL, NONE = (FASTER, *ONE_STAGE), "none"
 REFUSED = [
     (ALL, "box_weights", torch.ones(2), "(3,)", "(2,)"),
-    (ALL, "box_weights", tensor([1, 1, -0.5]), "-0.5", "box 2"),
-    (ALL, "box_weights", tensor([1, nan, 1]), "nan", "box 1"),
-    (ALL, "boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "box 1"),
-    (ALL, "labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "box 2"),
-    (ALL, "labels", tensor([0, 2, 3]), "0", "box 0"),
+    (ALL, "box_weights", tensor([1, 1, -0.5]), "-0.5", "[2]"),
+    (ALL, "box_weights", tensor([1, nan, 1]), "nan", "[1]"),
+    (ALL, "boxes", tensor([[1, 1, 30, 33], [5, 50, 34, nan], [1, 1, 30, 33]]), "nan", "[1]"),
+    (ALL, "labels", tensor([1, 2, CLASSES]), f"1..{CLASSES - 1}", f"{CLASSES}", "[2]"),
+    (ALL, "labels", tensor([0, 2, 3]), "0", "[0]"),
     (ALL, "labels", None),
     ([FASTER], "boxes", (tensor([1, 1, 9, 9]).expand(3, 4).bfloat16()), "bfloat16"),
     ([MASK], "masks", None),
     ([MASK], "masks", torch.ones(2, 96, 64), "(3, H, W)", "(2,"),
-    ([MASK], "masks", 255 * torch.eye(96, 64).expand(3, -1, -1), "0, 255", "box 0", "masks > 0"),
+    ([MASK], "masks", 255 * torch.eye(96, 64).expand(3, -1, -1), "0, 255", "[0]", "masks > 0"),
     ([MASK], "masks", 1 - 2 * torch.ones(3, 96, 64), "0 or 1", "255"),  # torchvision makes bytes
-    ([MASK], "masks", tensor([0, 1, 2])[:, None, None].expand(3, 96, 64), "2", "box 2"),
+    ([MASK], "masks", tensor([0, 1, 2])[:, None, None].expand(3, 96, 64), "2", "[2]"),
     ([MASK], "masks", torch.ones(1, 96, 64), "(0, H, W)", "(1,", NONE),
     (ALL, "labels", tensor([1]), "(0,)", "(1,)", NONE),
     ([KEYPOINT], "keypoints", None),
@@ -167,7 +167,7 @@ def test_masks_and_keypoints_equal_torchvision_s(name, key, change, of_objects, 
 def test_keypoints_of_another_number_are_named():
     images, targets = batch()
     targets[1]["keypoints"] = torch.ones(3, 4, 3)
-    with pytest.raises(ValueError, match=r"'keypoints' of target 1 .*3.*4"):
+    with pytest.raises(ValueError, match=r"target 1: 'keypoints' .*3.*4"):
         weighted(KEYPOINT)(images, targets)
 
 
@@ -184,7 +184,7 @@ def test_one_half_of_an_r_cnn_trains_alone(part):
     assert_identical(found, expected)
     targets[1] |= {"labels": tensor([1, 2, CLASSES]), "box_weights": tensor([-1.0, 1, 1])}
     for key in ("box_weights", "labels")[: 1 + (part == "rpn")]:
-        with pytest.raises(ValueError, match=f"'{key}' of target 1"):
+        with pytest.raises(ValueError, match=f"target 1: .*'{key}'"):
             losses_of(models[1], (images, targets))
         del targets[1][key]
 
@@ -203,5 +203,5 @@ def test_the_classes_of_what_was_replaced_count(replaced):
     assert all(loss > 0 for loss in losses_of(model, (images, targets)).values())
     refusal(FASTER, (images, targets))
     targets[1]["labels"] = tensor([1, 2, CLASSES + 1])
-    with pytest.raises(ValueError, match=rf"'labels' of target 1 .*1\.\.{CLASSES} .*{CLASSES + 1}"):
+    with pytest.raises(ValueError, match=rf"target 1: 'labels'.*1\.\.{CLASSES} .*{CLASSES + 1}"):
         losses_of(model, (images, targets))

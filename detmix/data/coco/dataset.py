@@ -41,26 +41,17 @@ Columns = dict[str, Array]  # of objects, by their names
 
 @dataclass(frozen=True)
 class CocoReport:
-    """What was found while the annotations were read; without the images that were skipped.
-
-    Attributes:
-        num_empty_images: Images of the data set without an object.
-        num_clipped: Boxes that reached beyond the image and were clipped to it.
-        num_without_area: Boxes dropped because no area was left inside the image.
-        num_crowd_dropped: Objects left out by ``crowd="drop"``.
-        num_images_dropped: Images left out by ``empty="drop"``.
-        num_skipped: Images left out by ``on_error="skip"``.
-    """
+    """What was found while the annotations were read; without the images that were skipped."""
 
     num_images: int
     num_objects: int
     num_crowd: int
-    num_empty_images: int
-    num_clipped: int
-    num_without_area: int
-    num_crowd_dropped: int
-    num_images_dropped: int
-    num_skipped: int = 0
+    num_empty_images: int  #: images of the data set without an object
+    num_clipped: int  #: boxes that reached beyond the image and were clipped to it
+    num_without_area: int  #: boxes dropped because no area was left inside the image
+    num_crowd_dropped: int  #: objects left out by ``crowd="drop"``
+    num_images_dropped: int  #: images left out by ``empty="drop"``
+    num_skipped: int = 0  #: images left out by ``on_error="skip"``
 
 
 class CocoDetection(StoredDetection):
@@ -144,7 +135,9 @@ class CocoDetection(StoredDetection):
         self.category_ids = tuple(category.id for category in categories)
         self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
-        _find_files(file, self._folder)
+        for index, name in enumerate(file.names):  # as Windows writes them
+            if "\\" in name and not (self._folder / name).is_file():
+                file.names[index] = name.replace("\\", "/")
         _fill_sizes(file, self._folder)
         columns = _choose_objects(file, categories, clip=clip, drop_crowd=crowd == "drop")
         _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
@@ -216,13 +209,6 @@ class CocoDetection(StoredDetection):
 
 def _take(columns: Columns, keep: Array) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
-
-
-def _find_files(file: CocoFile, folder: Path) -> None:
-    """Take backslashes, as Windows writes them, for slashes where a file has none in its name."""
-    for index, name in enumerate(file.names):
-        if "\\" in name and not (folder / name).is_file():
-            file.names[index] = name.replace("\\", "/")
 
 
 def _fill_sizes(file: CocoFile, folder: Path) -> None:
