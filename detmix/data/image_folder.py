@@ -52,10 +52,6 @@ class ImageClasses(HasEpoch, Dataset[tuple[Tensor, int, int]]):
         seed: int = 0,
     ) -> None:
         folder = Path(root) / split
-        if not folder.is_dir():
-            unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
-            hint = unpack if any(Path(root).glob("*.tar")) else ""
-            raise FileNotFoundError(f"{folder}: there is no such folder{hint}")
         files = ImageFolder(folder)
         self.classes = tuple(files.classes if classes is None else classes)
         for name in files.classes:

@@ -118,9 +118,7 @@ def _opened(file: IO[bytes], name: str | PathLike[str]) -> Iterator[Image.Image]
         file.seek(0)
         start = file.read(4).hex(" ")
         got = f"it begins with {start}" if start else "the file is empty"
-        raise ValueError(
-            f"{name}: not an image of a known format or pixel type: {got}; {_EXPECTED}"
-        ) from None
+        raise ValueError(f"{name}: no known format or pixel type: {got}; {_EXPECTED}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: refused: {error}") from error
     except Warning:  # made an error by whoever runs this

@@ -62,8 +62,5 @@ class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
 
 def centerness_targets(distances: Tensor) -> Tensor:
     """Return how central points are, by ``(P, 4)`` distances to sides: FCOS, equation 3."""
-    horizontal, vertical = distances[:, [0, 2]], distances[:, [1, 3]]
-    return torch.sqrt(
-        (horizontal.amin(dim=1) / horizontal.amax(dim=1))
-        * (vertical.amin(dim=1) / vertical.amax(dim=1))
-    )
+    sides = distances[:, [[0, 2], [1, 3]]]  # horizontal, vertical
+    return torch.sqrt((sides.amin(dim=2) / sides.amax(dim=2)).prod(dim=1))

@@ -87,17 +87,13 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         positives, negatives = self.fg_bg_sampler(labels)
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
-        weights = torch.cat(labels.weights)
-        object_loss = weighted_binary_cross_entropy(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
-        )
+        weights, rescale = torch.cat(labels.weights), self.loss_weighting.rescale
         goals = torch.cat(regression_targets)[positive]
         box_sum = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
-        rescale = self.loss_weighting.rescale
-        return (
-            rescale(object_loss, weights[sampled]),
-            rescale(box_sum / len(sampled), weights[sampled]),
-        )
+        logits, is_object = objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        weights = weights[sampled]
+        object_loss = weighted_binary_cross_entropy(logits, is_object, weights)
+        return rescale(object_loss, weights), rescale(box_sum / len(sampled), weights)
 
 
 def renamed(method: FunctionType, name: str) -> FunctionType:
@@ -140,9 +136,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
         targets = with_empty_branches(targets)
-        proposals, matched, labels, regression_targets = self.select_training_samples(
-            proposals, targets
-        )
+        proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, box_regression = self.box_predictor(box_features)
         if self.num_classes() == math.inf:
@@ -151,9 +145,8 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         samples = list(zip(targets, proposals, matched, labels, strict=True))
         of_samples = self.loss_weighting.of_samples
         weights = torch.cat([of_samples(target, m, y > 0) for target, _, m, y in samples])
-        losses = self.box_losses(
-            class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
-        )
+        joined = torch.cat(labels), torch.cat(goals), weights
+        losses = self.box_losses(class_logits, box_regression, *joined)
         if self.has_mask() or self.has_keypoint():
             losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
@@ -219,15 +212,10 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if len(weights) == 0:
             return logits.sum() * 0
         size = logits.shape[-1]
-        goals = torch.cat(
-            [
-                project_masks_on_boxes(target["masks"], boxes, matched, size)
-                for target, boxes, matched, _ in objects
-            ]
-        )
+        goals = [project_masks_on_boxes(t["masks"], *where, size) for t, *where, _ in objects]
         labels = torch.cat([own for *_, own in objects])
-        own_class = logits[torch.arange(len(goals), device=logits.device), labels]
-        loss = weighted_binary_cross_entropy(own_class, goals, weights[:, None, None])
+        own_class = logits[torch.arange(len(labels), device=logits.device), labels]
+        loss = weighted_binary_cross_entropy(own_class, torch.cat(goals), weights[:, None, None])
         return self.loss_weighting.rescale(loss, weights)
 
     def keypoint_loss(self, logits: Tensor, objects: Samples, weights: Tensor) -> Tensor:

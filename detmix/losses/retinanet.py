@@ -77,8 +77,6 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
         elif loss_type == "giou":
             losses = generalized_box_iou_loss(coder.decode_single(deltas, anchors), boxes)
         else:
-            raise ValueError(
-                f"the regression head's loss type must be l1 or giou, got {loss_type!r}"
-            )
+            raise ValueError(f"the box loss must be of type l1 or giou, got {loss_type!r}")
         divisor = self.loss_weighting.divisor(len(foreground), weights)
         return weighted_sum(losses, weights) / divisor

@@ -271,12 +271,8 @@ def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: Size) ->
     """Return ``(N, H, W)`` masks, zero where they are not seen."""
     x1, y1, x2, y2 = rectangle
     whole = plain(masks)
-    if inside:
-        cut = whole.new_zeros((len(whole), *size))
-        cut[:, y1:y2, x1:x2] = whole[:, y1:y2, x1:x2]
-    else:
-        cut = whole.clone()
-        cut[:, y1:y2, x1:x2] = 0
+    cut = whole.new_zeros((len(whole), *size)) if inside else whole.clone()
+    cut[:, y1:y2, x1:x2] = whole[:, y1:y2, x1:x2] if inside else 0
     return wrap_like(cut, masks, size)
 
 
@@ -304,9 +300,7 @@ def _hide(keypoints: Any, rectangle: Rectangle, inside: bool) -> Tensor:
     if not isinstance(keypoints, Tensor) or (
         len(keypoints) and (keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3))
     ):
-        raise ValueError(
-            f"'keypoints' must be a tensor (N, K, 3) to be cut, got {describe(keypoints)}"
-        )
+        raise ValueError(f"'keypoints' to be cut must be (N, K, 3), got {describe(keypoints)}")
     if len(keypoints) == 0 or keypoints.shape[2] == 2:
         return keypoints
     x, y, _ = (keypoints + 0.5).unbind(-1)  # whole numbers are the centres of pixels

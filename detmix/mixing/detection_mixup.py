@@ -184,14 +184,10 @@ def _fill_values(fill: Fill, image: Tensor) -> list[float]:
     """Return ``fill`` as a list of one number or C, whole ones for an image of integers."""
     values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
     if isinstance(fill, Sequence) and len(values) != image.shape[0]:
-        raise ValueError(
-            f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
-        )
+        raise ValueError(f"fill must be a number or one for each of {len(image)}, got {fill}")
     if image.is_floating_point():
         return values
-    limits = torch.iinfo(image.dtype)
-    if not all(limits.min <= value <= limits.max for value in values):
-        raise ValueError(
-            f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
-        )
+    info = torch.iinfo(image.dtype)
+    if not all(info.min <= value <= info.max for value in values):
+        raise ValueError(f"fill must be in [{info.min}, {info.max}] of {info.dtype}, got {fill}")
     return [round(value) for value in values]

@@ -293,9 +293,7 @@ class RandomChoice(DetectionMixer):
             raise ValueError("mixers must hold at least one mixer, got none")
         for number, mixer in enumerate(mixers):
             if not isinstance(mixer, DetectionMixer):
-                raise TypeError(
-                    f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
-                )
+                raise TypeError(f"mixers[{number}] must be a DetectionMixer, got {mixer!r}")
             first, own = ((sorted(m.keys), m.target_getter) for m in (mixers[0], mixer))
             if own != first:
                 raise ValueError(

@@ -198,9 +198,7 @@ class CocoDetection(StoredDetection):
         """Return the index of the image with this id; ValueError if none has it."""
         index = bisect_left(self.image_ids, id_order(image_id), key=id_order)
         if index == len(self) or self.image_ids[index] != image_id:
-            raise ValueError(
-                f"no image of {self._path} has the id {image_id!r}, or it was left out"
-            )
+            raise ValueError(f"{self._path}: no image has the id {image_id!r}, or it was left out")
         return index
 
     def _annotation_path(self, index: int) -> Path:

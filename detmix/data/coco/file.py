@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -60,10 +61,8 @@ class CocoFile:
         index = int(self.image_index[row])
         name = f" ({self.names[index]})" if self.names[index] else ""
         image = f"image {self.image_ids[index]}{name}"
-        number = self.numbers[row]
-        return (
-            f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
-        )
+        own_id, number = self.items[row].get("id"), self.numbers[row]
+        return f"{self.path}, annotation {own_id} of {image}, annotations[{number}]"
 
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width."""
@@ -194,10 +193,7 @@ def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
         return np.zeros((num_keypoints, 3))
     if not isinstance(value, list) or len(value) != 3 * num_keypoints:
         got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
-        raise ValueError(
-            f"keypoints must be a list of 3 x {num_keypoints} = {3 * num_keypoints} numbers, "
-            f"got {got}"
-        )
+        raise ValueError(f"keypoints must be a list of {3 * num_keypoints} numbers, got {got}")
     for number in value:
         if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # false of NaN too
             raise ValueError(f"keypoints must be finite numbers, got {number!r}")
@@ -206,10 +202,7 @@ def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
 
 def is_finite(value: Any) -> bool:
     """Tell whether a value of a JSON file is a number that a float holds."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _check_part(content: Any, part: str, path: Path, may_be_empty: bool) -> None:

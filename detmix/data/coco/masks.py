@@ -120,9 +120,7 @@ def read_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(counts, list):
         wrong = [n for n in counts if not _is_integer(n) or n < 0]
         if wrong:
-            raise ValueError(
-                f"the RLE's counts must be whole numbers, not negative, got {shorten(wrong[0])}"
-            )
+            raise ValueError(f"the RLE's counts must be integers from 0, got {shorten(wrong[0])}")
         total = int(sum(counts))
     elif isinstance(counts, str | bytes):
         # A surrogate has no UTF-8; passed as it is, it is refused as any other wrong character.
@@ -148,9 +146,7 @@ def _read_size(size: Any) -> tuple[int, int]:
         height, width = map(int, size)
         if min(height, width) > 0 and height * width <= _MOST_PIXELS:
             return height, width
-    raise ValueError(
-        f"the RLE's size must be height and width in whole pixels, got {shorten(size)}"
-    )
+    raise ValueError(f"the RLE's size must be height and width in pixels, got {shorten(size)}")
 
 
 def _is_integer(value: Any) -> bool:
