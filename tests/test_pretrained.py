@@ -450,7 +450,7 @@ class TestWholeDetectors:
         for told in (epsilons, trained, statistics):
             assert told(ours) == told(theirs)
         assert load.call_args_list[1:] == ([] if is_file else [call(member.url, **SAFELY)])
-        assert f"left out: {', '.join(new)} (the head of " in caplog.text
+        assert f"left out: {', '.join(new)} (the head, " in caplog.text
         assert " new for 7 classes" in caplog.text
 
     @pytest.mark.parametrize(

@@ -80,8 +80,7 @@ def download(root: Path, year: str, split: str) -> None:
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:  # URLError is an OSError
         archives = " and ".join(name for part, (name, _) in PARTS.items() if part[0] == year)
         raise OSError(
-            f"{archive} could not be downloaded or unpacked: {error}. Without a network: fetch "
-            f"{archives} from the official Pascal VOC site or a mirror, put the archives, as they "
-            f"are, into {root.resolve()}, and run the same command again: it verifies their "
-            "checksums and unpacks them"
+            f"{archive} could not be downloaded or unpacked: {error}. Without a network: put "
+            f"{archives}, from the official Pascal VOC site or a mirror, as they are into "
+            f"{root.resolve()} and run the same command again: it verifies and unpacks them"
         ) from error

@@ -56,10 +56,8 @@ class ImageClasses(HasEpoch, Dataset[tuple[Tensor, int, int]]):
         self.classes = tuple(files.classes if classes is None else classes)
         for name in files.classes:
             if name not in self.classes:
-                raise ValueError(
-                    f"{folder / name}: class {name!r} is not among the {len(self.classes)} "
-                    f"expected classes {', '.join(self.classes[:3])}, ..."
-                )
+                expected = f"one of {', '.join(self.classes[:3])}, ..."
+                raise ValueError(f"{folder / name}: expected {expected}, got class {name!r}")
         labels = [self.classes.index(name) for name in files.classes]
         names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
         samples = [(path, labels[number]) for path, number in files.samples]

@@ -210,11 +210,8 @@ def _place(
     for _ in range(20):
         # Uniform in the logarithm: as many small objects as large ones per octave.
         radius = image_size / 2 * math.exp(rng.uniform(math.log(low), math.log(high)))
-        square = (
-            rng.uniform(radius + 1, width - radius - 1),
-            rng.uniform(radius + 1, height - radius - 1),
-            radius,
-        )
+        x = rng.uniform(radius + 1, width - radius - 1)
+        square = (x, rng.uniform(radius + 1, height - radius - 1), radius)
         if all(_overlap(square, other) <= _MAX_OVERLAP for other in squares):
             return square
     return None

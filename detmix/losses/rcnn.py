@@ -53,8 +53,9 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
         heads = self.heads[0]
-        if isinstance(heads, WeightedRoIHeads) and heads.training:
-            heads.check_targets(targets)  # which sample after this one
+        if isinstance(heads, WeightedRoIHeads) and heads.training:  # which sample after this one
+            branches = [*["masks"] * heads.has_mask(), *["keypoints"] * heads.has_keypoint()]
+            check_roi_targets(targets, heads.num_classes(), branches)
         else:
             check_objects(targets)
         labels, matched_boxes = _Labels(), []
@@ -88,12 +89,12 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
         weights, rescale = torch.cat(labels.weights), self.loss_weighting.rescale
-        goals = torch.cat(regression_targets)[positive]
-        box_sum = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
         logits, is_object = objectness.flatten()[sampled], torch.cat(labels)[sampled]
-        weights = weights[sampled]
-        object_loss = weighted_binary_cross_entropy(logits, is_object, weights)
-        return rescale(object_loss, weights), rescale(box_sum / len(sampled), weights)
+        object_loss = weighted_binary_cross_entropy(logits, is_object, weights[sampled])
+        goals = torch.cat(regression_targets)[positive]
+        box_loss = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
+        box_loss = box_loss / len(sampled)
+        return rescale(object_loss, weights[sampled]), rescale(box_loss, weights[sampled])
 
 
 def renamed(method: FunctionType, name: str) -> FunctionType:
@@ -150,13 +151,6 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if self.has_mask() or self.has_keypoint():
             losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
-
-    @torch.jit.unused
-    def check_targets(self, targets: Targets | None) -> None:
-        """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
-        assert targets is not None  # the RPN has refused to train without
-        branches = [*["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
-        check_roi_targets(targets, self.num_classes(), branches)
 
     def num_classes(self) -> float:
         """Return K if the box predictor is like torchvision's; others tell it when they run."""

@@ -34,7 +34,7 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
         targets = checked(targets, logits.size(-1))
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         labels = torch.zeros_like(torch.stack(matched_idxs))
-        box_sums, foreground_weights = [], []
+        box_sums = []
         for i, (target, matched, weights) in enumerate(
             zip(targets, matched_idxs, all_weights, strict=True)
         ):
@@ -42,15 +42,10 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
             own = matched[foreground]
             labels[i, foreground] = target["labels"][own]
             goals = self.box_coder.encode_single(target["boxes"][own], anchors[i][foreground])
-            foreground_weights.append(weights[foreground])
-            box_sums.append(
-                weighted_sum(
-                    F.smooth_l1_loss(regression[i][foreground], goals, reduction="none"),
-                    weights[foreground],
-                )
-            )
-        joined = torch.cat(foreground_weights)
-        normalizer = self.loss_weighting.divisor(len(joined), joined)
+            losses = F.smooth_l1_loss(regression[i][foreground], goals, reduction="none")
+            box_sums.append(weighted_sum(losses, weights[foreground]))
+        foreground_weights = all_weights[labels > 0]
+        normalizer = self.loss_weighting.divisor(len(foreground_weights), foreground_weights)
         class_sum = self.class_sum(logits, labels, all_weights)
         return {
             "bbox_regression": torch.stack(box_sums).sum() / normalizer,

@@ -65,12 +65,9 @@ class Cut(NamedTuple):
         half_share = 0.5 * math.sqrt(1.0 - self.lam)
         x, y = int(self.x * width), int(self.y * height)
         half_width, half_height = int(half_share * width), int(half_share * height)
-        return (
-            max(x - half_width, 0),
-            max(y - half_height, 0),
-            min(x + half_width, width),
-            min(y + half_height, height),
-        )
+        x1, x2 = max(x - half_width, 0), min(x + half_width, width)
+        y1, y2 = max(y - half_height, 0), min(y + half_height, height)
+        return x1, y1, x2, y2
 
 
 def cutmix(
@@ -130,10 +127,8 @@ def cutmix(
     if is_integral:
         x1, y1, x2, y2 = rectangle
     if not is_integral or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-        raise ValueError(
-            f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
-            f"pixels that both images cover, got {rectangle}"
-        )
+        expected = f"integers (x1, y1, x2, y2) within {width} x {height} pixels"
+        raise ValueError(f"rectangle must be {expected}, which both cover, got {rectangle}")
     return _paste(sample_a, sample_b, rectangle, min_visibility, declared)
 
 

@@ -130,10 +130,7 @@ def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     if value is None:
         count = len(part["boxes"])
         if count and key not in ZERO_BY_DEFAULT:
-            raise ValueError(
-                f"one target has the per-object key {key!r}, the other with {count} objects does "
-                f"not (its keys: {', '.join(sorted(part))})"
-            )
+            raise ValueError(f"one target has {key!r}, the other with {count} objects has not")
         return [0] * count if isinstance(like, list) else plain(like).new_zeros(count)
     if isinstance(like, list):
         return value.tolist() if isinstance(value, Tensor) else value

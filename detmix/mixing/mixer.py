@@ -252,10 +252,7 @@ class RatioMixer(DetectionMixer):
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be positive, got {epochs}")
         if off_epochs and not 0 < off_epochs < (epochs or 0):
-            raise ValueError(
-                "off_epochs must not be negative, and smaller than epochs, or nothing would be "
-                f"mixed at all: got off_epochs={off_epochs} of epochs={epochs}"
-            )
+            raise ValueError(f"off_epochs must be from 0 and below {epochs=}, got {off_epochs}")
         self.alpha = alpha
         self.p = p
         self.epochs = epochs
@@ -296,10 +293,8 @@ class RandomChoice(DetectionMixer):
                 raise TypeError(f"mixers[{number}] must be a DetectionMixer, got {mixer!r}")
             first, own = ((sorted(m.keys), m.target_getter) for m in (mixers[0], mixer))
             if own != first:
-                raise ValueError(
-                    f"mixers must all have the same keys and target_getter, got {first} of "
-                    f"mixers[0] and {own} of mixers[{number}]"
-                )
+                what = f"keys and target_getter, got {first} and {own} of mixers[{number}]"
+                raise ValueError(f"mixers must all have the same {what}")
         super().__init__(keys=mixers[0].keys, target_getter=mixers[0].target_getter)
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
         self.probabilities = _shares(len(mixers), probabilities)
@@ -334,8 +329,6 @@ def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...
     given = [1.0] * num if probabilities is None else [float(value) for value in probabilities]
     valid = len(given) == num and all(0.0 <= value < math.inf for value in given)
     if not valid or not 0 < sum(given) < math.inf:
-        raise ValueError(
-            f"probabilities must be {num} finite numbers, one for each mixer, not negative and "
-            f"with a positive sum, got {probabilities}"
-        )
+        expected = f"{num} finite numbers from 0, and not all 0"
+        raise ValueError(f"probabilities must be {expected}, got {probabilities}")
     return tuple(value / sum(given) for value in given)

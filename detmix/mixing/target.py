@@ -121,24 +121,19 @@ def tell_of_own(told: Tensor | None, samples: Sequence[Sample], keys: Keys) -> N
     of_image = {key for sample, key in held if not has_rows(sample, key)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
     _tell(told, {key for _, key in held} - of_image, f"{what} belongs to the objects")
-    _new(told, of_image)  # those will not be told where they happen to fit
+    _tell(told, of_image)  # not where they happen to fit another time
 
 
-def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
-    new = _new(told, keys)
-    if new:
-        warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
-
-
-def _new(told: Tensor | None, keys: Set[str]) -> list[str]:
-    """Return the keys that are not in the shared table ``told`` of their hashes; put them there."""
+def _tell(told: Tensor | None, keys: Set[str], what: str = "") -> None:
+    """Warn of keys that are not in the table ``told``, or say nothing, and put them there."""
     names = sorted(map(str, keys))
-    if told is None or not names:
-        return names
-    places = [crc32(name.encode()) % len(told) for name in names]
-    is_told = told[places].tolist()
-    told[places] = True
-    return [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
+    if told is not None and names:
+        places = [crc32(name.encode()) % len(told) for name in names]  # by their hashes
+        is_told = told[places].tolist()
+        told[places] = True
+        names = [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
+    if what and names:
+        warnings.warn(f"{', '.join(map(repr, names))}: {what}", UserWarning, stacklevel=2)
 
 
 def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:

@@ -122,10 +122,8 @@ def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "its file holds more than tensors" if unsafe else error
         raise ConnectionError(
-            f"cannot load {member} of {source.network or type(member).__name__} ({reason}); put "
-            f"the file of {member.url} into torch's hub folder "
-            "(torch.hub.get_dir()/checkpoints) by hand, or set "
-            f"{source.setting}=null to start from scratch"
+            f"cannot load {source.what} ({reason}); put {member.url} into torch.hub.get_dir()/"
+            f"checkpoints by hand, or set {source.setting}=null to start from scratch"
         ) from error
     return state
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detmix.data.coco.categories import CocoCategory, read_categories
-from detmix.data.coco.masks import pack_item, shorten, strip_item
+from detmix.data.coco.masks import pack_item, shorten
 from detmix.data.detection import Problem
 from detmix.files import read_file
 
@@ -113,14 +114,9 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
                 stacklevel=3,
             )
         columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
+        size_array = np.array(sizes, dtype=np.int64)
         return CocoFile(
-            path=path,
-            categories=categories,
-            image_ids=image_ids,
-            names=names,
-            sizes=np.array(sizes, dtype=np.int64),
-            problems=problems,
-            **columns,
+            path, categories, image_ids, names, size_array, problems=problems, **columns
         )
 
 
@@ -145,7 +141,7 @@ def load_json(path: Path, what: str, *, masks: bool) -> Any:
         raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
         text = str(read_file(path), "utf-8-sig")
-        return json.loads(text, object_hook=pack_item if masks else strip_item)
+        return json.loads(text, object_hook=partial(pack_item, masks=masks))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
 

@@ -59,22 +59,17 @@ class SegmentationBlock:
         return torch.from_numpy(masks)
 
 
-def pack_item(item: dict[str, Any]) -> dict[str, Any]:
-    """Pack the ``segmentation`` of an object of the JSON; it is checked where it is used."""
-    if item.get("segmentation"):
-        item["segmentation"] = marshal.dumps(item["segmentation"])
-    return item
-
-
-def strip_item(item: dict[str, Any]) -> dict[str, Any]:
-    """Leave the ``segmentation`` of an object of the JSON out."""
-    item.pop("segmentation", None)
+def pack_item(item: dict[str, Any], *, masks: bool) -> dict[str, Any]:
+    """Pack the ``segmentation`` of an object of the JSON, to be checked on use, or leave it out."""
+    value = item.pop("segmentation", None)
+    if value and masks:
+        item["segmentation"] = marshal.dumps(value)
     return item
 
 
 def read_segmentation(item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Return the compressed RLE of an object, which must fit an image of (height, width)."""
-    if not item.get("segmentation"):
+    if "segmentation" not in item:
         raise ValueError("segmentation is missing or empty")
     value = marshal.loads(item["segmentation"])
     try:
@@ -159,14 +154,13 @@ def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
     # another group follows, the top bit of the last is the sign. From the fourth on, what is
     # written is the difference from the run two before.
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    is_last = (groups & 32) == 0
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:
+    ends = np.flatnonzero((groups & 32) == 0)
+    lengths = np.diff(ends, prepend=-1)
+    is_whole = len(ends) and ends[-1] == len(groups) - 1
+    # No run has more than 7 groups, 35 bits.
+    if not is_whole or groups.min() < 0 or groups.max() > 63 or lengths.max() > 7:
         raise ValueError("the RLE's counts are not a compressed RLE")
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: no run is that long
-        raise ValueError("the RLE's counts are not a compressed RLE")
+    starts = ends - lengths + 1
     place = np.arange(len(groups)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((groups & 31) << 5 * place, starts)
     runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
