@@ -21,7 +21,9 @@ from torch import Tensor
 from detmix.mixing import box_weights
 
 Normalizer = Literal["samples", "weights"]
-Targets = list[dict[str, Tensor]]
+Tensors = list[Tensor]
+ByName = dict[str, Tensor]
+Targets = list[ByName]
 
 
 @dataclass(frozen=True)

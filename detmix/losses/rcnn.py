@@ -22,7 +22,7 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import (
     check_field,
     check_objects,
@@ -32,13 +32,14 @@ from detmix.losses.targets import (
 )
 
 #: of each image: target, sampled proposals, the object that each matches, and its label
-Samples = list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]
+Samples = list[tuple[ByName, Tensor, Tensor, Tensor]]
+Sizes = list[tuple[int, int]]
 
 
 class _Labels(list[Tensor]):
     """Labels ``(A,)`` of each image, with weights, on their way through torchvision's code."""
 
-    weights: list[Tensor]
+    weights: Tensors
 
 
 class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
@@ -48,8 +49,8 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
 
     @torch.jit.unused
     def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: Targets
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, anchors: Tensors, targets: Targets
+    ) -> tuple[Tensors, Tensors]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
         heads = self.heads[0]
@@ -80,8 +81,8 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         self,
         objectness: Tensor,
         pred_bbox_deltas: Tensor,
-        labels: list[Tensor],
-        regression_targets: list[Tensor],
+        labels: Tensors,
+        regression_targets: Tensors,
     ) -> tuple[Tensor, Tensor]:
         """Return the objectness and the box loss, each over the sampled anchors' normalizer."""
         assert isinstance(labels, _Labels)
@@ -114,11 +115,11 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     def forward(
         self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
+        features: ByName,
+        proposals: Tensors,
+        image_shapes: Sizes,
         targets: Targets | None = None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    ) -> tuple[list[ByName], ByName]:
         """Classify and refine proposals, and in training return the weighted losses."""
         if self.training:
             return self.training_forward(features, proposals, image_shapes, targets)
@@ -128,26 +129,21 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def training_forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: Targets | None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        self, features: ByName, proposals: Tensors, image_shapes: Sizes, targets: Targets | None
+    ) -> tuple[list[ByName], ByName]:
         """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
         targets = with_empty_branches(targets)
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        class_logits, box_regression = self.box_predictor(box_features)
+        logits, boxes = self.box_predictor(box_features)
         if self.num_classes() == math.inf:
-            checked(targets, class_logits.shape[1])
+            checked(targets, logits.shape[1])
         # By labels: matches of the background are clamped to object 0.
         samples = list(zip(targets, proposals, matched, labels, strict=True))
         of_samples = self.loss_weighting.of_samples
         weights = torch.cat([of_samples(target, m, y > 0) for target, _, m, y in samples])
-        joined = torch.cat(labels), torch.cat(goals), weights
-        losses = self.box_losses(class_logits, box_regression, *joined)
+        losses = self.box_losses(logits, boxes, torch.cat(labels), torch.cat(goals), weights)
         if self.has_mask() or self.has_keypoint():
             losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
@@ -159,31 +155,21 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         return found
 
     def box_losses(
-        self,
-        class_logits: Tensor,
-        box_regression: Tensor,
-        labels: Tensor,
-        regression_targets: Tensor,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
+        self, logits: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor, weights: Tensor
+    ) -> ByName:
         """Compute both losses of ``(R, K)`` logits and ``(R, 4 K)`` boxes, one for each class."""
         foreground = torch.where(labels > 0)[0]
-        deltas = box_regression.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
-        goals = regression_targets[foreground]
-        box_sum = smooth_l1_sum(deltas, goals, weights[foreground])
+        deltas = boxes.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
+        box_sum = smooth_l1_sum(deltas, goals[foreground], weights[foreground])
         losses = {
-            "loss_classifier": weighted_cross_entropy(class_logits, labels, weights),
+            "loss_classifier": weighted_cross_entropy(logits, labels, weights),
             "loss_box_reg": box_sum / len(labels),
         }
         return {name: self.loss_weighting.rescale(loss, weights) for name, loss in losses.items()}
 
     def branch_losses(
-        self,
-        features: dict[str, Tensor],
-        image_shapes: list[tuple[int, int]],
-        samples: Samples,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
+        self, features: ByName, image_shapes: Sizes, samples: Samples, weights: Tensor
+    ) -> ByName:
         """Run the mask and the keypoint branch that there are, and compute their losses."""
         # Only foreground has masks and keypoints: no background weight is involved.
         weights = weights[torch.where(torch.cat([labels for *_, labels in samples]) > 0)[0]]

@@ -16,7 +16,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -28,12 +28,8 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
+        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
+    ) -> ByName:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         targets = checked(targets, logits.shape[2])

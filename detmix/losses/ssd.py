@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -23,12 +23,8 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
+        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
+    ) -> ByName:
         """Compute both weighted losses of a batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         targets = checked(targets, logits.size(-1))
