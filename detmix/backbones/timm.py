@@ -47,10 +47,8 @@ def read_timm_weights(
     except pickle.UnpicklingError as error:
         raise ValueError(f"{setting}: the file of {name} holds more than tensors") from error
     except Exception as error:  # the hub's client has many, and not all are OSError
-        raise ConnectionError(
-            f"cannot load {name} ({type(error).__name__}: {error}); give a file instead, or set "
-            f"{setting}=null to start from scratch"
-        ) from error
+        told = f"{setting}={name} ({type(error).__name__}: {error})"
+        raise ConnectionError(f"cannot load {told}; give a file instead, or null") from error
     config = model.pretrained_cfg
     return model.state_dict(), tuple(config["mean"]), tuple(config["std"])
 
@@ -126,10 +124,7 @@ class _TimmBody(nn.Module):
     def __init__(self, model: Any, name: str, levels: list[int]) -> None:
         super().__init__()
         if model.pretrained_cfg.get("fixed_input_size"):
-            raise ValueError(
-                f"backbone.name={name} takes images of one size only, and a detector's differ; "
-                "choose a convolutional network"
-            )
+            raise ValueError(f"backbone.name={name} takes images of one size only; choose another")
         needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
         if not all(hasattr(model, attribute) for attribute in needed):
             raise ValueError(f"backbone.name={name} gives no intermediate features in timm")

@@ -139,8 +139,6 @@ def _weighable_parts(model: nn.Module) -> list[nn.Module]:
         heads = (model.head.classification_head, model.head.regression_head)
         strange += [head for head in heads if type(head) not in _REPLACED]
     if strange:
-        raise TypeError(
-            f"the losses of {name} cannot be weighted: its {type(strange[0]).__name__} is not "
-            "torchvision's own class"
-        )
+        kind = type(strange[0]).__name__
+        raise TypeError(f"the losses of {name} cannot be weighted: {kind} is not torchvision's")
     return parts

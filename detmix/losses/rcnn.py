@@ -23,13 +23,7 @@ from torchvision.models.detection.roi_heads import (
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
-from detmix.losses.targets import (
-    check_field,
-    check_objects,
-    check_roi_targets,
-    checked,
-    with_empty_branches,
-)
+from detmix.losses.targets import check_field, check_objects, check_roi, checked, with_branches
 
 #: of each image: target, sampled proposals, the object that each matches, and its label
 Samples = list[tuple[ByName, Tensor, Tensor, Tensor]]
@@ -56,7 +50,7 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         heads = self.heads[0]
         if isinstance(heads, WeightedRoIHeads) and heads.training:  # which sample after this one
             branches = [*["masks"] * heads.has_mask(), *["keypoints"] * heads.has_keypoint()]
-            check_roi_targets(targets, heads.num_classes(), branches)
+            check_roi(targets, heads.num_classes(), branches)
         else:
             check_objects(targets)
         labels, matched_boxes = _Labels(), []
@@ -133,7 +127,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
     ) -> tuple[list[ByName], ByName]:
         """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
-        targets = with_empty_branches(targets)
+        targets = with_branches(targets)
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         logits, boxes = self.box_predictor(box_features)

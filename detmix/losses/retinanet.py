@@ -38,10 +38,8 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
         for i, (target, matched, weights) in enumerate(
             zip(targets, matched_idxs, all_weights, strict=True)
         ):
-            classification.append(
-                self.classification_loss(logits[i], target["labels"], matched, weights)
-            )
-            box.append(self.box_loss(regression[i], anchors[i], target["boxes"], matched, weights))
+            classification.append(self.classification_loss(logits[i], target, matched, weights))
+            box.append(self.box_loss(regression[i], anchors[i], target, matched, weights))
         # Added up one by one like torchvision's: the sum of a stack rounds differently.
         return {
             "classification": functools.reduce(torch.add, classification) / len(targets),
@@ -49,24 +47,24 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
         }
 
     def classification_loss(
-        self, logits: Tensor, labels: Tensor, matched: Tensor, weights: Tensor
+        self, logits: Tensor, target: ByName, matched: Tensor, weights: Tensor
     ) -> Tensor:
         """Focal loss of one image's ``(A, K)`` logits; an anchor's weight holds for all classes."""
         foreground = matched >= 0
         goals = torch.zeros_like(logits)
-        goals[foreground, labels[matched[foreground]]] = 1.0
+        goals[foreground, target["labels"][matched[foreground]]] = 1.0
         kept = matched != Matcher.BETWEEN_THRESHOLDS
         total = weighted_sum(sigmoid_focal_loss(logits[kept], goals[kept]), weights[kept])
         return total / self.loss_weighting.divisor(foreground.sum(), weights[foreground])
 
     def box_loss(
-        self, regression: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, weights: Tensor
+        self, regression: Tensor, anchors: Tensor, target: ByName, matched: Tensor, weights: Tensor
     ) -> Tensor:
         """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2)."""
         foreground = torch.where(matched >= 0)[0]
         weights = weights[foreground]
         deltas, anchors = regression[foreground], anchors[foreground]
-        boxes = boxes[matched[foreground]]
+        boxes = target["boxes"][matched[foreground]]
         coder, loss_type = self.regression_head.box_coder, self.regression_head._loss_type
         if loss_type == "l1":
             losses = F.l1_loss(deltas, coder.encode_single(boxes, anchors), reduction="none")

@@ -26,9 +26,9 @@ _FIELDS: dict[str, tuple[Dtypes, tuple[int | str, ...]]] = {
 }
 
 
-def check_roi_targets(targets: Targets, num_classes: float, branches: list[str]) -> None:
+def check_roi(targets: Targets, num_classes: float, branches: list[str]) -> None:
     """Raise ValueError or TypeError for the first target of which RoI heads get no right loss."""
-    targets = with_empty_branches(targets)
+    targets = with_branches(targets)
     for index, target in enumerate(targets):
         for key in ("boxes", *branches):
             check_field(target, index, key, *_FIELDS[key])
@@ -42,7 +42,7 @@ def check_roi_targets(targets: Targets, num_classes: float, branches: list[str])
     checked(targets, num_classes, *columns)
 
 
-def with_empty_branches(targets: Targets) -> Targets:
+def with_branches(targets: Targets) -> Targets:
     """Give targets without objects the masks and keypoints of none of them."""
     # torchvision's wrapped data sets leave all keys out for an image of COCO without annotations,
     # and its own heads then fail; its tests have keypoints of shape (17, 0, 3).

@@ -89,10 +89,7 @@ def checked_samples(
     names: Sequence[str] = ("sample a", "sample b"),
     told: Tensor | None = None,
 ) -> list[Sample]:
-    """Return what the mixers work on: samples that keep the contract, their targets completed.
-
-    Known keys that not every object has are left out of all targets.
-    """
+    """Return samples that keep the contract, with targets completed and all of the same keys."""
     for (image, target), name in zip(samples, names, strict=True):
         check_sample(image, target, name, NEEDED_KEYS | keys)
     samples = [(image, with_objects(target, image.device)) for image, target in samples]
@@ -152,10 +149,7 @@ def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) ->
 
 
 def check_sample(image: Any, target: Any, name: str, keys: Keys) -> None:
-    """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
-
-    Of the keys of the objects, ``keys`` must have an entry for each box where they are held.
-    """
+    """Raise ValueError for a broken sample; ``keys`` must have an entry for each box if held."""
     if not isinstance(image, Tensor) or image.ndim != 3:
         is_pil = isinstance(image, Image.Image)
         remedy = ": put torchvision.transforms.v2.ToImage() among the transforms" if is_pil else ""

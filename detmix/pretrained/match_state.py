@@ -87,10 +87,7 @@ def load_detector(model: Any, source: Source, title: str, num_classes: int) -> L
     weights = _choose(weights, own, head)
     state = weights.state
     if not any(key.startswith("backbone.") for key in state):
-        raise ValueError(
-            f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
-            "classifier set backbone.weights instead"
-        )
+        raise ValueError(f"{source.what} holds no detector: for a classifier set backbone.weights")
     text = f"the head, which is new for {num_classes} classes, background included"
     keypoints = [tensors[_KEYPOINTS].numel() for tensors in (state, own) if _KEYPOINTS in tensors]
     if len({*keypoints}) == 2:
@@ -108,10 +105,8 @@ def load_classifier(
     for option, wanted in (("name", source.network), ("stem", stem)):
         found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
-            raise ValueError(
-                f"{source.what} was trained with {option}={found}, got "
-                f"backbone.{option}={wanted}: set backbone.{option}={found}"
-            )
+            told = f"is of {option}={found}, not {wanted}: set backbone.{option}={found}"
+            raise ValueError(f"{source.what} {told}")
     return _load_matching(
         module,
         _choose(weights, module.state_dict(), heads),

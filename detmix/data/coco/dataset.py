@@ -158,10 +158,9 @@ class CocoDetection(StoredDetection):
         self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
             check_files(self._folder, self.names)
+        rows = columns["rows"]
         warn_of_boxes(
-            columns["has_area"],
-            columns["is_clipped"],
-            lambda index: file.describe_box(columns["rows"][index]),
+            columns["has_area"], columns["is_clipped"], lambda index: file.describe_box(rows[index])
         )
         self.image_ids = [file.image_ids[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
@@ -223,11 +222,8 @@ def _fill_sizes(file: CocoFile, folder: Path) -> None:
 def _choose_objects(
     file: CocoFile, categories: Sequence[CocoCategory], *, clip: bool, drop_crowd: bool
 ) -> Columns:
-    """Return columns ``(N, ...)`` of the objects of some categories, sorted by image.
-
-    Labels are 1, 2, ... in the order of the categories. Also what is not used is there, to be
-    counted.
-    """
+    """Return columns of all objects of some categories, labels 1, 2, ..., sorted by image."""
+    # Also what is not used is there, to be counted.
     label_of = {category.id: label for label, category in enumerate(categories, 1)}
     labels = np.array([label_of.get(category.id, 0) for category in file.categories])
     order = np.argsort(file.image_index, kind="stable")

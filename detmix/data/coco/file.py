@@ -28,7 +28,6 @@ from detmix.data.coco.masks import pack_item, shorten
 from detmix.data.detection import Problem
 from detmix.files import read_file
 
-_PARTS = ("images", "annotations", "categories")
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_PIXELS = 2**31  # of a side
 
@@ -37,18 +36,14 @@ Id = int | str
 
 @dataclass(frozen=True)
 class CocoFile:
-    """Images sorted by their ids, objects in the order of the file, and what is wrong with them.
-
-    An object that is among the ``problems`` of its image is not among the objects. ``items`` are
-    the objects as in the file, of which segmentation and keypoints are read when they are used.
-    """
+    """Images sorted by their ids, and the objects without a problem in the order of the file."""
 
     path: Path
     categories: tuple[CocoCategory, ...]
     image_ids: list[Id]
     names: list[str]
     sizes: npt.NDArray[np.int64]  # (I, 2) height, width; 0 where the file gives none
-    items: list[dict[str, Any]]
+    items: list[dict[str, Any]]  # the objects as in the file; their shapes are read when used
     numbers: list[int]  # of the items in the file's list
     image_index: npt.NDArray[np.int64]  # (M,)
     category_index: npt.NDArray[np.int64]  # (M,)
@@ -83,13 +78,12 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
     path = Path(path)
     with paused_collection():
         content = load_json(path, "annotations", masks=masks)
-        for part in _PARTS:
+        for part in ("images", "annotations", "categories"):
             _check_part(content, part, path, may_be_empty=not named or part == "annotations")
         where = f"{path}, category"
         categories = read_categories(_by_id(content["categories"], where), where)
-        images = sorted(
-            _by_id(content["images"], f"{path}, image"), key=lambda image: id_order(image[0])
-        )
+        images = _by_id(content["images"], f"{path}, image")
+        images.sort(key=lambda image: id_order(image[0]))
         image_ids = [image_id for image_id, _ in images]
         problems: dict[int, Problem] = {}
         names, sizes = [], []
@@ -114,10 +108,8 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
                 stacklevel=3,
             )
         columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
-        size_array = np.array(sizes, dtype=np.int64)
-        return CocoFile(
-            path, categories, image_ids, names, size_array, problems=problems, **columns
-        )
+        columns |= {"sizes": np.array(sizes, dtype=np.int64), "problems": problems}
+        return CocoFile(path, categories, image_ids, names, **columns)
 
 
 @contextmanager
@@ -288,10 +280,8 @@ def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[Id, dict[str, 
     for number, item in enumerate(items):
         value = read_id(item.get("id"))
         if value is None:
-            raise ValueError(
-                f"{where} number {number} (from 0): id must be an integer or a string, got "
-                f"{shorten(item.get('id'))}"
-            )
+            what = f"id must be an integer or a string, got {shorten(item.get('id'))}"
+            raise ValueError(f"{where} number {number} (from 0): {what}")
         ids.append(value)
     if len(set(ids)) < len(ids):
         twice = next(value for value, count in Counter(ids).items() if count > 1)

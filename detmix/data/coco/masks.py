@@ -100,10 +100,8 @@ def read_polygons(value: list[Any], size: tuple[int, int]) -> dict[str, Any]:
     if sum(len(polygon) * largest for polygon, largest in kept) > _LONGEST_OUTLINE:
         length = sum(_outline(polygon) for polygon, _ in kept)
         if length > _LONGEST_OUTLINE:
-            raise ValueError(
-                f"the polygons of the segmentation have {length:.0f} pixels of outline, expected "
-                f"at most {_LONGEST_OUTLINE:.0f}"
-            )
+            expected = f"{_LONGEST_OUTLINE:.0f} pixels of outline at most"
+            raise ValueError(f"the polygons have {length:.0f}, expected {expected}")
     rles = coco_mask.frPyObjects([polygon for polygon, _ in kept], *size)
     return coco_mask.merge(rles)  # type: ignore[no-any-return]
 
@@ -124,10 +122,7 @@ def read_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise ValueError(f"the RLE's counts must be a list or a string, got {shorten(counts)}")
     if total != height * width:
-        raise ValueError(
-            f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
-            f"width), {height * width} pixels"
-        )
+        raise ValueError(f"the RLE's counts cover {total} pixels, not those of {height} x {width}")
     if isinstance(counts, list):
         from pycocotools import mask as coco_mask
 
@@ -184,10 +179,7 @@ def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
     # A sum is NaN where one of its terms is; a comparison alone may pass it over.
     if not largest <= _LARGEST_COORDINATE or math.isnan(sum(coordinates)):
         wrong = next(value for value in coordinates if not abs(value) <= _LARGEST_COORDINATE)
-        raise ValueError(
-            f"{where} has the coordinate {wrong}; expected finite numbers of at most "
-            f"{_LARGEST_COORDINATE:g} pixels"
-        )
+        raise ValueError(f"{where} has {wrong}, expected at most {_LARGEST_COORDINATE:g} pixels")
     return coordinates, largest
 
 
