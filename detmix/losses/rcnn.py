@@ -199,10 +199,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
             raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
         for index, (target, *_) in enumerate(objects):
             check_field(target, index, "keypoints", (), (num_keypoints, 3))
-        pairs = [
-            keypoints_to_heatmap(target["keypoints"][matched], boxes, size)
-            for target, boxes, matched, _ in objects
-        ]
+        pairs = [keypoints_to_heatmap(t["keypoints"][m], boxes, size) for t, boxes, m, _ in objects]
         # Flat, as an image without objects need not know J.
         cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
         valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]

@@ -28,6 +28,9 @@ from detmix.data.coco.masks import pack_item, shorten
 from detmix.data.detection import Problem
 from detmix.files import read_file
 
+# What is read of an object, as the columns of `CocoFile`.
+_ROW = [("image_index", "i8"), ("category_index", "i8"), ("area", "f8"), ("iscrowd", "?")]
+_ROW += [("boxes", "4f8")]
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_PIXELS = 2**31  # of a side
 
@@ -241,7 +244,7 @@ def _read_objects(
     """Return the columns of the objects."""
     images: dict[Any, int] = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
-    numbers, rows, boxes = [], [], []
+    numbers, rows = [], []
     for number, item in enumerate(items):
         try:
             row = (
@@ -249,8 +252,8 @@ def _read_objects(
                 look_up(item, "category_id", known),
                 _read_area(item.get("area")),
                 read_flag(item, "iscrowd"),
+                read_box(item.get("bbox")),
             )
-            boxes.append(read_box(item.get("bbox")))
         except ValueError as error:
             hint = " (is this a captions file?)" if "caption" in item else ""
             where = f"{path}, annotation {item.get('id')}, annotations[{number}]"
@@ -262,16 +265,9 @@ def _read_objects(
             continue
         rows.append(row)
         numbers.append(number)
-    image_index, category_index, area, iscrowd = zip(*rows, strict=True) if rows else [()] * 4
-    return {
-        "items": [items[number] for number in numbers],
-        "numbers": numbers,
-        "image_index": np.array(image_index, dtype=np.int64),
-        "category_index": np.array(category_index, dtype=np.int64),
-        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        "area": np.array(area, dtype=np.float64),
-        "iscrowd": np.array(iscrowd, dtype=np.bool_),
-    }
+    table = np.array(rows, _ROW)
+    columns = {name: table[name].copy() for name, _ in _ROW}
+    return {"items": [items[number] for number in numbers], "numbers": numbers, **columns}
 
 
 def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[Id, dict[str, Any]]]:
