@@ -184,7 +184,7 @@ def _fill_values(fill: Fill, image: Tensor) -> list[float]:
     """Return ``fill`` as a list of one number or C, whole ones for an image of integers."""
     values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
     if isinstance(fill, Sequence) and len(values) != image.shape[0]:
-        raise ValueError(f"fill must be a number or one for each of {len(image)}, got {fill}")
+        raise ValueError(f"fill must be a number, or {len(image)}, one a channel, got {fill}")
     if image.is_floating_point():
         return values
     info = torch.iinfo(image.dtype)

@@ -100,8 +100,8 @@ def read_polygons(value: list[Any], size: tuple[int, int]) -> dict[str, Any]:
     if sum(len(polygon) * largest for polygon, largest in kept) > _LONGEST_OUTLINE:
         length = sum(_outline(polygon) for polygon, _ in kept)
         if length > _LONGEST_OUTLINE:
-            expected = f"{_LONGEST_OUTLINE:.0f} pixels of outline at most"
-            raise ValueError(f"the polygons have {length:.0f}, expected {expected}")
+            expected = f"expected at most {_LONGEST_OUTLINE:.0f}"
+            raise ValueError(f"the polygons have {length:.0f} pixels of outline, {expected}")
     rles = coco_mask.frPyObjects([polygon for polygon, _ in kept], *size)
     return coco_mask.merge(rles)  # type: ignore[no-any-return]
 
