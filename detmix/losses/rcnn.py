@@ -48,9 +48,8 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
         heads = self.heads[0]
-        if isinstance(heads, WeightedRoIHeads) and heads.training:  # which sample after this one
-            branches = [*["masks"] * heads.has_mask(), *["keypoints"] * heads.has_keypoint()]
-            check_roi(targets, heads.num_classes(), branches)
+        if isinstance(heads, WeightedRoIHeads) and heads.training:
+            heads.check_targets(targets)  # which sample after this one
         else:
             check_objects(targets)
         labels, matched_boxes = _Labels(), []
@@ -141,6 +140,13 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if self.has_mask() or self.has_keypoint():
             losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
+
+    @torch.jit.unused
+    def check_targets(self, targets: Targets | None) -> None:
+        """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
+        assert targets is not None  # the RPN has refused to train without
+        branches = [*["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
+        check_roi(targets, self.num_classes(), branches)
 
     def num_classes(self) -> float:
         """Return K if the box predictor is like torchvision's; others tell it when they run."""
