@@ -122,7 +122,7 @@ def read_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise ValueError(f"the RLE's counts must be a list or a string, got {shorten(counts)}")
     if total != height * width:
-        raise ValueError(f"the RLE's counts cover {total} pixels, not those of {height} x {width}")
+        raise ValueError(f"the RLE's counts cover {total} pixels, expected {height} x {width}")
     if isinstance(counts, list):
         from pycocotools import mask as coco_mask
 
