@@ -47,10 +47,8 @@ def read_timm_weights(
     except pickle.UnpicklingError as error:
         raise ValueError(f"{setting}: the file of {name} holds more than tensors") from error
     except Exception as error:  # the hub's client has many, and not all are OSError
-        raise ConnectionError(
-            f"cannot load {name} ({type(error).__name__}: {error}); give a file instead, or set "
-            f"{setting}=null to start from scratch"
-        ) from error
+        told = f"{setting}={name} ({type(error).__name__}: {error})"
+        raise ConnectionError(f"cannot load {told}; give a file instead, or null") from error
     config = model.pretrained_cfg
     return model.state_dict(), tuple(config["mean"]), tuple(config["std"])
 
@@ -113,17 +111,10 @@ def _find_architecture(name: str, setting: str) -> tuple[Any, str]:
             "pip install 'timm>=1.0.26'"
         ) from error
     architecture, base = name.removeprefix(TIMM_PREFIX), plain_name(name)
-    if not timm.is_model(base):
-        similar = ", ".join(timm.list_models(f"{base[:6]}*")[:_SHOWN])
-        raise ValueError(
-            f"{setting}: timm has no architecture {base!r}; alike: {similar or 'none'}"
-        )
     tags = timm.list_pretrained(f"{base}.*")
-    if architecture != base and architecture not in tags:
-        raise ValueError(
-            f"{setting}: timm has no weights {architecture!r}; of {base} there are "
-            f"{', '.join(tags) or 'none'}"
-        )
+    if not timm.is_model(base) or architecture not in (base, *tags):
+        alike = ", ".join([*tags, *timm.list_models(f"{base[:6]}*")][:_SHOWN])
+        raise ValueError(f"{setting}: timm has no {architecture!r}; alike: {alike or 'none'}")
     return timm, architecture
 
 
@@ -133,10 +124,7 @@ class _TimmBody(nn.Module):
     def __init__(self, model: Any, name: str, levels: list[int]) -> None:
         super().__init__()
         if model.pretrained_cfg.get("fixed_input_size"):
-            raise ValueError(
-                f"backbone.name={name} takes images of one size only, and a detector's differ; "
-                "choose a convolutional network"
-            )
+            raise ValueError(f"backbone.name={name} takes images of one size only; choose another")
         needed = ("forward_intermediates", "prune_intermediate_layers", "feature_info")
         if not all(hasattr(model, attribute) for attribute in needed):
             raise ValueError(f"backbone.name={name} gives no intermediate features in timm")

@@ -10,9 +10,9 @@ ROOT/VOCdevkit. Exit codes: 0 all complete, 1 something is missing, 2 it could n
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tarfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +29,7 @@ YEARS = ("2007", "2012")
 
 def main(args: Sequence[str]) -> None:
     """Download what is not there, and say what is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="where VOCdevkit goes")
     parser.add_argument("--years", nargs="+", default=["2007"], choices=YEARS)
     parser.add_argument("--check-only", action="store_true", help="download nothing")
@@ -82,8 +80,7 @@ def download(root: Path, year: str, split: str) -> None:
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:  # URLError is an OSError
         archives = " and ".join(name for part, (name, _) in PARTS.items() if part[0] == year)
         raise OSError(
-            f"{archive} could not be downloaded or unpacked: {error}. Without a network: fetch "
-            f"{archives} from the official Pascal VOC site or a mirror, put the archives, as they "
-            f"are, into {root.resolve()}, and run the same command again: it verifies their "
-            "checksums and unpacks them"
+            f"{archive} could not be downloaded or unpacked: {error}. Without a network: put "
+            f"{archives}, from the official Pascal VOC site or a mirror, as they are into "
+            f"{root.resolve()} and run the same command again: it verifies and unpacks them"
         ) from error

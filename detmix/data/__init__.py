@@ -5,11 +5,7 @@ COCO JSON, shapes  ─► CocoDetection ─┘                      │
 image folders      ─► ImageClasses ─────────────────────────┘
 """
 
-from detmix.data.augment import (
-    AlbumentationsTransform,
-    AugmentedDataset,
-    detection_transforms,
-)
+from detmix.data.augment import AlbumentationsTransform, AugmentedDataset, detection_transforms
 from detmix.data.coco.dataset import CocoDetection, CocoReport
 from detmix.data.detection import SkippedImage
 from detmix.data.image_folder import ImageClasses

@@ -34,11 +34,14 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, held_by, sample_seed
 from detmix.mixing.target import (
     KNOWN_KEYS,
     Target,
+    check_rows,
     check_sample,
+    check_share,
     key_names,
     plain,
     tell_of_own,
     told_keys,
+    with_objects,
 )
 
 _SEEDS = 2**32
@@ -84,13 +87,10 @@ class AlbumentationsTransform:
         keypoint_flip: Sequence[int] | None = None,
         keys: Collection[str] = (),
     ) -> None:
-        if not 0 <= min_visibility <= 1:
-            raise ValueError(f"min_visibility must be in [0, 1], got {min_visibility}")
+        check_share("min_visibility", min_visibility)
         order = None if keypoint_flip is None else list(keypoint_flip)
         if order is not None and sorted(order) != list(range(len(order))):
-            raise ValueError(
-                f"keypoint_flip must hold each index from 0 to {len(order) - 1} once, got {order}"
-            )
+            raise ValueError(f"keypoint_flip must hold 0 to {len(order) - 1} once, got {order}")
         self.keypoint_flip = order
         self.min_visibility = min_visibility
         self.keys = key_names(keys)
@@ -117,11 +117,10 @@ class AlbumentationsTransform:
         """Transform one sample; the inputs are not changed."""
         name = f"image_id {target.get('image_id', 'unknown')}"
         check_sample(image, target, name, KNOWN_KEYS | self.keys)
+        check_rows([name], [with_objects(target)])
         if image.dtype != torch.uint8 or image.shape[0] != 3:
-            raise ValueError(
-                f"{name}: image must be a uint8 tensor (3, H, W), "
-                f"got {image.dtype} of shape {tuple(image.shape)}"
-            )
+            got = f"{image.dtype} of shape {tuple(image.shape)}"
+            raise ValueError(f"{name}: image must be a uint8 tensor (3, H, W), got {got}")
         check_fields(target, name, self.keypoint_flip)
         if seed is None:
             seed = int(torch.randint(0, _SEEDS, (), dtype=torch.int64))

@@ -14,17 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from detmix.mixing.target import (
-    Target,
-    converted,
-    describe,
-    plain,
-    with_objects,
-    wrap_like,
-    xyxy,
-)
+from detmix.mixing.target import Target, converted, describe, plain, with_objects, wrap_like, xyxy
 
 _MASK_DTYPES = (torch.uint8, torch.bool)
 # Points that travel ahead of the keypoints and tell whether the image was mirrored, as shares of
@@ -35,13 +27,8 @@ Array = npt.NDArray[Any]
 
 
 def check_fields(target: Target, name: str, keypoint_flip: list[int] | None) -> None:
-    """Check labels, masks and keypoints of a target whose per-object fields have N rows."""
-    labels, masks, keypoints = (target.get(key) for key in ("labels", "masks", "keypoints"))
-    for row, label in enumerate([] if labels is None else torch.as_tensor(labels).tolist()):
-        if label < 1:
-            raise ValueError(
-                f"{name}: 'labels'[{row}] must be at least 1 (0 is background), got {label}"
-            )
+    """Check masks and keypoints of a target whose per-object fields have N rows."""
+    masks, keypoints = target.get("masks"), target.get("keypoints")
     if masks is not None and masks.dtype not in _MASK_DTYPES:
         raise ValueError(f"{name}: 'masks' must be uint8 or bool, got {masks.dtype}")
     if keypoints is None or not len(target["boxes"]):  # then it often lacks some of the axes
@@ -72,7 +59,7 @@ def typed_as(values: Tensor, like: Any, size: tuple[int, int]) -> Tensor:
     """Give plain values the type and, to boxes, the format of another tensor; undoes `to_plain`."""
     if isinstance(like, BoundingBoxes):
         values = converted(values, BoundingBoxFormat.XYXY, like.format)
-    return wrap_like(values, like, size) if isinstance(like, TVTensor) else values
+    return wrap_like(values, like, size)
 
 
 def packed_fields(target: Target, size: tuple[int, int]) -> dict[str, Array]:

@@ -52,18 +52,12 @@ class ImageClasses(HasEpoch, Dataset[tuple[Tensor, int, int]]):
         seed: int = 0,
     ) -> None:
         folder = Path(root) / split
-        if not folder.is_dir():
-            unpack = f'; unpack it: cd {root} && for f in *.tar; do tar -xf "$f"; done'
-            hint = unpack if any(Path(root).glob("*.tar")) else ""
-            raise FileNotFoundError(f"{folder}: there is no such folder{hint}")
         files = ImageFolder(folder)
         self.classes = tuple(files.classes if classes is None else classes)
         for name in files.classes:
             if name not in self.classes:
-                raise ValueError(
-                    f"{folder / name}: class {name!r} is not among the {len(self.classes)} "
-                    f"expected classes {', '.join(self.classes[:3])}, ..."
-                )
+                expected = f"one of {', '.join(self.classes[:3])}, ..."
+                raise ValueError(f"{folder / name}: expected {expected}, got class {name!r}")
         labels = [self.classes.index(name) for name in files.classes]
         names = [Path(path).relative_to(folder.parent).as_posix() for path, _ in files.samples]
         samples = [(path, labels[number]) for path, number in files.samples]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +39,8 @@ _TURNED = (
 _JPEG_START = b"\xff\xd8"
 # Not all that Pillow opens: for EPS it would run Ghostscript.
 _FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
+Image.init()
+_READABLE = [name for name in _FORMATS if name in Image.OPEN]  # of those the ones of this Pillow
 # Those whose values are integers of a known range; "I" is that of 16 bits in PNG and PPM.
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"}
 _MODES |= {"I", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -111,29 +112,20 @@ def _read(path: str | PathLike[str]) -> tuple[Tensor, int]:
 def _opened(file: IO[bytes], name: str | PathLike[str]) -> Iterator[Image.Image]:
     """Open an image with Pillow; what is wrong with it then is a ValueError."""
     try:
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(file, formats=_READABLE) as image:
             _check_pixels(image)
             yield image
     except UnidentifiedImageError:
         file.seek(0)
         start = file.read(4).hex(" ")
         got = f"it begins with {start}" if start else "the file is empty"
-        raise ValueError(
-            f"{name}: not an image of a known format or pixel type: {got}; {_EXPECTED}"
-        ) from None
+        raise ValueError(f"{name}: not an image of a known kind: {got}; {_EXPECTED}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: refused: {error}") from error
     except Warning:  # made an error by whoever runs this
         raise
     except Exception as error:  # a broken file leads Pillow's readers to all kinds of errors
         raise ValueError(f"{name}: cannot be decoded: {error}") from error
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Return the formats that this Pillow has and that are read here."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_pixels(image: Image.Image) -> None:

@@ -210,11 +210,8 @@ def _place(
     for _ in range(20):
         # Uniform in the logarithm: as many small objects as large ones per octave.
         radius = image_size / 2 * math.exp(rng.uniform(math.log(low), math.log(high)))
-        square = (
-            rng.uniform(radius + 1, width - radius - 1),
-            rng.uniform(radius + 1, height - radius - 1),
-            radius,
-        )
+        x = rng.uniform(radius + 1, width - radius - 1)
+        square = (x, rng.uniform(radius + 1, height - radius - 1), radius)
         if all(_overlap(square, other) <= _MAX_OVERLAP for other in squares):
             return square
     return None
@@ -240,9 +237,9 @@ def _draw_object(
     left, top = int(centre_x - radius) - 1, int(centre_y - radius) - 1
     side = 2 * math.ceil(radius) + 3
     rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
-    centre = (centre_x - columns.start, centre_y - rows.start)
+    square = (centre_x - columns.start, centre_y - rows.start, radius)
     patch = canvas[rows, columns]
-    coverage = _draw_mask(rng, name, centre, radius, patch.shape[:2])
+    coverage = _draw_mask(rng, name, square, patch.shape[:2])
     is_inside = coverage >= _MIN_COVERAGE
     colour = _draw_colour(rng, patch[is_inside].mean(axis=0))
     opacity = rng.uniform(0.2, 0.35) if is_faint else 1.0
@@ -254,17 +251,13 @@ def _draw_object(
 
 
 def _draw_mask(
-    rng: np.random.Generator,
-    name: str,
-    centre: tuple[float, float],
-    radius: float,
-    shape: tuple[int, ...],
+    rng: np.random.Generator, name: str, square: Square, shape: tuple[int, ...]
 ) -> FloatArray:
     """Return the share of each pixel that the shape covers, float32 ``(H, W)`` in [0, 1]."""
     height, width = shape
     fine = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     draw = ImageDraw.Draw(fine)
-    x, y, r = (_OVERSAMPLING * value for value in (*centre, radius))
+    x, y, r = (_OVERSAMPLING * value for value in square)
     if name == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
     else:

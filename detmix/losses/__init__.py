@@ -61,9 +61,10 @@ def weight_losses(
     it is linear in the weights, and with all weights 1 values and gradients equal torchvision's
     bit for bit, from the same random numbers. Gradients reach ``box_weights`` that ask for them.
 
-    Targets are those that torchvision computes losses of, with weights from 0 up. Labels that it
-    refuses or gets wrong without a word (of another shape, number or dtype, or no class) and masks
-    that are not 0 or 1 raise ValueError or TypeError by target and key, before anything is sampled.
+    Targets are those that torchvision computes losses of, with weights from 0 up and labels of any
+    whole dtype. What it refuses or gets wrong without a word (labels of another shape or number, or
+    no class; masks that are not 0 or 1) raises ValueError or TypeError by target and key, before
+    anything is sampled.
 
     Parameter names, state dict, device, hooks and everything in evaluation stay as they are;
     other models in the process are not touched. Call it before the model is wrapped for
@@ -138,8 +139,6 @@ def _weighable_parts(model: nn.Module) -> list[nn.Module]:
         heads = (model.head.classification_head, model.head.regression_head)
         strange += [head for head in heads if type(head) not in _REPLACED]
     if strange:
-        raise TypeError(
-            f"the losses of {name} cannot be weighted: its {type(strange[0]).__name__} is not "
-            "torchvision's own class"
-        )
+        kind = type(strange[0]).__name__
+        raise TypeError(f"the losses of {name} cannot be weighted: {kind} is not torchvision's")
     return parts

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -25,15 +25,11 @@ class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
+        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
+    ) -> ByName:
         """Compute the weighted losses of the batch."""
         logits = head_outputs["cls_logits"]
-        targets = checked(targets, logits.shape[2], "fcos")
+        targets = checked(targets, logits.shape[2])
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         matched = torch.stack(matched_idxs)
         foreground = torch.where(matched >= 0)
@@ -62,8 +58,5 @@ class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
 
 def centerness_targets(distances: Tensor) -> Tensor:
     """Return how central points are, by ``(P, 4)`` distances to sides: FCOS, equation 3."""
-    horizontal, vertical = distances[:, [0, 2]], distances[:, [1, 3]]
-    return torch.sqrt(
-        (horizontal.amin(dim=1) / horizontal.amax(dim=1))
-        * (vertical.amin(dim=1) / vertical.amax(dim=1))
-    )
+    sides = distances[:, [[0, 2], [1, 3]]]  # horizontal, vertical
+    return torch.sqrt((sides.amin(dim=2) / sides.amax(dim=2)).prod(dim=1))

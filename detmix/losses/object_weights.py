@@ -21,7 +21,9 @@ from torch import Tensor
 from detmix.mixing import box_weights
 
 Normalizer = Literal["samples", "weights"]
-Targets = list[dict[str, Tensor]]
+Tensors = list[Tensor]
+ByName = dict[str, Tensor]
+Targets = list[ByName]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,9 @@ class LossWeighting:
 
     def __post_init__(self) -> None:
         if not 0 <= self.background_weight < math.inf:
-            raise ValueError(
-                f"background_weight must be finite and not negative, got {self.background_weight}"
-            )
+            raise ValueError(f"background_weight must be in [0, inf), got {self.background_weight}")
         if self.normalizer not in get_args(Normalizer):
-            raise ValueError(
-                f"normalizer must be one of {get_args(Normalizer)}, got {self.normalizer!r}"
-            )
+            raise ValueError(f"normalizer must be samples or weights, got {self.normalizer!r}")
 
     def of_samples(
         self, target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor

@@ -22,23 +22,18 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
-from detmix.losses.targets import (
-    check_field,
-    check_objects,
-    check_roi_targets,
-    checked,
-    with_empty_branches,
-)
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
+from detmix.losses.targets import check_field, check_objects, check_roi, checked, with_branches
 
 #: of each image: target, sampled proposals, the object that each matches, and its label
-Samples = list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]
+Samples = list[tuple[ByName, Tensor, Tensor, Tensor]]
+Sizes = list[tuple[int, int]]
 
 
 class _Labels(list[Tensor]):
     """Labels ``(A,)`` of each image, with weights, on their way through torchvision's code."""
 
-    weights: list[Tensor]
+    weights: Tensors
 
 
 class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # type: ignore[misc]
@@ -48,8 +43,8 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
 
     @torch.jit.unused
     def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: Targets
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, anchors: Tensors, targets: Targets
+    ) -> tuple[Tensors, Tensors]:
         """Return labels (1 object, 0 background, -1 neither) with weights, and matched boxes."""
         # By torchvision's rule, whose own method does not tell which object an anchor matches.
         heads = self.heads[0]
@@ -79,25 +74,21 @@ class WeightedRegionProposalNetwork(RegionProposalNetwork, WeightedPart):  # typ
         self,
         objectness: Tensor,
         pred_bbox_deltas: Tensor,
-        labels: list[Tensor],
-        regression_targets: list[Tensor],
+        labels: Tensors,
+        regression_targets: Tensors,
     ) -> tuple[Tensor, Tensor]:
         """Return the objectness and the box loss, each over the sampled anchors' normalizer."""
         assert isinstance(labels, _Labels)
         positives, negatives = self.fg_bg_sampler(labels)
         positive = torch.where(torch.cat(positives))[0]
         sampled = torch.cat([positive, torch.where(torch.cat(negatives))[0]])
-        weights = torch.cat(labels.weights)
-        object_loss = weighted_binary_cross_entropy(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
-        )
+        weights, rescale = torch.cat(labels.weights), self.loss_weighting.rescale
+        logits, is_object = objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        object_loss = weighted_binary_cross_entropy(logits, is_object, weights[sampled])
         goals = torch.cat(regression_targets)[positive]
-        box_sum = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
-        rescale = self.loss_weighting.rescale
-        return (
-            rescale(object_loss, weights[sampled]),
-            rescale(box_sum / len(sampled), weights[sampled]),
-        )
+        box_loss = smooth_l1_sum(pred_bbox_deltas[positive], goals, weights[positive])
+        box_loss = box_loss / len(sampled)
+        return rescale(object_loss, weights[sampled]), rescale(box_loss, weights[sampled])
 
 
 def renamed(method: FunctionType, name: str) -> FunctionType:
@@ -117,11 +108,11 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     def forward(
         self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
+        features: ByName,
+        proposals: Tensors,
+        image_shapes: Sizes,
         targets: Targets | None = None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    ) -> tuple[list[ByName], ByName]:
         """Classify and refine proposals, and in training return the weighted losses."""
         if self.training:
             return self.training_forward(features, proposals, image_shapes, targets)
@@ -131,29 +122,21 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def training_forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: Targets | None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        self, features: ByName, proposals: Tensors, image_shapes: Sizes, targets: Targets | None
+    ) -> tuple[list[ByName], ByName]:
         """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
-        targets = with_empty_branches(targets)
-        proposals, matched, labels, regression_targets = self.select_training_samples(
-            proposals, targets
-        )
+        targets = with_branches(targets)
+        proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        class_logits, box_regression = self.box_predictor(box_features)
+        logits, boxes = self.box_predictor(box_features)
         if self.num_classes() == math.inf:
-            checked(targets, class_logits.shape[1], "rcnn")
+            checked(targets, logits.shape[1])
         # By labels: matches of the background are clamped to object 0.
         samples = list(zip(targets, proposals, matched, labels, strict=True))
         of_samples = self.loss_weighting.of_samples
         weights = torch.cat([of_samples(target, m, y > 0) for target, _, m, y in samples])
-        losses = self.box_losses(
-            class_logits, box_regression, torch.cat(labels), torch.cat(regression_targets), weights
-        )
+        losses = self.box_losses(logits, boxes, torch.cat(labels), torch.cat(goals), weights)
         if self.has_mask() or self.has_keypoint():
             losses |= self.branch_losses(features, image_shapes, samples, weights)
         return [], losses
@@ -163,7 +146,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         """Check targets for the RPN, and for ``select_training_samples`` where that is frozen."""
         assert targets is not None  # the RPN has refused to train without
         branches = [*["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()]
-        check_roi_targets(targets, self.num_classes(), branches)
+        check_roi(targets, self.num_classes(), branches)
 
     def num_classes(self) -> float:
         """Return K if the box predictor is like torchvision's; others tell it when they run."""
@@ -172,31 +155,21 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         return found
 
     def box_losses(
-        self,
-        class_logits: Tensor,
-        box_regression: Tensor,
-        labels: Tensor,
-        regression_targets: Tensor,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
+        self, logits: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor, weights: Tensor
+    ) -> ByName:
         """Compute both losses of ``(R, K)`` logits and ``(R, 4 K)`` boxes, one for each class."""
         foreground = torch.where(labels > 0)[0]
-        deltas = box_regression.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
-        goals = regression_targets[foreground]
-        box_sum = smooth_l1_sum(deltas, goals, weights[foreground])
+        deltas = boxes.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
+        box_sum = smooth_l1_sum(deltas, goals[foreground], weights[foreground])
         losses = {
-            "loss_classifier": weighted_cross_entropy(class_logits, labels, weights),
+            "loss_classifier": weighted_cross_entropy(logits, labels, weights),
             "loss_box_reg": box_sum / len(labels),
         }
         return {name: self.loss_weighting.rescale(loss, weights) for name, loss in losses.items()}
 
     def branch_losses(
-        self,
-        features: dict[str, Tensor],
-        image_shapes: list[tuple[int, int]],
-        samples: Samples,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
+        self, features: ByName, image_shapes: Sizes, samples: Samples, weights: Tensor
+    ) -> ByName:
         """Run the mask and the keypoint branch that there are, and compute their losses."""
         # Only foreground has masks and keypoints: no background weight is involved.
         weights = weights[torch.where(torch.cat([labels for *_, labels in samples]) > 0)[0]]
@@ -219,15 +192,10 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if len(weights) == 0:
             return logits.sum() * 0
         size = logits.shape[-1]
-        goals = torch.cat(
-            [
-                project_masks_on_boxes(target["masks"], boxes, matched, size)
-                for target, boxes, matched, _ in objects
-            ]
-        )
+        goals = [project_masks_on_boxes(t["masks"], *where, size) for t, *where, _ in objects]
         labels = torch.cat([own for *_, own in objects])
-        own_class = logits[torch.arange(len(goals), device=logits.device), labels]
-        loss = weighted_binary_cross_entropy(own_class, goals, weights[:, None, None])
+        own_class = logits[torch.arange(len(labels), device=logits.device), labels]
+        loss = weighted_binary_cross_entropy(own_class, torch.cat(goals), weights[:, None, None])
         return self.loss_weighting.rescale(loss, weights)
 
     def keypoint_loss(self, logits: Tensor, objects: Samples, weights: Tensor) -> Tensor:
@@ -236,11 +204,8 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         if height != size:
             raise ValueError(f"keypoint heatmaps must be square, got {height} x {size}")
         for index, (target, *_) in enumerate(objects):
-            check_field(target, index, "keypoints", (), (num_keypoints, 3), lambda shape: True)
-        pairs = [
-            keypoints_to_heatmap(target["keypoints"][matched], boxes, size)
-            for target, boxes, matched, _ in objects
-        ]
+            check_field(target, index, "keypoints", (), (num_keypoints, 3))
+        pairs = [keypoints_to_heatmap(t["keypoints"][m], boxes, size) for t, boxes, m, _ in objects]
         # Flat, as an image without objects need not know J.
         cells = torch.cat([image_cells.flatten() for image_cells, _ in pairs])
         valid = torch.where(torch.cat([is_valid.flatten() for _, is_valid in pairs]) > 0)[0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import Targets, WeightedPart, weighted_sum
+from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -23,18 +23,14 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
+        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
+    ) -> ByName:
         """Compute both weighted losses of a batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        targets = checked(targets, logits.size(-1), "ssd")
+        targets = checked(targets, logits.size(-1))
         all_weights = self.loss_weighting.of_anchors(targets, matched_idxs)
         labels = torch.zeros_like(torch.stack(matched_idxs))
-        box_sums, foreground_weights = [], []
+        box_sums = []
         for i, (target, matched, weights) in enumerate(
             zip(targets, matched_idxs, all_weights, strict=True)
         ):
@@ -42,15 +38,10 @@ class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
             own = matched[foreground]
             labels[i, foreground] = target["labels"][own]
             goals = self.box_coder.encode_single(target["boxes"][own], anchors[i][foreground])
-            foreground_weights.append(weights[foreground])
-            box_sums.append(
-                weighted_sum(
-                    F.smooth_l1_loss(regression[i][foreground], goals, reduction="none"),
-                    weights[foreground],
-                )
-            )
-        joined = torch.cat(foreground_weights)
-        normalizer = self.loss_weighting.divisor(len(joined), joined)
+            losses = F.smooth_l1_loss(regression[i][foreground], goals, reduction="none")
+            box_sums.append(weighted_sum(losses, weights[foreground]))
+        foreground_weights = all_weights[labels > 0]
+        normalizer = self.loss_weighting.divisor(len(foreground_weights), foreground_weights)
         class_sum = self.class_sum(logits, labels, all_weights)
         return {
             "bbox_regression": torch.stack(box_sums).sum() / normalizer,

@@ -28,7 +28,7 @@ from detmix.mixing.target import (
     Target,
     box_format,
     check_pair,
-    check_ratio,
+    check_share,
     checked_samples,
     converted,
     describe,
@@ -58,19 +58,16 @@ class Cut(NamedTuple):
         In whole pixels as the paper's code makes it: half a side is rounded down, and what
         exceeds the image is cut off. A share out of range is a ValueError.
         """
-        check_ratio(self.lam)
+        check_share("lam", self.lam)
         if not (0.0 <= self.x < 1.0 and 0.0 <= self.y < 1.0):
             raise ValueError(f"x and y must be in [0, 1), got {self.x} and {self.y}")
         height, width = size
         half_share = 0.5 * math.sqrt(1.0 - self.lam)
         x, y = int(self.x * width), int(self.y * height)
         half_width, half_height = int(half_share * width), int(half_share * height)
-        return (
-            max(x - half_width, 0),
-            max(y - half_height, 0),
-            min(x + half_width, width),
-            min(y + half_height, height),
-        )
+        x1, x2 = max(x - half_width, 0), min(x + half_width, width)
+        y1, y2 = max(y - half_height, 0), min(y + half_height, height)
+        return x1, y1, x2, y2
 
 
 def cutmix(
@@ -124,16 +121,14 @@ def cutmix(
     """
     samples, declared = [(image_a, target_a), (image_b, target_b)], key_names(keys)
     sample_a, sample_b = checked_samples(samples, declared)
-    _check_min_visibility(min_visibility)
+    check_share("min_visibility", min_visibility)
     height, width = _common_size(image_a, image_b)
     is_integral = len(rectangle) == 4 and all(isinstance(edge, Integral) for edge in rectangle)
     if is_integral:
         x1, y1, x2, y2 = rectangle
     if not is_integral or not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-        raise ValueError(
-            f"rectangle must be four integers (x1, y1, x2, y2) within the {width} x {height} "
-            f"pixels that both images cover, got {rectangle}"
-        )
+        expected = f"integers (x1, y1, x2, y2) within {width} x {height} pixels"
+        raise ValueError(f"rectangle must be {expected}, which both cover, got {rectangle}")
     return _paste(sample_a, sample_b, rectangle, min_visibility, declared)
 
 
@@ -166,7 +161,7 @@ class DetectionCutMix(RatioMixer):
         target_getter: TargetGetter | None = None,
     ) -> None:
         super().__init__(alpha, p, epochs, off_epochs, keys=keys, target_getter=target_getter)
-        _check_min_visibility(min_visibility)
+        check_share("min_visibility", min_visibility)
         self.min_visibility = min_visibility
 
     def draw(self, rng: random.Random) -> Cut | None:
@@ -178,15 +173,6 @@ class DetectionCutMix(RatioMixer):
         """Paste the rectangle ``how`` of the second checked sample into the first."""
         rectangle = how.rectangle(_common_size(sample_a[0], sample_b[0]))
         return _paste(sample_a, sample_b, rectangle, self.min_visibility, self.keys)
-
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"min_visibility={self.min_visibility}, {super().extra_repr()}"
-
-
-def _check_min_visibility(share: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"min_visibility must be in [0, 1], got {share}")
 
 
 def _common_size(image_a: Tensor, image_b: Tensor) -> Size:
@@ -280,12 +266,8 @@ def _cut_masks(masks: Tensor, rectangle: Rectangle, inside: bool, size: Size) ->
     """Return ``(N, H, W)`` masks, zero where they are not seen."""
     x1, y1, x2, y2 = rectangle
     whole = plain(masks)
-    if inside:
-        cut = whole.new_zeros((len(whole), *size))
-        cut[:, y1:y2, x1:x2] = whole[:, y1:y2, x1:x2]
-    else:
-        cut = whole.clone()
-        cut[:, y1:y2, x1:x2] = 0
+    cut = whole.new_zeros((len(whole), *size)) if inside else whole.clone()
+    cut[:, y1:y2, x1:x2] = whole[:, y1:y2, x1:x2] if inside else 0
     return wrap_like(cut, masks, size)
 
 
@@ -313,9 +295,7 @@ def _hide(keypoints: Any, rectangle: Rectangle, inside: bool) -> Tensor:
     if not isinstance(keypoints, Tensor) or (
         len(keypoints) and (keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3))
     ):
-        raise ValueError(
-            f"'keypoints' must be a tensor (N, K, 3) to be cut, got {describe(keypoints)}"
-        )
+        raise ValueError(f"'keypoints' to be cut must be (N, K, 3), got {describe(keypoints)}")
     if len(keypoints) == 0 or keypoints.shape[2] == 2:
         return keypoints
     x, y, _ = (keypoints + 0.5).unbind(-1)  # whole numbers are the centres of pixels

@@ -18,7 +18,7 @@ from detmix.mixing.target import (
     Size,
     Target,
     check_pair,
-    check_ratio,
+    check_share,
     checked_samples,
     image_size,
     key_names,
@@ -119,10 +119,6 @@ class DetectionMixUp(RatioMixer):
         image = blend(image_a, image_b, how, self.fill)
         return image, join((target_a, target_b), (how, 1.0 - how), image_size(image), self.keys)
 
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"fill={self.fill}, {super().extra_repr()}"
-
 
 def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
     r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
@@ -135,7 +131,7 @@ def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tenso
         ValueError: If λ is outside [0, 1], the images differ in dtype, device or number of
             channels, or ``fill`` does not suit them.
     """
-    check_ratio(lam)
+    check_share("lam", lam)
     check_pair(image_a, image_b)
     size = max(image_a.shape[-2], image_b.shape[-2]), max(image_a.shape[-1], image_b.shape[-1])
     values = _fill_values(fill, image_a)
@@ -188,14 +184,10 @@ def _fill_values(fill: Fill, image: Tensor) -> list[float]:
     """Return ``fill`` as a list of one number or C, whole ones for an image of integers."""
     values = [float(value) for value in (fill if isinstance(fill, Sequence) else [fill])]
     if isinstance(fill, Sequence) and len(values) != image.shape[0]:
-        raise ValueError(
-            f"fill must be one number or one for each of the {image.shape[0]} channels, got {fill}"
-        )
+        raise ValueError(f"fill must be a number, or {len(image)}, one a channel, got {fill}")
     if image.is_floating_point():
         return values
-    limits = torch.iinfo(image.dtype)
-    if not all(limits.min <= value <= limits.max for value in values):
-        raise ValueError(
-            f"fill must be in [{limits.min}, {limits.max}] for {image.dtype}, got {fill}"
-        )
+    info = torch.iinfo(image.dtype)
+    if not all(info.min <= value <= info.max for value in values):
+        raise ValueError(f"fill must be in [{info.min}, {info.max}] of {info.dtype}, got {fill}")
     return [round(value) for value in values]

@@ -20,7 +20,7 @@ from detmix.mixing.target import (
     Size,
     Target,
     box_format,
-    check_ratio,
+    check_share,
     checked_samples,
     converted,
     key_names,
@@ -60,7 +60,7 @@ def union(
         ValueError: For another λ, a target that breaks the contract, or a key that is neither
             left out nor has a default in one target only.
     """
-    check_ratio(lam)
+    check_share("lam", lam)
     declared = key_names(keys)
     samples = [(_blank(target, size), target) for target in (target_a, target_b)]
     (_, target_a), (_, target_b) = checked_samples(samples, declared, ("target a", "target b"))
@@ -130,10 +130,7 @@ def _rows(target: Target, part: Target, key: str, like: Any) -> Any:
     if value is None:
         count = len(part["boxes"])
         if count and key not in ZERO_BY_DEFAULT:
-            raise ValueError(
-                f"one target has the per-object key {key!r}, the other with {count} objects does "
-                f"not (its keys: {', '.join(sorted(part))})"
-            )
+            raise ValueError(f"one target has {key!r}, the other with {count} objects has not")
         return [0] * count if isinstance(like, list) else plain(like).new_zeros(count)
     if isinstance(like, list):
         return value.tolist() if isinstance(value, Tensor) else value

@@ -20,6 +20,7 @@ from detmix.mixing.seeding import HasEpoch, SharedEpoch, draw_seeds, held_by, sa
 from detmix.mixing.target import (
     Sample,
     Target,
+    check_share,
     checked_samples,
     image_size,
     key_names,
@@ -60,6 +61,11 @@ class DetectionMixer(HasEpoch, nn.Module, abc.ABC):
     def epoch(self) -> int:
         """The epoch set last, from 0."""
         return self._epoch.value
+
+    def extra_repr(self) -> str:
+        """Describe the settings, those of a subclass too."""
+        given = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        return ", ".join(f"{name}={value}" for name, value in given.items())
 
     @property
     @abc.abstractmethod
@@ -242,15 +248,11 @@ class RatioMixer(DetectionMixer):
         super().__init__(**reading)
         if not 0.0 < alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
-        if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p must be in [0, 1], got {p}")
+        check_share("p", p)
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be positive, got {epochs}")
         if off_epochs and not 0 < off_epochs < (epochs or 0):
-            raise ValueError(
-                "off_epochs must not be negative, and smaller than epochs, or nothing would be "
-                f"mixed at all: got off_epochs={off_epochs} of epochs={epochs}"
-            )
+            raise ValueError(f"off_epochs must be from 0 and below {epochs=}, got {off_epochs}")
         self.alpha = alpha
         self.p = p
         self.epochs = epochs
@@ -266,10 +268,6 @@ class RatioMixer(DetectionMixer):
         if not self.active or rng.random() >= self.p:
             return None
         return rng.betavariate(self.alpha, self.alpha)
-
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"alpha={self.alpha}, p={self.p}, epochs={self.epochs}, off_epochs={self.off_epochs}"
 
 
 class RandomChoice(DetectionMixer):
@@ -292,15 +290,11 @@ class RandomChoice(DetectionMixer):
             raise ValueError("mixers must hold at least one mixer, got none")
         for number, mixer in enumerate(mixers):
             if not isinstance(mixer, DetectionMixer):
-                raise TypeError(
-                    f"mixers[{number}] must be a DetectionMixer, got {type(mixer).__name__}"
-                )
+                raise TypeError(f"mixers[{number}] must be a DetectionMixer, got {mixer!r}")
             first, own = ((sorted(m.keys), m.target_getter) for m in (mixers[0], mixer))
             if own != first:
-                raise ValueError(
-                    f"mixers must all have the same keys and target_getter, got {first} of "
-                    f"mixers[0] and {own} of mixers[{number}]"
-                )
+                what = f"keys and target_getter, got {first} and {own} of mixers[{number}]"
+                raise ValueError(f"mixers must all have the same {what}")
         super().__init__(keys=mixers[0].keys, target_getter=mixers[0].target_getter)
         self.mixers: Sequence[DetectionMixer] = nn.ModuleList(mixers)  # type: ignore[assignment]
         self.probabilities = _shares(len(mixers), probabilities)
@@ -322,10 +316,6 @@ class RandomChoice(DetectionMixer):
         number, drawn = how
         return self.mixers[number].mix_pair(sample_a, sample_b, drawn)
 
-    def extra_repr(self) -> str:
-        """Describe the settings."""
-        return f"probabilities={self.probabilities}"
-
 
 def _is_packed(batch: Any) -> bool:
     """Tell a pair (images, targets) from two samples (image, target)."""
@@ -339,8 +329,6 @@ def _shares(num: int, probabilities: Sequence[float] | None) -> tuple[float, ...
     given = [1.0] * num if probabilities is None else [float(value) for value in probabilities]
     valid = len(given) == num and all(0.0 <= value < math.inf for value in given)
     if not valid or not 0 < sum(given) < math.inf:
-        raise ValueError(
-            f"probabilities must be {num} finite numbers, one for each mixer, not negative and "
-            f"with a positive sum, got {probabilities}"
-        )
+        expected = f"{num} finite numbers from 0, and not all 0"
+        raise ValueError(f"probabilities must be {expected}, got {probabilities}")
     return tuple(value / sum(given) for value in given)

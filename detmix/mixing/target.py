@@ -11,7 +11,7 @@ Shapes: N objects in a target; (H, W) an image or the canvas.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence, Set, Sized
+from collections.abc import Callable, Collection, Sequence, Set, Sized
 from typing import Any
 from zlib import crc32
 
@@ -26,6 +26,8 @@ Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Size = tuple[int, int]
 Keys = frozenset[str]
+#: a key, each target's values, what they must be, and the rule for each row of them
+Column = tuple[str, list[Tensor], str, Callable[[Tensor], Tensor]]
 
 # What belongs to the objects is known by name, or declared by the user as ``keys``: a length says
 # nothing when it happens to equal the number of objects.
@@ -45,8 +47,9 @@ def has_rows(sample: Sample, key: str) -> bool:
         return value.numel() == 0  # of whatever shape, as keypoints of (17, 0, 3)
     if key == "masks":
         return isinstance(value, Tensor) and value.shape == (count, *image_size(image))
-    is_scalar = isinstance(value, Tensor) and value.ndim == 0
-    return isinstance(value, (Tensor, list)) and not is_scalar and len(value) == count
+    if isinstance(value, Tensor) and (value.ndim == 0 or (key == "box_weights" and value.ndim > 1)):
+        return False
+    return isinstance(value, (Tensor, list)) and len(value) == count
 
 
 def box_weights(target: Target) -> Tensor:
@@ -86,13 +89,11 @@ def checked_samples(
     names: Sequence[str] = ("sample a", "sample b"),
     told: Tensor | None = None,
 ) -> list[Sample]:
-    """Return what the mixers work on: samples that keep the contract, their targets completed.
-
-    Known keys that not every object has are left out of all targets.
-    """
+    """Return samples that keep the contract, with targets completed and all of the same keys."""
     for (image, target), name in zip(samples, names, strict=True):
         check_sample(image, target, name, NEEDED_KEYS | keys)
     samples = [(image, with_objects(target, image.device)) for image, target in samples]
+    check_rows(names, [target for _, target in samples])
     held = {key for _, target in samples for key, value in target.items() if value is not None}
     optional = (held & KNOWN_KEYS) - NEEDED_KEYS - keys
     left_out = {key for key in optional if not all(has_rows(sample, key) for sample in samples)}
@@ -117,24 +118,19 @@ def tell_of_own(told: Tensor | None, samples: Sequence[Sample], keys: Keys) -> N
     of_image = {key for sample, key in held if not has_rows(sample, key)}
     what = "kept as the image's, though there is an entry for each box. Declare in keys= what"
     _tell(told, {key for _, key in held} - of_image, f"{what} belongs to the objects")
-    _new(told, of_image)  # those will not be told where they happen to fit
+    _tell(told, of_image)  # not where they happen to fit another time
 
 
-def _tell(told: Tensor | None, keys: Set[str], what: str) -> None:
-    new = _new(told, keys)
-    if new:
-        warnings.warn(f"{', '.join(map(repr, new))}: {what}", UserWarning, stacklevel=2)
-
-
-def _new(told: Tensor | None, keys: Set[str]) -> list[str]:
-    """Return the keys that are not in the shared table ``told`` of their hashes; put them there."""
+def _tell(told: Tensor | None, keys: Set[str], what: str = "") -> None:
+    """Warn of keys that are not in the table ``told``, or say nothing, and put them there."""
     names = sorted(map(str, keys))
-    if told is None or not names:
-        return names
-    places = [crc32(name.encode()) % len(told) for name in names]
-    is_told = told[places].tolist()
-    told[places] = True
-    return [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
+    if told is not None and names:
+        places = [crc32(name.encode()) % len(told) for name in names]  # by their hashes
+        is_told = told[places].tolist()
+        told[places] = True
+        names = [name for name, was_told in zip(names, is_told, strict=True) if not was_told]
+    if what and names:
+        warnings.warn(f"{', '.join(map(repr, names))}: {what}", UserWarning, stacklevel=2)
 
 
 def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) -> Target:
@@ -153,10 +149,7 @@ def _completed(image: Tensor, target: Target, keys: Keys, left_out: set[str]) ->
 
 
 def check_sample(image: Any, target: Any, name: str, keys: Keys) -> None:
-    """Raise ValueError, naming the sample, the key, the row and the value, for a broken one.
-
-    Of the keys of the objects, ``keys`` must have an entry for each box where they are held.
-    """
+    """Raise ValueError for a broken sample; ``keys`` must have an entry for each box if held."""
     if not isinstance(image, Tensor) or image.ndim != 3:
         is_pil = isinstance(image, Image.Image)
         remedy = ": put torchvision.transforms.v2.ToImage() among the transforms" if is_pil else ""
@@ -180,23 +173,26 @@ def check_sample(image: Any, target: Any, name: str, keys: Keys) -> None:
             if key == "masks":
                 expected = f"{(len(boxes), *image_size(image))} tensor, the image's size"
             raise ValueError(f"{name}: {key!r} must be a {expected}, got {describe(target[key])}")
-    _check_numbers(target, name)
 
 
-def _check_numbers(target: Target, name: str) -> None:
-    """Raise ValueError for the first box or weight that is no number to calculate with."""
-    boxes, weights = plain(target["boxes"]), box_weights(target)
-    if weights.ndim != 1:
-        raise ValueError(f"{name}: 'box_weights' must have one axis, got {describe(weights)}")
-    for key, values, valid, expected in (
-        ("boxes", boxes, torch.isfinite(boxes).all(1), "finite numbers"),
-        ("box_weights", weights, torch.isfinite(weights) & (weights >= 0), "finite, not negative"),
-    ):
-        if not bool(valid.all()):
-            row = int((~valid).nonzero()[0])
-            raise ValueError(
-                f"{name}: {key!r}[{row}] must be {expected}, got {values[row].tolist()}"
-            )
+def check_rows(names: Sequence[str], targets: Sequence[Target], *more: Column) -> None:
+    """Raise ValueError for the first weight or box, or row of more, that breaks its rule."""
+    weights = [box_weights(target) for target in targets]
+    boxes = [plain(target["boxes"]) for target in targets]
+    columns: list[Column] = [
+        ("box_weights", weights, "finite and not negative", lambda w: torch.isfinite(w) & (w >= 0)),
+        ("boxes", boxes, "finite", lambda boxes: torch.isfinite(boxes).all(1)),
+        *more,
+    ]
+    filled = [([own for own in values if own.numel()], rule) for _, values, _, rule in columns]
+    valid = [rule(torch.cat(values)) for values, rule in filled if values]
+    if not valid or bool(torch.cat(valid).all()):  # asked once, as it waits for the device
+        return
+    for key, values, expected, rule in columns:
+        for name, own in zip(names, values, strict=True):
+            for row in (~rule(own)).nonzero()[:, 0].tolist():
+                got = own[row].tolist()
+                raise ValueError(f"{name}: {key!r}[{row}] must be {expected}, got {got}")
 
 
 def describe(value: object) -> str:
@@ -209,10 +205,10 @@ def describe(value: object) -> str:
     return repr(value)
 
 
-def check_ratio(lam: float) -> None:
-    """Raise ValueError unless λ is in [0, 1]."""
-    if not 0.0 <= lam <= 1.0:
-        raise ValueError(f"lam must be in [0, 1], got {lam}")
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless an argument is in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def check_pair(image_a: Tensor, image_b: Tensor) -> None:

@@ -87,19 +87,12 @@ def load_detector(model: Any, source: Source, title: str, num_classes: int) -> L
     weights = _choose(weights, own, head)
     state = weights.state
     if not any(key.startswith("backbone.") for key in state):
-        raise ValueError(
-            f"{source.what} holds no detector: no key starts with 'backbone.'; for a "
-            "classifier set backbone.weights instead"
-        )
-    bias = next(key for key in head if key.endswith(".bias"))
-    anchors = len(own[bias]) // num_classes
-    before = state[bias].numel() // anchors if bias in state else "no"
-    text = f"the head of {before} classes, which is new for {num_classes}, background included"
-    if _KEYPOINTS in own and _KEYPOINTS in state:
-        expected, found = len(own[_KEYPOINTS]), state[_KEYPOINTS].numel()
-        if found != expected:
-            head.append(_KEYPOINT_HEAD)
-            text += f"; that of {found} keypoints, which is new for {expected}"
+        raise ValueError(f"{source.what} holds no detector: for a classifier set backbone.weights")
+    text = f"the head, which is new for {num_classes} classes, background included"
+    keypoints = [tensors[_KEYPOINTS].numel() for tensors in (state, own) if _KEYPOINTS in tensors]
+    if len({*keypoints}) == 2:
+        head.append(_KEYPOINT_HEAD)
+        text += ", and for {1} keypoints in the place of {0}".format(*keypoints)
     return _load_matching(model, weights, model=title, heads=head, head=text)
 
 
@@ -112,10 +105,8 @@ def load_classifier(
     for option, wanted in (("name", source.network), ("stem", stem)):
         found = weights.network.get(option)
         if wanted and found and plain_name(str(found)) != plain_name(wanted):
-            raise ValueError(
-                f"{source.what} was trained with {option}={found}, got "
-                f"backbone.{option}={wanted}: set backbone.{option}={found}"
-            )
+            told = f"is of {option}={found}, not {wanted}: set backbone.{option}={found}"
+            raise ValueError(f"{source.what} {told}")
     return _load_matching(
         module,
         _choose(weights, module.state_dict(), heads),
@@ -153,9 +144,7 @@ def load_backbone_weights(
     """
     name = type(module).__name__
     if hasattr(module, "backbone") or isinstance(module, BackboneWithFPN):
-        raise TypeError(
-            f"expected a classifier or a detector's body, got {name}: give it model.backbone.body"
-        )
+        raise TypeError(f"got {name}: expected a classifier or a detector's model.backbone.body")
     known = [member for each in resnet_names() for member in get_model_weights(each)]
     return load_classifier(module, find_source(source, weights_prefix, "source", known), name)
 
@@ -166,9 +155,7 @@ def _choose(weights: PretrainedState, own: Iterable[str], heads: Sequence[str]) 
     state = {key: value for key, value in weights.state.items() if key.startswith(within)}
     if not state:
         there_are = _listing("there are", [*dict.fromkeys(_part(k, within) for k in weights.state)])
-        raise ValueError(
-            f"{weights.source} holds no tensors under weights_prefix={weights.prefix}; {there_are}"
-        )
+        raise ValueError(f"{weights.source} has no weights_prefix={weights.prefix}; {there_are}")
     wanted = {key for key in own if not _is_in(key, heads) and not key.endswith(_COUNTER)}
     starts = ((key, name.end()) for key in state for name in re.finditer(r"^|\.", key))
     inside = ((key, start) for key, start in starts if start >= len(within))

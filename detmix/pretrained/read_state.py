@@ -122,10 +122,8 @@ def _download(source: Source, member: WeightsEnum) -> dict[str, Tensor]:
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "its file holds more than tensors" if unsafe else error
         raise ConnectionError(
-            f"cannot load {member} of {source.network or type(member).__name__} ({reason}); put "
-            f"the file of {member.url} into torch's hub folder "
-            "(torch.hub.get_dir()/checkpoints) by hand, or set "
-            f"{source.setting}=null to start from scratch"
+            f"cannot load {source.what} ({reason}); put {member.url} into torch.hub.get_dir()/"
+            f"checkpoints by hand, or set {source.setting}=null to start from scratch"
         ) from error
     return state
 
@@ -139,10 +137,8 @@ def _existing(source: Source, path: Path) -> Path:
     if os.sep in source.text or path.suffix in _FILE_SUFFIXES:
         raise FileNotFoundError(f"{source.what}: there is no file {path}")
     of = "" if source.network is None else f" of {source.network}"
-    known = f"one of {', '.join(source.names)} or a file"
-    raise ValueError(
-        f"{source.setting}{of} must be {known}, got {source.text!r}, and there is no such file"
-    )
+    known = f"one of {', '.join(source.names)} or a file that is there"
+    raise ValueError(f"{source.setting}{of} must be {known}, got {source.text!r}")
 
 
 def read_weight_file(path: Path | str) -> PretrainedState:
@@ -160,9 +156,7 @@ def read_weight_file(path: Path | str) -> PretrainedState:
     if not state:
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else None
         found = type(content).__name__ if keys is None else f"a dict of {keys or 'nothing'}"
-        raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, or dicts of such, found {found}"
-        )
+        raise ValueError(f"{path} holds no tensors by name, nor dicts of such, but {found}")
     is_own = content.keys() >= CHECKPOINT_KEYS
     return PretrainedState(state, **(_notes(content) if is_own else {}))
 

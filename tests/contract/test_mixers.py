@@ -274,7 +274,7 @@ class TestSchedule:
         other = twin(mix)
         assert isinstance(other, nn.Module)
         assert not other.state_dict()
-        assert "p=1.0, epochs=5, off_epochs=2)" in repr(other)
+        assert "p=1.0, epochs=5, off_epochs=2" in repr(other)
         assert repr(other) == repr(mix)
         assert (other.epoch, other.active) == (3, False)
         other.set_epoch(2)

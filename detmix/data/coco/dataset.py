@@ -41,26 +41,17 @@ Columns = dict[str, Array]  # of objects, by their names
 
 @dataclass(frozen=True)
 class CocoReport:
-    """What was found while the annotations were read; without the images that were skipped.
-
-    Attributes:
-        num_empty_images: Images of the data set without an object.
-        num_clipped: Boxes that reached beyond the image and were clipped to it.
-        num_without_area: Boxes dropped because no area was left inside the image.
-        num_crowd_dropped: Objects left out by ``crowd="drop"``.
-        num_images_dropped: Images left out by ``empty="drop"``.
-        num_skipped: Images left out by ``on_error="skip"``.
-    """
+    """What was found while the annotations were read; without the images that were skipped."""
 
     num_images: int
     num_objects: int
     num_crowd: int
-    num_empty_images: int
-    num_clipped: int
-    num_without_area: int
-    num_crowd_dropped: int
-    num_images_dropped: int
-    num_skipped: int = 0
+    num_empty_images: int  #: images of the data set without an object
+    num_clipped: int  #: boxes that reached beyond the image and were clipped to it
+    num_without_area: int  #: boxes dropped because no area was left inside the image
+    num_crowd_dropped: int  #: objects left out by ``crowd="drop"``
+    num_images_dropped: int  #: images left out by ``empty="drop"``
+    num_skipped: int = 0  #: images left out by ``on_error="skip"``
 
 
 class CocoDetection(StoredDetection):
@@ -144,7 +135,9 @@ class CocoDetection(StoredDetection):
         self.category_ids = tuple(category.id for category in categories)
         self.keypoint_names = common_keypoints(categories, self._path) if keypoints else ()
         self.keypoint_flip = mirrored_order(self.keypoint_names)
-        _find_files(file, self._folder)
+        for index, name in enumerate(file.names):  # as Windows writes them
+            if "\\" in name and not (self._folder / name).is_file():
+                file.names[index] = name.replace("\\", "/")
         _fill_sizes(file, self._folder)
         columns = _choose_objects(file, categories, clip=clip, drop_crowd=crowd == "drop")
         _read_shapes(file, columns, masks=masks, num_keypoints=len(self.keypoint_names))
@@ -165,10 +158,9 @@ class CocoDetection(StoredDetection):
         self.names = [file.names[index] for index in chosen]
         if on_error == "raise":
             check_files(self._folder, self.names)
+        rows = columns["rows"]
         warn_of_boxes(
-            columns["has_area"],
-            columns["is_clipped"],
-            lambda index: file.describe_box(columns["rows"][index]),
+            columns["has_area"], columns["is_clipped"], lambda index: file.describe_box(rows[index])
         )
         self.image_ids = [file.image_ids[index] for index in chosen]
         counts = np.bincount(used["images"], minlength=len(file.names))[chosen]
@@ -205,9 +197,7 @@ class CocoDetection(StoredDetection):
         """Return the index of the image with this id; ValueError if none has it."""
         index = bisect_left(self.image_ids, id_order(image_id), key=id_order)
         if index == len(self) or self.image_ids[index] != image_id:
-            raise ValueError(
-                f"no image of {self._path} has the id {image_id!r}, or it was left out"
-            )
+            raise ValueError(f"{self._path}: no image has the id {image_id!r}, or it was left out")
         return index
 
     def _annotation_path(self, index: int) -> Path:
@@ -216,13 +206,6 @@ class CocoDetection(StoredDetection):
 
 def _take(columns: Columns, keep: Array) -> Columns:
     return {key: column[keep] for key, column in columns.items()}
-
-
-def _find_files(file: CocoFile, folder: Path) -> None:
-    """Take backslashes, as Windows writes them, for slashes where a file has none in its name."""
-    for index, name in enumerate(file.names):
-        if "\\" in name and not (folder / name).is_file():
-            file.names[index] = name.replace("\\", "/")
 
 
 def _fill_sizes(file: CocoFile, folder: Path) -> None:
@@ -239,11 +222,8 @@ def _fill_sizes(file: CocoFile, folder: Path) -> None:
 def _choose_objects(
     file: CocoFile, categories: Sequence[CocoCategory], *, clip: bool, drop_crowd: bool
 ) -> Columns:
-    """Return columns ``(N, ...)`` of the objects of some categories, sorted by image.
-
-    Labels are 1, 2, ... in the order of the categories. Also what is not used is there, to be
-    counted.
-    """
+    """Return columns of all objects of some categories, labels 1, 2, ..., sorted by image."""
+    # Also what is not used is there, to be counted.
     label_of = {category.id: label for label, category in enumerate(categories, 1)}
     labels = np.array([label_of.get(category.id, 0) for category in file.categories])
     order = np.argsort(file.image_index, kind="stable")
@@ -283,7 +263,8 @@ def _read_shapes(file: CocoFile, columns: Columns, *, masks: bool, num_keypoints
             if not fits[index]:
                 raise ValueError(f"bbox {item['bbox']} is too large for float32, without clip=True")
             if masks:
-                columns["segmentations"][index] = read_segmentation(item, file.size(image))
+                rle = read_segmentation(item, file.size(image))
+                columns["segmentations"][index] = rle["counts"]
             if num_keypoints:
                 keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
                 visibility = keypoints[:, 2].tolist()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -22,11 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from detmix.data.coco.categories import CocoCategory, read_categories
-from detmix.data.coco.masks import pack_item, shorten, strip_item
+from detmix.data.coco.masks import pack_item, shorten
 from detmix.data.detection import Problem
 from detmix.files import read_file
 
-_PARTS = ("images", "annotations", "categories")
+# What is read of an object, as the columns of `CocoFile`.
+_ROW = [("image_index", "i8"), ("category_index", "i8"), ("area", "f8"), ("iscrowd", "?")]
+_ROW += [("boxes", "4f8")]
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_PIXELS = 2**31  # of a side
 
@@ -35,18 +39,14 @@ Id = int | str
 
 @dataclass(frozen=True)
 class CocoFile:
-    """Images sorted by their ids, objects in the order of the file, and what is wrong with them.
-
-    An object that is among the ``problems`` of its image is not among the objects. ``items`` are
-    the objects as in the file, of which segmentation and keypoints are read when they are used.
-    """
+    """Images sorted by their ids, and the objects without a problem in the order of the file."""
 
     path: Path
     categories: tuple[CocoCategory, ...]
     image_ids: list[Id]
     names: list[str]
     sizes: npt.NDArray[np.int64]  # (I, 2) height, width; 0 where the file gives none
-    items: list[dict[str, Any]]
+    items: list[dict[str, Any]]  # the objects as in the file; their shapes are read when used
     numbers: list[int]  # of the items in the file's list
     image_index: npt.NDArray[np.int64]  # (M,)
     category_index: npt.NDArray[np.int64]  # (M,)
@@ -60,10 +60,8 @@ class CocoFile:
         index = int(self.image_index[row])
         name = f" ({self.names[index]})" if self.names[index] else ""
         image = f"image {self.image_ids[index]}{name}"
-        number = self.numbers[row]
-        return (
-            f"{self.path}, annotation {self.items[row].get('id')} of {image}, annotations[{number}]"
-        )
+        own_id, number = self.items[row].get("id"), self.numbers[row]
+        return f"{self.path}, annotation {own_id} of {image}, annotations[{number}]"
 
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width."""
@@ -83,13 +81,12 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
     path = Path(path)
     with paused_collection():
         content = load_json(path, "annotations", masks=masks)
-        for part in _PARTS:
+        for part in ("images", "annotations", "categories"):
             _check_part(content, part, path, may_be_empty=not named or part == "annotations")
         where = f"{path}, category"
         categories = read_categories(_by_id(content["categories"], where), where)
-        images = sorted(
-            _by_id(content["images"], f"{path}, image"), key=lambda image: id_order(image[0])
-        )
+        images = _by_id(content["images"], f"{path}, image")
+        images.sort(key=lambda image: id_order(image[0]))
         image_ids = [image_id for image_id, _ in images]
         problems: dict[int, Problem] = {}
         names, sizes = [], []
@@ -114,15 +111,8 @@ def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> C
                 stacklevel=3,
             )
         columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
-        return CocoFile(
-            path=path,
-            categories=categories,
-            image_ids=image_ids,
-            names=names,
-            sizes=np.array(sizes, dtype=np.int64),
-            problems=problems,
-            **columns,
-        )
+        columns |= {"sizes": np.array(sizes, dtype=np.int64), "problems": problems}
+        return CocoFile(path, categories, image_ids, names, **columns)
 
 
 @contextmanager
@@ -146,7 +136,7 @@ def load_json(path: Path, what: str, *, masks: bool) -> Any:
         raise ValueError(f"{path}: is a folder, expected a JSON file of {what}")
     try:
         text = str(read_file(path), "utf-8-sig")
-        return json.loads(text, object_hook=pack_item if masks else strip_item)
+        return json.loads(text, object_hook=partial(pack_item, masks=masks))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON of {what}: {error}") from error
 
@@ -196,10 +186,7 @@ def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
         return np.zeros((num_keypoints, 3))
     if not isinstance(value, list) or len(value) != 3 * num_keypoints:
         got = f"{len(value)} numbers" if isinstance(value, list) else repr(value)
-        raise ValueError(
-            f"keypoints must be a list of 3 x {num_keypoints} = {3 * num_keypoints} numbers, "
-            f"got {got}"
-        )
+        raise ValueError(f"keypoints must be a list of {3 * num_keypoints} numbers, got {got}")
     for number in value:
         if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # false of NaN too
             raise ValueError(f"keypoints must be finite numbers, got {number!r}")
@@ -208,10 +195,7 @@ def read_keypoints(value: Any, num_keypoints: int) -> npt.NDArray[np.float64]:
 
 def is_finite(value: Any) -> bool:
     """Tell whether a value of a JSON file is a number that a float holds."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _check_part(content: Any, part: str, path: Path, may_be_empty: bool) -> None:
@@ -262,7 +246,7 @@ def _read_objects(
     """Return the columns of the objects."""
     images: dict[Any, int] = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
-    numbers, rows, boxes = [], [], []
+    numbers, rows = [], []
     for number, item in enumerate(items):
         try:
             row = (
@@ -270,8 +254,8 @@ def _read_objects(
                 look_up(item, "category_id", known),
                 _read_area(item.get("area")),
                 read_flag(item, "iscrowd"),
+                read_box(item.get("bbox")),
             )
-            boxes.append(read_box(item.get("bbox")))
         except ValueError as error:
             hint = " (is this a captions file?)" if "caption" in item else ""
             where = f"{path}, annotation {item.get('id')}, annotations[{number}]"
@@ -283,16 +267,9 @@ def _read_objects(
             continue
         rows.append(row)
         numbers.append(number)
-    image_index, category_index, area, iscrowd = zip(*rows, strict=True) if rows else [()] * 4
-    return {
-        "items": [items[number] for number in numbers],
-        "numbers": numbers,
-        "image_index": np.array(image_index, dtype=np.int64),
-        "category_index": np.array(category_index, dtype=np.int64),
-        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        "area": np.array(area, dtype=np.float64),
-        "iscrowd": np.array(iscrowd, dtype=np.bool_),
-    }
+    table = np.array(rows, _ROW)
+    columns = {name: table[name].copy() for name, _ in _ROW}
+    return {"items": [items[number] for number in numbers], "numbers": numbers, **columns}
 
 
 def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[Id, dict[str, Any]]]:
@@ -301,10 +278,8 @@ def _by_id(items: list[dict[str, Any]], where: str) -> list[tuple[Id, dict[str, 
     for number, item in enumerate(items):
         value = read_id(item.get("id"))
         if value is None:
-            raise ValueError(
-                f"{where} number {number} (from 0): id must be an integer or a string, got "
-                f"{shorten(item.get('id'))}"
-            )
+            what = f"id must be an integer or a string, got {shorten(item.get('id'))}"
+            raise ValueError(f"{where} number {number} (from 0): {what}")
         ids.append(value)
     if len(set(ids)) < len(ids):
         twice = next(value for value, count in Counter(ids).items() if count > 1)

@@ -1,9 +1,9 @@
-"""COCO segmentations: checked and packed into one block of bytes, decoded when an image is read.
+"""COCO segmentations: checked, and packed into one block of bytes, decoded when an image is read.
 
 A segmentation is a list of polygons or a run-length encoding (RLE, plain or compressed). As
 Python objects those of COCO's training images fill gigabytes, and forked workers would copy them
-by counting references. Packed, one is ``b"R"``, its image's height and width and the compressed
-counts, or ``b"P"``, the number of polygons, their lengths and all coordinates.
+by counting references. So they are packed as the file is read; those of objects that are used
+become compressed RLEs.
 
 pycocotools relies on what it is given: of an RLE that was cut short it returns whatever was in
 memory, or never returns; a polygon far outside costs memory for every fifth of a pixel. What trains
@@ -12,6 +12,7 @@ and what is scored are checked alike here. Legend: R runs, H x W pixels.
 
 from __future__ import annotations
 
+import marshal
 import math
 import reprlib
 from array import array
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor
 
 shorten = reprlib.repr  # as messages show a value
-_HEADER = np.dtype(np.uint32)
 _CORNERS = 3
 _LARGEST_COORDINATE = 1e6
 # pycocotools walks along every edge in steps of 1/5 pixel and keeps them all: a million pixels take
@@ -35,12 +35,12 @@ _MOST_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits
 
 
 class SegmentationBlock:
-    """The segmentations of M objects."""
+    """The segmentations of M objects, by the counts of their compressed RLEs."""
 
-    def __init__(self, segmentations: Sequence[bytes]) -> None:
-        lengths = np.fromiter(map(len, segmentations), np.int64, len(segmentations))
+    def __init__(self, counts: Sequence[bytes]) -> None:
+        lengths = np.fromiter(map(len, counts), np.int64, len(counts))
         self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))  # (M + 1,)
-        block = bytearray().join(segmentations) or bytearray(1)  # a buffer must not be empty
+        block = bytearray().join(counts) or bytearray(1)  # a buffer must not be empty
         self._block = torch.frombuffer(block, dtype=torch.uint8)
 
     def decode(self, first: int, last: int, size: tuple[int, int]) -> Tensor:
@@ -51,76 +51,48 @@ class SegmentationBlock:
         from pycocotools import mask as coco_mask
 
         offsets = self._offsets[first : last + 1].tolist()
-        block = self._block.numpy()
-        rles = [to_rle(block[start:end].tobytes(), size) for start, end in pairwise(offsets)]
-        columnwise = coco_mask.decode(rles).T  # (N, W, H), contiguous
+        counts = [self._block[start:end].numpy().tobytes() for start, end in pairwise(offsets)]
+        columnwise = coco_mask.decode([{"size": size, "counts": each} for each in counts]).T
         masks = np.empty((last - first, *size), dtype=np.uint8)
         for mask, transposed in zip(masks, columnwise, strict=True):
-            cv2.transpose(transposed, mask)  # 7 times as fast as NumPy's copy
+            cv2.transpose(transposed, mask)  # (W, H), 7 times as fast as NumPy's copy
         return torch.from_numpy(masks)
 
 
-def pack_item(item: dict[str, Any]) -> dict[str, Any]:
-    """Pack the ``segmentation`` of an object of the JSON; one that cannot be used is its error."""
-    value = item.get("segmentation")
-    if value:
-        try:
-            item["segmentation"] = pack_segmentation(value)
-        except ValueError as error:  # told later: here nobody knows whether the object is used
-            told = ValueError(f"{error}; segmentation is {shorten(value)}")
-            item["segmentation"] = told
+def pack_item(item: dict[str, Any], *, masks: bool) -> dict[str, Any]:
+    """Pack the ``segmentation`` of an object of the JSON, to be checked on use, or leave it out."""
+    value = item.pop("segmentation", None)
+    if value and masks:
+        item["segmentation"] = marshal.dumps(value)
     return item
 
 
-def strip_item(item: dict[str, Any]) -> dict[str, Any]:
-    """Leave the ``segmentation`` of an object of the JSON out."""
-    item.pop("segmentation", None)
-    return item
+def read_segmentation(item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Return the compressed RLE of an object, which must fit an image of (height, width)."""
+    if "segmentation" not in item:
+        raise ValueError("segmentation is missing or empty")
+    value = marshal.loads(item["segmentation"])
+    try:
+        if 0 in size:
+            raise ValueError("the size of the image is not known")
+        if isinstance(value, list):
+            return read_polygons(value, size)
+        if not isinstance(value, dict):
+            raise ValueError("expected a list of polygons or an RLE with size and counts")
+        rle = read_rle(value)
+        if rle["size"] != [*size]:
+            told = ["{} x {}".format(*each) for each in (rle["size"], size)]
+            raise ValueError(f"its size (height x width) is {told[0]}, but the image is {told[1]}")
+        return rle
+    except ValueError as error:
+        raise ValueError(f"{error}; segmentation is {shorten(value)}") from None
 
 
-def pack_segmentation(value: Any) -> bytes:
-    """Check one annotation's ``segmentation`` and pack it."""
-    if isinstance(value, dict):
-        size, counts = read_rle(value)
-        return b"R" + array("I", size).tobytes() + counts
-    if not isinstance(value, list):
-        raise ValueError("expected a list of polygons or an RLE with size and counts")
-    polygons = read_polygons(value)
-    header = array("I", [len(polygons), *map(len, polygons)])
-    return b"P" + header.tobytes() + b"".join(polygon.tobytes() for polygon in polygons)
-
-
-def read_segmentation(item: Mapping[str, Any], size: tuple[int, int]) -> bytes:
-    """Return the packed segmentation of an object, which must fit an image of (height, width)."""
-    packed = item.get("segmentation") or "segmentation is missing or empty"
-    if not isinstance(packed, bytes):
-        raise ValueError(packed)
-    rle_size = size if packed[:1] == b"P" else tuple(np.frombuffer(packed, _HEADER, 2, 1).tolist())
-    if rle_size != size or 0 in size:
-        raise ValueError(
-            f"the segmentation's size (height, width) is {rle_size}, but the image is {size[0]} x "
-            f"{size[1]}"
-        )
-    return packed
-
-
-def to_rle(packed: bytes, size: tuple[int, int]) -> Any:
-    """Return what pycocotools takes: a dict of size and compressed counts."""
+def read_polygons(value: list[Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Return the compressed RLE of polygons; those of fewer than three points have no area."""
     from pycocotools import mask as coco_mask
 
-    if packed[:1] == b"R":
-        return {"size": list(size), "counts": packed[1 + 2 * _HEADER.itemsize :]}
-    num_polygons = int(np.frombuffer(packed, _HEADER, 1, 1)[0])
-    lengths = np.frombuffer(packed, _HEADER, num_polygons, 1 + _HEADER.itemsize)
-    start = 1 + (1 + num_polygons) * _HEADER.itemsize
-    coordinates = np.frombuffer(packed, np.float64, offset=start)
-    polygons = np.split(coordinates, np.cumsum(lengths)[:-1])
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-
-
-def read_polygons(polygons: list[Any]) -> list[array[float]]:
-    """Return the coordinates of polygons; those of fewer than three points have no area."""
-    read = [_read_polygon(polygon, number) for number, polygon in enumerate(polygons)]
+    read = [_read_polygon(polygon, number) for number, polygon in enumerate(value)]
     kept = [(polygon, largest) for polygon, largest in read if len(polygon) >= 2 * _CORNERS]
     if not kept:
         raise ValueError("no polygon of the segmentation has three points or more")
@@ -128,23 +100,20 @@ def read_polygons(polygons: list[Any]) -> list[array[float]]:
     if sum(len(polygon) * largest for polygon, largest in kept) > _LONGEST_OUTLINE:
         length = sum(_outline(polygon) for polygon, _ in kept)
         if length > _LONGEST_OUTLINE:
-            raise ValueError(
-                f"the polygons of the segmentation have {length:.0f} pixels of outline, expected "
-                f"at most {_LONGEST_OUTLINE:.0f}"
-            )
-    return [polygon for polygon, _ in kept]
+            expected = f"expected at most {_LONGEST_OUTLINE:.0f}"
+            raise ValueError(f"the polygons have {length:.0f} pixels of outline, {expected}")
+    rles = coco_mask.frPyObjects([polygon for polygon, _ in kept], *size)
+    return coco_mask.merge(rles)  # type: ignore[no-any-return]
 
 
-def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
-    """Return the size of a run-length encoding (RLE) and its counts, compressed."""
+def read_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run-length encoding (RLE) with its counts compressed."""
     height, width = _read_size(rle.get("size"))
     counts = rle.get("counts")
     if isinstance(counts, list):
         wrong = [n for n in counts if not _is_integer(n) or n < 0]
         if wrong:
-            raise ValueError(
-                f"the RLE's counts must be whole numbers, not negative, got {shorten(wrong[0])}"
-            )
+            raise ValueError(f"the RLE's counts must be integers from 0, got {shorten(wrong[0])}")
         total = int(sum(counts))
     elif isinstance(counts, str | bytes):
         # A surrogate has no UTF-8; passed as it is, it is refused as any other wrong character.
@@ -153,16 +122,13 @@ def read_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int], bytes]:
     else:
         raise ValueError(f"the RLE's counts must be a list or a string, got {shorten(counts)}")
     if total != height * width:
-        raise ValueError(
-            f"the RLE's counts cover {total} pixels, but its size is {height} x {width} (height x "
-            f"width), {height * width} pixels"
-        )
+        raise ValueError(f"the RLE's counts cover {total} pixels, expected {height} x {width}")
     if isinstance(counts, list):
         from pycocotools import mask as coco_mask
 
         rle = {"size": [height, width], "counts": counts}
         counts = coco_mask.frPyObjects(rle, height, width)["counts"]
-    return (height, width), counts
+    return {"size": [height, width], "counts": counts}
 
 
 def _read_size(size: Any) -> tuple[int, int]:
@@ -170,9 +136,7 @@ def _read_size(size: Any) -> tuple[int, int]:
         height, width = map(int, size)
         if min(height, width) > 0 and height * width <= _MOST_PIXELS:
             return height, width
-    raise ValueError(
-        f"the RLE's size must be height and width in whole pixels, got {shorten(size)}"
-    )
+    raise ValueError(f"the RLE's size must be height and width in pixels, got {shorten(size)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -185,14 +149,13 @@ def _read_runs(text: bytes) -> npt.NDArray[np.int64]:
     # another group follows, the top bit of the last is the sign. From the fourth on, what is
     # written is the difference from the run two before.
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    is_last = (groups & 32) == 0
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or not is_last[-1]:
+    ends = np.flatnonzero((groups & 32) == 0)
+    lengths = np.diff(ends, prepend=-1)
+    is_whole = len(ends) and ends[-1] == len(groups) - 1
+    # No run has more than 7 groups, 35 bits.
+    if not is_whole or groups.min() < 0 or groups.max() > 63 or lengths.max() > 7:
         raise ValueError("the RLE's counts are not a compressed RLE")
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: no run is that long
-        raise ValueError("the RLE's counts are not a compressed RLE")
+    starts = ends - lengths + 1
     place = np.arange(len(groups)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((groups & 31) << 5 * place, starts)
     runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
@@ -216,10 +179,7 @@ def _read_polygon(polygon: Any, number: int) -> tuple[array[float], float]:
     # A sum is NaN where one of its terms is; a comparison alone may pass it over.
     if not largest <= _LARGEST_COORDINATE or math.isnan(sum(coordinates)):
         wrong = next(value for value in coordinates if not abs(value) <= _LARGEST_COORDINATE)
-        raise ValueError(
-            f"{where} has the coordinate {wrong}; expected finite numbers of at most "
-            f"{_LARGEST_COORDINATE:g} pixels"
-        )
+        raise ValueError(f"{where} has {wrong}, expected at most {_LARGEST_COORDINATE:g} pixels")
     return coordinates, largest
 
 

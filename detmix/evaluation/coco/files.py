@@ -16,7 +16,7 @@ from detmix.data.coco.file import (
     read_flag,
     read_keypoints,
 )
-from detmix.data.coco.masks import read_segmentation, shorten, to_rle
+from detmix.data.coco.masks import read_segmentation, shorten
 from detmix.evaluation.coco.backend import Backend, check_backend, complete, score_entries
 from detmix.evaluation.records import check_choice
 from detmix.evaluation.results import COCOResult, IouType
@@ -141,7 +141,7 @@ def _shape(
 ) -> dict[str, Any]:
     """The mask or the keypoints of an object or a prediction, where these are evaluated."""
     if iou_type == "segm":
-        return {"segmentation": to_rle(read_segmentation(item, size), size)}
+        return {"segmentation": read_segmentation(item, size)}
     if iou_type == "keypoints":
         keypoints = read_keypoints(item.get("keypoints"), num_keypoints)
         return {"keypoints": keypoints.ravel().tolist()}

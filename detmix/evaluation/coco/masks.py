@@ -70,7 +70,7 @@ def _compressed(index: int, mask: Any) -> Rle:
     try:
         if not isinstance(mask, Mapping):
             raise ValueError("expected a dict of size [H, W] and counts")
-        size, counts = read_rle(mask)
+        rle = read_rle(mask)
     except ValueError as error:
         raise ValueError(f"masks[{index}] is {shorten(mask)}: {error}") from None
-    return {"size": list(size), "counts": counts.decode("ascii")}
+    return rle | {"counts": rle["counts"].decode("ascii")}
