@@ -145,7 +145,8 @@ class DetectorConfig:
     #: a family on the backbone: fasterrcnn, maskrcnn, keypointrcnn, retinanet or fcos; or one of
     #: torchvision's builders, such as ssdlite320_mobilenet_v3_large, with a backbone of its own
     name: str = "fasterrcnn"
-    min_size: PositiveInt | None = None  #: pixels that the shorter side is resized to; not for SSD
+    #: pixels of the shorter side; of several a random one, in evaluation the last; not for SSD
+    min_size: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     max_size: PositiveInt | None = None  #: pixels that the longer side must not exceed; not for SSD
     #: sides of the anchors at each level, in pixels of the resized image, the coarser level that
     #: is added included; null for 8 times its stride (R-CNNs), 4 times (retinanet) or 1 (fcos)

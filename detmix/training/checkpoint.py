@@ -102,6 +102,9 @@ def _check_content(path: Path | str, content: Any) -> dict[str, Any]:
         ) from error
     state: dict[str, Any] = {"normalization": {}, **content}
     section(state["config"], "data", "coco").pop("backend", None)  # an option once
+    schedule = section(state["config"], "schedule")
+    if schedule.get("name") == "multistep" and not schedule.get("milestones"):
+        schedule["name"] = "constant"  # which it was, before it was refused
     if state["format"] == 1:
         backbone = section(state["config"], "backbone")
         if backbone.get("reduced_tail") is not False:  # an option too, of which False is gone
@@ -166,8 +169,10 @@ def load_newest(run_dir: Path) -> Newest | None:
     raise ValueError(f"{run_dir} cannot be resumed: {'; '.join(problems)}")
 
 
-def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
+def restore(
+    newest: Newest, present: Mapping[str, Any], training: TrainingState, device: torch.device
+) -> Position:
+    """Take on a checkpoint that fits what is ``present``; return how far its training had come."""
     path, state, _ = newest
     for kind in ("detector", "model"):
         if kind in present["config"] and kind not in state["config"]:
@@ -179,6 +184,13 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
                 f"{path} is of a training with {name} = {before[name]}, this one has {value}: it "
                 "must stay the same"
             )
+    try:
+        training.load_state_dict(state, device)
+        return Position(**state["position"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the configuration: {error}") from error
 
 
 def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
