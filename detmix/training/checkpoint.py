@@ -182,7 +182,7 @@ def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
         if name in before and before[name] != value:
             raise ValueError(
                 f"{path} is of a training with {name} = {before[name]}, this one has {value}: it "
-                "must stay the same"
+                "must stay the same; another run_dir starts anew"
             )
 
 
@@ -221,7 +221,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
     if problem is not None:
         _log.warning("%s; the checkpoint before it is used", problem)
     position = Position(**state["position"])
-    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
+    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch + 1)
     before, now = flat_options(state["config"]), flat_options(config)
     for name in sorted(before.keys() & now.keys() - {"run_dir", "resume"}):
         if before[name] != now[name]:

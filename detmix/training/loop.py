@@ -33,6 +33,7 @@ from detmix.training.checkpoint import (
     tell,
 )
 from detmix.training.config import LoopConfig
+from detmix.training.console import tell_plan
 from detmix.training.optim import (
     build_optimizer,
     copy_statistics,
@@ -53,6 +54,7 @@ from detmix.training.stopping import (
     OtherProcessError,
     describe_losses,
     one_line,
+    take_next,
 )
 
 _NOT_SAVED = "the checkpoint before is left as it is"
@@ -151,6 +153,8 @@ class Trainer(abc.ABC, Generic[Result]):
         """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
         steps = config.epochs * len(self.sampler)
+        if self.folder and position.epoch < config.epochs:
+            tell_plan(self)
         bar = progress_bar(steps, position.step, shown=self.accelerator.is_main_process)
         with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             if position.evaluation_due:  # of a run that was stopped before it or in it
@@ -174,7 +178,8 @@ class Trainer(abc.ABC, Generic[Result]):
         self.sampler.set_epoch(position.epoch, start=position.batch)
         self.model.train()
         self._meter.start_clock()
-        for batch, problem in self._batches():
+        bar.set_description_str(f"epoch {position.epoch + 1}/{config.epochs}", refresh=False)
+        for number, (batch, problem) in enumerate(self._batches()):
             news = self._step(batch, next_is_broken=problem is not None)
             position.batch += 1
             position.step += 1
@@ -182,6 +187,8 @@ class Trainer(abc.ABC, Generic[Result]):
             bar.update()
             if position.step % config.log_every == 0:
                 self._log(bar)
+            elif number == 0:
+                bar.set_postfix_str(f"loss {float(news.means['loss']):.3f}")
             minutes = (time.monotonic() - self._saved_at) / 60
             if config.save_minutes is not None and minutes >= config.save_minutes:
                 self._save()
@@ -196,11 +203,11 @@ class Trainer(abc.ABC, Generic[Result]):
         """Yield the rest of an epoch's batches, each with what keeps the next from coming."""
         # A batch ahead: where the next one is broken, all processes hear of it in the step before.
         batches = iter(self.loader)
-        batch, problem = _take(batches)
+        batch, problem = take_next(batches)
         news = share_step(self.accelerator, {}, problem is not None, self._guard.signum)
         self._stop_if_told(news, problem)
         while batch is not None:
-            following, problem = _take(batches)
+            following, problem = take_next(batches)
             yield batch, problem
             batch = following
 
@@ -236,7 +243,7 @@ class Trainer(abc.ABC, Generic[Result]):
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
         values = {**meter.means(), "lr": rate, "images_per_s": meter.images_per_second()}
         meter.reset()
-        text = f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s"
+        text = f"loss {values['loss']:.3f}, {values['images_per_s']:.1f} images/s"
         bar.set_postfix_str(text, refresh=False)
         self._record("train", values)
 
@@ -339,11 +346,3 @@ class Trainer(abc.ABC, Generic[Result]):
             saved = f"the weights are not finite either: {_NOT_SAVED}"
         more = f"{'; in another process: '.join(causes)}; {saved}"
         raise NonFiniteLossError("a loss is", self.position, more)
-
-
-def _take(batches: Iterator[Any]) -> tuple[Any, Exception | None]:
-    """Return the next batch, None where there is none, and what keeps it from coming."""
-    try:
-        return next(batches, None), None
-    except Exception as error:
-        return None, error

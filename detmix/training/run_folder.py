@@ -49,15 +49,6 @@ def versions() -> dict[str, str]:
     return found | {"torch": str(torch.__version__)}  # with the build, such as +cpu
 
 
-def check_run_dir(path: Path, *, resume: bool) -> None:
-    """Raise `FileExistsError` if a folder holds something and is not to be resumed."""
-    if not resume and any(file.name != _LOCK for file in path.glob("*")):
-        raise FileExistsError(
-            f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
-            "with --resume auto"
-        )
-
-
 def lock_folder(path: Path) -> AcquireReturnProxy[FileLock]:
     """Keep other processes from a folder until this one ends, or has released all it acquired."""
     file = path.resolve() / _LOCK
@@ -77,7 +68,11 @@ class RunFolder:
     """The files of a run; closed at the end of a ``with`` block."""
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
-        check_run_dir(path, resume=resume)
+        if not resume and any(file.name != _LOCK for file in path.glob("*")):
+            raise FileExistsError(
+                f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
+                "with --resume auto"
+            )
         path.mkdir(parents=True, exist_ok=True)
         self.path, self.metrics = path, path / "metrics.jsonl"
         self.last, self.previous, self.best = path / LAST, path / PREVIOUS, path / "best.pt"

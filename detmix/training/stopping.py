@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -18,8 +18,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, position: Position) -> None:
         super().__init__(
-            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
-            "go on with --resume auto"
+            f"stopped by signal {signum} after step {position.step}; go on with --resume auto"
         )
         self.signum = signum
 
@@ -85,3 +84,11 @@ def one_line(error: BaseException) -> str:
     if "DataLoader worker process" in text:
         text = text.splitlines()[-1].partition(": ")[2] or text
     return " ".join(text.split())
+
+
+def take_next(batches: Iterator[Any]) -> tuple[Any, Exception | None]:
+    """Return the next batch, None where there is none, and what keeps it from coming."""
+    try:
+        return next(batches, None), None
+    except Exception as error:
+        return None, error
