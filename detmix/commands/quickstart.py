@@ -28,12 +28,8 @@ from detmix.training.run_report import write_run_report
 def main(args: Sequence[str]) -> None:
     """Make the shapes data, pretrain, train, and put tables and pictures into the run folder."""
     start = time.perf_counter()
-    config = parse_args(
-        TrainConfig,
-        ["--config", str(CONFIGS / "quickstart.yaml"), "--resume", "auto", *args],
-        description="Pretrain a backbone with CutMix on synthetic shapes, and train a small "
-        "Faster R-CNN from it with weighted mixup.",
-    )
+    args = ["--config", str(CONFIGS / "quickstart.yaml"), "--resume", "auto", *args]
+    config = parse_args(TrainConfig, args, "Pretrain on shapes, and train a detector from that.")
     print(f"shapes data: {write_shapes(config.data.root)}")
     if config.backbone.weights is None and config.detector.weights is None:
         weights = pretrain(config)

@@ -152,10 +152,10 @@ class Trainer(abc.ABC, Generic[Result]):
     def fit(self) -> Result | None:
         """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
-        steps = config.epochs * len(self.sampler)
         if self.folder and position.epoch < config.epochs:
             tell_plan(self)
-        bar = progress_bar(steps, position.step, shown=self.accelerator.is_main_process)
+        steps, shown = config.epochs * len(self.sampler), self.accelerator.is_main_process
+        bar = progress_bar(steps, position.step, shown=shown)
         with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             if position.evaluation_due:  # of a run that was stopped before it or in it
                 result = self._evaluate(bar)

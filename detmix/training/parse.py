@@ -29,8 +29,8 @@ _USAGE = """
 Values are YAML. A Share is from 0 to 1.
 """
 
-# What pydantic calls otherwise.
-_WORDS = {"integer": "whole number", "array": "list", "an object": "options by name"}
+# What pydantic has other words for.
+_EXPECTED = {"dataclass": "options by name", "int": "a whole number", "tuple": "a list"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries them in the package; in a clone they lie beside it.
 CONFIGS = _PACKAGE / "configs"
@@ -100,7 +100,7 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
         if name == "resume" and text not in ("auto", "never"):
             folder = Path(text.removesuffix(LAST)).expanduser()
             if not (folder / "config.yaml").exists():
-                raise ValueError(f"resume expected auto, never, a run or its {LAST}, got {text}")
+                raise ValueError(f"resume must be auto, never, a run or its {LAST}, got {text}")
             place = {"resume": "auto", "run_dir": str(folder)}
             name, text = "config", str(folder / "config.yaml")
         if name != "config":
@@ -158,8 +158,9 @@ def _tell(problem: Any, known: Iterable[str]) -> str:
     if kind == "value_error":  # of a class's own check, which names the option
         text = str(problem["ctx"]["error"])
         return text if text.startswith(name) else f"{name}.{text}"
-    expected = re.sub("Input should be (a valid )?", "", problem["msg"])
-    return f"{name}: expected {_WORDS.get(expected, expected)}, got {problem['input']!r:.200}"
+    text = problem["msg"].replace("Input should", "must").replace("a valid ", "a ")
+    expected = _EXPECTED.get(kind.removesuffix("_type"))
+    return f"{name} {f'must be {expected}' if expected else text}, got {problem['input']!r:.200}"
 
 
 def _help(config: Any, prefix: str = "") -> str:
