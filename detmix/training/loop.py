@@ -152,10 +152,10 @@ class Trainer(abc.ABC, Generic[Result]):
     def fit(self) -> Result | None:
         """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
-        if self.folder and position.epoch < config.epochs:
+        is_told = self.folder is not None and position.epoch < config.epochs
+        if is_told:
             tell_plan(self)
-        steps, shown = config.epochs * len(self.sampler), self.accelerator.is_main_process
-        bar = progress_bar(steps, position.step, shown=shown)
+        bar = progress_bar(config.epochs * len(self.sampler), position.step, shown=is_told)
         with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             if position.evaluation_due:  # of a run that was stopped before it or in it
                 result = self._evaluate(bar)
@@ -185,10 +185,10 @@ class Trainer(abc.ABC, Generic[Result]):
             position.step += 1
             self._meter.update(news.means, len(batch[0]) * self.accelerator.num_processes)
             bar.update()
+            if number == 0:
+                bar.set_postfix_str(f"loss {float(news.means['loss']):.3f}")
             if position.step % config.log_every == 0:
                 self._log(bar)
-            elif number == 0:
-                bar.set_postfix_str(f"loss {float(news.means['loss']):.3f}")
             minutes = (time.monotonic() - self._saved_at) / 60
             if config.save_minutes is not None and minutes >= config.save_minutes:
                 self._save()
