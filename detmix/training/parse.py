@@ -68,7 +68,8 @@ def parse_args(
     if "--print_config" in args:
         print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
         sys.exit()
-    if example and not re.search(r"--(config|data\.root|resume.(?!(auto|never)\b))", " ".join(args)):
+    start = r"--(config|data\.root|resume.(?!(auto|never)\b))"
+    if example and not re.search(start, " ".join(args)):
         there = _configs(f"{Path(example).parent}/*.yaml")
         raise ValueError(f"expected --data.root, or --config, as in --config {example}, of {there}")
     return config
