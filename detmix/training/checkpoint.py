@@ -221,7 +221,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
     if problem is not None:
         _log.warning("%s; the checkpoint before it is used", problem)
     position = Position(**state["position"])
-    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch + 1)
+    _log.info("going on from %s, after epoch %d, step %d", path, position.epoch, position.batch)
     before, now = flat_options(state["config"]), flat_options(config)
     for name in sorted(before.keys() & now.keys() - {"run_dir", "resume"}):
         if before[name] != now[name]:
