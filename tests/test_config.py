@@ -76,6 +76,19 @@ def test_values_and_their_order(tmp_path, given, expected):
 # What is given, and what an error says of it; of a file's text its name, too.
 REFUSED = [
     ("data: {root: x, trian: []}", r"data\.trian .*data\.train"),
+    ("dat: {root: x}", r"dat\.root .*expected data\.root"),
+    ("--lr=1", r"lr .*expected optim\.lr"),
+    ("--batch-size=4", r"batch-size .*expected data\.batch_size"),
+    ("--data.rot=x", r"data\.rot .*expected data\.root"),
+    ("--optim.batch_size=4", r"optim\.batch_size .*expected data\.batch_size"),
+    ("--weights=x", r"weights .*expected backbone\.weights or detector\.weights"),
+    ("--confg=x", r"confg .*expected config"),
+    ("--gpus=2", r"gpus .*--help"),
+    ("data: x", r"data must be options .*'x'"),
+    ("epochs: 1.5", r"epochs must be a whole number, got 1\.5"),
+    ("precision: fp8", r"precision must be 'no', 'bf16' or 'fp16', got 'fp8'"),
+    ("--resume=nowhere", r"resume .*auto.*nowhere"),
+    ("--resume=best.pt", r"resume .*last\.pt.*best\.pt"),
     ("loss: 5", "loss .*5"),
     ("detector: {options: {nms: 1}}", r"detector\.options\.nms"),
     ("optim: {lr: '0.5'}", r"optim\.lr .*number.*'0\.5'"),
@@ -84,7 +97,7 @@ REFUSED = [
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
     ("data: {format: coco, corners: 0-exclusive}", r"data\.corners .*0-exclusive"),
     ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
-    ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*integer.*'1'"),
+    ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*whole number.*'1'"),
     ("loss: {background_weight: -1}", r"loss\.background_weight .* -1"),
     ("a: [}", ""),
     ("--epochs=--seed", ".* --epochs"),
@@ -112,6 +125,33 @@ class TestErrors:
         file = "" if given.startswith("--") else "0.yaml"
         with pytest.raises(ValueError, match=f"(?s)^{message}.*{file}"):
             parse(*arguments(tmp_path, [given]))
+
+    @pytest.mark.parametrize("cls", [TrainConfig, PretrainConfig])
+    def test_a_command_asks_for_a_configuration_or_data(self, tmp_path, cls):
+        """And lists those of its kind."""
+        names = [
+            path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")
+        ]
+        own = {name for name in names if ("/" in name) == (cls is PretrainConfig)}
+        for args in ([], ["--epochs=3"], ["--resume=auto"], ["--data.batch_size", "4"]):
+            with pytest.raises(ValueError, match=r"--data\.root.*--config") as error:
+                parse_args(cls, args, "", min(own))
+            told = set(re.split(r",? ", str(error.value)))
+            assert told & set(names) == own
+            assert parse_args(cls, args) == from_dict(cls, {}, args)
+        (tmp_path / "config.yaml").write_text("epochs: 3")
+        for args in (["--data.root", "x"], ["--config=epochs: 3\n"], [f"--resume={tmp_path}"]):
+            parse_args(cls, args, "", min(own))
+
+    @pytest.mark.parametrize("suffix", ["", "/last.pt"])
+    def test_resume_takes_a_run(self, tmp_path, suffix):
+        run = tmp_path / "a run"
+        run.mkdir()
+        (run / "config.yaml").write_text(f"{{epochs: 7, seed: 3, run_dir: {tmp_path}}}")
+        for args in (["--config=run_dir: x\n", "--seed=5"], ["--seed=5", "--resume=auto"]):
+            config = parse("--resume", f"{run}{suffix}", *args)
+            assert (config.epochs, config.seed, config.run_dir) == (7, 5, run)
+            assert config.resume == "auto"
 
     def test_all_are_told_at_once(self):
         with pytest.raises(ValueError, match="epochs") as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -17,7 +20,10 @@ from torch.distributed import DistBackendError, DistNetworkError
 
 import detmix
 from detmix.commands import COMMANDS
+from detmix.training import Interrupted, TrainConfig, parse_args
+from detmix.training.build import build_model
 from detmix.training.console import run_tool
+from detmix.training.progress import Position
 from detmix.training.stopping import OtherProcessError
 
 
@@ -72,10 +78,15 @@ class TestDetmix:
         assert set(COMMANDS) <= set(re.findall(r"(?m)^  (\w+(?: \w+)?)  ", text))
         assert command("detmix", "--version")[1].strip() == detmix.__version__
 
-    @pytest.mark.parametrize("words", [[], ["trian"], ["prepare"], ["prepare", "coco"]])
-    def test_another_command_is_told_with_those_that_are(self, words):
+    @pytest.mark.parametrize(
+        ("words", "meant"),
+        [([], "one of"), (["trian"], "train,"), (["prepare"], "prepare "),
+         (["prepare", "coco"], "prepare "), (["predcit", "--score=1"], "predict,")],
+    )  # fmt: skip
+    def test_another_command_is_told_with_those_that_are(self, words, meant):
         status, _, err = command("detmix", *words)
         assert status == 2
+        assert f"error: expected {meant}" in err
         assert err.rstrip().endswith(f"got {' '.join(words)!r}")
         assert all(name in err for name in COMMANDS)
 
@@ -118,15 +129,77 @@ class TestInstalled:
         assert found.strip() == str(tmp_path / "detmix/detmix/__init__.py")
 
 
+@pytest.fixture(scope="module")
+def told(shapes_root, tmp_path_factory):
+    """Return a run's folder, its output and its errors, which here are no terminal."""
+    run_dir = tmp_path_factory.mktemp("told") / "a run"
+    options = ("epochs=2", "log_every=1", "mixing.off_epochs=1", "backbone.trainable_layers=4")
+    return run_dir, *succeed("train", *tiny_args(shapes_root, run_dir, *options))
+
+
+class TestWhatARunSays:
+    def test_before_the_first_step(self, shapes_root, told):
+        lines = told[2].splitlines()
+        plan = dict(re.split("  +", line) for line in lines[:8])
+        wanted = {
+            "device": "CPU .*1", "precision": "float32", "mixing": "mixup.* 0.5.* 1, .*weighted",
+            "model": "fasterrcnn.*resnet18.*random", "run folder": re.escape(str(told[0])),
+            "training": "2 epochs.* 12 steps, .*4", "frozen": r"backbone\.body\.conv1",
+            "data": f"{shapes_root}.* 24 .*train.* 8 .*test.* 5 ",
+        }  # fmt: skip
+        assert plan.keys() == wanted.keys()
+        for topic, pattern in wanted.items():
+            assert re.search(pattern, plan[topic]), topic
+        frozen = tuple(f"{name}." for name in plan["frozen"].split(", "))
+        config = parse_args(TrainConfig, ["--config", str(told[0] / "config.yaml")])
+        for name, parameter in build_model(config).named_parameters():
+            assert name.startswith(frozen) != parameter.requires_grad
+
+    def test_in_a_file_losses_come_at_once_and_are_few(self, told):
+        steps = [line for line in told[2].splitlines() if " step " in line]
+        assert re.match(r"epoch 1/2 step 1/12 \[.*loss \d", next(x for x in steps if "loss" in x))
+        assert re.match(r"epoch 2/2 step 12/12 \[.*loss .*images/s", steps[-1])
+        assert len(steps) <= 4
+
+    def test_what_to_do_next_can_be_done(self, told, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        commands = [line for line in told[1].splitlines() if line.startswith("  detmix ")]
+        assert len(commands) == 3
+        for line in commands:
+            succeed(*shlex.split(line))
+        assert {"predictions", "predictions.png", "evaluation"} < {
+            p.name for p in told[0].iterdir()
+        }
+
+    @pytest.mark.parametrize("args", [["--config=a b"], ["--resume", "runs/x"]])
+    def test_how_to_go_on(self, capsys, monkeypatch, args):
+        monkeypatch.setattr("sys.argv", ["detmix train"])
+        assert run_tool(raising(Interrupted(2, Position(step=5))), args) == 130
+        first, line = capsys.readouterr().err.splitlines()
+        assert "step 5" in first
+        assert shlex.split(line) == ["detmix", "train", "--resume", "auto", *args]
+
+
 @pytest.mark.slow
 def test_quickstart(tmp_path):
-    run_dir = tmp_path / "run"
+    """Stopped while it pretrains, it goes on; done, it is not done again."""
+    run_dir, pretrained = tmp_path / "run", tmp_path / "run_pretrain"
     args = [sys.executable, str(TOOLS / "quickstart.py"), f"--run_dir={run_dir}"]
     args += [f"--data.root={tmp_path / 'shapes'}", "--data.train_limit=16", "--epochs=2"]
     args += ["--mixing.off_epochs=1", "--data.test_limit=8", "--threads=1", "--device=cpu"]
     args += ["--log_every=1"]
-    done = subprocess.run(args, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    while not (pretrained / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "--resume auto" in process.communicate()[1]
+    assert process.returncode == 130
+    done, again = (subprocess.run(args, capture_output=True, text=True) for _ in range(2))
+    assert done.returncode == again.returncode == 0, done.stderr
+    assert f"going on from {pretrained / 'last.pt'}" in done.stderr
+    assert "mixing" in done.stderr
+    assert "mixing" not in again.stderr
+    assert next(x for x in again.stdout.splitlines() if x.startswith("mAP")) in done.stdout
     assert re.search(r"^mAP \d\.\d{4} on 8 unseen images$", done.stdout, re.MULTILINE)
     report = run_dir / "evaluation" / "report.html"
     assert str(report) in done.stdout
@@ -134,7 +207,7 @@ def test_quickstart(tmp_path):
         assert min(Image.open(report.with_name(f"{name}.png")).size) > 200
     assert report.read_text().count("<img ") > 8
     assert re.search(r"best.pt: (\d+) of \1 tensors of resnet18", done.stderr)
-    assert (tmp_path / "run_pretrain" / "learning_curve.png").exists()
+    assert (pretrained / "learning_curve.png").exists()
 
 
 def raising(error):

@@ -73,7 +73,6 @@ class TestFiles:
         [
             (["data.batch_size=1", "mixing.name=mixup+cutmix"], "=1 .*mixing.place=dataset"),
             (["detector.name=maskrcnn"], "maskrcnn needs masks"),
-            (["mixing.off_epochs=2"], "off_epochs"),  # of two
             (["precision=fp16"], "fp16"),  # needs a GPU
             (["augment.size=64", "augment.scale_jitter=[2, 0.1]"], r"jitter.*2\.0, 0\.1"),
             (["augment.scale_jitter=[0.1, 2]"], r"jitter.*size=None"),
@@ -83,6 +82,17 @@ class TestFiles:
         with pytest.raises(ValueError, match=named):
             trainer_for(*overrides)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("epochs", "off", "taken"), [(1, 2, 0), (2, 2, 1), (2, 1, 1)])
+def test_one_epoch_at_least_mixes(trainer_for, recwarn, epochs, off, taken):
+    """As where a configuration is tried for an epoch; it is told, and noted."""
+    trainer = trainer_for(f"epochs={epochs}", f"mixing.off_epochs={off}")
+    told = [str(w.message) for w in recwarn if "off_epochs" in str(w.message)]
+    assert (len(told), str(off) in "".join(told)) == ((taken != off), (taken != off))
+    run_dir = trainer.config.run_dir
+    noted = parse_args(TrainConfig, ["--config", str(run_dir / "config.yaml")])
+    assert noted.mixing.off_epochs == trainer.config.mixing.off_epochs == taken
 
 
 def hold(folder, taken, done):

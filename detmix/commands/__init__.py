@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
@@ -45,4 +46,6 @@ def main(named: str = "") -> int:
     )
     parser.add_argument("--version", action="version", version=version("detmix"))
     parser.parse_known_args(words[:1])
-    parser.error(f"expected one of {', '.join(COMMANDS)}, got {' '.join(words[:2])!r}")
+    given = " ".join(words[:2])
+    similar = "".join(f"{name}, or " for name in get_close_matches(given, COMMANDS, 1, 0.5))
+    parser.error(f"expected {similar}one of {', '.join(COMMANDS)}, got {given!r}")

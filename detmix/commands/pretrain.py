@@ -12,7 +12,7 @@ from detmix.training import ClassifierTrainer, PretrainConfig, parse_args
 
 def main(args: Sequence[str]) -> None:
     """Train as the configuration says and print the last validation."""
-    config = parse_args(PretrainConfig, args, description="Pretrain a classifier.")
+    config = parse_args(PretrainConfig, args, "Pretrain a classifier.", "pretrain/quickstart")
     trainer = ClassifierTrainer(config)
     result = trainer.fit()
     if trainer.accelerator.is_main_process:

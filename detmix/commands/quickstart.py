@@ -19,39 +19,33 @@ from detmix.training import (
     TrainConfig,
     parse_args,
 )
+from detmix.training.console import next_commands
 from detmix.training.full_evaluation import evaluate_fully
 from detmix.training.parse import CONFIGS
-from detmix.training.run_folder import check_run_dir
 from detmix.training.run_report import write_run_report
 
 
 def main(args: Sequence[str]) -> None:
     """Make the shapes data, pretrain, train, and put tables and pictures into the run folder."""
     start = time.perf_counter()
-    config = parse_args(
-        TrainConfig,
-        ["--config", str(CONFIGS / "quickstart.yaml"), *args],
-        description="Pretrain a backbone with CutMix on synthetic shapes, and train a small "
-        "Faster R-CNN from it with weighted mixup.",
-    )
-    check_run_dir(config.run_dir, resume=config.resume == "auto")
+    args = ["--config", str(CONFIGS / "quickstart.yaml"), "--resume", "auto", *args]
+    config = parse_args(TrainConfig, args, "Pretrain on shapes, and train a detector from that.")
     print(f"shapes data: {write_shapes(config.data.root)}")
     if config.backbone.weights is None and config.detector.weights is None:
         weights = pretrain(config)
         config = replace(config, backbone=replace(config.backbone, weights=str(weights)))
     trainer = DetectorTrainer(config)
     trainer.fit()
+    data = trainer.test_data
     found = trainer.found or trainer.detect()  # of a run that was whole already
     if trainer.accelerator.is_main_process:
-        evaluation, _ = evaluate_fully(found, trainer.test_data, trainer.config)
-        print(evaluation)
+        evaluation, _ = evaluate_fully(found, data, trainer.config)
+        print(f"mAP {evaluation.voc.mean_ap:.4f} on {evaluation.voc.num_images} unseen images")
         last, folder = config.run_dir / "last.pt", config.run_dir / "evaluation"
         evaluation.save(folder / "results.json", checkpoint=str(last))
-        report = write_run_report(
-            folder, evaluation, found, trainer.test_data, trainer.config, last
-        )
-        print(f"\nmAP {evaluation.voc.mean_ap:.4f} on {evaluation.voc.num_images} unseen images")
-        print(f"run folder: {config.run_dir}; all tables and pictures: {report}")
+        report = write_run_report(folder, evaluation, found, data, trainer.config, last)
+        print(f"all tables and pictures: {report}")
+        print(next_commands(config.run_dir, data.image_path(0)))
         print(f"took {time.perf_counter() - start:.0f} s")
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detmix.training import DetectorTrainer, TrainConfig, parse_args
+from detmix.training.console import next_commands
 
 
 def main(args: Sequence[str]) -> None:
     """Train as the configuration says and print the last evaluation."""
-    config = parse_args(TrainConfig, args, description="Train a detector.")
+    config = parse_args(TrainConfig, args, "Train a detector.", "voc2007_cpu")
     trainer = DetectorTrainer(config)
     result = trainer.fit()
     if trainer.accelerator.is_main_process:
         print(result if result is not None else "nothing left to do: all epochs are trained")
-        print(f"run folder: {config.run_dir}")
+        print(next_commands(config.run_dir, trainer.test_data.image_path(0)))

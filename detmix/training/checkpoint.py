@@ -182,7 +182,7 @@ def restore(
         if name in before and before[name] != value:
             raise ValueError(
                 f"{path} is of a training with {name} = {before[name]}, this one has {value}: it "
-                "must stay the same"
+                "must stay the same; another run_dir starts anew"
             )
     try:
         training.load_state_dict(state, device)
@@ -228,7 +228,7 @@ def tell(newest: Newest, config: Mapping[str, Any]) -> None:
     if problem is not None:
         _log.warning("%s; the checkpoint before it is used", problem)
     position = Position(**state["position"])
-    _log.info("going on from %s, step %d of epoch %d", path, position.batch, position.epoch)
+    _log.info("going on from %s, after epoch %d, step %d", path, position.epoch, position.batch)
     before, now = flat_options(state["config"]), flat_options(config)
     for name in sorted(before.keys() & now.keys() - {"run_dir", "resume"}):
         if before[name] != now[name]:

@@ -65,7 +65,7 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         val_set = ImageClasses(data.root, "val", resize, classes=classes)
         share = {**loader_share(accelerator, data.workers), "collate_fn": default_collate}
         loader = train_loader(self.train_set, data.batch_size, seed=config.seed, **share)
-        self.val_loader = eval_loader(val_set, data.eval_batch_size, **share)
+        self.test_loader = eval_loader(val_set, data.eval_batch_size, **share)
         self._mix = build_batch_mix(config, len(classes))
         # On the device once and for all: a copy in every step would have to be waited for.
         shape = {"dtype": torch.float32, "device": accelerator.device}
@@ -103,7 +103,7 @@ class ClassifierTrainer(Trainer[ClassificationResult]):
         # Images, those whose class is first and among the first five, and their losses.
         sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
         top = min(_TOP, len(self.classes))
-        with evaluating(self.eval_model, self.val_loader, self.accelerator) as batches:
+        with evaluating(self.eval_model, self.test_loader, self.accelerator) as batches:
             for batch in batches:
                 images, labels = self._to_device(batch)
                 with self.accelerator.autocast():

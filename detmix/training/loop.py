@@ -34,6 +34,7 @@ from detmix.training.checkpoint import (
     tell,
 )
 from detmix.training.config import LoopConfig
+from detmix.training.console import tell_plan
 from detmix.training.optim import (
     build_optimizer,
     copy_statistics,
@@ -78,8 +79,8 @@ class Trainer(abc.ABC, Generic[Result]):
         self.accelerator = accelerator
         self.loader, self.sampler, self.classes = loader, loader.batch_sampler, classes
         self._group, batches = config.optim.accumulate, len(self.sampler)
-        self._epoch_steps = batches // self._group
-        if not self._epoch_steps:
+        self.epoch_steps = batches // self._group
+        if not self.epoch_steps:
             raise ValueError(f"optim.accumulate={self._group}: an epoch has only {batches} batches")
         self._digests = {subset: digest_of(names) for subset, names in image_names.items()}
         self.position = Position()
@@ -150,8 +151,10 @@ class Trainer(abc.ABC, Generic[Result]):
     def fit(self) -> Result | None:
         """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
-        steps, is_main = config.epochs * self._epoch_steps, self.accelerator.is_main_process
-        bar = progress_bar(steps, position.step, shown=is_main)
+        is_told = self.folder is not None and position.epoch < config.epochs
+        if is_told:
+            tell_plan(self)
+        bar = progress_bar(config.epochs * self.epoch_steps, position.step, shown=is_told)
         with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             if position.evaluation_due:  # of a run that was stopped before it or in it
                 result = self._evaluate(bar)
@@ -175,17 +178,20 @@ class Trainer(abc.ABC, Generic[Result]):
         config, position = self.config, self.position
         self.begin_epoch(position.epoch)
         # Batches that are too few for a step are left out, as images that are for a batch.
-        start, stop = position.batch * self._group, self._epoch_steps * self._group
+        start, stop = position.batch * self._group, self.epoch_steps * self._group
         self.sampler.set_epoch(position.epoch, start, stop)
         self.model.train()
         self._meter.start_clock()
-        for batches, problem in self._steps():
+        bar.set_description_str(f"epoch {position.epoch + 1}/{config.epochs}", refresh=False)
+        for number, (batches, problem) in enumerate(self._steps()):
             news = self._step(batches, next_is_broken=problem is not None)
             position.batch += 1
             position.step += 1
             num_images = sum(len(batch[0]) for batch in batches) * self.accelerator.num_processes
             self._meter.update(news.means, num_images)
             bar.update()
+            if number == 0:
+                bar.set_postfix_str(f"loss {float(news.means['loss']):.3f}")
             if position.step % config.log_every == 0:
                 self._log(bar)
             minutes = (time.monotonic() - self._saved_at) / 60
@@ -217,7 +223,7 @@ class Trainer(abc.ABC, Generic[Result]):
         # with no random state to save.
         torch.manual_seed(sample_seed(config.seed, self.accelerator.process_index, step, "model"))
         factor = learning_rate_factor(
-            step, config.schedule, steps_per_epoch=self._epoch_steps, num_epochs=config.epochs
+            step, config.schedule, steps_per_epoch=self.epoch_steps, num_epochs=config.epochs
         )
         scale_learning_rate(self.optimizer, factor)
         statistics = copy_statistics(self.plain_model)
@@ -248,14 +254,14 @@ class Trainer(abc.ABC, Generic[Result]):
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
         values = {**meter.means(), "lr": rate, "images_per_s": meter.images_per_second()}
         meter.reset()
-        text = f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['images_per_s']:.1f} images/s"
+        text = f"loss {values['loss']:.3f}, {values['images_per_s']:.1f} images/s"
         bar.set_postfix_str(text, refresh=False)
         self._record("train", values)
 
     def _record(self, event: str, values: Mapping[str, float | None]) -> None:
         position = self.position
         if self.folder:
-            epoch = position.epoch + position.batch / self._epoch_steps
+            epoch = position.epoch + position.batch / self.epoch_steps
             self.folder.log(event, position.step, epoch, values)
 
     def _evaluate(self, bar: Any) -> Result:
@@ -298,7 +304,7 @@ class Trainer(abc.ABC, Generic[Result]):
             "normalization": self.normalization(),
             "versions": versions(),
             "position": vars(self.position).copy(),
-            "steps_per_epoch": self._epoch_steps,
+            "steps_per_epoch": self.epoch_steps,
             "batch_size": self.sampler.batch_size * self._group * self.accelerator.num_processes,
             "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
             "images": self._digests,

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from detmix.training.checkpoint import LAST
 from detmix.training.config import FREE, LoopConfig, flat_options
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -22,12 +23,14 @@ Config = TypeVar("Config", bound=LoopConfig)
 _USAGE = """
 --config FILE: a YAML file, its text, or the name of a configuration that detmix brings, such as
     voc2007_cpu; may be given repeatedly; what comes later wins
+--resume RUN: go on in this folder, or with this last.pt, as it was configured
 --print_config: print what results, for --config
 
 Values are YAML. A Share is from 0 to 1.
 """
 
-
+# What pydantic has other words for.
+_EXPECTED = {"dataclass": "options by name", "int": "a whole number", "tuple": "a list"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries them in the package; in a clone they lie beside it.
 CONFIGS = _PACKAGE / "configs"
@@ -43,12 +46,16 @@ _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
-def parse_args(cls: type[Config], args: Sequence[str], description: str = "") -> Config:
+def parse_args(
+    cls: type[Config], args: Sequence[str], description: str = "", example: str = ""
+) -> Config:
     """Read a configuration from command-line arguments.
 
     ``--config FILE``, or the name of a configuration that detmix brings, and dotted overrides such
-    as ``--optim.lr 0.01``; later ones win over earlier ones. ``--print_config`` prints the result
-    and ends the process, as ``--help`` does, which begins with the description.
+    as ``--optim.lr 0.01``; later ones win over earlier ones. ``--resume RUN``, a run's folder or
+    its ``last.pt``, stands for its configuration, and goes on there. ``--print_config`` prints the
+    result and ends the process, as ``--help`` does, which begins with the description. Where an
+    example of a configuration is given, there must be one, or a data.root.
 
     Raises:
         ValueError: Naming every unknown option, every value of the wrong type or range, and the
@@ -61,6 +68,10 @@ def parse_args(cls: type[Config], args: Sequence[str], description: str = "") ->
     if "--print_config" in args:
         print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
         sys.exit()
+    start = r"--(config|data\.root|resume.(?!(auto|never)\b))"
+    if example and not re.search(start, " ".join(args)):
+        there = _configs(f"{Path(example).parent}/*.yaml")
+        raise ValueError(f"expected --data.root, or --config, as in --config {example}, of {there}")
     return config
 
 
@@ -73,7 +84,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], args: Sequence[str] 
         # As JSON: there pydantic takes no text for a number, but lists for tuples.
         return TypeAdapter(cls).validate_json(to_json(merged), strict=True)
     except ValidationError as error:
-        problem = "; ".join(_tell(item, known) for item in error.errors())
+        problem = "; ".join(_tell(item, [*known, "config"]) for item in error.errors())
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error)
     raise ValueError(f"{problem} (reading {', '.join(files)})" if files else problem)
@@ -81,12 +92,18 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], args: Sequence[str] 
 
 def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> Iterator[Any]:
     """Yield what each argument sets, and note the files that are read."""
-    words = iter(args)
+    words, place = iter(args), dict[str, str]()
     for word in words:
         name, has_value, text = word.removeprefix("--").partition("=")
         text = text if has_value else next(words, "--")
         if not word.startswith("--") or text.startswith("--"):
-            raise ValueError(f"expected an option and its value, got {word}")
+            raise ValueError(f"expected an option and its value, as in --epochs 3, got {word}")
+        if name == "resume" and text not in ("auto", "never"):
+            folder = Path(text.removesuffix(LAST)).expanduser()
+            if not (folder / "config.yaml").exists():
+                raise ValueError(f"resume must be auto, never, a run or its {LAST}, got {text}")
+            place = {"resume": "auto", "run_dir": str(folder)}
+            name, text = "config", str(folder / "config.yaml")
         if name != "config":
             # YAML would make more of a path, or of "no".
             yield {name: text if isinstance(known.get(name), str) else yaml.load(text, _Loader)}
@@ -98,18 +115,22 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
         if not isinstance(options, dict):
             raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
         yield options
+    yield place
+
+
+def _configs(pattern: str = "**/*.yaml") -> str:
+    """Name the configurations that detmix brings."""
+    files = [file.relative_to(CONFIGS).with_suffix("") for file in CONFIGS.glob(pattern)]
+    return ", ".join(sorted(file.as_posix() for file in files))
 
 
 def _find(given: str) -> Path:
     """Return the file of this path, or else the configuration of this name that detmix brings."""
-    path, name = Path(given).expanduser(), given.removesuffix(".yaml")
-    if path.exists() and not path.is_dir():
-        return path
-    files = sorted(CONFIGS.rglob("*.yaml"))
-    names = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
-    if name in names:
-        return files[names.index(name)]
-    raise FileNotFoundError(f"no file or configuration {given}; expected one of {', '.join(names)}")
+    path, brought = Path(given).expanduser(), CONFIGS / f"{given.removesuffix('.yaml')}.yaml"
+    for file in (path, brought):
+        if file.exists() and not file.is_dir():
+            return file
+    raise FileNotFoundError(f"no file or configuration {given}; expected one of {_configs()}")
 
 
 def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,14 +149,19 @@ def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") 
 
 def _tell(problem: Any, known: Iterable[str]) -> str:
     """Say what is wrong with an option."""
-    name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "unexpected_keyword_argument":
-        similar = get_close_matches(name, known, n=1) or ["one of --help"]
-        return f"{name} is no option; expected {similar[0]}"
-    if problem["type"] == "value_error":  # of a class's own check, which names the option
+    name, kind = ".".join(map(str, problem["loc"])), problem["type"]
+    if kind == "unexpected_keyword_argument":
+        name = next(iter(flat_options({name: problem["input"]})), name)
+        part = name.split(".")[-1].replace("-", "_")
+        similar = [each for each in known if each.split(".")[-1] == part]
+        similar = similar or get_close_matches(name, known, n=1) or ["one of --help"]
+        return f"{name} is no option; expected {' or '.join(similar)}"
+    if kind == "value_error":  # of a class's own check, which names the option
         text = str(problem["ctx"]["error"])
         return text if text.startswith(name) else f"{name}.{text}"
-    return f"{name} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r:.200}"
+    text = problem["msg"].replace("Input should", "must").replace("a valid ", "a ")
+    expected = _EXPECTED.get(kind.removesuffix("_type"))
+    return f"{name} {f'must be {expected}' if expected else text}, got {problem['input']!r:.200}"
 
 
 def _help(config: Any, prefix: str = "") -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 import pydantic
@@ -40,15 +41,20 @@ class Evaluation(Generic[Result]):
 
 
 def progress_bar(total: int, start: int, *, shown: bool) -> Any:
-    """Return tqdm's bar of a training, seldom refreshed where it goes into a file."""
+    """Return tqdm's bar of a training; where it goes into a file it is a line a minute."""
+    watched = sys.stderr.isatty()
+    lines: Any = SimpleNamespace(flush=sys.stderr.flush)  # empty are what clears a bar
+    lines.write = lambda text: text.strip() and print(text.strip(), file=sys.stderr)
     return tqdm(
         total=total,
         initial=start,
-        desc="training",
-        unit="step",
         disable=not shown,
         dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        file=None if watched else lines,
+        mininterval=0.5 if watched else 60.0,
+        maxinterval=60.0,
+        bar_format=f"{{desc}} {'|{bar}|' if watched else 'step'} {{n_fmt}}/{{total_fmt}} "
+        "[{elapsed}<{remaining}{postfix}]",
     )
 
 

@@ -53,15 +53,6 @@ def versions() -> dict[str, str]:
     return found | {"torch": str(torch.__version__)}  # with the build, such as +cpu
 
 
-def check_run_dir(path: Path, *, resume: bool) -> None:
-    """Raise `FileExistsError` if a folder holds something and is not to be resumed."""
-    if not resume and any(file.name != _LOCK for file in path.glob("*")):
-        raise FileExistsError(
-            f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
-            "with --resume auto"
-        )
-
-
 def lock_folder(path: Path) -> AcquireReturnProxy[FileLock]:
     """Keep other processes from a folder until this one ends, or has released all it acquired."""
     file = path.resolve() / _LOCK
@@ -81,7 +72,11 @@ class RunFolder:
     """The files of a run; closed at the end of a ``with`` block."""
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
-        check_run_dir(path, resume=resume)
+        if not resume and any(file.name != _LOCK for file in path.glob("*")):
+            raise FileExistsError(
+                f"{path} exists and is never overwritten: choose another run_dir, or go on in it "
+                "with --resume auto"
+            )
         self._config, self._name = config, config.get("tracker", "tensorboard")
         if self._name != "none" and find_spec(self._name) is None:
             raise ImportError(f"tracker={self._name} is not installed: pip install {self._name}")

@@ -17,10 +17,8 @@ class Interrupted(Exception):
     """A training ended early because of a signal, ``signum``, after saving a checkpoint."""
 
     def __init__(self, signum: int, position: Position) -> None:
-        super().__init__(
-            f"stopped by signal {signum} after step {position.step} (epoch {position.epoch}); "
-            "go on with --resume auto"
-        )
+        where = f"after step {position.step}"
+        super().__init__(f"stopped by signal {signum} {where}; go on with --resume auto")
         self.signum = signum
 
 
