@@ -47,9 +47,9 @@ def main(args: Sequence[str]) -> None:
         print(evaluation)
         last, folder = config.run_dir / "last.pt", config.run_dir / "evaluation"
         evaluation.save(folder / "results.json", checkpoint=str(last))
-        report = write_run_report(
-            folder, evaluation, found, trainer.test_data, trainer.config, last
-        )
+        took = f"{time.perf_counter() - start:.0f} s with all training"
+        made = folder, evaluation, found, trainer.test_data, trainer.config, last
+        report = write_run_report(*made, trainer.accelerator, took)
         print(f"\nmAP {evaluation.voc.mean_ap:.4f} on {evaluation.voc.num_images} unseen images")
         print(f"run folder: {config.run_dir}; all tables and pictures: {report}")
         print(f"took {time.perf_counter() - start:.0f} s")
