@@ -1,84 +1,68 @@
-"""Pictures: every box, curve and bar is what it should be, texts are apart, errors are named."""
+"""Pictures of boxes: each where it should be, in its class's colour; texts are told and apart."""
 
-import json
-import math
-import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from PIL import Image
-from voc_oracle import evaluate, random_case
+from PIL import Image, ImageColor, ImageDraw
 
 from detmix import pictures
-from detmix.data import VOC_CLASSES
-from detmix.evaluation import analyze_errors, encode_masks
-from detmix.evaluation.errors.result import KINDS
+from detmix.evaluation import encode_masks
 from detmix.pictures import style
 
-EIGHTY = [f"class number {i}" for i in range(1, 81)]
-CLASSES = EIGHTY[:20]
-LONG = "a class with a name too long for any chart, and then some"
+CLASSES = [f"class number {i}" for i in range(1, 46)]
+COLORS = style.CLASS_COLORS
+WIDTH, GAP = 480, 10  # of a panel and around it, in pixels
+NO_OBJECTS = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+class Drawn:
+    """What Pillow was told to draw, and the picture that came of it."""
+
+    def __init__(self, calls, path):
+        self.picture = Image.open(path).convert("RGB")
+        texts = [(one, two) for one, two in pairwise([("", {}), *calls]) if two[0] == "text"]
+        # A label's text follows its background.
+        self.labels = [
+            (two[1]["text"], one[1]["fill"]) for one, two in texts if one[0] == "rectangle"
+        ]
+        self.headings = [two[1]["text"] for one, two in texts if one[0] != "rectangle"]
+        self.rectangles = [one[1]["box"] for one, _ in texts if one[0] == "rectangle"]
+        self.texts = [(two[1]["box"], two[1]["size"]) for _, two in texts]
+        self.frames = [
+            (of["outline"], of["box"]) for name, of in calls if of.get("outline") in COLORS
+            and name == "rectangle" and "fill" not in of
+        ]  # fmt: skip
+        self.circles = [of for name, of in calls if name == "ellipse"]
 
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """Return a function that draws, panels apart, nothing blank, no name with two $ a formula."""
-    figures = []
-    save = Figure.savefig
+    """Return a function that draws, and returns what."""
+    calls = []
 
-    def savefig(figure, path):
-        assert not any(text.get_parse_math() for text in figure.findobj(Text))
-        figures.append(figure)
-        save(figure, path)
+    def recorder(name, original):
+        def record(canvas, where, text=None, **options):
+            given = () if text is None else (text,)
+            original(canvas, where, *given, **options)
+            box = where if text is None else canvas.textbbox(where, text, font=options["font"])
+            calls.append((name, {**options, "text": text, "box": box, "size": canvas.im.size}))
+
+        return record
+
+    for name in ("rectangle", "text", "ellipse"):
+        monkeypatch.setattr(
+            ImageDraw.ImageDraw, name, recorder(name, getattr(ImageDraw.ImageDraw, name))
+        )
 
     def draw(plot, *args, **options):
+        calls.clear()
         path = tmp_path / "new" / "picture.png"
         assert plot(*args, path, **options) == path
-        with Image.open(path) as picture:
-            assert all(200 <= side <= 6000 for side in picture.size)
-            assert any(low < high for low, high in picture.convert("RGB").getextrema())
-        check_apart(figures[-1], [axes.get_tightbbox() for axes in figures[-1].axes])
-        return figures[-1]
+        return Drawn(calls, path)
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
     return draw
-
-
-def check_apart(figure, boxes, slack=1):
-    """Assert that boxes, in pixels, lie inside the picture and apart."""
-    for index, box in enumerate(boxes):
-        assert -slack <= box.x0 < box.x1 <= figure.bbox.x1 + slack
-        assert -slack <= box.y0 < box.y1 <= figure.bbox.y1 + slack
-        others = (other.padded(-slack) for other in boxes[index + 1 :])
-        assert not any(box.padded(-slack).overlaps(other) for other in others)
-
-
-def extents(texts):
-    return [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
-
-
-# ----------------------------------------------------------------------------- all pictures
-
-
-@pytest.mark.parametrize("given", ["a", "v1.5/a", "a.svg"])
-def test_the_path_is_that_of_the_file(tmp_path, given):
-    path = style.save_figure(style.new_figure(1, 1), f"{tmp_path}/{given}")
-    assert path == tmp_path / (given if given.endswith("svg") else f"{given}.png")
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
-
-
-def test_names_are_cut_in_the_middle():
-    text = "abcdefghijk"
-    assert [style.shorten(text, length) for length in (12, 11, 10, 5, 4, 1)] == [
-        *(text, text, "abcde…hijk", "ab…jk", "ab…k", "…"),
-    ]
-
-
-# -------------------------------------------------------------------- boxes on images
 
 
 def picture(height=90, width=120):
@@ -92,55 +76,101 @@ def target(num, height=90, width=120, **extra):
     return {"boxes": boxes, "labels": torch.arange(num) + 1} | extra
 
 
-def labels_of(axes):
-    """The texts of the boxes and their colours, in the order drawn; after them those above."""
-    num = len(axes.patches)
-    texts = [
-        (text.get_text(), to_hex(text.get_bbox_patch().get_facecolor()).upper())
-        for text in axes.texts
-    ]
-    return texts[:num], texts[num:]
+def share_of(drawn, color, box, row=0):
+    """How much of a box's upper side, 1 for a whole line, has the colour."""
+    left, top, right, _ = np.array(box, int)
+    top += GAP + row
+    line = np.asarray(drawn.picture)[top + 1, left + GAP : right + GAP]
+    return (line == ImageColor.getrgb(color)).all(axis=1).mean()
+
+
+# ----------------------------------------------------------------------------- all pictures
+
+
+@pytest.mark.parametrize("given", ["a", "v1.5/a", "a.svg"])
+def test_the_path_is_that_of_the_file(tmp_path, given):
+    path = pictures.plot_box_weights([0.5], f"{tmp_path}/{given}")
+    assert path == tmp_path / (given if given.endswith("svg") else f"{given}.png")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_texts_are_cut_in_the_middle():
+    font = style.font(13)
+    for text in ("abcdefghijk", "a\nb \t c", "W" * 300, "é", "\udcff", ""):
+        for width in (1, 40, 80, 10_000):
+            short = style.fit(text, font, width)
+            assert font.getlength(short) <= width or len(short) <= 1
+            head, cut, tail = short.partition("…")
+            assert " ".join(text.split()).startswith(head)
+            assert text.endswith(tail)
+            assert len(head) - len(tail) in (0, 1) or not cut
+    assert style.fit("a\nb \t c", font, 99) == "a b c"
+
+
+# Severity 1 of Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of
+# Color Vision Deficiency", 2009: protanopia and deuteranopia.
+VISION = {
+    "all": np.eye(3),
+    "no red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+
+
+@pytest.mark.parametrize(("cones", "least"), [("all", 12), ("no red", 8), ("no green", 8)])
+def test_colors_of_twenty_classes_are_apart(cones, least):
+    """By CIE 1976, in which 2.3 is just noticeable."""
+    rgb = np.array([ImageColor.getrgb(color) for color in COLORS]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    seen = (linear @ np.transpose(VISION[cones])).clip(0, 1) @ np.transpose(to_xyz)
+    x, y, z = np.cbrt(np.maximum(seen / (0.9505, 1, 1.089), 0.009)).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab, axis=2)[np.triu_indices(20, 1)]
+    assert len(COLORS) == 20
+    assert apart.min() > least
+
+
+# ----------------------------------------------------------------------------- batches
 
 
 def test_every_box_of_a_batch_with_its_weight(draw):
-    images = [picture(), picture(200, 100) / 255, (picture(40, 60) / 255).bfloat16()]
+    images = [picture(360, 480), picture(200, 100) / 255, (picture(40, 60) / 255).bfloat16()]
     weights = torch.tensor([0.7, 0.7, 0.3, 0.3, 0.3])
-    targets = [target(5, box_weights=weights), target(0, 200, 100), target(2, 40, 60)]
-    panels = first, empty, plain = draw(pictures.plot_batch, images, targets, CLASSES).axes
-    heavy, light = style.BOX_COLORS[:2]  # without sources, boxes of equal weight share a colour
-    assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.70")} == {heavy}
-    assert {color for text, color in labels_of(first)[0] if text.endswith(" 0.30")} == {light}
-    assert [text.rsplit(maxsplit=1)[0] for text, _ in labels_of(first)[0]] == [
-        f"class number {label}" for label in targets[0]["labels"]
-    ]
-    boxes = [patch.get_bbox().extents for patch in first.patches]
-    np.testing.assert_allclose(boxes, targets[0]["boxes"], rtol=1e-5)
-    assert labels_of(empty) == ([], [])
-    assert [text[-4:] for text, _ in labels_of(plain)[0]] == ["1.00", "1.00"]
-    for axes, image in zip(panels, images, strict=True):
-        expected = image if image.dtype == torch.uint8 else (image.float() * 255).round()
-        np.testing.assert_array_equal(axes.images[0].get_array(), expected.permute(1, 2, 0))
+    first = target(5, 360, 480, box_weights=weights, difficult=torch.ones(5))
+    first["labels"] = torch.tensor([1, 2, 1, 20, 45])
+    drawn = draw(pictures.plot_batch, images, [first, NO_OBJECTS, target(1, 40, 60)], CLASSES)
+    colors = [COLORS[0], COLORS[1], COLORS[0], COLORS[19], COLORS[4]]
+    texts = [f"class number {k} {w:.2f}" for k, w in zip(first["labels"], weights, strict=True)]
+    expected = list(zip(texts, colors, strict=True))
+    assert drawn.labels == [*expected, ("class number 1 1.00", COLORS[0])]
+    # As large as its panel: neither the boxes nor the pixels are scaled.
+    boxes = [box for _, box in drawn.frames[:5]]
+    np.testing.assert_allclose(boxes, first["boxes"], atol=0.5)
+    assert [color for color, _ in drawn.frames[:5]] == colors
+    assert share_of(drawn, colors[4], boxes[4]) == 1  # the last one hides others
+    plain = draw(pictures.plot_batch, images[:1], [NO_OBJECTS], CLASSES).picture
+    inner = plain.crop((GAP, GAP, GAP + WIDTH, GAP + 360))
+    np.testing.assert_array_equal(np.asarray(inner), images[0].permute(1, 2, 0))
+    for image in (images[0] / 255, (images[0] / 255).bfloat16()):
+        same = draw(pictures.plot_batch, [image], [NO_OBJECTS], CLASSES).picture
+        assert np.abs(np.asarray(same, int) - np.asarray(plain, int)).max() <= 1
 
 
-@pytest.mark.parametrize("num_more", [0, 5])
-def test_colors_are_those_of_the_sources(draw, num_more):
+def test_what_is_of_a_partner_is_dashed(draw):
     """CutMix gives every object a weight of its own; a partner may have no objects."""
     weights = torch.tensor([0.8, 1.0, 0.5, 0.5, 0.3])
     names = {3: "a.jpg", 11: "empty.jpg", 8: "b.jpg"}
-    mix = target(5, box_weights=weights, source=torch.tensor([3, 3, 8, 8, 3]), sources=names)
-    alone = target(1, source=torch.tensor([8]), sources={8: "b.jpg"})
-    empty = target(0, source=torch.zeros(0, dtype=torch.int64), sources={11: "empty.jpg"})
-    more = [target(1, source=torch.tensor([50 + i])) for i in range(num_more)]
-    targets = [mix, alone, empty, *more]
-    panels = draw(pictures.plot_batch, [picture()] * len(targets), targets, CLASSES).axes
-    first, second, third = map(labels_of, panels[:3])
-    a, none, b = style.BOX_COLORS[:3]
-    assert [color for _, color in first[0]] == [a, a, b, b, a]
-    above = [("a.jpg: weight 0.30 to 1.00", a), ("empty.jpg: no objects", none)]
-    assert first[1] == [*above, ("b.jpg: weight 0.50", b)][::-1]  # the lowest first
-    # In all panels alike, where there are colours enough for all their sources.
-    assert [color for _, color in second[0]] == [style.BOX_COLORS[0] if num_more else b]
-    assert third[1] == [("empty.jpg: no objects", style.BOX_COLORS[0] if num_more else none)]
+    rows = torch.arange(5) * 60 + 20
+    boxes = torch.stack([rows * 0 + 9, rows, rows * 0 + 400, rows + 40], dim=1)
+    source = torch.tensor([3, 3, 8, 8, 3])
+    mix = target(5, boxes=boxes, box_weights=weights, source=source, sources=names)
+    drawn = draw(pictures.plot_batch, [picture(360, 480)], [mix], CLASSES)
+    above = ["a.jpg: weight 0.30 to 1.00", "empty.jpg (dashed): no objects"]
+    assert drawn.headings == [*above, "b.jpg (dashed): weight 0.50"][::-1]  # the lowest first
+    height = drawn.picture.height - 360 - 2 * GAP
+    for row, own in enumerate(source):
+        share = share_of(drawn, COLORS[row], boxes[row] + torch.tensor([120, 0, 0, 0]), height)
+        assert share == 1 if own == 3 else 0.3 < share < 0.7
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
@@ -151,84 +181,46 @@ def test_panels_and_texts_stay_apart_and_inside(draw, num_images):
     targets = [target(12, *size) | sources for size in sizes]
     for one, (height, width) in zip(targets, sizes, strict=True):
         one["boxes"][:3] = torch.tensor([[0, 0, width, height], [width - 3, 0, width, 3], [-5] * 4])
-    found = [one | {"scores": torch.ones(12), "outcomes": ["correct"] * 12} for one in targets]
-    named = [one | {"missed": [True] * 12, "name": "a name " * 30} for one in targets]
-    batch = draw(pictures.plot_batch, images, targets, CLASSES)
-    predictions = draw(pictures.plot_predictions, images, found, named, CLASSES)
-    alone = draw(pictures.plot_predictions, images, found, None, CLASSES)
-    counts = ((batch, num_images), (predictions, 2 * num_images), (alone, num_images))
-    for figure, num_panels in counts:
-        assert len(figure.axes) == num_panels
-        headings = [text for axes in figure.axes for text in axes.texts[12:]]
-        boxes = [axes.get_window_extent() for axes in figure.axes]
-        check_apart(figure, boxes + extents(headings))
-        for label in extents(text for axes in figure.axes for text in axes.texts):
-            check_apart(figure, [label], slack=0)
+    found = [one | {"scores": torch.ones(12), "outcomes": ["other_class"] * 12} for one in targets]
+    batch = draw(pictures.plot_batch, images, targets, ["W" * 99, *CLASSES])
+    both = draw(pictures.plot_predictions, images, found, targets, ["W" * 99, *CLASSES])
+    alone = draw(pictures.plot_predictions, images, found, None, ["W" * 99, *CLASSES])
+    for drawn, num_panels in ((batch, num_images), (both, 2 * num_images), (alone, num_images)):
+        assert len(drawn.labels) == 12 * num_panels
+        assert (drawn.picture.width - GAP) % (WIDTH + GAP) == 0 or drawn is alone
+        for (left, top, right, bottom), (width, height) in drawn.texts:
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
 
 
 def test_labels_hide_no_other(draw):
     """As many as there is room for, though the boxes are the same."""
     same = target(6, boxes=torch.tensor([[40.0, 30, 80, 60]] * 6))
-    figure = draw(pictures.plot_batch, [picture()], [same], CLASSES)
-    check_apart(figure, extents(figure.axes[0].texts), slack=0)
-
-
-def test_outcomes_color_and_name_what_is_wrong(draw):
-    kinds = ["correct", "localization", "similar_class", "duplicate", "ignored", "background"]
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.55, 0.1])
-    found = target(6) | {"scores": scores, "outcomes": kinds}
-    truth = target(4, difficult=torch.tensor([0, 0, 1, 0]), iscrowd=torch.tensor([0, 0, 0, 1]))
-    truth |= {"missed": [False, True, False, False], "name": "000123.jpg"}
-    panels = draw(pictures.plot_predictions, [picture()], [found], [truth], CLASSES).axes
-    (truths, above), (founds, _) = map(labels_of, panels)
-    right, wrong, neither = style.BLUE, style.VERMILLION, style.GREY
-    # The weakest, from the threshold on, is drawn first.
-    assert [(text.split(maxsplit=3)[3], color) for text, color in founds] == [
-        ("0.55 ignored", neither), ("0.60 duplicate", wrong), ("0.70 similar class", wrong),
-        ("0.80 localization", wrong), ("0.90", right),
-    ]  # fmt: skip
-    assert [(text.split()[3:], color) for text, color in truths] == [
-        ([], right), (["missed"], wrong), (["difficult"], neither), (["crowd"], neither),
-    ]  # fmt: skip
-    styles = [patch.get_linestyle() != "-" for patch in panels[0].patches]
-    assert styles == [False, True, True, True]
-    assert [text for text, _ in above] == ["ground truth: 4", "000123.jpg"]
+    places = np.array(draw(pictures.plot_batch, [picture()], [same], CLASSES).rectangles)
+    for index, (left, top, right, bottom) in enumerate(places):
+        others = np.delete(places, index, axis=0)
+        beside = (others[:, 0] > right) | (others[:, 2] < left)
+        assert (beside | (others[:, 1] > bottom) | (others[:, 3] < top)).all()
 
 
 def test_keypoints_are_dots_and_rings(draw):
     points = [[[20.0, 30, 2], [25, 35, 1], [0, 0, 0]], [[80, 50, 2], [90, 60, 2], [99, 70, 1]]]
     one = target(2, keypoints=torch.tensor(points))
-    (axes,) = draw(pictures.plot_batch, [picture()], [one], CLASSES).axes
-    for marks, rows in zip(axes.collections, points, strict=True):
-        seen = [row for row in rows if row[2]]
-        # The middle of a pixel is half a pixel from its corner.
-        assert marks.get_offsets().tolist() == [[x + 0.5, y + 0.5] for x, y, _ in seen]
-        assert [face[3] for face in marks.get_facecolors()] == [v == 2 for *_, v in seen]
-
-
-def test_predictions_have_masks_and_keypoints(draw):
-    """Those of predictions below the threshold are left out; torchvision says 1 of every point."""
-    points = torch.tensor([[[10.0, 20.0, 1.0]], [[30.0, 40.0, 1.0]]])
-    masks = torch.zeros(2, 90, 120, dtype=torch.uint8)
-    masks[0, 50:60, 50:60] = masks[1, 70:80, 100:110] = 1
-    black = torch.zeros(3, 90, 120, dtype=torch.uint8)
-    found = target(2) | {"scores": torch.tensor([0.9, 0.1]), "keypoints": points}
-    found["masks"] = encode_masks(masks)
-    _, axes = draw(pictures.plot_predictions, [black], [found], [target(0)], CLASSES).axes
-    (dots,) = axes.collections
-    assert dots.get_offsets().tolist() == [[10.5, 20.5]]
-    assert dots.get_facecolors()[0][3] == 1
-    shown = np.asarray(axes.images[0].get_array())
-    np.testing.assert_array_equal(shown.any(axis=2), masks[0].bool())
-    color = 255 * np.asarray(axes.patches[0].get_edgecolor())[:3]
-    np.testing.assert_allclose(shown[55, 55], 0.45 * color, atol=1)
+    circles = draw(pictures.plot_batch, [picture()], [one], CLASSES).circles
+    seen = [(row, color) for of, color in zip(points, COLORS, strict=False) for row in of if row[2]]
+    for circle, ((x, y, visibility), color) in zip(circles, seen, strict=True):
+        # The middle of a pixel is half a pixel from its corner; the image is four times as large.
+        center = np.reshape(circle["box"], (2, 2)).mean(axis=0)
+        np.testing.assert_allclose(center, [4 * x + 2, 4 * y + 2])
+        assert circle["fill"] == (color if visibility == 2 else None)
+        assert visibility == 2 or circle["outline"] == color
 
 
 BAD = [
     ([picture()], [], "1 images and 0 targets"),
     ([], [], "0 images"),
     ([picture(), picture()[0]], [target(1)] * 2, r"\(90, 120\)"),
-    ([picture()], [target(1) | {"labels": torch.tensor([21])}], r"labels are \[21\]"),
+    ([picture()], [target(1) | {"labels": torch.tensor([46])}], r"labels are \[46\]"),
     ([picture()], [target(3, source=torch.tensor([1, 2]))], r"targets\[0\]: 2 source"),
 ]
 
@@ -237,155 +229,76 @@ BAD = [
 def test_bad_pictures(tmp_path, images, targets, message):
     with pytest.raises(ValueError, match=message):
         pictures.plot_batch(images, targets, CLASSES, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"\.jpgg"):
+        pictures.plot_batch([picture()], [target(1)], CLASSES, tmp_path / "a.jpgg")
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------- charts
+# ----------------------------------------------------------------------------- predictions
 
 
-def evaluated(classes, num_images=60):
-    return evaluate(*random_case(0, num_images, len(classes), limit=300), classes)  # of all sizes
+def test_errors_are_told_in_words(draw):
+    """The weakest, from the threshold on, is drawn first; an object that is missed has no score."""
+    kinds = ["correct", "localization", "similar_class", "missed", "ignored", "background"]
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.55, 0.1])
+    boxes = torch.arange(6)[:, None] * 60 + torch.tensor([20, 20, 20, 50])
+    boxes[:, ::2] = torch.tensor([9, 470])
+    found = {"boxes": boxes, "labels": torch.arange(6) + 1, "scores": scores, "outcomes": kinds}
+    drawn = draw(pictures.plot_predictions, [picture(400, 480)], [found], None, CLASSES)
+    assert drawn.headings == []
+    assert [(text.removeprefix("class number "), color) for text, color in drawn.labels] == [
+        ("5 0.55 ignored", COLORS[4]), ("4 missed", COLORS[3]), ("3 0.70 similar class", COLORS[2]),
+        ("2 0.80 localization", COLORS[1]), ("1 0.90", COLORS[0]),
+    ]  # fmt: skip
+    for row, kind in enumerate(kinds[:5]):
+        share = share_of(drawn, COLORS[row], boxes[row] + torch.tensor([240, 0, 0, 0]))
+        assert 0.3 < share < 0.7 if kind == "missed" else share == 1
 
 
-def legend_texts(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-@pytest.mark.parametrize(("classes", "num_panels"), [(VOC_CLASSES, 1), (EIGHTY[:41], 3)])
-def test_precision_recall_curves(draw, classes, num_panels):
-    result = evaluated(classes).compute()
-    panels = draw(pictures.plot_precision_recall, result).axes
-    assert len(panels) == num_panels
-    ranked = sorted(result.ap.items(), key=lambda item: (-np.nan_to_num(item[1], nan=-1), item[0]))
-    assert math.isnan(ranked[-1][1])  # a class without objects
-    texts = [f"{name}  {'n/a' if math.isnan(ap) else f'{ap:.4f}'}" for name, ap in ranked]
-    assert [text for axes in panels for text in legend_texts(axes)] == texts
-    lines = [line for axes in panels for line in axes.lines]
-    for (name, _), line, dot in zip(ranked, lines[::2], lines[1::2], strict=True):
-        curve, best = result.curves[name], result.curves[name].best_f1()
-        np.testing.assert_array_equal(line.get_xydata().T, [curve.recall, curve.precision])
-        np.testing.assert_array_equal(dot.get_xydata(), [[best.recall, best.precision]])
-    for axes in panels:
-        looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines[::2]]
-        assert len(set(looks)) == len(looks)
-
-
-def write_lines(path, *records):
-    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def train(step, **more):
-    return {"event": "train", "step": step, "epoch": step / 10, "loss": 2.0, "lr": 0.01} | more
-
-
-SCORES = [
-    ({"mean_ap": None}, ["mAP"]),
-    ({"top1": 0.25, "top5": 0.5}, ["top-1 accuracy, best 0.250 at step 50", "top-5 accuracy"]),
-    (
-        {"mean_ap": 0.75, "ap50": 0.97, "ap75": 0.8, "ap_large": None, "mask_ap": 0.5},
-        ["AP, best 0.750 at step 50", "AP50", "mask AP"],
-    ),
-]
-
-
-@pytest.mark.parametrize(("scores", "legend"), SCORES)
-def test_learning_curve(tmp_path, draw, scores, legend):
-    metrics = write_lines(
-        tmp_path / "metrics.jsonl",
-        {"event": "start", "versions": {}},
-        *[train(step, loss=3 / step, images_per_s=20.0) for step in range(1, 101)],
-        {"event": "eval", "epoch": 5, "step": 50} | scores,
-        {"event": "eval", "epoch": 10, "step": 100} | {name: 0 for name in scores if scores[name]},
-        train(100, loss=7.0),  # a resumed run
-    )
-    loss, rate, score = panels = draw(pictures.plot_learning_curve, metrics).axes
-    name = legend[0].partition(",")[0]
-    assert [axes.get_ylabel() for axes in panels] == ["training loss", "learning rate", name]
-    steps = np.arange(1, 101)
-    losses = np.append(3 / steps[:-1], 7)  # the later line counts
-    np.testing.assert_allclose(loss.lines[0].get_xydata().T, [steps, losses])
-    means = [losses[max(0, i - 2) : i + 3].mean() for i in range(100)]
-    np.testing.assert_allclose(loss.lines[1].get_xydata().T, [steps, means])
-    assert legend_texts(loss) == ["mean of 5 records"]
-    assert rate.lines[0].get_ydata().tolist() == [0.01] * 100
-    expected = [[50, next(iter(scores.values()))], [100, 0]][: len(score.lines[0].get_xdata())]
-    np.testing.assert_equal(score.lines[0].get_xydata(), np.array(expected, float))
-    assert legend_texts(score) == legend
-
-
-@pytest.mark.parametrize("line", ['{"event": "train", "st', "[1, 2]", {"step": 3}])
-def test_broken_metrics_name_file_and_line(tmp_path, line):
-    metrics = write_lines(tmp_path / "metrics.jsonl", train(1), line, train(2))
-    with pytest.raises(ValueError, match=re.escape(f"{metrics}, line 2: ")):
-        pictures.plot_learning_curve(metrics, tmp_path / "curve.png")
-    lines = write_lines(tmp_path / "start.jsonl", {"event": "start"})
-    with pytest.raises(ValueError, match=r"start\.jsonl: no training step"):
-        pictures.plot_learning_curve(lines, tmp_path / "curve.png")
-    assert not (tmp_path / "curve.png").exists()
-
-
-def test_histogram_of_box_weights(draw):
-    weights = torch.tensor([1.0] * 6 + [0.01, 0.5, 0.5, 0.99])
-    (axes,) = draw(pictures.plot_box_weights, weights, alpha=2).axes
-    of_boxes, of_beta = (patch.get_data().values for patch in axes.patches)
-    expected = np.zeros(25)
-    expected[[0, 12, 24]] = 0.25, 0.5, 0.25
-    np.testing.assert_allclose(of_boxes, expected)
-    x = np.linspace(0, 1, 26)
-    np.testing.assert_allclose(of_beta, np.diff(3 * x**2 - 2 * x**3), atol=1e-3)
-    assert axes.get_title("left") == "10 boxes, mean weight 0.800; 60.0% weigh 1"
-    assert legend_texts(axes) == ["4 boxes below 1", "mixup: Beta(2, 2)"]
-
-
-@pytest.mark.parametrize("weights", [[0.5, 0.0], [1.5], [0.5, math.nan], [[0.5]], []])
-def test_bad_weights(tmp_path, weights):
-    with pytest.raises(ValueError, match="weights"):
-        pictures.plot_box_weights(weights, tmp_path / "w.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def rows_of(axes):
-    """The names of the rows and the bars of each: (start, length)."""
-    rows = {tick.get_text(): [] for tick in axes.get_yticklabels()}
-    names = list(rows)
-    for bar in axes.patches:
-        rows[names[round(bar.get_y() + bar.get_height() / 2)]].append(
-            [bar.get_x(), bar.get_width()]
-        )
-    return rows
+def test_the_truth_is_beside(draw):
+    truth = target(3, difficult=torch.tensor([0, 1, 0]), iscrowd=torch.tensor([0, 0, 1]))
+    found = target(2, scores=torch.tensor([0.25, 0.5]))
+    drawn = draw(pictures.plot_predictions, [picture()], [found], [truth], CLASSES)
+    truths = ["class number 1", "class number 2 difficult", "class number 3 crowd"]
+    assert [text for text, _ in drawn.labels] == [*truths, "class number 2 0.50"]
+    assert drawn.headings == ["ground truth: 3", "predictions of score ≥ 0.5: 1"]
 
 
 @pytest.mark.parametrize(
-    ("classes", "num_images"), [([LONG, "cat", "dog"], 150), (EIGHTY, 150), (VOC_CLASSES, 0)]
+    ("scores", "text"),
+    [
+        ([0.31, 0.04], "nothing scores 0.5 or more; the best is 0.31: --score 0.2"),
+        ([0.04], "nothing scores 0.5 or more; the best is 0.04: --score 0.02"),
+        ([], "nothing scores 0.5 or more"),
+    ],
 )
-def test_bars_of_errors_are_the_numbers(draw, classes, num_images):
-    """Of the classes with objects, at most 24, those with most errors, the best first."""
-    analysis = analyze_errors(evaluated(classes, num_images).matching())
-    figure = draw(pictures.plot_errors, analysis)
-    check_apart(figure, extents(figure.findobj(Text)), slack=2)
-    of_class, gains, missed = map(rows_of, figure.axes)
-    counts, expected = analysis.counts["top_n"], {}
-    num = {name: num for name, num in analysis.num_objects.items() if num}
-    for name in sorted(num, key=lambda name: (counts[name]["correct"] - num[name], name))[:24]:
-        lengths = np.array([counts[name][kind] for kind in ("correct", *KINDS)]) / num[name]
-        expected[style.shorten(name, 20)] = np.stack(
-            [np.cumsum(lengths) - lengths, lengths], axis=1
-        )
-    assert of_class.keys() == expected.keys()
-    for name, bars in of_class.items():
-        np.testing.assert_allclose(bars, expected[name], err_msg=name)
-    shares = [bars[0][1] for bars in of_class.values()]
-    assert shares == sorted(shares, reverse=True)
-    assert list(gains) == [kind.replace("_", " ") for kind in KINDS]
-    gain = np.array(list(analysis.ap_gain.values()))
-    np.testing.assert_allclose([bars[0][1] for bars in gains.values()], gain / max(*gain, 0.01))
-    written = [text.get_text() for text in figure.axes[1].texts]
-    assert written == [f"{each:.3f}" for each in gain]
-    assert {name: [length for _, length in bars] for name, bars in missed.items()} == {
-        size + suffix: [by_size[size].share_at_best_f1, by_size[size].share]
-        for suffix, by_size in (("", analysis.missed), (", difficult", analysis.missed_difficult))
-        for size in ("small", "medium", "large")
-        if by_size[size].objects
-    }
+def test_low_scores_are_told(draw, scores, text):
+    found = target(len(scores), scores=torch.tensor(scores))
+    drawn = draw(pictures.plot_predictions, [picture()], [found], None, CLASSES)
+    assert (drawn.headings, drawn.labels) == ([text], [])
+
+
+@pytest.mark.parametrize(("width", "drawn_as"), [(64, 480), (700, 700), (3000, 960)])
+def test_predictions_alone_are_as_large_as_the_image(draw, width, drawn_as):
+    found = target(1, 60, width, scores=torch.ones(1))
+    drawn = draw(pictures.plot_predictions, [picture(60, width)], [found], None, CLASSES)
+    assert drawn.picture.width == drawn_as + 2 * GAP
+    ((_, box),) = drawn.frames
+    np.testing.assert_allclose(box, found["boxes"][0] * drawn_as / width, atol=0.51)
+
+
+def test_predictions_have_masks_and_keypoints(draw):
+    """Those of predictions below the threshold are left out; torchvision says 1 of every point."""
+    points = torch.tensor([[[10.0, 20.0, 1.0]], [[30.0, 40.0, 1.0]]])
+    masks = torch.zeros(2, 360, 480, dtype=torch.uint8)
+    masks[0, 200:240, 200:240] = masks[1, 280:320, 400:440] = 1
+    black = torch.zeros(3, 360, 480, dtype=torch.uint8)
+    found = target(2, boxes=torch.tensor([[0, 0, 9, 9]] * 2)) | {"keypoints": points}
+    found |= {"scores": torch.tensor([0.9, 0.1]), "masks": encode_masks(masks)}
+    drawn = draw(pictures.plot_predictions, [black], [found], None, CLASSES)
+    (dot,) = drawn.circles
+    assert dot["fill"] == COLORS[0]
+    np.testing.assert_allclose(np.reshape(dot["box"], (2, 2)).mean(axis=0), [10.5, 20.5])
+    shown = np.asarray(drawn.picture)[-360 - GAP : -GAP, GAP:-GAP][100:]
+    np.testing.assert_array_equal(shown.any(axis=2), masks[0, 100:].bool())
+    np.testing.assert_allclose(shown[120, 220], 0.45 * np.array(ImageColor.getrgb(COLORS[0])), 0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from tiny import tiny_config
@@ -9,7 +11,7 @@ from tiny import tiny_config
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.mixing import box_weights
 from detmix.training.build import open_dataset
-from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights
+from detmix.training.preview import join_weights, mixed_pair, mixed_samples
 
 # Without augmentation a mixed object lies where it lies on disk.
 STILL = ("augment.flip=0", "augment.crop=0", "augment.photometric=0", "mixing.p=1")
@@ -40,7 +42,7 @@ def test_objects_keep_their_source(shapes_root, tmp_path, place, name):
         shapes_root, tmp_path, *STILL, f"mixing.name={name}", f"mixing.place={place}"
     )
     data = open_dataset(config, train=True)
-    _, targets = mixed_batch(config, epoch=1, num_images=12)
+    targets = [target for _, target in islice(mixed_samples(config, epoch=1), 12)]
     for target in targets:
         check_sources(target["image_id"], target, data)
         assert len(target["sources"]) == (1 if name == "none" else 2)
@@ -48,12 +50,12 @@ def test_objects_keep_their_source(shapes_root, tmp_path, place, name):
             for source in target["sources"]:
                 weights = target["box_weights"][target["source"] == source]
                 assert bool((weights == weights[:1]).all())
-    weights = sample_box_weights(config, num_images=12, epoch=1)
+    weights = join_weights(islice(mixed_samples(config, epoch=1), 12))
     assert weights.tolist() == [w for t in targets for w in box_weights(t).tolist()]
     assert weights.dtype == torch.float32
     assert bool((weights < 1).any()) == (name != "none")
     with pytest.raises(ValueError, match=r"epoch must be in 0..1, got 2"):
-        mixed_batch(config, epoch=2)
+        next(mixed_samples(config, epoch=2))
 
 
 @pytest.mark.parametrize("place", ["batch", "dataset"])
@@ -67,7 +69,7 @@ def test_a_partner_without_objects_is_known(tmp_path, place):
     data = open_dataset(config, train=True)
     half = 0
     for epoch in range(3):
-        for image, target in zip(*mixed_batch(config, epoch=epoch), strict=True):
+        for image, target in islice(mixed_samples(config, epoch), 8):
             check_sources(target["image_id"], target, data)
             sources = target["source"].unique().tolist()
             if len(sources) != 1:

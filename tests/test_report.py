@@ -4,19 +4,25 @@ import base64
 import json
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
 from tiny import tiny_config
 
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.training.build import open_dataset, with_data_noted
 from detmix.training.full_evaluation import evaluate_fully
+from detmix.training.processes import make_accelerator
 from detmix.training.run_report import write_run_report
 
 NASTY = "<b>cat</b> & \"dog\" 'cow' {{ 7 * 7 }} {% endif %} é"
-HEADINGS = ["Result", "Where it fails", "Worst images", "Training", "Mixing", "How it ran"]
+HEADINGS = [
+    *("Result", "Where it fails", "Confusion", "Worst images", "Training", "Mixing", "How it ran")
+]
 
 
 def texts(page, *tags):
@@ -48,14 +54,15 @@ def run(tmp_path_factory):
 def write_report(config, run, folder):
     dataset = open_dataset(config, train=False)
     found = []
-    for index in range(len(dataset)):
+    for index in range(len(dataset))[: config.data.test_limit]:
         target = dataset.target(index)
         kept = slice(None) if index == 0 else slice(0)
         boxes, labels = target["boxes"][kept], target["labels"][kept]
         found.append((index, {"boxes": boxes, "labels": labels, "scores": labels * 0 + 0.5}))
     evaluation, _ = evaluate_fully(found, dataset, config)
-    checkpoint = run / "best.pt"
-    return evaluation, write_run_report(folder, evaluation, found, dataset, config, checkpoint)
+    made = evaluation, found, dataset, config, run / "best.pt"
+    torch.save({"position": {"epoch": 1}}, run / "best.pt")
+    return evaluation, write_run_report(folder, *made, make_accelerator(config), "7 s")
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +100,38 @@ def test_all_text_comes_out_as_given(run, report, page):
     assert config.data.class_names[0] == NASTY
     cells = [cell for part in evaluation.class_table() for row in part for cell in row]
     cells = [f"{cell:,}" if isinstance(cell, int) else cell for cell in cells]
-    assert texts(page, "th", "td") == cells
+    assert texts(page, "th", "td")[: len(cells)] == cells
     facts = dict(zip(texts(page, "dt"), texts(page, "dd"), strict=True))
     assert facts["mAP, all-point, IoU > 0.5"] == f"{evaluation.voc.mean_ap:.4f}"
     assert facts["mAP, 11-point, IoU > 0.5"] == f"{evaluation.voc07.mean_ap:.4f}"
     assert facts["COCO AP, bbox"] == f"{evaluation.coco['bbox'].ap:.4f}"
     assert facts["images"] == "3"
+    data = f"{config.data.root}: annotations/instances_val2017.json, 3 images"
+    assert facts["data"] == data
+    assert facts["checkpoint"] == f"{folder / 'best.pt'}, after 1 of {config.epochs} epochs"
+    assert re.fullmatch(rf"{date.today()} \d\d:\d\d \S+, in 7 s", facts["evaluated"])
+    assert (facts["detector"], facts["device"]) == ("fasterrcnn", "CPU")
     coco, errors, setup = texts(page, "pre")
     assert coco.splitlines()[-1] == evaluation.coco["bbox"].area_lines()[-1]
     assert errors == str(evaluation.errors)
     assert "torch" in setup
     assert "alpha: 1.5" in setup
+
+
+def test_the_confusion_matrix(run, report, page):
+    """All found of the first image, nothing of the others; crowds do not count."""
+    rows = [[*row] for row in page.iter("tr")]
+    first = next(i for i, row in enumerate(rows) if row[0].text == "true ↓ found as →")
+    names = [*run[0].data.class_names, "background"]
+    assert ["".join(cell.itertext()) for cell in rows[first][1:]] == names
+    counts = report[0].errors.confusion
+    assert counts.sum() == np.trace(counts) + counts[:, -1].sum()
+    for row, name, of_class in zip(rows[first + 1 :], names, counts, strict=True):
+        assert row[0].text == name
+        assert [cell.text for cell in row[1:]] == [str(n) if n else None for n in of_class]
+        for cell, number in zip(row[1:], of_class, strict=True):
+            share = re.search(r"/ ([\d.]+)\)", cell.get("style", "/ 0)"))[1]
+            assert float(share) == pytest.approx(number / max(of_class.sum(), 1), abs=1e-3)
 
 
 def test_pictures_are_embedded(report, page):
@@ -113,11 +141,11 @@ def test_pictures_are_embedded(report, page):
     names = ("precision_recall", "errors", "learning_curve", "box_weights")
     assert charts == [(folder / f"{name}.png").read_bytes() for name in names]
     photos = [base64.b64decode(data)[:2] for kind, _, data in embedded if kind == "data:image/jpeg"]
-    worst = [text for text in texts(page, "figcaption") if text.startswith("F1")]
+    worst = [text for text in texts(page, "figcaption") if ": F1 " in text]
     assert photos == [b"\xff\xd8"] * (len(worst) + 8)
     missed = report[0].errors.missed["all"].missed
     assert len(worst) == 2  # not the first, of which all is found
-    assert all(text.startswith("F1 0.00: 0 correct, 0 false, ") for text in worst)
+    assert all(": F1 0.00, 0 correct, 0 false, " in text for text in worst)
     assert sum(int(text.split()[-2]) for text in worst) == missed > 0
     assert all(attributes(page, "alt", "img"))
 
@@ -140,4 +168,4 @@ def test_what_is_not_there_is_said(run, tmp_path, metrics, said, mixing):
     assert len(not_shown) == 2
     assert said in not_shown[0]
     assert ("nothing is mixed" if mixing == "none" else "nowhere.json") in not_shown[1]
-    assert paragraphs[0].startswith("fasterrcnn, best.pt, on the first 1 images of ")
+    assert any(text.endswith(".json, the first 1 of 3 images") for text in texts(page, "dd"))

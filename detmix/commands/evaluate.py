@@ -8,6 +8,7 @@ detmix evaluate runs/coco/evaluation/predictions.json --annotations instances_va
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -60,6 +61,7 @@ def main(args: Sequence[str]) -> None:
 def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     source = parsed.source
     folder = parsed.save or source.parent / "evaluation"
+    start = time.perf_counter()
     model, config = load_detector(source, parsed.overrides)
     accelerator = make_accelerator(config)
     dataset = open_dataset(config, train=False)
@@ -78,7 +80,8 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     if isinstance(dataset, VOCDetection):
         written.append(save_devkit_results(folder, dataset, found))
     if parsed.report:
-        written.append(write_run_report(folder, evaluation, found, dataset, config, source))
+        made = folder, evaluation, found, dataset, config, source, accelerator
+        written.append(write_run_report(*made, f"{time.perf_counter() - start:.0f} s"))
     print(f"\nwrote {', '.join(path.name for path in written)} to {folder}")
 
 

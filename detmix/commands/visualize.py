@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from detmix.data import collate
 from detmix.pictures import plot_batch, plot_box_weights, plot_predictions
-from detmix.training import TrainConfig, load_detector, parse_args
+from detmix.pictures.images import nothing_found
+from detmix.training import TrainConfig, load_detector, parse_args, preview
 from detmix.training.build import with_data_noted
-from detmix.training.preview import mixed_batch, mixed_pair, sample_box_weights, some_predictions
 from detmix.training.processes import make_accelerator
 
 
@@ -25,22 +27,24 @@ def main(args: Sequence[str]) -> None:
     if parsed.command == "predictions":
         model, config = load_detector(parsed.checkpoint, overrides)
         accelerator = make_accelerator(config)
-        found = some_predictions(
+        images, found, targets = preview.some_predictions(
             model.to(accelerator.device), config, accelerator, num_images=parsed.num_images
         )
         classes = config.data.class_names
-        path = plot_predictions(*found, classes, parsed.out, parsed.score_threshold)
+        path = plot_predictions(images, found, targets, classes, parsed.out, parsed.score)
+        if not any((each["scores"] >= parsed.score).any() for each in found):
+            print(nothing_found(found, parsed.score))
     else:
         config = with_data_noted(parse_args(TrainConfig, overrides))
+        if parsed.command != "pair":
+            samples = islice(preview.mixed_samples(config, parsed.epoch), parsed.num_images)
         if parsed.command == "weights":
-            weights = sample_box_weights(config, num_images=parsed.num_images, epoch=parsed.epoch)
             alpha = config.mixing.alpha if config.mixing.name == "mixup" else None
-            path = plot_box_weights(weights, parsed.out, alpha=alpha)
+            path = plot_box_weights(preview.join_weights(samples), parsed.out, alpha=alpha)
         elif parsed.command == "batch":
-            batch = mixed_batch(config, epoch=parsed.epoch, num_images=parsed.num_images)
-            path = plot_batch(*batch, config.data.class_names, parsed.out)
+            path = plot_batch(*collate(list(samples)), config.data.class_names, parsed.out)
         else:
-            pair = mixed_pair(config, *parsed.indices, lam=parsed.lam)
+            pair = preview.mixed_pair(config, *parsed.indices, lam=parsed.lam)
             path = plot_batch(*pair, config.data.class_names, parsed.out)
     print(f"wrote {path}")
 
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--indices", type=int, nargs=2, default=(0, 1), help="of two training images")
     pair.add_argument("--lam", type=float, default=0.6, help="blend ratio of the first image")
     found.add_argument("checkpoint", help="best.pt or last.pt of a run folder; goes first")
-    found.add_argument("--score_threshold", type=float, default=0.5, help="draw from this score on")
+    found.add_argument("--score", "--score_threshold", type=float, default=0.5, help="the least")
     return parser
 
 

@@ -1,114 +1,124 @@
-"""Boxes on an image with their labels, masks and keypoints.
+"""An image with boxes on it, their labels, masks and keypoints, drawn by Pillow.
 
 Shape legend: N objects of one image of H x W pixels, K keypoints each. Boxes are ``x1, y1, x2, y2``
 in continuous pixel coordinates: (0, 0) is the upper left corner of the upper left pixel.
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
 from detmix.evaluation.coco.masks import encode_masks
+from detmix.pictures import style
 
-_FONT_SIZE, _SMALLEST_FONT = 8.0, 5.0  # points
-_FEW = 12  # boxes whose labels are not made smaller
-_LABEL_PAD = 0.2  # of the font size, around a label's text
+Array = NDArray[Any]
+
+_LOWEST, _HIGHEST = 0.12, 1.34  # of a panel in its widths: two labels, 3:4
+_LINE = 1 / 190  # of the panel's width
+_FEW, _SMALLEST_FONT = 12, 9  # boxes whose labels are not made smaller; pixels
+_ROWS = (-1, 0, -2, 1, -3, 2, -4)  # where a label may be, in its heights from the top of its box
 _MASK_OPACITY = 0.45
 
 
-def draw_boxes(
-    axes: Axes,
-    image: Tensor,
-    boxes: NDArray[Any],
-    texts: Sequence[str],
-    colors: Sequence[str],
-    *,
-    dashed: Sequence[bool],
-    masks: Any,
-    keypoints: NDArray[Any] | None,
-) -> None:
-    """Draw an image ``(3, H, W)`` and its boxes ``(N, 4)``, each with its text and colour.
+@dataclass
+class Objects:
+    """What is drawn of an image's objects; masks are what `encode_masks` takes."""
 
-    A text goes to the box's upper left corner, or near it where it hides no other one, on axes that
-    stay where they are. Masks are what `encode_masks` takes, keypoints ``(N, K, 2 or 3)``.
+    boxes: Array  # (N, 4)
+    texts: list[str]
+    colors: list[str]
+    is_dashed: Array  # (N,)
+    masks: Any
+    keypoints: Array | None  # (N, K, 2 or 3)
+
+
+def draw_boxes(image: Tensor, objects: Objects, width: int) -> Image.Image:
+    """Draw an image ``(3, H, W)`` and its objects, ``width`` pixels wide.
+
+    A label goes to its box's upper left corner, or near it where it hides no other one.
     """
     image = _as_uint8(image)
-    rles = [] if masks is None else encode_masks(masks)
+    rles = [] if objects.masks is None else encode_masks(objects.masks)
     if rles:
         dense = torch.from_numpy(coco_mask.decode(rles)).permute(2, 0, 1).bool()
-        image = draw_segmentation_masks(image, dense, _MASK_OPACITY, list(colors))
-    height, width = image.shape[1:]
-    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
-    axes.set_axis_off()
-    axes.autoscale(False)  # a keypoint at the border must not widen what texts are placed in
-    axes.apply_aspect()
-    # A text wider or higher than the image may use all of the room that is kept for the axes.
-    area = axes.get_position(original=True).transformed(axes.figure.transSubfigure)
-    font_size = max(_SMALLEST_FONT, _FONT_SIZE * math.sqrt(_FEW / max(_FEW, len(boxes))))
-    pad = _LABEL_PAD * font_size * axes.figure.dpi / 72
-    placed: list[Bbox] = []
-    for box, text, color, dash in zip(boxes, texts, colors, dashed, strict=True):
-        low, high = box.clip(0, [width, height] * 2).reshape(2, 2)
+        image = draw_segmentation_masks(image, dense, _MASK_OPACITY, objects.colors)
+    shape = np.array(image.shape[:0:-1])  # width, height
+    scale = width * min(1 / shape[0], _HIGHEST / shape[1])
+    size = (shape * scale).round().astype(int).clip(1)
+    panel = Image.new("RGB", (width, max(size[1], round(width * _LOWEST))), "white")
+    panel.paste(to_pil_image(image).resize(tuple(size)))
+    line = round(width * _LINE)
+    corners = (np.nan_to_num(objects.boxes).reshape(-1, 2, 2) * scale).round().clip(0, size - 1)
+    corners = np.sort(corners.astype(int), axis=1)
+    y, x = np.indices(panel.size[::-1])
+    stripes = Image.fromarray((x + y) % (6 * line) < 3 * line)
+    for dashed, mask in ((True, stripes), (False, None)):
+        layer = panel.copy()
+        draw = ImageDraw.Draw(layer)
+        for index in np.flatnonzero(objects.is_dashed == dashed).tolist():
+            (left, top), (right, bottom) = corners[index].tolist()
+            color = objects.colors[index]
+            around = (left - 1, top - 1, right + 1, bottom + 1)
+            draw.rectangle(around, outline=contrasting(color), width=line + 2)
+            draw.rectangle((left, top, right, bottom), outline=color, width=line)
+        panel.paste(layer, mask=mask)
+    if objects.keypoints is not None:
+        _draw_keypoints(panel, objects.keypoints, scale, objects.colors, 2 * line)
+    _draw_labels(panel, corners, objects)
+    return panel
+
+
+def _draw_labels(panel: Image.Image, corners: Array, objects: Objects) -> None:
+    """Write each text near the corners ``(N, 2, 2)`` of its box."""
+    smaller = math.sqrt(_FEW / max(_FEW, len(corners)))
+    font = style.font(max(_SMALLEST_FONT, round(style.font_size(panel.width) * smaller)))
+    pad, height = max(2, round(font.size / 5)), sum(font.getmetrics())
+    draw, area, placed = ImageDraw.Draw(panel), np.array(panel.size), np.zeros((0, 2, 2))
+    for box, text, color in zip(corners, objects.texts, objects.colors, strict=True):
+        size = np.array([math.ceil(font.getlength(text)) + 2 * pad, height])
+        low = _best_place(box, size, area, placed)
+        placed = np.concatenate([placed, [[low, low + size]]])
         contrast = contrasting(color)
-        frame = Rectangle(low, *(high - low), fill=False, color=color, linewidth=1.6, clip_on=False)
-        frame.set(linestyle=(0, (4, 2)) if dash else "-")
-        frame.set_path_effects([withStroke(linewidth=2.8, foreground=contrast)])
-        axes.add_patch(frame)
-        look = {"boxstyle": f"square,pad={_LABEL_PAD}", "facecolor": color, "linewidth": 0.4}
-        label = axes.text(0, 0, text, size=font_size, color=contrast, va="bottom", bbox=look)
-        size = label.get_window_extent().padded(pad).size
-        placed.append(_best_place(axes.transData.transform([low, high]), *size, area, placed))
-        x, y = axes.transData.inverted().transform(placed[-1].p0 + pad)
-        label.set_position((x, y))
-    if keypoints is not None:
-        _draw_keypoints(axes, keypoints, colors)
+        draw.rectangle((*low, *(low + size - 1)), fill=color, outline=contrast)
+        draw.text((low[0] + pad, low[1]), text, fill=contrast, font=font)
 
 
-def _best_place(
-    corners: NDArray[Any], width: float, height: float, area: Bbox, placed: Sequence[Bbox]
-) -> Bbox:
-    """Where a text of that size hides least near a box; display pixels, y grows upwards."""
+def _best_place(corners: Array, size: Array, area: Array, placed: Array) -> Array:
+    """Where a label of that size hides least of those ``placed (M, 2, 2)``, near a box."""
     (left, top), (right, bottom) = corners
-    best, least = Bbox.null(), math.inf
-    for x in (left, right - width):
-        for y in (*(top + row * height for row in (0, -1, 1, -2, 2, -3, 3)), bottom - height):
-            x0 = max(min(x, area.x1 - width), area.x0)
-            y0 = max(min(y, area.y1 - height), area.y0)
-            place = Bbox.from_bounds(x0, y0, width, height)
-            shared = [Bbox.intersection(place, other) for other in placed]
-            cost = 5 * sum(part.width * part.height for part in shared if part is not None)
-            cost += abs(x0 - x) * height + (abs(y0 - y) + 0.1 * abs(y0 - top)) * width
-            if cost < least:
-                best, least = place, cost
-    return best
+    width, height = size
+    rows = [*(top + row * height for row in _ROWS), bottom]
+    wanted = np.array([(x, y) for x in (left, right - width) for y in rows])  # (P, 2)
+    low = wanted.clip(0, area - size)
+    shared = np.minimum(low[:, None] + size, placed[:, 1]) - np.maximum(low[:, None], placed[:, 0])
+    hidden = shared.clip(0).prod(axis=2).sum(axis=1)
+    far = np.abs(low - wanted) @ (height, width) + 0.1 * width * np.abs(low[:, 1] - top + height)
+    place: Array = low[np.argmin(5 * hidden + far)]
+    return place
 
 
-def _draw_keypoints(axes: Axes, keypoints: NDArray[Any], colors: Sequence[str]) -> None:
+def _draw_keypoints(
+    panel: Image.Image, keypoints: Array, scale: float, colors: list[str], radius: int
+) -> None:
     """A dot for each visible keypoint, a ring for each hidden one, nothing where not labelled."""
+    draw = ImageDraw.Draw(panel)
     for points, color in zip(keypoints, colors, strict=True):
-        seen = points[:, 2] if points.shape[1] == 3 else np.full(len(points), 2)
-        x, y = points[seen > 0, :2].T + 0.5  # whole numbers are the centres of pixels
-        axes.scatter(
-            x,
-            y,
-            s=25,
-            facecolors=[color if visibility > 1 else "none" for visibility in seen[seen > 0]],
-            edgecolors=color,
-            linewidths=1.3,
-            path_effects=[withStroke(linewidth=2.1, foreground=contrasting(color))],
-        )
+        for x, y, *seen in points.tolist():
+            if seen != [0]:
+                fill, outline = (None, color) if seen == [1] else (color, contrasting(color))
+                center = np.array([x + 0.5, y + 0.5]) * scale  # whole numbers: pixels' centres
+                circle = (*(center - radius), *(center + radius))
+                draw.ellipse(circle, fill=fill, outline=outline, width=max(1, radius // 3))
 
 
 def contrasting(color: str) -> str:

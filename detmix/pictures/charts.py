@@ -20,8 +20,7 @@ from detmix.files import read_file
 from detmix.pictures import style
 
 _MAX_CURVES = 20  # more cannot be told apart in one panel
-_LONGEST_NAME, _LONGEST_ROW = 28, 20  # characters
-_STYLES = tuple(zip(style.LINE_COLORS * 3, ("-", "--", ":", "-.") * 5, strict=False))  # all differ
+_DASHES, _NUM = ("-", "--", ":", "-."), len(style.CLASS_COLORS)  # 80 classes all look different
 _SMOOTHING = 1 / 25  # of the records, for the moving average of the loss
 # What is drawn beside the score by which the best checkpoint is chosen.
 _MORE_SCORES = {
@@ -39,6 +38,7 @@ _DRAWS = 1_000_000
 _MAX_BARS, _LEAST_ROWS = 24, 12  # of the panel of classes
 _ROW = 0.235  # inches
 _FONT = 9
+_WIDEST_NAME = 12 * _FONT
 _COLORS = {
     "correct": style.GREEN,
     "localization": style.ORANGE,
@@ -76,15 +76,20 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
         f"IoU > {result.iou_threshold:g}, {result.num_images:,} images)"
     )
     for axes, names in zip(panels, np.array_split(order, num_panels), strict=True):
-        for name, (color, dashes) in zip(names, _STYLES, strict=False):
+        for name in names:
+            index = result.classes.index(name)
+            color = style.CLASS_COLORS[index % _NUM]
+            dashes = _DASHES[(index + index // _NUM) % len(_DASHES)]
             curve, best = result.curves[name], result.curves[name].best_f1()
-            label = f"{style.shorten(name, _LONGEST_NAME)}  {ap_text(result.ap[name])}"
+            label = (
+                f"{style.fit(name, style.font(_FONT), _WIDEST_NAME)}  {ap_text(result.ap[name])}"
+            )
             axes.plot(curve.recall, curve.precision, color=color, linestyle=dashes, label=label)
             axes.plot(best.recall, best.precision, "o", ms=6, mec="white", color=color)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
         title = "class and AP\n(dot: highest F1)"
         axes.legend(title=title, alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
-    return style.save_figure(figure, path)
+    return style.save(figure.savefig, path)
 
 
 @style.styled
@@ -106,10 +111,10 @@ def plot_learning_curve(metrics_path: str | Path, path: str | Path) -> Path:
     if scores:
         _draw_scores(panels[2], scores)
     panels[-1].set(xlabel="optimizer step", xlim=(0, None))
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    panels[-1].xaxis.get_major_locator().set_params(integer=True, nbins=6)
     panels[-1].xaxis.set_major_formatter("{x:,.0f}")
     figure.align_ylabels()
-    return style.save_figure(figure, path)
+    return style.save(figure.savefig, path)
 
 
 def _read_metrics(path: str | Path) -> tuple[dict[str, Series], dict[str, Series]]:
@@ -202,7 +207,7 @@ def plot_box_weights(
     axes.set(xlim=(0, 1), ylim=(0, None), xlabel="weight below 1", ylabel="share of these boxes")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.legend(loc="upper right")
-    return style.save_figure(figure, path)
+    return style.save(figure.savefig, path)
 
 
 @style.styled
@@ -226,7 +231,7 @@ def plot_errors(analysis: ErrorAnalysis, path: str | Path) -> Path:
     panels["C"].legend(title=title, ncols=3, **_LEGEND)
     _draw_gains(panels["G"], analysis)
     _draw_missed(panels["M"], analysis)
-    return style.save_figure(figure, path)
+    return style.save(figure.savefig, path)
 
 
 def _draw_classes(axes: Axes, analysis: ErrorAnalysis, names: Sequence[str]) -> None:
@@ -240,7 +245,12 @@ def _draw_classes(axes: Axes, analysis: ErrorAnalysis, names: Sequence[str]) -> 
         axes.barh(range(len(names)), share, left=start, color=color, label=label, **_BAR)
         start += share
     texts = [f"{c['correct'] / n:.0%} of {n:,}" for c, n in zip(counts, num, strict=True)]
-    _name_rows(axes, [style.shorten(name, _LONGEST_ROW) for name in names], texts, _LEAST_ROWS)
+    _name_rows(
+        axes,
+        [style.fit(name, style.font(_FONT), _WIDEST_NAME) for name in names],
+        texts,
+        _LEAST_ROWS,
+    )
 
 
 def _draw_gains(axes: Axes, analysis: ErrorAnalysis) -> None:

@@ -4,83 +4,67 @@ Shape legend: N boxes, D of them predicted or G true, of one image of H x W pixe
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from detmix.evaluation.errors.result import label_of
 from detmix.evaluation.records import as_array
 from detmix.pictures import style
-from detmix.pictures.boxes import contrasting, draw_boxes
+from detmix.pictures.boxes import Objects, draw_boxes
 
 Target = Mapping[str, Any]
-Line = tuple[str, str]  # a text and its colour
-Panel = tuple[Tensor, Sequence[Line], dict[str, Any]]  # image, heading, what else is drawn of it
+Panel = tuple[Tensor, Sequence[str], Objects]  # image, heading, what is drawn on it
 
-_PANEL_WIDTH, _GAP = 3.9, 0.08  # inches
-_LOWEST, _HIGHEST = 0.12, 1.34  # of a panel in its widths: two labels, 3:4
-_LINE = 14.0  # points, of a heading
-_ABOVE_IMAGE = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8.5}
-_LONGEST_TITLE, _LONGEST_SOURCE, _LONGEST_CLASS = 50, 34, 28  # characters
+_WIDTH, _WIDEST, _GAP = 480, 960, 10  # pixels, of a panel and what is between two
+_WIDEST_CLASS = 220  # pixels, of a name on a panel
 _PER_OBJECT = (
     *("labels", "scores", "box_weights", "source", "difficult", "iscrowd"),
-    *("masks", "keypoints", "missed", "outcomes"),
+    *("masks", "keypoints", "outcomes"),
 )
 
 
-@style.styled
 def plot_batch(
     images: Sequence[Tensor], targets: Sequence[Target], classes: Sequence[str], path: str | Path
 ) -> Path:
-    """Draw a (mixed) batch, every box with its class and weight.
+    """Draw a (mixed) batch, every box in its class's colour, with its weight.
 
-    Boxes of one source image share a colour, without ``source`` boxes of equal weight; above each
+    Boxes of another source than the image's first one, those of its partner, are dashed; above each
     panel stand its ``sources`` and their weights. Masks and keypoints are drawn too.
 
     Args:
         images: ``(3, H, W)`` uint8, or float in [0, 1]; sizes may differ.
         targets: ``boxes (N, 4)``, ``labels (N,)`` in 1..C and maybe ``box_weights (N,)``, ``masks``
-            as `encode_masks` takes them, ``keypoints (N, K, 3)``, ``source (N,)``, the number
-            of each object's image, and ``sources``, the name of each image mixed by its number.
+            as `encode_masks` takes them, ``keypoints (N, K, 3)``, and both ``source (N,)``, the
+            number of each object's image, and ``sources``, each such image's name by its number.
         classes: the C class names without the background.
-        path: of the picture.
+        path: of the picture, in a format that Pillow writes.
 
     Raises:
         ValueError: lists of unequal length, an image of another shape, a label outside 1..C, a
-            per-object value without N entries, no image at all.
+            per-object value without N entries, no image at all, an unknown format.
     """
     _check(images, targets=targets)
-    weights = [as_array(t.get("box_weights", np.ones(len(t["boxes"])))) for t in targets]
-    # Mixup gives the objects of an image the same weight.
-    origins = [as_array(t.get("source", w)).tolist() for t, w in zip(targets, weights, strict=True)]
-    sources = [
-        dict.fromkeys([*target.get("sources", {}), *sorted(origin, reverse=True)])
-        for target, origin in zip(targets, origins, strict=True)
-    ]
-    every = dict.fromkeys(source for of_image in sources for source in of_image)
     panels = []
-    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-        # A source has one colour in all panels, if there are colours enough.
-        order = every if len(every) <= len(style.BOX_COLORS) else sources[i]
-        colors = dict(zip(order, cycle(style.BOX_COLORS), strict=False))
-        drawn = _objects(target, classes, weights[i])
-        drawn["colors"] = [colors[source] for source in origins[i]]
-        heading = []
-        for source, name in target.get("sources", {}).items():
-            own = weights[i][np.equal(origins[i], source)]
-            span = " to ".join(sorted({f"{own.min():.2f}", f"{own.max():.2f}"})) if len(own) else ""
-            text = f"weight {span}" if span else "no objects"
-            heading.append((f"{style.shorten(name, _LONGEST_SOURCE)}: {text}", colors[source]))
-        panels.append((image, heading, drawn))
+    for image, target in zip(images, targets, strict=True):
+        weights = as_array(target.get("box_weights", np.ones(len(target["boxes"]))))
+        shown = {**target, "scores": weights, "difficult": [], "iscrowd": []}
+        objects, heading = _objects(shown, classes), []
+        for number, (source, name) in enumerate(target.get("sources", {}).items()):
+            is_own = as_array(target["source"]) == source
+            objects.is_dashed |= is_own & (number > 0)
+            own = np.sort(weights[is_own]).tolist()
+            span = " to ".join(dict.fromkeys(f"{w:.2f}" for w in own[:1] + own[-1:]))
+            what = f"weight {span}" if span else "no objects"
+            heading.append(f"{name}{' (dashed)' if number else ''}: {what}")
+        panels.append((image, heading, objects))
     return _save(panels, math.ceil(len(panels) / math.ceil(len(panels) / 4)), path)
 
 
-@style.styled
 def plot_predictions(
     images: Sequence[Tensor],
     predictions: Sequence[Target],
@@ -89,126 +73,104 @@ def plot_predictions(
     path: str | Path,
     score_threshold: float = 0.5,
 ) -> Path:
-    """Draw predictions, beside the ground truth where it is given, with masks and keypoints.
-
-    Each class has a colour. With ``outcomes`` and ``missed``, colours say instead what is right and
-    what is wrong: correct detections and found objects are blue, false detections, with their kind
-    in words, and missed objects vermillion, what does not count grey.
+    """Draw predictions, beside the ground truth where it is given, each class in its colour.
 
     Args:
         images: these, ``classes``, ``path`` and errors are as of `plot_batch`.
-        predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``, and maybe ``masks`` and
-            ``keypoints``, and ``outcomes``, D of `detmix.evaluation.errors.result.OUTCOMES`.
+        predictions: ``boxes (D, 4)``, ``labels (D,)``, ``scores (D,)``, and maybe ``masks``,
+            ``keypoints``, and ``outcomes``: D of `detmix.evaluation.errors.result.OUTCOMES`, told
+            in words but for "correct", or "missed" for an object that is not found, drawn dashed.
         targets: ``boxes (G, 4)``, ``labels (G,)`` and maybe ``masks``, ``keypoints``,
-            ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed, ``missed``, G flags, which goes
-            with ``outcomes``, and ``name``, a title. None: only predictions are drawn, larger.
+            ``difficult (G,)`` and ``iscrowd (G,)``, drawn dashed. None: only predictions are drawn,
+            larger, as the images are.
         classes: the C class names.
         path: of the picture.
-        score_threshold: predictions below it are left out.
+        score_threshold: predictions below it are left out; where it leaves none, the best score is
+            told.
     """
     _check(images, predictions=predictions, **({} if targets is None else {"targets": targets}))
-    what = f"predictions of score ≥ {score_threshold:g}" if score_threshold > 0 else "predictions"
     panels: list[Panel] = []
     for index, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
         if targets is not None:
-            target = targets[index]
-            title = [style.shorten(target["name"], _LONGEST_TITLE)] if "name" in target else []
-            truth = _truth(target, classes)
-            lines = [*title, f"ground truth: {len(truth['texts'])}"]
-            panels.append((image, [(line, "white") for line in lines], truth))
-        found = _found(prediction, classes, score_threshold)
-        panels.append((image, [(f"{what}: {len(found['texts'])}", "white")], found))
+            truth = _objects(targets[index], classes)
+            panels.append((image, [f"ground truth: {len(truth.texts)}"], truth))
+        found = _objects(_best_last(prediction, score_threshold), classes)
+        if found.keypoints is not None:
+            # torchvision says "visibility 1" of every keypoint that it finds, COCO's "hidden".
+            found.keypoints = found.keypoints[..., :2]
+        heading = f"predictions of score ≥ {score_threshold:g}: {len(found.texts)}"
+        if not found.texts:
+            heading = nothing_found([prediction], score_threshold)
+        panels.append((image, [] if "outcomes" in prediction else [heading], found))
     if targets is None:
-        return _save(panels, 1 if len(images) < 2 else 2, path, style.WIDTH)
+        widest = max(image.shape[-1] for image in images)
+        return _save(panels, min(len(images), 2), path, min(max(widest, _WIDTH), _WIDEST))
     return _save(panels, 2 if len(images) < 3 else 4, path)
 
 
-def _truth(target: Target, classes: Sequence[str]) -> dict[str, Any]:
-    """What is drawn of an image's objects."""
-    drawn = _objects(target, classes)
-    notes = np.full(len(target["boxes"]), "", dtype=object)
-    for key, note in (("difficult", "difficult"), ("iscrowd", "crowd"), ("missed", "missed")):
-        notes[as_array(target.get(key, [])).nonzero()] = note
-    _append(drawn["texts"], notes)
-    drawn["dashed"] = (notes != "").tolist()
-    if "missed" in target:
-        looks = {"": style.BLUE, "missed": style.VERMILLION}
-        drawn["colors"] = [looks.get(note, style.GREY) for note in notes]
-    return drawn
+def nothing_found(predictions: Sequence[Target], score_threshold: float) -> str:
+    """Say that no prediction scores enough, and what the best one does."""
+    scores = [score for each in predictions for score in as_array(each["scores"])]
+    best = f"; the best is {max(scores):.2g}: --score {max(scores) / 2:.1g}" if scores else ""
+    return f"nothing scores {score_threshold:g} or more{best}"
 
 
-def _found(prediction: Target, classes: Sequence[str], threshold: float) -> dict[str, Any]:
-    """What is drawn of predictions: the weakest first, the strongest lie on top."""
+def _best_last(prediction: Target, threshold: float) -> Target:
+    """The predictions that score enough, the strongest last: they lie on top."""
     scores = as_array(prediction["scores"])
     rows = np.argsort(scores, kind="stable")
     rows = rows[scores[rows] >= np.asarray(threshold, dtype=scores.dtype)].tolist()
-    chosen = {
+    return {
         key: value[rows] if hasattr(value, "shape") else [value[row] for row in rows]
         for key, value in prediction.items()
         if key in _PER_OBJECT or key == "boxes"
     }
-    drawn = _objects(chosen, classes, scores[rows])
-    if drawn["keypoints"] is not None:
-        # torchvision says "visibility 1" of every keypoint that it finds, COCO's "hidden".
-        drawn["keypoints"] = drawn["keypoints"][..., :2]
-    if "outcomes" in chosen:
-        looks = {"correct": style.BLUE, "ignored": style.GREY}
-        kinds = chosen["outcomes"]
-        drawn["colors"] = [looks.get(kind, style.VERMILLION) for kind in kinds]
-        _append(drawn["texts"], ["" if kind == "correct" else label_of(kind) for kind in kinds])
-    return drawn
 
 
-def _objects(
-    record: Target, classes: Sequence[str], values: NDArray[Any] | None = None
-) -> dict[str, Any]:
-    """What `draw_boxes` takes of objects, each class in its colour, perhaps with values."""
+def _objects(record: Target, classes: Sequence[str]) -> Objects:
+    """What is drawn of a record: each object's class and number, and what is said of it."""
     labels = as_array(record["labels"]).astype(int).tolist()
     if not all(1 <= label <= len(classes) for label in labels):
         raise ValueError(f"labels are {labels}, expected 1..{len(classes)}")
-    texts = [style.shorten(classes[label - 1], _LONGEST_CLASS) for label in labels]
-    if values is not None:
-        _append(texts, [f"{value:.2f}" for value in values])
+    num, font = len(labels), style.font(style.font_size(_WIDTH))
+    notes = np.array(record.get("outcomes", [""] * num), dtype=object)
+    for key, note in (("difficult", "difficult"), ("iscrowd", "crowd")):
+        notes[as_array(record.get(key, [])).nonzero()] = note
+    numbers = [f"{value:.2f}" for value in as_array(record.get("scores", []))] or [""] * num
+    texts = []
+    for label, number, note in zip(labels, numbers, notes, strict=True):
+        name = style.fit(classes[label - 1], font, _WIDEST_CLASS)
+        said = "" if note == "correct" else label_of(note)
+        texts.append(" ".join(filter(None, (name, "" if note == "missed" else number, said))))
     keypoints = record.get("keypoints")
-    return {
-        "boxes": as_array(record["boxes"]).reshape(-1, 4),
-        "texts": texts,
-        "colors": [style.BOX_COLORS[(label - 1) % len(style.BOX_COLORS)] for label in labels],
-        "dashed": [False] * len(labels),
-        "masks": record.get("masks"),
-        "keypoints": None if keypoints is None else as_array(keypoints),
-    }
+    return Objects(
+        boxes=as_array(record["boxes"]).reshape(-1, 4),
+        texts=texts,
+        colors=[style.CLASS_COLORS[(label - 1) % len(style.CLASS_COLORS)] for label in labels],
+        is_dashed=np.isin(notes.astype(str), ("missed", "difficult", "crowd")),
+        masks=record.get("masks"),
+        keypoints=None if keypoints is None else as_array(keypoints),
+    )
 
 
-def _append(texts: list[str], more: Iterable[str]) -> None:
-    texts[:] = [f"{text} {end}".rstrip() for text, end in zip(texts, more, strict=True)]
-
-
-def _save(
-    panels: Sequence[Panel], columns: int, path: str | Path, panel: float = _PANEL_WIDTH
-) -> Path:
-    """Draw the panels, rows as high as the highest of their images."""
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    highest = [max(image.shape[-2] / image.shape[-1] for image, *_ in row) for row in rows]
-    heights = [panel * min(max(aspect, _LOWEST), _HIGHEST) for aspect in highest]
-    above = _LINE / 72 * max(len(heading) for _, heading, _ in panels) + _GAP
-    width = min(columns, len(panels)) * (panel + _GAP) + _GAP
-    top = height = sum(heights) + len(rows) * (above + _GAP)
-    figure = style.new_figure(width, height)
-    figure.set_layout_engine("none")  # texts are placed on axes that stay where they are
-    for row, row_height in zip(rows, heights, strict=True):
-        top -= above + row_height
-        for column, (image, heading, drawn) in enumerate(row):
-            left = _GAP + column * (panel + _GAP)
-            place = (left / width, top / height, panel / width, row_height / height)
-            axes = figure.add_axes(place, anchor="NW")
-            draw_boxes(axes, image, **drawn)
-            for line, (text, color) in enumerate(reversed(heading)):
-                look = {"boxstyle": "square,pad=0.2", "facecolor": color, "linewidth": 0}
-                above_image: dict[str, Any] = {"xytext": (2, 4 + line * _LINE), **_ABOVE_IMAGE}
-                axes.annotate(text, (0, 1), **above_image, color=contrasting(color), bbox=look)
-        top -= _GAP
-    return style.save_figure(figure, path)
+def _save(panels: Sequence[Panel], columns: int, path: str | Path, width: int = _WIDTH) -> Path:
+    """Draw the panels under their headings, rows as high as the highest of their panels."""
+    drawn = [draw_boxes(image, objects, width) for image, _, objects in panels]
+    font = style.font(style.font_size(width))
+    line = sum(font.getmetrics())
+    above = line * max(len(heading) for _, heading, _ in panels) + _GAP
+    starts = range(0, len(panels), columns)
+    heights = [above + max(panel.height for panel in drawn[i : i + columns]) for i in starts]
+    whole_width = min(columns, len(panels)) * (width + _GAP) + _GAP
+    whole = Image.new("RGB", (whole_width, sum(heights) + _GAP), "white")
+    for number, (panel, (_, heading, _)) in enumerate(zip(drawn, panels, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = _GAP + column * (width + _GAP), sum(heights[:row]) + above
+        whole.paste(panel, (left, top))
+        for below, text in enumerate(reversed(heading), start=1):
+            place, text = (left, top - below * line), style.fit(text, font, width)
+            ImageDraw.Draw(whole).text(place, text, fill="black", font=font)
+    return style.save(lambda file: whole.save(file, quality=90), path)
 
 
 def _check(images: Sequence[Tensor], **records: Sequence[Target]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from detmix.data.loaders import collate, eval_loader
+from detmix.data.loaders import collate
 from detmix.mixing import Cut, DetectionCutMix, MixParams, Sample, Target, box_weights, mixup
 from detmix.mixing.seeding import set_epoch
 from detmix.training.build import (
@@ -24,18 +23,6 @@ from detmix.training.build import (
 )
 from detmix.training.config import TrainConfig
 from detmix.training.inference import Prediction, predict
-
-
-def mixed_batch(
-    config: TrainConfig, *, epoch: int = 0, num_images: int = 8
-) -> tuple[list[Tensor], list[Target]]:
-    """Return the first images and targets of an epoch, as a training sees them."""
-    return collate(list(islice(mixed_samples(config, epoch), num_images)))
-
-
-def sample_box_weights(config: TrainConfig, *, num_images: int, epoch: int = 0) -> Tensor:
-    """Return the weight of every box in the first images of an epoch, as a training sees them."""
-    return join_weights(islice(mixed_samples(config, epoch), num_images))
 
 
 def join_weights(samples: Iterable[Sample]) -> Tensor:
@@ -87,10 +74,8 @@ def some_predictions(
 ) -> tuple[list[Tensor], list[Prediction], list[Target]]:
     """Run a detector on the first test images."""
     dataset = build_test_set(config, open_dataset(config, train=False))
-    num_images = min(num_images, len(dataset))
-    images = [dataset[index][0] for index in range(num_images)]
-    loader = eval_loader(dataset, num_images, workers=0)
-    predictions, targets = next(predict(model, loader, accelerator))
+    images, targets = collate([dataset[index] for index in range(min(num_images, len(dataset)))])
+    predictions, _ = next(predict(model, [(images, targets)], accelerator))
     return images, predictions, targets
 
 

@@ -101,7 +101,32 @@ def check_against_the_loop(predictions, targets, num_classes, threshold, backgro
     assert analysis.mean_ap == pytest.approx(result.mean_ap, abs=1e-12, nan_ok=True)
     check_counts(analysis, result, predictions, outcomes)
     check_images(analysis, result, images, found)
+    best = [point.score for point in result.best_f1().values()]
+    expected = confusion(images, [of for of, _, _ in found], best, threshold)
+    np.testing.assert_array_equal(analysis.confusion, expected)
     return analysis
+
+
+def confusion(images, outcomes, best, t):
+    """Truth by prediction, the background last, of the detections that score the best of F1."""
+    counts = np.zeros((len(best) + 1, len(best) + 1), int)
+    for (prediction, target), of_image in zip(images, outcomes, strict=True):
+        scores, labels, difficult = prediction["scores"], prediction["labels"], target["difficult"]
+        shown = {d for d, label in enumerate(labels) if scores[d] >= best[label - 1]}
+        lost = set(range(len(difficult)))
+        sides = (torch.from_numpy(record["boxes"]).double() for record in (prediction, target))
+        overlaps = box_iou(*sides).nan_to_num().tolist()
+        pairs = [(overlaps[d][g], scores[d], -d, -g) for d in shown for g in lost]
+        for iou, _, d, g in sorted(pairs, reverse=True):
+            if iou > t and -d in shown and -g in lost:
+                shown.remove(-d)
+                lost.remove(-g)
+                counts[target["labels"][-g] - 1, labels[-d] - 1] += not difficult[-g]
+        for d in shown:
+            counts[-1, labels[d] - 1] += of_image[d] != "ignored"
+        for g in lost:
+            counts[target["labels"][g] - 1, -1] += not difficult[g]
+    return counts
 
 
 def check_counts(analysis, result, predictions, outcomes):
@@ -185,6 +210,10 @@ def test_equals_the_loop_on_a_large_set_with_all_kinds():
     missed = analysis.missed["all"]
     assert values["similar"] == [list(group) for group in GROUPS]
     assert values["ap_gain"] == analysis.ap_gain
+    names = (*analysis.matching.classes, None)
+    confused = {(names[i], names[j]): n for (i, j), n in np.ndenumerate(analysis.confusion) if n}
+    assert {(true, found): n for true, found, n in values["confusion"]} == confused
+    assert (analysis.confusion > 0).sum() >= 15
     for scope in SCOPES:
         totals, by_class = values["counts"][scope].values()
         assert totals == analysis.totals(scope)

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from detmix.evaluation.errors.result import KINDS, OUTCOMES, SIZES, ErrorAnalysis, MissedObjects
 from detmix.evaluation.records import BoolArray, IntArray
 from detmix.evaluation.voc.ap import average_precisions
-from detmix.evaluation.voc.matching import VOCMatching, best_overlaps, first_of_each
+from detmix.evaluation.voc.matching import (
+    VOCMatching,
+    best_overlaps,
+    first_of_each,
+    paired_overlap,
+)
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -111,12 +116,37 @@ def analyze_errors(
             kind: float(np.maximum(_repaired(matching, kinds, right_gt, kind) - mean_ap, 0.0))
             for kind in KINDS
         },
+        confusion=_confusion(matching, is_shown),
         missed=missed,
         missed_difficult=missed_difficult,
         is_shown=is_shown,
         is_missed=is_missed,
         is_missed_at_best_f1=is_missed_at_best_f1,
     )
+
+
+def _confusion(matching: VOCMatching, is_shown: BoolArray) -> IntArray:
+    """Count what objects are taken for, as `ErrorAnalysis` has it."""
+    background, shown = len(matching.classes), np.flatnonzero(is_shown)
+    # Each detection with the objects of its image, which lie side by side.
+    ends = np.bincount(matching.gt_images, minlength=len(matching.image_ids)).cumsum()
+    starts = np.append(0, ends)[matching.det_images[shown]]
+    times = ends[matching.det_images[shown]] - starts
+    det, gt = np.repeat(shown, times), np.repeat(starts - times.cumsum() + times, times)
+    gt += np.arange(len(gt))
+    iou = paired_overlap(matching.det_boxes[det], matching.gt_boxes[gt])
+    order = np.lexsort((-matching.det_scores[det], -iou))
+    order = order[iou[order] > matching.iou_threshold]
+    gt_of, det_of = np.full(len(matching.det_labels), -1), np.full(len(matching.gt_labels), -1)
+    for row, column in zip(det[order], gt[order], strict=True):
+        if gt_of[row] == det_of[column] == -1:
+            gt_of[row], det_of[column] = column, row
+    alone = shown[(gt_of[shown] == -1) & ~matching.is_ignored[shown]]
+    found_as = np.append(matching.det_labels - 1, background)[det_of]  # the last one is for -1
+    counts = np.zeros((background + 1, background + 1), dtype=np.int64)
+    np.add.at(counts, (matching.gt_labels - 1, found_as), ~matching.gt_difficult)
+    np.add.at(counts, (background, matching.det_labels[alone] - 1), 1)
+    return counts
 
 
 def _checked_groups(classes: tuple[str, ...], similar: Sequence[Collection[str]] | None) -> Groups:

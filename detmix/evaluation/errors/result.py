@@ -71,6 +71,12 @@ class ErrorAnalysis:
         counts: by scope, class name and outcome.
         mean_ap: all-point, over the classes that have objects; NaN where none has.
         ap_gain: by kind, how much higher ``mean_ap`` were without the errors of that kind.
+        confusion: ``(C + 1, C + 1)`` counts, rows the truth, columns the prediction; the last ones
+            are the background: false detections, and missed objects. Those of ``is_shown`` and the
+            objects of their image, of whatever classes, are paired one to one: of the pairs with an
+            overlap above the matching's ``iou_threshold`` the highest first, of equal ones that of
+            the higher score, then always the next of which both are free. Difficult objects do not
+            count, paired or not, nor detections without partner that are ``ignored``.
         missed: by size and for ``"all"``, of the objects that are not difficult.
         missed_difficult: the same of the difficult ones.
         is_shown: ``(D,)`` bool, detections of the scope ``"best_f1"``.
@@ -87,6 +93,7 @@ class ErrorAnalysis:
     counts: Mapping[str, Mapping[str, Mapping[str, int]]] = field(repr=False)
     mean_ap: float
     ap_gain: Mapping[str, float]
+    confusion: IntArray = field(repr=False)
     missed: Mapping[str, MissedObjects]
     missed_difficult: Mapping[str, MissedObjects]
     is_shown: BoolArray = field(repr=False)
@@ -99,7 +106,7 @@ class ErrorAnalysis:
         return {outcome: sum(counts[outcome] for counts in by_class) for outcome in OUTCOMES}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the rows as plain values for JSON; None stands for NaN."""
+        """Everything but the rows as plain values for JSON; None stands for NaN, and background."""
         names = ("background_iou", "similar", "best_f1_scores", "num_objects", "mean_ap", "ap_gain")
         values = {name: getattr(self, name) for name in names}
         values["iou_threshold"] = self.matching.iou_threshold
@@ -107,6 +114,9 @@ class ErrorAnalysis:
             scope: {"total": self.totals(scope), "by_class": by_class}
             for scope, by_class in self.counts.items()
         }
+        classes, counts = (*self.matching.classes, None), self.confusion
+        pairs = np.argwhere(counts).tolist()  # truth and prediction, where there are any
+        values["confusion"] = [(classes[i], classes[j], int(counts[i, j])) for i, j in pairs]
         for name in ("missed", "missed_difficult"):
             by_size = getattr(self, name).items()
             values[name] = {size: missed.as_dict() for size, missed in by_size}
