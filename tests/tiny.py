@@ -12,6 +12,7 @@ SETTINGS = yaml.safe_load("""
 epochs: 2
 log_every: 2
 device: cpu
+precision: "no"
 threads: 1
 data: {classes: [circle, cross, square, star, triangle], batch_size: 4, eval_batch_size: 4,
        workers: 0}
@@ -33,7 +34,9 @@ augment: {size: 16, crop: padded, padding: 2, flip: 0}
 model: {name: resnet18}
 optim: {name: sgd, lr: 0.02, nesterov: true}
 """)
-CLASSIFIER |= {k: SETTINGS[k] for k in ("epochs", "log_every", "device", "threads", "schedule")}
+CLASSIFIER |= {
+    k: SETTINGS[k] for k in ("epochs", "log_every", "device", "precision", "threads", "schedule")
+}
 # Everything that has a state: an average, clipping, augmentation, mixing, a schedule; and so low a
 # threshold that the score of a bad detector is not 0. Two epochs of three steps.
 STATEFUL = (

@@ -42,6 +42,7 @@ from detmix.mixing.target import (
 )
 
 _SEEDS = 2**32
+_FILL = (124, 116, 104)  # ImageNet's mean
 _MIN_AREA = 1.0  # of a box that training keeps, in square pixels
 
 
@@ -166,6 +167,7 @@ def detection_transforms(
     flip: float = 0.5,
     photometric: float = 0.5,
     crop: float = 0.5,
+    scale_jitter: tuple[float, float] | None = None,
     keypoint_flip: Sequence[int] | None = None,
     keys: Collection[str] = (),
 ) -> AlbumentationsTransform:
@@ -180,6 +182,9 @@ def detection_transforms(
         flip: The probability of a horizontal flip.
         photometric: That of changed brightness, contrast, saturation and hue.
         crop: That of a crop.
+        scale_jitter: In training, resize longer sides to a length between these times ``size``, as
+            torchvision's `ScaleJitter`; then cut out a random square of ``size``, or fill it up at
+            the right and the bottom. (0.1, 2.0) is LSJ, of arXiv 2012.07177; None for never.
         keypoint_flip: As `AlbumentationsTransform` has it; `CocoDetection` knows it.
         keys: As `AlbumentationsTransform` has them.
     """
@@ -191,6 +196,8 @@ def detection_transforms(
     alb = _import_albumentations()
     transforms = [] if size is None else [_limit_longest_side(size)]
     if train:
+        if scale_jitter is not None:
+            transforms = _scale_jitter(size, scale_jitter)
         transforms.insert(0, alb.BBoxSafeRandomCrop(p=crop))
         transforms += [
             alb.HorizontalFlip(p=flip),
@@ -205,7 +212,7 @@ def detection_transforms(
     return AlbumentationsTransform(
         transforms,
         min_visibility=0.1 if train else 0.0,
-        check_each_transform=False,  # none of these moves a box out of the image
+        check_each_transform=scale_jitter is not None,  # no other moves a box out of the image
         keypoint_flip=keypoint_flip,
         keys=keys,
     )
@@ -248,6 +255,19 @@ def _import_albumentations() -> ModuleType:
     # It asks the network for a newer release at its first import: seconds, where there is none.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     return import_module("albumentations")
+
+
+def _scale_jitter(size: int | None, limits: tuple[float, float]) -> list[Any]:
+    """Return transforms that resize an image at random, and cut or fill a square of ``size``."""
+    import cv2
+
+    if size is None or not 0 < limits[0] <= limits[1]:
+        raise ValueError(f"scale_jitter must ascend, and needs a size, got {limits}, size={size}")
+    alb = _import_albumentations()
+    shortest, longest = (max(1, round(limit * size)) for limit in limits)
+    how = {"mask_interpolation": cv2.INTER_NEAREST_EXACT, "area_for_downscale": "image"}
+    resize = alb.LongestMaxSize([*range(shortest, longest + 1)], **how)
+    return [resize, alb.RandomCrop(size, size, True, pad_position="top_left", fill=_FILL)]
 
 
 def _limit_longest_side(longest: int) -> Any:

@@ -82,18 +82,19 @@ class EpochBatchSampler(Sampler[list[int]]):
         )
         self.batch_size = batch_size
         self._batches = BatchSampler(self._order, batch_size, drop_last=True)
-        self._start = 0
+        self._start: int = 0
+        self._stop: int | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Begin an epoch, counted from 0, at batch ``start`` of it."""
+    def set_epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> None:
+        """Begin an epoch, counted from 0, at batch ``start`` of it, and end before ``stop``."""
         self._order.set_epoch(epoch)
-        self._start = start
+        self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self._batches), self._start, None)
+        return islice(iter(self._batches), self._start, self._stop)
 
 
 def train_loader(
@@ -158,6 +159,14 @@ def eval_loader(
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
     )
+
+
+def take_batches(batches: Iterator[Any], number: int) -> tuple[list[Any], Exception | None]:
+    """Return the next batches, [] where there are none, and what keeps them from coming."""
+    try:
+        return list(islice(batches, number)), None
+    except Exception as error:
+        return [], error
 
 
 @contextmanager

@@ -139,7 +139,8 @@ class DetectorConfig:
     #: a family on the backbone: fasterrcnn, maskrcnn, keypointrcnn, retinanet or fcos; or one of
     #: torchvision's builders, such as ssdlite320_mobilenet_v3_large, with a backbone of its own
     name: str = "fasterrcnn"
-    min_size: int | None = None  #: pixels that the shorter side is resized to; not for SSD
+    #: pixels of the shorter side; of several a random one, in evaluation the last; not for SSD
+    min_size: int | tuple[int, ...] | None = None
     max_size: int | None = None  #: pixels that the longer side must not exceed; not for SSD
     #: sides of the anchors at each level, in pixels of the resized image, the coarser level that
     #: is added included; null for 8 times its stride (R-CNNs), 4 times (retinanet) or 1 (fcos)
@@ -166,7 +167,7 @@ class DetectorConfig:
         refuse("detector", self, _inapplicable(self, kind))
         for name in (*_SIZE_FIELDS, *_ROI_FIELDS, *_ANCHOR_FIELDS):
             value = getattr(self, name)
-            numbers = value if name in _ANCHOR_FIELDS else [value]
+            numbers = value if isinstance(value, (list, tuple)) else [value]
             if value is not None and not (numbers and all(number > 0 for number in numbers)):
                 raise ValueError(f"detector.{name} must be positive, got {value}")
         for name, value in self.options.items():

@@ -162,6 +162,7 @@ def build_train_loader(
         flip=augment.flip,
         photometric=augment.photometric,
         crop=augment.crop,
+        scale_jitter=augment.scale_jitter,
         keypoint_flip=getattr(dataset, "keypoint_flip", ()) or None,  # () where none are trained
         keys=PREVIEW_KEYS,
     )

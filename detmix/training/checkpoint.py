@@ -101,6 +101,9 @@ def _check_content(path: Path | str, state: Any) -> dict[str, Any]:
         ) from error
     state = {"normalization": {}, **state}
     section(state["config"], "data", "coco").pop("backend", None)  # an option once
+    schedule = section(state["config"], "schedule")
+    if schedule.get("name") == "multistep" and not schedule.get("milestones"):
+        schedule["name"] = "constant"  # which it was, before it was refused
     return _from_format_1(path, state) if state["format"] == 1 else state
 
 
@@ -171,7 +174,22 @@ def load_newest(run_dir: Path) -> Newest | None:
     raise ValueError(f"{run_dir} cannot be resumed: {'; '.join(problems)}")
 
 
-def check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
+def restore(
+    newest: Newest, present: Mapping[str, Any], training: TrainingState, device: torch.device
+) -> Position:
+    """Take on a checkpoint that fits what is ``present``; return how far its training had come."""
+    path, state, _ = newest
+    _check_fits(newest, present)
+    try:
+        training.load_state_dict(state, device)
+        return Position(**state["position"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the configuration: {error}") from error
+
+
+def _check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
     path, state, _ = newest
     for kind in ("detector", "model"):

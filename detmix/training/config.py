@@ -78,6 +78,9 @@ class AugmentConfig:
     """Augmentation before mixing."""
 
     size: PositiveInt | None = None  #: longer sides are shrunk to it, in pixels, for evaluation too
+    #: longer sides are resized to size times what is drawn between these, [0.1, 2.0] for LSJ, and
+    #: a square of size is cut out, or filled up; null for never
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
     flip: Share = 0.5  #: probability of a horizontal flip
     photometric: Share = 0.0  #: probability of changed brightness, contrast, saturation and hue
     crop: Share = 0.0  #: probability of a crop that holds every box whole
@@ -103,7 +106,8 @@ class OptimConfig:
     """The optimizer."""
 
     name: Literal["sgd", "adamw"] = "sgd"  #: the algorithm
-    lr: PositiveFloat = 0.01  #: learning rate after the warm-up, for the batches of all processes
+    lr: PositiveFloat = 0.01  #: learning rate after the warm-up, for all the batches of a step
+    accumulate: PositiveInt = 1  #: batches, in each process, whose mean gradient makes a step
     momentum: Share = 0.9  #: of SGD
     nesterov: bool = False  #: whether SGD's momentum is Nesterov's
     weight_decay: NonNegativeFloat = 1e-4  #: of all parameters
@@ -122,6 +126,10 @@ class ScheduleConfig:
     milestones: tuple[NonNegativeInt, ...] = ()  #: epochs at which multistep multiplies the rate
     gamma: NonNegativeFloat = 0.1  #: what by
 
+    def __post_init__(self) -> None:
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("schedule.milestones must name epochs for multistep, got none")
+
 
 @dataclass(frozen=True, config=OPTIONS)
 class LoopConfig:
@@ -133,13 +141,19 @@ class LoopConfig:
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     eval_every: PositiveInt = 1  #: evaluate every so many epochs, and after the last
+    #: end after so many evaluations in a row without a better score; null for never
+    early_stopping: PositiveInt | None = None
     save_every: PositiveInt = 1  #: save a checkpoint every so many epochs, and to evaluate
     save_minutes: PositiveFloat | None = 10.0  #: and when the last is so old: all that a kill loses
     log_every: PositiveInt = 20  #: write metrics every so many steps
     seed: NonNegativeInt = 0  #: all randomness is a function of it
-    precision: Literal["no", "bf16", "fp16"] = "no"  #: no is float32, the others are mixed
+    #: where metrics go beside metrics.jsonl; null for nowhere
+    tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml"] | None = "tensorboard"
+    #: no is float32, the others are mixed; auto: bf16 on a GPU that has it, on a CPU by a trial
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = False  #: whether convolutions use the channels-last memory format
-    device: Literal["auto", "cpu"] = "auto"  #: auto takes a GPU where there is one
+    #: auto (a GPU where there is one), cpu, cuda, or cuda:1; of several processes each has its own
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: PositiveInt | None = None  #: CPU threads of each process; null for torch's default
 
     def as_dict(self) -> dict[str, Any]:
@@ -186,6 +200,10 @@ class ImageAugmentConfig:
     flip: Share = 0.5  #: probability of a horizontal flip
     jitter: Share = 0.0  #: strength of random brightness, contrast and saturation
     eval_resize: PositiveInt | None = None  #: validation's shorter side before a crop; or size
+
+    def __post_init__(self) -> None:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"augment.scale must not descend, got {self.scale}")
 
 
 @dataclass(frozen=True, config=OPTIONS)

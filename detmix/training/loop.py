@@ -10,6 +10,7 @@ import abc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Generic, NoReturn
 
 import torch
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from detmix.data.loaders import EpochBatchSampler, explain_dead_workers
+from detmix.data.loaders import EpochBatchSampler, explain_dead_workers, take_batches
 from detmix.mixing import sample_seed, set_epoch
 from detmix.training.checkpoint import (
     LAST,
     Newest,
     Normalization,
     TrainingState,
-    check_fits,
     describe,
     digest_of,
     load_newest,
+    restore,
     save_checkpoint,
     tell,
 )
@@ -72,8 +73,14 @@ class Trainer(abc.ABC, Generic[Result]):
         if config.precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("precision=fp16 needs a GPU: bf16 works on a CPU as well")
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
-        self.config, self.accelerator = config, accelerator
+        # With the precision that was decided, for the run's files and for going on.
+        self.config = config = replace(config, precision=accelerator.mixed_precision)
+        self.accelerator = accelerator
         self.loader, self.sampler, self.classes = loader, loader.batch_sampler, classes
+        self._group, batches = config.optim.accumulate, len(self.sampler)
+        self._epoch_steps = batches // self._group
+        if not self._epoch_steps:
+            raise ValueError(f"optim.accumulate={self._group}: an epoch has only {batches} batches")
         self._digests = {subset: digest_of(names) for subset, names in image_names.items()}
         self.position = Position()
         self.folder: RunFolder | None = None
@@ -94,7 +101,9 @@ class Trainer(abc.ABC, Generic[Result]):
                 self.plain_model, self.ema, self.optimizer, accelerator.scaler, self._meter
             )
             if newest is not None:
-                self._restore(newest)
+                self.position = restore(newest, self._about(), self._state, accelerator.device)
+                if accelerator.is_main_process:
+                    tell(newest, config.as_dict())
             if accelerator.is_main_process:
                 self.folder = self._open_folder(newest)
 
@@ -150,15 +159,18 @@ class Trainer(abc.ABC, Generic[Result]):
     def fit(self) -> Result | None:
         """Train to the end; return the last evaluation's result, None if nothing was left to do."""
         config, position, result = self.config, self.position, None
-        steps = config.epochs * len(self.sampler)
-        bar = progress_bar(steps, position.step, shown=self.accelerator.is_main_process)
+        steps, is_main = config.epochs * self._epoch_steps, self.accelerator.is_main_process
+        bar = progress_bar(steps, position.step, shown=is_main)
         with bar, self._guard, self.folder or nullcontext(), explain_dead_workers():
             if position.evaluation_due:  # of a run that was stopped before it or in it
                 result = self._evaluate(bar)
-            while position.epoch < config.epochs:
+            patience = config.early_stopping or config.epochs + 1  # never so many evaluations
+            while position.epoch < config.epochs and position.since_best < patience:
                 self._train_epoch(bar)
                 if position.evaluation_due:
                     result = self._evaluate(bar)
+            if position.epoch < config.epochs and self.folder:
+                bar.write(f"stopped early: no better score in {position.since_best} evaluations")
         return result
 
     def stop_if_asked(self) -> None:
@@ -171,66 +183,75 @@ class Trainer(abc.ABC, Generic[Result]):
         """Train to the end of an epoch, from its beginning or from where a run was stopped."""
         config, position = self.config, self.position
         self.begin_epoch(position.epoch)
-        self.sampler.set_epoch(position.epoch, start=position.batch)
+        # Batches that are too few for a step are left out, as images that are for a batch.
+        start, stop = position.batch * self._group, self._epoch_steps * self._group
+        self.sampler.set_epoch(position.epoch, start, stop)
         self.model.train()
         self._meter.start_clock()
-        for batch, problem in self._batches():
-            news = self._step(batch, next_is_broken=problem is not None)
+        for batches, problem in self._steps():
+            news = self._step(batches, next_is_broken=problem is not None)
             position.batch += 1
             position.step += 1
-            self._meter.update(news.means, len(batch[0]) * self.accelerator.num_processes)
             bar.update()
             if position.step % config.log_every == 0:
                 self._log(bar)
             minutes = (time.monotonic() - self._saved_at) / 60
             if config.save_minutes is not None and minutes >= config.save_minutes:
                 self._save()
-            self._stop_if_told(news, problem)
+            self._stop_if_told(news[-1], problem)
         position.epoch, position.batch = position.epoch + 1, 0
         is_last = position.epoch == config.epochs
         position.evaluation_due = is_last or position.epoch % config.eval_every == 0
         if position.evaluation_due or position.epoch % config.save_every == 0:
             self._save()
 
-    def _batches(self) -> Iterator[tuple[Any, Exception | None]]:
-        """Yield the rest of an epoch's batches, each with what keeps the next from coming."""
-        # A batch ahead: where the next one is broken, all processes hear of it in the step before.
-        batches = iter(self.loader)
-        batch, problem = _take(batches)
+    def _steps(self) -> Iterator[tuple[list[Any], Exception | None]]:
+        """Yield the batches of each step in the rest of an epoch, and what keeps the next away."""
+        # A step ahead: where the next one is broken, all processes hear of it in the one before.
+        loaded = iter(self.loader)
+        batches, problem = take_batches(loaded, self._group)
         news = share_step(self.accelerator, {}, problem is not None, self._guard.signum)
         self._stop_if_told(news, problem)
-        while batch is not None:
-            following, problem = _take(batches)
-            yield batch, problem
-            batch = following
+        while batches:
+            following, problem = take_batches(loaded, self._group)
+            yield batches, problem
+            batches = following
 
-    def _step(self, batch: Any, *, next_is_broken: bool) -> StepNews:
-        """Take one optimizer step; return what all processes tell of it."""
+    def _step(self, batches: list[Any], *, next_is_broken: bool) -> list[StepNews]:
+        """Take one optimizer step; return what all processes tell of each batch."""
         config, step = self.config, self.position.step
         # Randomness within the model is a function of the step, so that a run resumes exactly
         # with no random state to save.
         torch.manual_seed(sample_seed(config.seed, self.accelerator.process_index, step, "model"))
         factor = learning_rate_factor(
-            step, config.schedule, steps_per_epoch=len(self.sampler), num_epochs=config.epochs
+            step, config.schedule, steps_per_epoch=self._epoch_steps, num_epochs=config.epochs
         )
         scale_learning_rate(self.optimizer, factor)
         statistics = copy_statistics(self.plain_model)
-        losses = self.compute_losses(batch)
-        total = torch.stack(list(losses.values())).sum()
-        known = {**losses, "loss": total}
-        news = share_step(self.accelerator, known, next_is_broken, self._guard.signum)
-        if not all(news.are_finite):
-            restore_statistics(self.plain_model, statistics)
-            own_is_finite = news.are_finite[self.accelerator.process_index]
-            self._fail(None if own_is_finite else describe_losses(losses, self.describe(batch)))
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(total)
+        all_news = []
+        for number, batch in enumerate(batches, 1):
+            # Gradients of several batches go from process to process once, with the last.
+            is_last = number == len(batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                losses = self.compute_losses(batch)
+                total = torch.stack(list(losses.values())).sum()
+                known = {**losses, "loss": total}
+                news = share_step(self.accelerator, known, next_is_broken, self._guard.signum)
+                if not all(news.are_finite):
+                    restore_statistics(self.plain_model, statistics)
+                    is_well = news.are_finite[self.accelerator.process_index]
+                    self._fail(None if is_well else describe_losses(losses, self.describe(batch)))
+                self.accelerator.backward(total / len(batches))
+            all_news.append(news)
         if config.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
-        return news
+        for batch, news in zip(batches, all_news, strict=True):
+            self._meter.update(news.means, len(batch[0]) * self.accelerator.num_processes)
+        return all_news
 
     def _log(self, bar: Any) -> None:
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]
@@ -243,7 +264,7 @@ class Trainer(abc.ABC, Generic[Result]):
     def _record(self, event: str, values: Mapping[str, float | None]) -> None:
         position = self.position
         if self.folder:
-            epoch = position.epoch + position.batch / len(self.sampler)
+            epoch = position.epoch + position.batch / self._epoch_steps
             self.folder.log(event, position.step, epoch, values)
 
     def _evaluate(self, bar: Any) -> Result:
@@ -256,8 +277,9 @@ class Trainer(abc.ABC, Generic[Result]):
         if self.folder:
             bar.write(f"epoch {position.epoch}: {evaluation.summary}")
         position.evaluation_due = False
+        position.since_best += 1
         if score is not None and (position.best is None or score > position.best):
-            position.best = score
+            position.best, position.since_best = score, 0
             if self.folder:
                 state = {**self._about(), "model": self.eval_model.state_dict()}
                 save_checkpoint(self.folder.best, state)
@@ -285,8 +307,8 @@ class Trainer(abc.ABC, Generic[Result]):
             "normalization": self.normalization(),
             "versions": versions(),
             "position": vars(self.position).copy(),
-            "steps_per_epoch": len(self.sampler),
-            "batch_size": self.sampler.batch_size * self.accelerator.num_processes,
+            "steps_per_epoch": self._epoch_steps,
+            "batch_size": self.sampler.batch_size * self._group * self.accelerator.num_processes,
             "num_images": len(self.loader.dataset),  # type: ignore[arg-type]
             "images": self._digests,
         }
@@ -295,19 +317,6 @@ class Trainer(abc.ABC, Generic[Result]):
         facts: dict[str, Any] = {f"the {subset} images": d for subset, d in self._digests.items()}
         facts["the checkpoint to go on from"] = None if newest is None else describe(newest)
         check_agreement({**self.config.as_dict(), **self.normalization(), **facts})
-
-    def _restore(self, newest: Newest) -> None:
-        path, state, _ = newest
-        check_fits(newest, self._about())
-        try:
-            self._state.load_state_dict(state, self.accelerator.device)
-            self.position = Position(**state["position"])
-        except KeyError as error:
-            raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit the configuration: {error}") from error
-        if self.accelerator.is_main_process:
-            tell(newest, self.config.as_dict())
 
     def _stop_if_told(self, news: StepNews, problem: Exception | None) -> None:
         """Stop after the same step in all processes: at a signal, or before a broken batch."""
@@ -339,11 +348,3 @@ class Trainer(abc.ABC, Generic[Result]):
             saved = f"the weights are not finite either: {_NOT_SAVED}"
         more = f"{'; in another process: '.join(causes)}; {saved}"
         raise NonFiniteLossError("a loss is", self.position, more)
-
-
-def _take(batches: Iterator[Any]) -> tuple[Any, Exception | None]:
-    """Return the next batch, None where there is none, and what keeps it from coming."""
-    try:
-        return next(batches, None), None
-    except Exception as error:
-        return None, error

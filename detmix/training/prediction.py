@@ -20,6 +20,7 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 from detmix.data import detection_transforms
 from detmix.data.images import read_upright
 from detmix.training.inference import Prediction, in_pixels, load_detector, to_device
+from detmix.training.processes import usable_device
 
 TORCHVISION_PREFIX = "torchvision:"
 """What the name of a trained detector of torchvision's begins with, where a path may stand too."""
@@ -79,7 +80,7 @@ class Detector:
         size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
         self.classes = tuple(classes)
         self._transform = detection_transforms(size, train=False)
@@ -160,7 +161,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Detect
         ValueError: If it is not a checkpoint of a detector, or there is no such detector or device.
         ConnectionError: If torchvision's weights cannot be downloaded.
     """
-    device = None if device is None else _usable(device)  # told before a download
+    device = None if device is None else usable_device(device)  # told before a download
     if isinstance(source, str) and source.startswith(TORCHVISION_PREFIX):
         return Detector(*_torchvision_detector(source), device=device)
     model, config = load_detector(source)
@@ -181,14 +182,6 @@ def _torchvision_detector(source: str) -> tuple[nn.Module, list[str]]:
             "folder (torch.hub.get_dir()/checkpoints) by hand"
         ) from error
     return model, weights.meta["categories"][1:]
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # an AssertionError of torch without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device={device} cannot be used here: {reason}") from error
 
 
 def _pixels(image: Picture, name: str) -> Tensor:

@@ -1,24 +1,30 @@
 """What the processes of a run tell each other, so that they do the same at the same step.
 
-P is the number of processes.
+And what they run on. P is the number of processes.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from detmix.training.config import LoopConfig, flat_options
 
 # What may differ between the machines of a run: places, and what they can do.
 _LOCAL = re.compile(r"run_dir|resume|threads|data\.(root|workers|coco\..*)|.*\.weights")
+_WORTH_IT = 0.8  # a convolution is not all: bfloat16 must take less than this share of the time
+_log = logging.getLogger(__name__)
 
 
 class StepNews(NamedTuple):
@@ -71,10 +77,57 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """Return the engine for the configuration's device and precision, and set the threads."""
     # Else accelerate would take an accelerator that is neither, such as Apple's.
     cpu = config.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
-    if config.threads:  # last: over several processes on CPUs accelerate sets them, too
+    state = PartialState(cpu=cpu)
+    if config.device.startswith("cuda"):  # of several processes each has its own already
+        device = usable_device(config.device if state.num_processes == 1 else "cuda")
+        torch.cuda.set_device(device)
+    if config.threads:  # only now: over several processes on CPUs accelerate sets them, too
         torch.set_num_threads(config.threads)
-    return accelerator
+    precision = config.precision
+    if precision == "auto":
+        precision = broadcast_object_list([_choose_precision(config, cpu=cpu)])[0]
+    return Accelerator(mixed_precision=precision, cpu=cpu)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device, or raise `ValueError` if there is no such one here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # an AssertionError of torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={device} cannot be used here: {reason}") from error
+
+
+def _choose_precision(config: LoopConfig, *, cpu: bool) -> str:
+    """Return "bf16" or "no", and say why; of a run that goes on what it was trained with."""
+    noted = config.run_dir / "config.yaml"
+    if config.resume == "auto" and noted.is_file():
+        precision, why = yaml.safe_load(noted.read_text("utf-8"))["precision"], "as before"
+    elif cpu:
+        full, half = time_precisions()
+        precision = "bf16" if half < _WORTH_IT * full else "no"
+        why = f"a convolution takes {1e3 * half:.1f} ms in bfloat16, {1e3 * full:.1f} in float32"
+    else:
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision, why = ("bf16", "the GPU has it") if has_units else ("no", "the GPU has no bf16")
+    _log.info("precision %s: %s", precision, why)
+    return str(precision)
+
+
+@cache
+def time_precisions() -> tuple[float, float]:
+    """Return the seconds of a convolution, there and back, on the CPU in float32 and bfloat16."""
+    # The size of a coarse pyramid level: half a second where bfloat16 is ten times as slow.
+    images = torch.ones(4, 64, 20, 20, requires_grad=True)
+    kernel = torch.ones(64, 64, 3, 3, requires_grad=True)
+    seconds = {False: math.inf, True: math.inf}
+    for is_half in [False, True] * 6:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            torch.autograd.backward(torch.conv2d(images, kernel).sum())
+        # Not the median: whatever else runs on the machine only adds.
+        seconds[is_half] = min(seconds[is_half], time.perf_counter() - start)
+    return seconds[False], seconds[True]
 
 
 def loader_share(accelerator: Accelerator, workers: int) -> dict[str, Any]:

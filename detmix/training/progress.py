@@ -22,10 +22,11 @@ class Position:
     """How far a training has come."""
 
     epoch: NonNegativeInt = 0
-    batch: NonNegativeInt = 0
+    batch: NonNegativeInt = 0  # steps of this epoch
     step: NonNegativeInt = 0
     evaluation_due: bool = False
     best: float | None = None
+    since_best: NonNegativeInt = 0  # evaluations
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,19 @@ import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from detmix.files import temporary_path, write_errors, write_text
 from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
+from detmix.training.config import flat_options
 
 _LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # not every file system has them
@@ -78,6 +81,9 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         check_run_dir(path, resume=resume)
+        self._config, name = config, config.get("tracker", "tensorboard")
+        if name is not None and find_spec(name) is None:
+            raise ImportError(f"tracker={name} is not installed: pip install {name}")
         path.mkdir(parents=True, exist_ok=True)
         self.path, self.metrics = path, path / "metrics.jsonl"
         self.last, self.previous, self.best = path / LAST, path / PREVIOUS, path / "best.pt"
@@ -88,6 +94,7 @@ class RunFolder:
         write_text(path / "config.yaml", text)
         write_text(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
         self._board: SummaryWriter | None = None
+        self._tracker: GeneralTracker | None = None
         self._purge_step: int | None = None
         self._kept: list[dict[str, Any]] = []  # lines of that step
 
@@ -123,10 +130,15 @@ class RunFolder:
         self._kept = [line for line in lines if line["step"] == self._purge_step]
 
     def log(self, event: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
-        """Append a line of metrics, and hand its numbers to TensorBoard."""
+        """Append a line of metrics, and hand its numbers to TensorBoard or the other tracker."""
         line = {"event": event, "step": step, "epoch": round(epoch, 4), **values}
         with write_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._tracker is not None:
+            numbers = {f"{event}/{n}": value for n, value in values.items() if value is not None}
+            self._tracker.log(numbers, step=step)
+        if self._config.get("tracker", "tensorboard") != "tensorboard":
+            return
         folder = self.path / "tensorboard"
         with write_errors(folder):
             if self._board is None:
@@ -145,10 +157,17 @@ class RunFolder:
         if board is not None:
             with write_errors(self.path / "tensorboard"):
                 board.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def __enter__(self) -> RunFolder:
         if not self._release.alive:  # as of a trainer that goes on
             self._take()
+        if (name := self._config.get("tracker")) not in (None, "tensorboard"):
+            self._tracker = LOGGER_TYPE_TO_CLASS[name](self.path.name)
+            if hasattr(self._tracker, "start"):  # earlier versions of accelerate have done so
+                self._tracker.start()
+            self._tracker.store_init_configuration(flat_options(self._config))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
