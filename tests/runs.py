@@ -30,17 +30,18 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 class StoppingMixin:
-    """Gets a real signal, or a loss of NaN, in the given step or evaluation, counted from 1."""
+    """Gets a real signal in a step or an evaluation, or NaN in a batch, all counted from 1."""
 
     in_step = in_evaluation = nan_in = None
     signum = signal.SIGTERM
-    evaluations = 0
+    batches = evaluations = 0
 
     def compute_losses(self, batch):
         if self.position.step + 1 == self.in_step:
             os.kill(os.getpid(), self.signum)
         losses = super().compute_losses(batch)
-        if self.position.step + 1 == self.nan_in:
+        self.batches += 1
+        if self.batches == self.nan_in:
             losses[next(iter(losses))] *= math.nan
         return losses
 

@@ -177,6 +177,18 @@ def test_settings_reach_the_parts():
         assert heads.keypoint_predictor.kps_score_lowres.out_channels == 5
 
 
+@pytest.mark.parametrize("name", ["fasterrcnn", "retinanet_resnet50_fpn", "fcos"])
+def test_of_several_sizes_training_draws_one_and_evaluation_takes_the_last(name):
+    transform = on_meta(lambda: build(name, min_size=(32, 64, 48), max_size=96)).transform
+    seen = {is_train: set() for is_train in (True, False)}
+    for is_train, sizes in seen.items():
+        transform.train(is_train)
+        for seed in range(20):
+            torch.manual_seed(seed)
+            sizes.add(transform([torch.rand(3, 40, 50)])[0].image_sizes[0][0])
+    assert seen == {True: {32, 64, 48}, False: {48}}
+
+
 SIZES = (8, 16, 32, 64, 128)
 
 
@@ -258,6 +270,9 @@ DEFAULT = {"weights": "DEFAULT"}
         ("fcos", {"aspect_ratios": (1.0,)}, {}, r"detector\.aspect_ratios .*fcos"),
         ("fcos", {"options": {"box_nms_thresh": 0.5}}, {}, "box_nms_thresh.* fcos; .*nms_thresh"),
         ("ssd300_vgg16", {"min_size": 300}, {}, r"detector\.min_size .*got 300"),
+        (SSDLITE, {"min_size": (300, 320)}, {}, r"detector\.min_size .*got \(300, 320\)"),
+        ("fcos", {"min_size": (300, 0)}, {}, r"detector\.min_size .*got \(300, 0\)"),
+        ("fcos", {"min_size": ()}, {}, r"detector\.min_size .*got \(\)"),
         (MOBILENET, {"anchor_sizes": (8,)}, {}, "anchor_sizes"),
         ("retinanet", {"anchor_sizes": (16, 32)}, {}, r"anchor_sizes .* 5 .*\(16, 32\)"),
         ("fcos", {}, {"fpn_channels": 48}, "fpn_channels must be a multiple of 32.*got 48"),

@@ -48,6 +48,9 @@ ACCEPTED = [
     (["--channels_last=true", "--precision=no"], {"channels_last": True, "precision": "no"}),
     (["--run_dir=2007"], {"run_dir": Path("2007")}),
     (["--data.train=[['2007', val]]"], {"data.train": (("2007", "val"),)}),
+    (["--device=cuda:1", "--tracker=none"], {"device": "cuda:1", "tracker": "none"}),
+    (["--detector.min_size=480"], {"detector.min_size": 480}),
+    (["--detector.min_size=[480, 512]"], {"detector.min_size": (480, 512)}),
 ]  # fmt: skip
 
 
@@ -88,6 +91,11 @@ REFUSED = [
     ("--config=missing.yaml", r".*missing\.yaml.*expected .*voc2007_cpu"),
     ("--config=voc2007", r".*voc2007;.*expected .* pretrain/quickstart.* voc2007_cpu"),
     ("--optim.lr=-1e-3", r"optim\.lr .*-0\.001"),
+    ("schedule: {name: multistep}", r"schedule\.milestones .*multistep"),
+    ("device: mps", r"device .*cuda.*'mps'"),
+    ("device: cuda:one", r"device .*cuda.*'cuda:one'"),
+    ("tracker: excel", r"tracker .*wandb.*'excel'"),
+    ("augment: {scale_jitter: [0.1]}", r"augment\.scale_jitter\.1 .*required"),
 ]
 OUT_OF_RANGE = {
     "epochs": 0, "seed": -1, "eval_every": 0, "save_minutes": 0, "precision": "fp8",

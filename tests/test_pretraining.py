@@ -147,6 +147,7 @@ class TestRuns:
     [
         "mix=cutmixup", "mixing.mixup_alpha=0", "mixing.cutout_area=0.9", "data.batch_size=1",
         "data.mean=[124, 117, 104]", "data.std=[0, 1, 1]", "augment.eval_resize=8",
+        "augment.scale=[0.9, 0.1]",
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(option):

@@ -75,6 +75,8 @@ class TestFiles:
             (["detector.name=maskrcnn"], "maskrcnn needs masks"),
             (["mixing.off_epochs=2"], "off_epochs"),  # of two
             (["precision=fp16"], "fp16"),  # needs a GPU
+            (["augment.size=64", "augment.scale_jitter=[2, 0.1]"], r"jitter.*2\.0, 0\.1"),
+            (["augment.scale_jitter=[0.1, 2]"], r"jitter.*size=None"),
         ],
     )
     def test_wrong_settings_leave_nothing_behind(self, trainer_for, tmp_path, overrides, named):

@@ -179,19 +179,6 @@ def restore(
 ) -> Position:
     """Take on a checkpoint that fits what is ``present``; return how far its training had come."""
     path, state, _ = newest
-    _check_fits(newest, present)
-    try:
-        training.load_state_dict(state, device)
-        return Position(**state["position"])
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit the configuration: {error}") from error
-
-
-def _check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a run cannot go on from a checkpoint as it is configured now."""
-    path, state, _ = newest
     for kind in ("detector", "model"):
         if kind in present["config"] and kind not in state["config"]:
             raise ValueError(f"{path} is of another kind of training: it has no section {kind}")
@@ -202,6 +189,13 @@ def _check_fits(newest: Newest, present: Mapping[str, Any]) -> None:
                 f"{path} is of a training with {name} = {before[name]}, this one has {value}: it "
                 "must stay the same"
             )
+    try:
+        training.load_state_dict(state, device)
+        return Position(**state["position"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: only a last.pt can be resumed from") from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the configuration: {error}") from error
 
 
 def _facts(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,10 +143,7 @@ def build_image_transform(config: PretrainConfig, *, train: bool) -> Callable[[T
     augment, mixing = config.augment, config.mixing
     size = augment.size
     if not train:
-        side = augment.eval_resize or size
-        if side < size:
-            raise ValueError(f"augment.eval_resize={side} is less than augment.size={size}")
-        resize = v2.Resize(side)
+        resize = v2.Resize(augment.eval_resize or size)
         return v2.Compose([resize, v2.CenterCrop(size)])  # type: ignore[no-any-return]
     # What is covered is zero after normalization, as in the papers.
     fill = [round(255 * value) for value in config.data.mean]

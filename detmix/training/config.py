@@ -21,6 +21,7 @@ from detmix.pretrained.match_state import IMAGENET_MEAN, IMAGENET_STD
 
 OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "none"]
 ImageSets = tuple[tuple[str, str], ...]
 
 FREE = "detector.options"  # a mapping with whatever keys somebody gives it
@@ -147,8 +148,8 @@ class LoopConfig:
     save_minutes: PositiveFloat | None = 10.0  #: and when the last is so old: all that a kill loses
     log_every: PositiveInt = 20  #: write metrics every so many steps
     seed: NonNegativeInt = 0  #: all randomness is a function of it
-    #: where metrics go beside metrics.jsonl; null for nowhere
-    tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml"] | None = "tensorboard"
+    #: metrics also go to tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, or none
+    tracker: Tracker = "tensorboard"
     #: no is float32, the others are mixed; auto: bf16 on a GPU that has it, on a CPU by a trial
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = False  #: whether convolutions use the channels-last memory format
@@ -204,6 +205,8 @@ class ImageAugmentConfig:
     def __post_init__(self) -> None:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"augment.scale must not descend, got {self.scale}")
+        if (side := self.eval_resize) is not None and side < self.size:
+            raise ValueError(f"augment.eval_resize={side} is less than augment.size={self.size}")
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -46,7 +46,7 @@ from detmix.training.optim import (
 )
 from detmix.training.processes import StepNews, check_agreement, gather_causes, share_step
 from detmix.training.progress import Evaluation, LossMeter, Position, Result, progress_bar
-from detmix.training.run_folder import RunFolder, lock_folder, versions
+from detmix.training.run_folder import RunFolder, lock_folder, open_folder, versions
 from detmix.training.stopping import (
     Interrupted,
     InterruptGuard,
@@ -105,7 +105,7 @@ class Trainer(abc.ABC, Generic[Result]):
                 if accelerator.is_main_process:
                     tell(newest, config.as_dict())
             if accelerator.is_main_process:
-                self.folder = self._open_folder(newest)
+                self.folder = open_folder(config, newest, self.position)
 
     def _build(self, newest: Newest | None) -> Optimizer:
         """Build the model that a checkpoint fits, its average and its optimizer."""
@@ -117,15 +117,6 @@ class Trainer(abc.ABC, Generic[Result]):
         self.plain_model = model.to(accelerator.device)
         self.ema = moving_average(self.plain_model, config.optim.ema_decay)
         return build_optimizer(self.plain_model, config.optim)
-
-    def _open_folder(self, newest: Newest | None) -> RunFolder:
-        """Open the run's folder, without what this run does again."""
-        config, position = self.config, self.position
-        folder = RunFolder(config.run_dir, config.as_dict(), resume=config.resume == "auto")
-        if newest is not None and newest.problem is not None:
-            folder.take_previous()
-        folder.forget_after(position.step, evaluation=position.evaluation_due)
-        return folder
 
     @abc.abstractmethod
     def build_model(self, saved: Normalization | None) -> nn.Module:
@@ -192,13 +183,15 @@ class Trainer(abc.ABC, Generic[Result]):
             news = self._step(batches, next_is_broken=problem is not None)
             position.batch += 1
             position.step += 1
+            num_images = sum(len(batch[0]) for batch in batches) * self.accelerator.num_processes
+            self._meter.update(news.means, num_images)
             bar.update()
             if position.step % config.log_every == 0:
                 self._log(bar)
             minutes = (time.monotonic() - self._saved_at) / 60
             if config.save_minutes is not None and minutes >= config.save_minutes:
                 self._save()
-            self._stop_if_told(news[-1], problem)
+            self._stop_if_told(news, problem)
         position.epoch, position.batch = position.epoch + 1, 0
         is_last = position.epoch == config.epochs
         position.evaluation_due = is_last or position.epoch % config.eval_every == 0
@@ -217,8 +210,8 @@ class Trainer(abc.ABC, Generic[Result]):
             yield batches, problem
             batches = following
 
-    def _step(self, batches: list[Any], *, next_is_broken: bool) -> list[StepNews]:
-        """Take one optimizer step; return what all processes tell of each batch."""
+    def _step(self, batches: list[Any], *, next_is_broken: bool) -> StepNews:
+        """Take one optimizer step; return what all processes tell of it."""
         config, step = self.config, self.position.step
         # Randomness within the model is a function of the step, so that a run resumes exactly
         # with no random state to save.
@@ -229,7 +222,7 @@ class Trainer(abc.ABC, Generic[Result]):
         scale_learning_rate(self.optimizer, factor)
         statistics = copy_statistics(self.plain_model)
         self.optimizer.zero_grad(set_to_none=True)
-        all_news = []
+        means: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, 1):
             # Gradients of several batches go from process to process once, with the last.
             is_last = number == len(batches)
@@ -243,15 +236,14 @@ class Trainer(abc.ABC, Generic[Result]):
                     is_well = news.are_finite[self.accelerator.process_index]
                     self._fail(None if is_well else describe_losses(losses, self.describe(batch)))
                 self.accelerator.backward(total / len(batches))
-            all_news.append(news)
+            parts = {name: mean / len(batches) for name, mean in news.means.items()}
+            means = {name: means.get(name, 0) + part for name, part in parts.items()}
         if config.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.plain_model)
-        for batch, news in zip(batches, all_news, strict=True):
-            self._meter.update(news.means, len(batch[0]) * self.accelerator.num_processes)
-        return all_news
+        return news._replace(means=means)
 
     def _log(self, bar: Any) -> None:
         meter, rate = self._meter, self.optimizer.param_groups[0]["lr"]

@@ -79,8 +79,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu)
     if config.device.startswith("cuda"):  # of several processes each has its own already
-        device = usable_device(config.device if state.num_processes == 1 else "cuda")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(usable_device(config.device if state.num_processes == 1 else "cuda"))
     if config.threads:  # only now: over several processes on CPUs accelerate sets them, too
         torch.set_num_threads(config.threads)
     precision = config.precision

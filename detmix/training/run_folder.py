@@ -34,8 +34,9 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from detmix.files import temporary_path, write_errors, write_text
-from detmix.training.checkpoint import LAST, PREVIOUS, save_checkpoint
-from detmix.training.config import flat_options
+from detmix.training.checkpoint import LAST, PREVIOUS, Newest, save_checkpoint
+from detmix.training.config import LoopConfig, flat_options
+from detmix.training.progress import Position
 
 _LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # not every file system has them
@@ -81,9 +82,9 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool = False) -> None:
         check_run_dir(path, resume=resume)
-        self._config, name = config, config.get("tracker", "tensorboard")
-        if name is not None and find_spec(name) is None:
-            raise ImportError(f"tracker={name} is not installed: pip install {name}")
+        self._config, self._name = config, config.get("tracker", "tensorboard")
+        if self._name != "none" and find_spec(self._name) is None:
+            raise ImportError(f"tracker={self._name} is not installed: pip install {self._name}")
         path.mkdir(parents=True, exist_ok=True)
         self.path, self.metrics = path, path / "metrics.jsonl"
         self.last, self.previous, self.best = path / LAST, path / PREVIOUS, path / "best.pt"
@@ -137,7 +138,7 @@ class RunFolder:
         if self._tracker is not None:
             numbers = {f"{event}/{n}": value for n, value in values.items() if value is not None}
             self._tracker.log(numbers, step=step)
-        if self._config.get("tracker", "tensorboard") != "tensorboard":
+        if self._name != "tensorboard":
             return
         folder = self.path / "tensorboard"
         with write_errors(folder):
@@ -163,10 +164,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if not self._release.alive:  # as of a trainer that goes on
             self._take()
-        if (name := self._config.get("tracker")) not in (None, "tensorboard"):
-            self._tracker = LOGGER_TYPE_TO_CLASS[name](self.path.name)
-            if hasattr(self._tracker, "start"):  # earlier versions of accelerate have done so
-                self._tracker.start()
+        if self._name not in ("tensorboard", "none"):
+            self._tracker = LOGGER_TYPE_TO_CLASS[self._name](self.path.name)
+            self._tracker.start()
             self._tracker.store_init_configuration(flat_options(self._config))
         return self
 
@@ -174,3 +174,12 @@ class RunFolder:
         # Of two errors the first one tells more.
         with suppress(OSError) if error is not None else nullcontext():
             self.close()
+
+
+def open_folder(config: LoopConfig, newest: Newest | None, position: Position) -> RunFolder:
+    """Open a run's folder, without what the run does again."""
+    folder = RunFolder(config.run_dir, config.as_dict(), resume=config.resume == "auto")
+    if newest is not None and newest.problem is not None:
+        folder.take_previous()
+    folder.forget_after(position.step, evaluation=position.evaluation_due)
+    return folder
