@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, Mask
 
@@ -341,11 +342,18 @@ def test_the_area_shrinks_as_the_mask_does_or_the_box():
 
 
 @settings(max_examples=40, deadline=None)
-@given(size=st.integers(24, 70), seed=st.integers(0, 2**32 - 1), scene=st.integers(0, 20))
-def test_what_training_returns_fits_together(size, seed, scene):
+@given(
+    size=st.integers(24, 70),
+    seed=st.integers(0, 2**32 - 1),
+    scene=st.integers(0, 20),
+    jitter=st.sampled_from([None, (0.5, 2.0)]),
+)
+def test_what_training_returns_fits_together(size, seed, scene, jitter):
     """Masks and keypoints stay in their boxes, whatever was drawn; and change nothing of it."""
     target = make_target(5, seed=scene)
-    transform = detection_transforms(size, train=True, crop=0.8, keypoint_flip=[1, 0, 2])
+    transform = detection_transforms(
+        size, train=True, crop=0.8, scale_jitter=jitter, keypoint_flip=[1, 0, 2]
+    )
     image, result = transform(make_image(), target, seed=seed)
     assert max(image.shape[1:]) <= size
     for box, mask, points in zip(
@@ -354,13 +362,69 @@ def test_what_training_returns_fits_together(size, seed, scene):
         assert mask.unique().tolist() == [0, 255]
         y, x = mask.numpy().nonzero()
         seen = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        np.testing.assert_allclose(seen, box, atol=1 if size >= 60 else 2)
-        assert sorted(points[:, 2].tolist()) == [1, 2, 2]
+        beyond = (box.numpy() - seen) * [1, 1, -1, -1]  # what is cut may leave a corner empty
+        assert (beyond <= 2).all()
+        assert jitter or (abs(beyond) <= (1 if size >= 60 else 2)).all()
+        assert sorted(points[:, 2].tolist()) == [1, 2, 2] or jitter
+        points = points[points[:, 2] > 0]
         assert ((points[:, :2] >= box[:2] - 1) & (points[:, :2] <= box[2:])).all()
     bare = {key: target[key] for key in ("boxes", "labels")}
     same, expected = transform(make_image(), bare, seed=seed)
     assert torch.equal(image, same)
-    assert torch.equal(result["boxes"], expected["boxes"][result["labels"] - 1])
+    rows = [expected["labels"].tolist().index(label) for label in result["labels"].tolist()]
+    assert torch.equal(result["boxes"], expected["boxes"][rows])
+
+
+class TestScaleJitter:
+    SIZE = 48
+
+    def jittered(self, seed, low, high, image=None, **options):
+        """Return what becomes of an image, and of a box over the whole of it."""
+        options = dict.fromkeys(("flip", "photometric", "crop"), 0.0) | options
+        transform = detection_transforms(self.SIZE, train=True, scale_jitter=(low, high), **options)
+        target = {"boxes": torch.tensor([[0.0, 0, WIDTH, HEIGHT]]), "labels": torch.tensor([1])}
+        image, target = transform(make_image() if image is None else image, target, seed=seed)
+        assert image.shape == (3, self.SIZE, self.SIZE)
+        return image, target["boxes"][0].tolist()
+
+    @pytest.mark.parametrize("scale", [0.1, 0.33, 0.5, 1.0])
+    def test_the_size_is_torchvisions_and_the_rest_is_filled(self, scale):
+        ramp = torch.arange(WIDTH).expand(3, HEIGHT, WIDTH).to(torch.uint8) * 4
+        image, box = self.jittered(0, scale, scale, ramp)
+        theirs = v2.ScaleJitter((self.SIZE, self.SIZE), (scale, scale))(Image(ramp))
+        height, width = theirs.shape[1:]
+        assert box == pytest.approx([0, 0, width, height], abs=1)
+        if scale >= 0.5:  # there torchvision's whole numbers are not rounded
+            seen = image[:, :height, :width].float()
+            assert (seen - theirs.float()).abs().mean() < 2  # neighbours differ by 4 and more
+        left, (width, height) = image.clone(), map(round, box[2:])
+        left[:, :height, :width] = torch.tensor([124, 116, 104])[:, None, None]
+        assert (left == torch.tensor([124, 116, 104])[:, None, None]).all()
+
+    def test_a_larger_one_is_cut_anywhere(self):
+        """Out of twice the size: objects in the middle of the four quarters are seen in turns."""
+        ramp = torch.arange(WIDTH).expand(3, HEIGHT, WIDTH).to(torch.uint8) * 4
+        begins = []
+        for seed in range(60):
+            image, box = self.jittered(seed, 2.0, 2.0, ramp)
+            assert box == [0, 0, self.SIZE, self.SIZE]
+            row = image[0, 0].float() / 4
+            assert row[-1] - row[0] == pytest.approx(self.SIZE * WIDTH / 96, abs=1.5)
+            begins.append(float(row[0]))
+        assert min(begins) < 4
+        assert max(begins) > WIDTH / 2 - 5
+        assert 10 < np.mean(begins) < 20
+
+    def test_scales_are_uniform_and_of_the_seed(self):
+        boxes = [self.jittered(seed, 0.25, 1.0)[1] for seed in range(300)]
+        assert boxes[:20] == [self.jittered(seed, 0.25, 1.0)[1] for seed in range(20)]
+        lengths = np.array(boxes)[:, 2]
+        assert {12.0, 48.0} <= set(lengths) <= set(range(12, 49))
+        assert abs(lengths.mean() - 30) < 5 * lengths.std() / 300**0.5
+
+    def test_evaluation_only_shrinks(self):
+        transform = detection_transforms(self.SIZE, train=False)
+        assert transform(make_image(), boxes_only())[0].shape == (3, 32, 48)
 
 
 REFLECTED = alb.PadIfNeeded(90, 120, border_mode=cv2.BORDER_REFLECT_101, p=1)
@@ -383,6 +447,7 @@ def of_target(*transforms, **changes):
         (lambda: AlbumentationsTransform([])(make_image().float(), make_target()), "image_id 7"),
         (lambda: AlbumentationsTransform([], min_visibility=1.5), r"min_visibility.*1\.5"),
         (lambda: detection_transforms(train=True, crop=2), "crop.*2"),
+        (lambda: detection_transforms(9, train=True, scale_jitter=(2, 1)), r"jitter.*\(2, 1\)"),
         (lambda: detection_transforms(train=True, keypoint_flip=[0, 0, 1]), "keypoint_flip"),
     ],
 )

@@ -125,6 +125,9 @@ def work(rank, roots, folder):
     return {
         "whole": train(roots[0], runs / "whole", 2),
         "resumed": train(roots[0], runs / "resumed", 2, "resume=auto"),
+        "accumulated": train(
+            roots[0], runs / "accumulated", 2, "data.batch_size=1", "optim.accumulate=2"
+        ),
         # Each process has a copy of the images.
         **{k: end_early(roots[rank], runs / k, rank, k) for k in ("failed", "stopped", "broken")},
         "disagreed": disagree(roots, runs / "whole", rank),
@@ -170,13 +173,16 @@ def test_a_global_batch_is_the_same(one, two):
     assert mixed > len(shares[0])
 
 
-@pytest.mark.parametrize("kind", ["whole", "resumed"])
-def test_weights_scores_and_logs_are_the_same(one, two, kind):
-    """Of the run that began on one process, too."""
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [("whole", STEPS), ("resumed", STEPS - RESUMED_AFTER), ("accumulated", 2 * STEPS)],
+)
+def test_weights_scores_and_logs_are_the_same(one, two, kind, batches):
+    """Of the run that began on one process, and of one with two batches a step, too."""
     (alone, folder), (parts, folders) = one, two
     assert alone["mean_ap"] > 0
     for part in (part[kind] for part in parts):
-        assert len(part["seen"]) == (STEPS if kind == "whole" else STEPS - RESUMED_AFTER)
+        assert len(part["seen"]) == batches
         torch.testing.assert_close(part["weights"], alone["weights"], rtol=1e-4, atol=1e-6)
         assert part["mean_ap"] == pytest.approx(alone["mean_ap"], abs=1e-6)
         torch.testing.assert_close(part["weights"], parts[0][kind]["weights"], rtol=0, atol=0)
@@ -189,7 +195,7 @@ def test_weights_scores_and_logs_are_the_same(one, two, kind):
 
 def test_only_the_first_process_writes(two):
     folders = two[1]
-    written = {"whole", "resumed", "failed", "broken", "stopped", "classified"}
+    written = {"whole", "resumed", "accumulated", "failed", "broken", "stopped", "classified"}
     assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read
     assert load_checkpoint(folders / "1/resumed/last.pt")["position"]["step"] == RESUMED_AFTER

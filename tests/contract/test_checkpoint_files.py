@@ -173,7 +173,7 @@ class TestRefused:
         """Which is no longer called multistep where it names no epochs."""
         for milestones, name in (([], "constant"), ([3], "multistep")):
             schedule = {"name": "multistep", "milestones": milestones}
-            torch.save({**STATE, "config": {"schedule": schedule}}, path)
+            torch.save({**STATE, "format": 2, "config": {"schedule": schedule}}, path)
             assert load_checkpoint(path)["config"]["schedule"] == {**schedule, "name": name}
 
 
