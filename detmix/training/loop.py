@@ -225,8 +225,7 @@ class Trainer(abc.ABC, Generic[Result]):
         means: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, 1):
             # Gradients of several batches go from process to process once, with the last.
-            is_last = number == len(batches)
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
                 losses = self.compute_losses(batch)
                 total = torch.stack(list(losses.values())).sum()
                 known = {**losses, "loss": total}

@@ -116,16 +116,19 @@ def _choose_precision(config: LoopConfig, *, cpu: bool) -> str:
 @cache
 def time_precisions() -> tuple[float, float]:
     """Return the seconds of a convolution, there and back, on the CPU in float32 and bfloat16."""
-    # The size of a coarse pyramid level: half a second where bfloat16 is ten times as slow.
+    # The size of a coarse pyramid level: under a second where bfloat16 is emulated.
     images = torch.ones(4, 64, 20, 20, requires_grad=True)
     kernel = torch.ones(64, 64, 3, 3, requires_grad=True)
     seconds = {False: math.inf, True: math.inf}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other where the machine is busy
     for is_half in [False, True] * 6:
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             torch.autograd.backward(torch.conv2d(images, kernel).sum())
         # Not the median: whatever else runs on the machine only adds.
         seconds[is_half] = min(seconds[is_half], time.perf_counter() - start)
+    torch.set_num_threads(threads)
     return seconds[False], seconds[True]
 
 
