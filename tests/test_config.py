@@ -82,6 +82,7 @@ REFUSED = [
     ("--data.rot=x", r"data\.rot .*expected data\.root"),
     ("--optim.batch_size=4", r"optim\.batch_size .*expected data\.batch_size"),
     ("--weights=x", r"weights .*expected backbone\.weights or detector\.weights"),
+    ("--weights-prefix=x", r".*backbone\.weights_prefix or detector\.weights_prefix"),
     ("--confg=x", r"confg .*expected config"),
     ("--gpus=2", r"gpus .*--help"),
     ("data: x", r"data must be options .*'x'"),
