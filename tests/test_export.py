@@ -94,7 +94,7 @@ def test_a_run_and_the_lines_that_are_printed(whole_run, shapes_root, tmp_path, 
     Image.open(photo).save("photo.png")
     args = [whole_run / "last.pt", "--format", form, "--image", "photo.png", "--out", "found"]
     out, _ = succeed("export", *args)
-    lines = out.split("\n\n")[1].replace("photo.jpg", "photo.png")
+    lines = out[out.index("import") :].replace("photo.jpg", "photo.png")
     exec(lines, names := {})
     detector = detmix.load(whole_run / "last.pt", "cpu")
     with torch.no_grad():

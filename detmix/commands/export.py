@@ -20,10 +20,8 @@ from detmix.data.shapes import render_scene
 from detmix.files import write_atomically
 from detmix.training import load
 
-_USE = {  # what to import, and what finds objects
-    "onnx": ("onnxruntime", "onnxruntime.InferenceSession({!r}).run(None, {{'image': image}})"),
-    "torchscript": ("torch, torchvision", "torch.jit.load({!r})([torch.tensor(image)])[1][0]"),
-}
+_ONNX = "onnxruntime", "onnxruntime.InferenceSession({!r}).run(None, {{'image': image}})"
+_TORCHSCRIPT = "torch, torchvision", "torch.jit.load({!r})([torch.tensor(image)])[1][0]"
 Target = dict[str, Tensor] | None
 
 
@@ -31,7 +29,7 @@ def main(args: Sequence[str]) -> None:
     """Export a detector, compare what it finds, write the file."""
     parser = argparse.ArgumentParser(description="Write a detector as a file that runs by itself.")
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision:NAME")
-    parser.add_argument("--format", choices=_USE, default="onnx", help="onnx by default")
+    parser.add_argument("--format", choices=("onnx", "torchscript"), default="onnx", help="or onnx")
     parser.add_argument("--out", type=Path, help="by default beside the checkpoint")
     parser.add_argument("--image", type=Path, help="to compare on; by default one is drawn")
     parsed = parser.parse_args(args)
@@ -55,12 +53,12 @@ def main(args: Sequence[str]) -> None:
     if not difference < 1e-4:
         raise ValueError(f"{out} is not written: it differs from the detector by {difference:.1e}")
     write_atomically(out, lambda file: file.write(data))
+    modules, run = _ONNX if parsed.format == "onnx" else _TORCHSCRIPT
     print(f"""wrote {out}, {len(data) / 1e6:.1f} MB; differs from the detector by {difference:.1e}
-and takes {takes}:
-
-import numpy, PIL.Image, {_USE[parsed.format][0]}
+and takes {takes}. In Python:
+import numpy, PIL.Image, {modules}
 image = numpy.float32(PIL.Image.open("photo.jpg").convert("RGB")).transpose(2, 0, 1) / 255
-found = {_USE[parsed.format][1].format(str(out))}""")
+found = {run.format(str(out))}""")
 
 
 def _export(model: Any, image: Tensor, kind: str, about: dict[str, str]) -> tuple[bytes, float]:
@@ -76,6 +74,7 @@ def _export(model: Any, image: Tensor, kind: str, about: dict[str, str]) -> tupl
         onnx, runtime = map(import_module, ("onnx", "onnxruntime"))
         names: Any = {"input_names": ["image"], "output_names": list(expected)}
         axes = {"image": {1: "height", 2: "width"}}
+        torch._C._jit_onnx_log = lambda *_: None  # beside an error, hundreds of lines
         # Of another size. And torch.export, dynamo=True, cannot follow numbers of objects.
         torch.onnx.export(model, ([image[:, ::2]],), file, dynamo=False, dynamic_axes=axes, **names)
         exported = onnx.load_from_string(file.getvalue())
@@ -97,5 +96,5 @@ class _Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
         size = torch._shape_as_tensor(image)[1:].double()
         limits = torch.tensor([self.min_size[-1], self.max_size], dtype=torch.float64)
         size = (size * (limits / size.sort()[0]).min()).long()
-        sides = [int(size[0]), int(size[1])] if torch.jit.is_scripting() else [*size]
+        sides = [int(size[0]), int(size[1])] if torch.jit.is_scripting() else [*size]  # type: ignore[attr-defined]
         return nn.functional.interpolate(image[None], sides, mode="bilinear")[0], target
