@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "train a detector",
     "evaluate": "score a checkpoint, or saved predictions",
     "predict": "find objects in your own images",
+    "export": "write a detector as one ONNX or TorchScript file",
     "visualize": "draw what a detector is trained on, or what it finds",
 }
 

@@ -75,6 +75,7 @@ class Detector:
         size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
+        self.size = size
         self.device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
         self.classes = tuple(classes)
