@@ -75,7 +75,7 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     print(evaluation)
     about = {"checkpoint": str(source), "data": config.as_dict()["data"]}
     written = [evaluation.save(folder / "results.json", **about), *coco.save(folder)]
-    if isinstance(dataset, VOCDetection):
+    if isinstance(dataset, VOCDetection) and dataset.image_sets:
         written.append(save_devkit_results(folder, dataset, found))
     if parsed.report:
         written.append(write_run_report(folder, evaluation, found, dataset, config, source))

@@ -50,6 +50,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     """
 
     names: list[str]
+    classes: tuple[str, ...]
     image_ids: Sequence[int | str]
     transforms: Transforms | None
 
@@ -102,6 +103,11 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         height, width = self._sizes[check_index(index, len(self))].tolist()
         return height, width
 
+    def unused_classes(self) -> list[str]:
+        """Return the classes of which no object is."""
+        used = set(self._columns["labels"].tolist())
+        return [name for label, name in enumerate(self.classes, 1) if label not in used]
+
     def turned_images(self) -> list[tuple[Path, int]]:
         """Return the images that have an EXIF orientation, and it, from the heads of all files."""
         found = [(path, read_orientation(path)) for path in map(self.image_path, range(len(self)))]
@@ -145,7 +151,11 @@ def keep_boxes(boxes: Array) -> CleanBoxes:
 
 
 def warn_of_boxes(
-    has_area: Array, is_clipped: Array, describe: Callable[[int], str], remedy: str = ""
+    has_area: Array,
+    is_clipped: Array,
+    describe: Callable[[int], str],
+    remedy: str = "",
+    stacklevel: int = 3,
 ) -> None:
     """Tell once of all boxes that are not as in the files, whoever opens the data set."""
     parts = []
@@ -157,7 +167,7 @@ def warn_of_boxes(
             first = describe(int(np.argmax(mask)))
             parts.append(f"{mask.sum()} of {len(mask)} boxes were {what} (first: {first})")
     if parts:
-        warnings.warn("; ".join(parts) + remedy, UserWarning, stacklevel=3)
+        warnings.warn("; ".join(parts) + remedy, UserWarning, stacklevel)
 
 
 def check_index(index: int, size: int) -> int:
@@ -245,6 +255,7 @@ def read_usable(
     decode: Callable[[int, Result], object],
     on_error: str,
     where: object,
+    stacklevel: int = 3,
 ) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
     """Return what is read of each image that can be used, by index, and the other images.
 
@@ -280,7 +291,7 @@ def read_usable(
         message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
         if not results:
             raise ValueError(f"{message}; there is none left")
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel)
     return results, tuple(skipped)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,12 +12,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from detmix.data import (
+    VOC_CLASSES,
     AugmentedDataset,
     CocoDetection,
     VOCDetection,
+    YOLODetection,
     detection_transforms,
     train_loader,
 )
+from detmix.data.layouts import Layout, find_layout
 from detmix.detectors import build_detector, target_keys
 from detmix.detectors.build import configured_normalization, set_normalization
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
@@ -31,14 +36,15 @@ from detmix.mixing import (
     Sample,
 )
 from detmix.training.checkpoint import Normalization
-from detmix.training.config import TrainConfig
+from detmix.training.config import CocoConfig, DataConfig, TrainConfig
 from detmix.training.progress import Evaluation
 
-DetectionData = VOCDetection | CocoDetection
+DetectionData = VOCDetection | CocoDetection | YOLODetection
 Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+_log = logging.getLogger(__name__)
 PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` notes it
 
 
@@ -82,50 +88,27 @@ def open_dataset(
     config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
 ) -> DetectionData:
     """Open the images and annotations to train or to evaluate on, as they are on disk."""
-    # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
-    # as the devkit's and COCO's rules need them, and leaves out no image.
-    data, name = config.data, config.detector.name
-    files, needed = data.coco, target_keys(name)
-    on_error = on_error or (data.on_error if train else "raise")
-    if data.format == "voc":
-        if needed:
-            raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
-        return VOCDetection(
-            data.root,
-            image_sets=data.train if train else data.test,
-            difficult=data.difficult if train else "keep",
-            classes=data.class_names,
-            on_error=on_error,
-            corners=data.corners,
-        )
-    annotations = data.root / (files.train_annotations if train else files.test_annotations)
-    dataset = CocoDetection(
-        data.root / (files.train_images if train else files.test_images),
-        annotations,
-        crowd="drop" if train else "keep",
-        empty=files.empty if train else "keep",
-        masks="masks" in needed,
-        keypoints="keypoints" in needed,
-        classes=data.classes,
-        clip=train,
-        on_error=on_error,
-    )
-    found, expected = len(dataset.keypoint_names), data.num_keypoints
-    if "keypoints" in needed and (found == 0 or found != (expected or found)):
-        raise ValueError(
-            f"{annotations} names {found} keypoints for each object, but detector.name={name} "
-            f"with data.num_keypoints={expected} needs {expected or 'some'}"
-        )
-    return dataset
+    config, layout = _recognise(config)
+    return _open(config, layout, train=train, on_error=on_error)
 
 
 def open_datasets(
     config: TrainConfig, *, on_error: Literal["raise", "skip"] | None = None
 ) -> tuple[TrainConfig, DetectionData, DetectionData]:
     """Open what to train and to evaluate on; note in the configuration what the first says."""
-    train_data = open_dataset(config, train=True, on_error=on_error)
+    config, layout = _recognise(config)
+    if layout is not None:
+        _log.info(layout.told)
+    train_data = _open(config, layout, train=True, on_error=on_error)
     config = _note(config, train_data)
-    test_data = open_dataset(config, train=False, on_error=on_error)
+    if unused := train_data.unused_classes():
+        warnings.warn(
+            f"no object to train on is of {', '.join(unused)}, of the classes "
+            f"{', '.join(train_data.classes)}: data.classes says which there are",
+            UserWarning,
+            stacklevel=2,
+        )
+    test_data = _open(config, layout, train=False, on_error=on_error)
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
     if names and test_names and names != test_names:
         raise ValueError(
@@ -137,9 +120,96 @@ def open_datasets(
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:
     """Return a configuration whose classes are known, if need be by reading the annotations."""
-    if config.data.classes is not None or config.data.format == "voc":
-        return config
-    return _note(config, open_dataset(config, train=True))
+    config, layout = _recognise(config)
+    if config.data.classes is None:
+        config = _note(config, _open(config, layout, train=True))
+    return config
+
+
+def _recognise(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
+    """Find out what the data are and note it; None where the configuration says where they lie."""
+    data, root = config.data, config.data.root
+    has_years = any(any(root.glob(name)) for name in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*"))
+    given = {
+        "voc": has_years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
+        "coco": data.coco != CocoConfig() or (root / data.coco.train_annotations).exists(),
+    }
+    kinds = [kind for kind in given if given[kind] and data.format in ("auto", kind)]
+    if data.split == "given" or (data.split == "auto" and kinds):
+        kind = next(iter(kinds), data.format)
+        classes = VOC_CLASSES if kind == "voc" and data.classes is None else data.classes
+        data = replace(data, format=kind, split="given", classes=classes)
+        return replace(config, data=data), None
+    layout = find_layout(
+        root,
+        None if data.format == "auto" else data.format,
+        None if data.split == "auto" else data.split,
+    )
+    data = replace(
+        data,
+        format=layout.format,
+        split=layout.split,
+        classes=data.classes or layout.classes,
+        corners=data.corners or layout.corners,
+    )
+    return replace(config, data=data), layout
+
+
+def _open(
+    config: TrainConfig,
+    layout: Layout | None,
+    *,
+    train: bool,
+    on_error: Literal["raise", "skip"] | None = None,
+) -> DetectionData:
+    # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
+    # as the devkit's and COCO's rules need them, and leaves out no image.
+    data, name = config.data, config.detector.name
+    coco, needed = data.coco, target_keys(name)
+    on_error = on_error or (data.on_error if train else "raise")
+    part = layout and (layout.train if train else layout.test)
+    files = part and part.files
+    if data.format != "coco" and needed:
+        raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
+    if data.format == "yolo":
+        assert files is not None
+        if data.classes is None:
+            raise ValueError(
+                f"{data.root}: nothing names the classes: expected a data.yaml, obj.names or classes.txt, or data.classes"
+            )
+        return YOLODetection(data.root, files, data.classes, on_error=on_error)
+    if data.format == "voc":
+        return VOCDetection(
+            data.root,
+            image_sets=data.train if train else data.test,
+            difficult=data.difficult if train else "keep",
+            classes=data.classes,
+            on_error=on_error,
+            corners=data.corners or "1-inclusive",
+            files=files,
+        )
+    folder = coco.train_images if train else coco.test_images
+    source = coco.train_annotations if train else coco.test_annotations
+    annotations = data.root / (source if part is None else part.source)
+    dataset = CocoDetection(
+        data.root / (folder if part is None else ""),
+        annotations,
+        crowd="drop" if train else "keep",
+        empty=coco.empty if train else "keep",
+        masks="masks" in needed,
+        keypoints="keypoints" in needed,
+        classes=data.classes,
+        clip=train,
+        on_error=on_error,
+        files=files,
+    )
+    found, expected = len(dataset.keypoint_names), data.num_keypoints
+    if "keypoints" in needed and (found == 0 or found != (expected or found)):
+        raise ValueError(
+            f"{annotations} names {found} keypoints for each object, but detector.name={name} "
+            f"with data.num_keypoints={expected} needs {expected or 'some'}"
+        )
+    return dataset
 
 
 def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
@@ -184,9 +254,9 @@ def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedData
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
     """Return what a training on this kind of data is scored by."""
-    if config.data.format == "voc":
-        return VOCEvaluator(config.data.class_names)
-    return build_coco_evaluator(config, dataset)
+    if isinstance(dataset, CocoDetection):
+        return build_coco_evaluator(config, dataset)
+    return VOCEvaluator(config.data.class_names)
 
 
 def build_coco_evaluator(

@@ -13,7 +13,7 @@ Images may have other suffixes, all may have them in capitals, and ids may name 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -30,9 +30,19 @@ class ImageEntry(NamedTuple):
     """One image of a data set: its name, such as VOC2007/000005, its year and split, its files."""
 
     name: str
-    image_set: tuple[str, str]
+    image_set: tuple[str, str] | None
     image: Path
     annotation: Path
+
+
+def pair_entries(
+    root: str | Path, files: Mapping[str, str], *, all_there: bool
+) -> list[ImageEntry]:
+    """List images and their annotations; the image itself stands for one that it lacks."""
+    folder = Path(root)
+    if all_there:
+        check_files(folder, [*files], IMG_EXTENSIONS)
+    return [ImageEntry(i, None, folder / i, folder / (a or i)) for i, a in files.items()]
 
 
 def list_entries(
