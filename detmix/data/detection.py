@@ -104,7 +104,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         return height, width
 
     def unused_classes(self) -> list[str]:
-        """Return the classes of which no object is."""
+        """Return the classes of which there is no object."""
         used = set(self._columns["labels"].tolist())
         return [name for label, name in enumerate(self.classes, 1) if label not in used]
 
@@ -151,11 +151,7 @@ def keep_boxes(boxes: Array) -> CleanBoxes:
 
 
 def warn_of_boxes(
-    has_area: Array,
-    is_clipped: Array,
-    describe: Callable[[int], str],
-    remedy: str = "",
-    stacklevel: int = 3,
+    has_area: Array, is_clipped: Array, describe: Callable[[int], str], remedy: str = ""
 ) -> None:
     """Tell once of all boxes that are not as in the files, whoever opens the data set."""
     parts = []
@@ -167,7 +163,7 @@ def warn_of_boxes(
             first = describe(int(np.argmax(mask)))
             parts.append(f"{mask.sum()} of {len(mask)} boxes were {what} (first: {first})")
     if parts:
-        warnings.warn("; ".join(parts) + remedy, UserWarning, stacklevel)
+        warnings.warn("; ".join(parts) + remedy, UserWarning, stacklevel=3)
 
 
 def check_index(index: int, size: int) -> int:
@@ -255,7 +251,6 @@ def read_usable(
     decode: Callable[[int, Result], object],
     on_error: str,
     where: object,
-    stacklevel: int = 3,
 ) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
     """Return what is read of each image that can be used, by index, and the other images.
 
@@ -291,7 +286,7 @@ def read_usable(
         message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
         if not results:
             raise ValueError(f"{message}; there is none left")
-        warnings.warn(message, UserWarning, stacklevel)
+        warnings.warn(message, UserWarning, stacklevel=3)
     return results, tuple(skipped)
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -39,7 +40,7 @@ from detmix.training.checkpoint import Normalization
 from detmix.training.config import CocoConfig, DataConfig, TrainConfig
 from detmix.training.progress import Evaluation
 
-DetectionData = VOCDetection | CocoDetection | YOLODetection
+DetectionData = VOCDetection | CocoDetection  # of which the first are YOLO's, too
 Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
@@ -85,85 +86,17 @@ def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.M
 
 
 def open_dataset(
-    config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
-) -> DetectionData:
-    """Open the images and annotations to train or to evaluate on, as they are on disk."""
-    config, layout = _recognise(config)
-    return _open(config, layout, train=train, on_error=on_error)
-
-
-def open_datasets(
-    config: TrainConfig, *, on_error: Literal["raise", "skip"] | None = None
-) -> tuple[TrainConfig, DetectionData, DetectionData]:
-    """Open what to train and to evaluate on; note in the configuration what the first says."""
-    config, layout = _recognise(config)
-    if layout is not None:
-        _log.info(layout.told)
-    train_data = _open(config, layout, train=True, on_error=on_error)
-    config = _note(config, train_data)
-    if unused := train_data.unused_classes():
-        warnings.warn(
-            f"no object to train on is of {', '.join(unused)}, of the classes "
-            f"{', '.join(train_data.classes)}: data.classes says which there are",
-            UserWarning,
-            stacklevel=2,
-        )
-    test_data = _open(config, layout, train=False, on_error=on_error)
-    names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
-    if names and test_names and names != test_names:
-        raise ValueError(
-            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
-            f"{', '.join(names)}"
-        )
-    return config, train_data, test_data
-
-
-def with_data_noted(config: TrainConfig) -> TrainConfig:
-    """Return a configuration whose classes are known, if need be by reading the annotations."""
-    config, layout = _recognise(config)
-    if config.data.classes is None:
-        config = _note(config, _open(config, layout, train=True))
-    return config
-
-
-def _recognise(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
-    """Find out what the data are and note it; None where the configuration says where they lie."""
-    data, root = config.data, config.data.root
-    has_years = any(any(root.glob(name)) for name in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*"))
-    given = {
-        "voc": has_years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
-        "coco": data.coco != CocoConfig() or (root / data.coco.train_annotations).exists(),
-    }
-    kinds = [kind for kind in given if given[kind] and data.format in ("auto", kind)]
-    if data.split == "given" or (data.split == "auto" and kinds):
-        kind = next(iter(kinds), data.format)
-        classes = VOC_CLASSES if kind == "voc" and data.classes is None else data.classes
-        data = replace(data, format=kind, split="given", classes=classes)
-        return replace(config, data=data), None
-    layout = find_layout(
-        root,
-        None if data.format == "auto" else data.format,
-        None if data.split == "auto" else data.split,
-    )
-    data = replace(
-        data,
-        format=layout.format,
-        split=layout.split,
-        classes=data.classes or layout.classes,
-        corners=data.corners or layout.corners,
-    )
-    return replace(config, data=data), layout
-
-
-def _open(
     config: TrainConfig,
-    layout: Layout | None,
     *,
     train: bool,
     on_error: Literal["raise", "skip"] | None = None,
+    layout: Layout | None = None,
 ) -> DetectionData:
+    """Open the images and annotations to train or to evaluate on, as they are on disk."""
     # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
     # as the devkit's and COCO's rules need them, and leaves out no image.
+    if layout is None:
+        config, layout = recognize(config)
     data, name = config.data, config.detector.name
     coco, needed = data.coco, target_keys(name)
     on_error = on_error or (data.on_error if train else "raise")
@@ -172,12 +105,7 @@ def _open(
     if data.format != "coco" and needed:
         raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
     if data.format == "yolo":
-        assert files is not None
-        if data.classes is None:
-            raise ValueError(
-                f"{data.root}: nothing names the classes: expected a data.yaml, obj.names or classes.txt, or data.classes"
-            )
-        return YOLODetection(data.root, files, data.classes, on_error=on_error)
+        return YOLODetection(data.root, files or {}, data.classes or (), on_error=on_error)
     if data.format == "voc":
         return VOCDetection(
             data.root,
@@ -188,11 +116,12 @@ def _open(
             corners=data.corners or "1-inclusive",
             files=files,
         )
-    folder = coco.train_images if train else coco.test_images
-    source = coco.train_annotations if train else coco.test_annotations
-    annotations = data.root / (source if part is None else part.source)
+    images = coco.train_images if train else coco.test_images
+    annotations = data.root / (coco.train_annotations if train else coco.test_annotations)
+    if part:
+        images, annotations = Path(), data.root / part.source
     dataset = CocoDetection(
-        data.root / (folder if part is None else ""),
+        data.root / images,
         annotations,
         crowd="drop" if train else "keep",
         empty=coco.empty if train else "keep",
@@ -210,6 +139,64 @@ def _open(
             f"with data.num_keypoints={expected} needs {expected or 'some'}"
         )
     return dataset
+
+
+def open_datasets(
+    config: TrainConfig, *, on_error: Literal["raise", "skip"] | None = None
+) -> tuple[TrainConfig, DetectionData, DetectionData]:
+    """Open what to train and to evaluate on; note in the configuration what the first says."""
+    config, layout = recognize(config)
+    if layout:
+        _log.info(layout.told)
+    options: Any = {"on_error": on_error, "layout": layout}
+    train_data = open_dataset(config, train=True, **options)
+    config = _note(config, train_data)
+    if config.data.classes == VOC_CLASSES and (unused := train_data.unused_classes()):
+        warnings.warn(
+            f"{config.data.root}: there is no object of {len(unused)} of VOC's 20 classes to train "
+            f"on ({', '.join(unused)}): is data.classes meant to name others?",
+            UserWarning,
+            stacklevel=2,
+        )
+    test_data = open_dataset(config, train=False, **options)
+    names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
+    if names and test_names and names != test_names:
+        raise ValueError(
+            f"the keypoints to evaluate, {', '.join(test_names)}, are not those to train, "
+            f"{', '.join(names)}"
+        )
+    return config, train_data, test_data
+
+
+def with_data_noted(config: TrainConfig) -> TrainConfig:
+    """Return a configuration whose classes are known, if need be by reading the annotations."""
+    config, layout = recognize(config)
+    if config.data.classes is not None:
+        return config
+    return _note(config, open_dataset(config, train=True, layout=layout))
+
+
+def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
+    """Note what the data are; return how they lie, or None where the configuration says so."""
+    data = config.data
+    years = [*data.root.glob("VOC[0-9]*"), *data.root.glob("VOCdevkit/VOC[0-9]*")]
+    is_given = {
+        "voc": years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
+        "coco": (data.root / data.coco.train_annotations).exists()
+        or data.coco != CocoConfig(empty=data.coco.empty),
+    }
+    kinds = [kind for kind in is_given if is_given[kind] and data.format in ("auto", kind)]
+    if data.split == "given" or (data.split == "auto" and kinds):
+        noted: dict[str, Any] = {"format": kinds[0] if kinds else data.format, "split": "given"}
+        layout, classes = None, VOC_CLASSES if noted["format"] == "voc" else None
+    else:
+        wanted: Any = [None if each == "auto" else each for each in (data.format, data.split)]
+        layout = find_layout(data.root, *wanted)
+        noted = {"format": layout.format, "split": layout.split}
+        noted["corners"] = data.corners or layout.corners
+        classes = layout.classes
+    noted["classes"] = data.classes or classes
+    return replace(config, data=replace(data, **noted)), layout
 
 
 def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
@@ -254,9 +241,9 @@ def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedData
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
     """Return what a training on this kind of data is scored by."""
-    if isinstance(dataset, CocoDetection):
-        return build_coco_evaluator(config, dataset)
-    return VOCEvaluator(config.data.class_names)
+    if isinstance(dataset, VOCDetection):
+        return VOCEvaluator(config.data.class_names)
+    return build_coco_evaluator(config, dataset)
 
 
 def build_coco_evaluator(

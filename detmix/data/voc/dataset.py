@@ -6,12 +6,13 @@ Legend: M objects of the whole data set, N objects of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from detmix.data.detection import (
     Problem,
@@ -26,30 +27,9 @@ from detmix.data.detection import (
 from detmix.data.images import read_image_size, read_sized_image
 from detmix.data.voc.corners import CornerEvidence, Corners, find_evidence, offsets
 from detmix.data.voc.devkit import VOCAnnotation, read_annotation
-from detmix.data.voc.lists import ImageEntry, list_entries, pair_entries
+from detmix.data.voc.lists import ImageEntry, list_entries
 
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+VOC_CLASSES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 """The 20 classes of VOC 2007 to 2012 (devkit, ``VOCinit.m``); label 1 is the first of them."""
 
 
@@ -63,7 +43,7 @@ class VOCReport:
         num_difficult_dropped: Objects left out by ``difficult="drop"``.
         num_skipped: Images left out by ``on_error="skip"``.
         corners: What tells how ``xmin, ymin, xmax, ymax`` are written, and what fits best; None of
-            YOLO's labels.
+            `YOLODetection`.
     """
 
     num_images: int
@@ -77,42 +57,88 @@ class VOCReport:
     corners: CornerEvidence | None
 
 
-class AnnotatedFiles(StoredDetection):
-    """Images with a file of annotations for each; a format calls `_open`."""
+class VOCDetection(StoredDetection):
+    """Images and objects of one or more splits of a Pascal VOC devkit, or of any XML files.
 
-    def _open(
+    A sample is ``(image, target)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an EXIF
+    orientation is not applied: VOC boxes are in stored pixels); the target has ``boxes`` float32
+    ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
+    1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
+
+    Boxes are clipped to the image, and those without area dropped; one warning tells of both, and
+    which ``corners`` fit best: a corner of 0 in 1-based data, say, is one that was clipped.
+
+    An image may be of any format that is read here, whatever its suffix (torchvision's
+    ``IMG_EXTENSIONS``), and lie in a subfolder that its id names (``cam1/000005``).
+
+    Args:
+        root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
+        image_sets: Pairs of year and split, joined in this order; 07+12 is
+            ``(("2007", "trainval"), ("2012", "trainval"))``.
+        transforms: Called as ``transforms(image, target)``; returns the new pair.
+        difficult: ``"keep"``, or ``"drop"`` as is usual for training; the evaluation needs them.
+        classes: The class names; label ``k`` is ``classes[k - 1]``; None for those that occur.
+        corners: How ``xmin, ymin, xmax, ymax`` are written: the number of the first pixel, and
+            whether the last one is included. ``"1-inclusive"`` is the devkit's; CVAT, Datumaro and
+            VoTT write ``"0-exclusive"``, Roboflow ``"1-exclusive"``, others ``"0-inclusive"``.
+        on_error: ``"skip"`` leaves out images whose files are missing or cannot be used, tells so
+            in one warning, and raises only for what is wrong with the data set as a whole. Every
+            image is decoded for it at once: what is left out depends on the files alone. Not for
+            evaluation: a score without an image is another score.
+        files: In the place of ``image_sets``, the path of each image within ``root``, with that of
+            its annotation.
+
+    Attributes:
+        category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
+        names: The images' names by index, such as ``"VOC2007/000005"``.
+        image_ids: Every sample's ``image_id`` by index: the index itself.
+        image_sets: Every sample's year and split by index, such as ``("2007", "test")``, if any.
+        report: Counts, a `VOCReport`.
+        skipped: The images that were left out, each a `SkippedImage`.
+
+    Raises:
+        FileNotFoundError: A folder, a split, an image or an annotation is missing.
+        ValueError: An argument, a file or, on access, an image cannot be used.
+    """
+
+    _has_corners = True
+
+    def __init__(
         self,
-        entries: Sequence[ImageEntry],
-        read: Callable[[ImageEntry, tuple[str, ...] | None], VOCAnnotation | Problem],
-        classes: Sequence[str] | None,
-        on_error: str,
-        where: object,
-        *,
-        corners: Corners | None = None,
-        drop_difficult: bool = False,
+        root: str | Path,
+        image_sets: Sequence[tuple[str, str]] = (("2007", "trainval"),),
+        transforms: Transforms | None = None,
+        difficult: Literal["keep", "drop"] = "keep",
+        classes: Sequence[str] | None = VOC_CLASSES,
+        on_error: Literal["raise", "skip"] = "raise",
+        corners: Corners = "1-inclusive",
+        files: Mapping[str, str] | None = None,
     ) -> None:
-        """Read all annotations; ``read`` refuses what is of no class that it is given."""
+        shift = offsets(corners)
+        if difficult not in ("keep", "drop"):
+            raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
         known = None if classes is None else check_classes(classes)
-        # All are read before a class is refused, so that all unknown ones can be told.
-        asked = known if on_error == "skip" else None
+        self.transforms = transforms
+        entries = list_entries(root, image_sets, files, all_there=on_error == "raise")
+        # What is left out must be known at once; else all is read, to tell all unknown classes.
+        checked = known if on_error == "skip" else None
         found, self.skipped = read_usable(
             [entry.name for entry in entries],
-            lambda index: read(entries[index], asked),
+            lambda index: self._read(entries[index], checked, corners),
             lambda index, found: read_sized_image(
                 entries[index].image, (found.height, found.width), entries[index].annotation
             ),
             on_error,
-            where,
-            stacklevel=4,
+            f"{root} {tuple(image_sets)}" if files is None else root,
         )
         names = {item.name for annotation in found.values() for item in annotation.objects}
         self.classes = known or check_classes(sorted(names))
         if unknown := sorted(names - {*self.classes}):
-            refused = (read(entries[index], known) for index in found)
-            error = next(each.error for each in refused if isinstance(each, Problem))
+            problems = (self._read(entries[index], known, corners) for index in found)
+            error = next(each.error for each in problems if isinstance(each, Problem))
             raise ValueError(
-                f"{error}; of no known class are {', '.join(unknown)}: name them in classes "
-                "(data.classes), or give none (null) for those that occur"
+                f"{error}; unknown in all are {', '.join(unknown)}: classes (data.classes) must "
+                "name them, or be None (null) for those that occur"
             )
         self._entries = [entries[index] for index in found]
         self.category_ids = tuple(range(1, len(self.classes) + 1))
@@ -128,11 +154,10 @@ class AnnotatedFiles(StoredDetection):
         is_difficult = np.array([item.difficult for item in objects], np.bool_)
         as_read = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
         clean = clean_boxes(as_read, sizes[image_index])
-        written, remedy, evidence = as_read, "", None
-        if corners is not None:
-            written = as_read - offsets(corners)
+        written = as_read - shift
+        evidence = None
+        if self._has_corners:
             evidence = find_evidence(written, sizes[image_index], corners)
-            remedy = f"; read with corners={corners!r} (data.corners): {evidence}"
 
         def describe(row: int) -> str:
             """Say where a box stands and how it is written there."""
@@ -142,8 +167,9 @@ class AnnotatedFiles(StoredDetection):
                 f"{', '.join(f'{x:g}' for x in written[row])} in {width} x {height} pixels"
             )
 
-        warn_of_boxes(clean.has_area, clean.is_clipped, describe, remedy, stacklevel=4)
-        is_dropped = is_difficult & clean.has_area & drop_difficult
+        remedy = f"; read with corners={corners!r} (data.corners): {evidence}" if evidence else ""
+        warn_of_boxes(clean.has_area, clean.is_clipped, describe, remedy)
+        is_dropped = is_difficult & clean.has_area & (difficult == "drop")
         keep = clean.has_area & ~is_dropped
         is_difficult = is_difficult[keep]
         kept = np.bincount(image_index[keep], minlength=len(self))
@@ -174,90 +200,12 @@ class AnnotatedFiles(StoredDetection):
     def _annotation_path(self, index: int) -> Path:
         return self._entries[index].annotation
 
-
-class VOCDetection(AnnotatedFiles):
-    """Images and objects of one or more splits of a Pascal VOC devkit, or of any XML files.
-
-    A sample is ``(image, target)``: the image uint8 ``(3, H, W)`` RGB as it is stored (an EXIF
-    orientation is not applied: VOC boxes are in stored pixels); the target has ``boxes`` float32
-    ``(N, 4)`` (x1, y1, x2, y2 in pixels, continuous coordinates), ``labels`` int64 ``(N,)`` from
-    1, ``difficult`` bool ``(N,)`` and ``image_id``, the sample's index.
-
-    Boxes are clipped to the image, and those without area dropped; one warning tells of both, and
-    which ``corners`` fit best: a corner of 0 in 1-based data, say, is one that was clipped.
-
-    An image may be of any format that is read here, whatever its suffix (torchvision's
-    ``IMG_EXTENSIONS``), and lie in a subfolder that its id names (``cam1/000005``).
-
-    Args:
-        root: The devkit (``root/VOC2007/...``), or the folder that holds ``VOCdevkit``.
-        image_sets: Pairs of year and split, joined in this order; 07+12 is
-            ``(("2007", "trainval"), ("2012", "trainval"))``.
-        transforms: Called as ``transforms(image, target)``; returns the new pair.
-        difficult: ``"keep"``, or ``"drop"`` as is usual for training; the evaluation needs them.
-        classes: The class names; label ``k`` is ``classes[k - 1]``; None for those that
-            occur, sorted.
-        corners: How ``xmin, ymin, xmax, ymax`` are written: the number of the first pixel, and
-            whether the last one is included. ``"1-inclusive"`` is the devkit's; CVAT, Datumaro and
-            VoTT write ``"0-exclusive"``, Roboflow ``"1-exclusive"``, others ``"0-inclusive"``.
-        on_error: ``"skip"`` leaves out images whose files are missing or cannot be used, tells so
-            in one warning, and raises only for what is wrong with the data set as a whole. Every
-            image is decoded for it at once: what is left out depends on the files alone. Not for
-            evaluation: a score without an image is another score.
-        files: In the place of ``image_sets``, the path of each image below ``root`` with that of
-            its annotation, wherever they lie.
-
-    Attributes:
-        category_ids: 1 to C, the labels themselves: VOC has no numbers for its classes.
-        names: The images' names by index, such as ``"VOC2007/000005"``.
-        image_ids: Every sample's ``image_id`` by index: the index itself.
-        image_sets: Every sample's year and split by index, such as ``("2007", "test")``; ``[]`` of
-            ``files``.
-        report: Counts, a `VOCReport`.
-        skipped: The images that were left out, each a `SkippedImage`.
-
-    Raises:
-        FileNotFoundError: A folder, a split, an image or an annotation is missing.
-        ValueError: An argument, a file or, on access, an image cannot be used.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        image_sets: Sequence[tuple[str, str]] = (("2007", "trainval"),),
-        transforms: Transforms | None = None,
-        difficult: Literal["keep", "drop"] = "keep",
-        classes: Sequence[str] | None = VOC_CLASSES,
-        on_error: Literal["raise", "skip"] = "raise",
-        corners: Corners = "1-inclusive",
-        files: Mapping[str, str] | None = None,
-    ) -> None:
-        offsets(corners)  # refuses unknown ones
-        if difficult not in ("keep", "drop"):
-            raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
-        self.transforms = transforms
-        all_there = on_error == "raise"
-        if files is None:
-            entries = list_entries(root, image_sets, all_there=all_there)
-        else:
-            entries = pair_entries(root, files, all_there=all_there)
-        self._open(
-            entries,
-            lambda entry, known: _read(entry, known, corners),
-            classes,
-            on_error,
-            f"{root} {tuple(image_sets)}" if files is None else root,
-            corners=corners,
-            drop_difficult=difficult == "drop",
-        )
-
-
-def _read(
-    entry: ImageEntry, classes: tuple[str, ...] | None, corners: Corners
-) -> VOCAnnotation | Problem:
-    """Read the annotation of one image, with the size from the image's header if it lacks it."""
-    annotation = attempt("unusable annotation", read_annotation, entry.annotation, classes, corners)
-    if isinstance(annotation, Problem) or (annotation.width > 0 and annotation.height > 0):
-        return annotation
-    size = attempt("unusable image", read_image_size, entry.image)
-    return size if isinstance(size, Problem) else replace(annotation, height=size[0], width=size[1])
+    def _read(
+        self, entry: ImageEntry, classes: Sequence[str] | None, corners: Corners
+    ) -> VOCAnnotation | Problem:
+        """Read one annotation, with the size from the image's header if it lacks it."""
+        read = attempt("unusable annotation", read_annotation, entry.annotation, classes, corners)
+        if isinstance(read, Problem) or (read.width > 0 and read.height > 0):
+            return read
+        size = attempt("unusable image", read_image_size, entry.image)
+        return size if isinstance(size, Problem) else replace(read, height=size[0], width=size[1])

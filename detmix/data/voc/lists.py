@@ -35,20 +35,18 @@ class ImageEntry(NamedTuple):
     annotation: Path
 
 
-def pair_entries(
-    root: str | Path, files: Mapping[str, str], *, all_there: bool
-) -> list[ImageEntry]:
-    """List images and their annotations; the image itself stands for one that it lacks."""
-    folder = Path(root)
-    if all_there:
-        check_files(folder, [*files], IMG_EXTENSIONS)
-    return [ImageEntry(i, None, folder / i, folder / (a or i)) for i, a in files.items()]
-
-
 def list_entries(
-    root: str | Path, image_sets: Sequence[tuple[str, str]], *, all_there: bool
+    root: str | Path,
+    image_sets: Sequence[tuple[str, str]],
+    files: Mapping[str, str] | None = None,
+    *,
+    all_there: bool,
 ) -> list[ImageEntry]:
-    """List the images of several splits, one after the other, in the order of the split files."""
+    """List the images of several splits in the order of the split files, or those of ``files``."""
+    if files is not None:
+        if all_there:
+            check_files(Path(root), [*files], IMG_EXTENSIONS)
+        return [ImageEntry(i, None, Path(root, i), Path(root, a or i)) for i, a in files.items()]
     pairs: list[object] = list(image_sets)
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise ValueError(
