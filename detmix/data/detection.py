@@ -26,6 +26,7 @@ from tqdm.contrib.concurrent import thread_map
 from detmix.data.images import read_orientation, read_sized_image
 
 Array = npt.NDArray[Any]
+Files = Mapping[str, str]
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")

@@ -1,48 +1,45 @@
 """Which images of a folder have which annotations, and what to train and to test on.
 
-Files are found by their *key*, their path without folders that only tell what is in them; that of
-an image and of its annotation are alike but for the suffix: images/train/a.jpg, labels/train/a.txt.
-Parts (train, val, test) are named by data.yaml, lists, folders or JSON files; where there are none,
-a hash of its name decides for each image. All paths are relative to the folder.
+Files are found by their *key*, their path without suffix and without folders that only tell what is
+in them: that of images/train/a.jpg and of labels/train/a.txt is train/a. Parts (train, val, test)
+are named by data.yaml, lists, folders or JSON files; where there are none, a hash of its name
+decides for each image. All paths are relative to the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from glob import glob
 from pathlib import Path, PureWindowsPath
 from pathlib import PurePosixPath as Relative
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from detmix.data.coco.file import read_coco
-from detmix.data.voc.corners import Corners
 from detmix.files import read_file
 
-Format = Literal["voc", "coco", "yolo"]
-Split = Literal["named", "hash"]
 TEST_SHARE = 0.2
 """Of the images, kept for the test where nothing says which."""
 
-_FORMATS: dict[Format, tuple[str, bytes]] = {  # suffix and content of annotations
+_FORMATS = {  # suffix and content of annotations
     "voc": (".xml", rb"<annotation[\s>]"),
     "coco": (".json", rb'(?s)(?=.*"images")(?=.*"annotations").*"categories"'),
     "yolo": (".txt", rb"\A\s*\d+([ \t]+-?\d[\d.e-]*){4,}\s*(\n|\Z)"),
 }
 _ROLES = {"images", "image", "img", "imgs", "jpegimages", "annotations", "labels", "xml", "xmls"}
-_UNUSED = (".", "__MACOSX", "SegmentationClass", "SegmentationObject")
+_UNUSED = {"__MACOSX", "SegmentationClass", "SegmentationObject"}
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, (*IMG_EXTENSIONS, '.xml', '.txt')))})$", re.I)
 _PART = re.compile(r"(trainval|train|val|test)(?:ing|id|idation)?\d*", re.I)
 # What to train on and what to score by: the first pair that is there.
 _SPLITS = (("train", "val"), ("train", "test"), ("trainval", "test"))
 _NAMES = ("labelmap.txt", "obj.names", "classes.txt", "_darknet.labels")
 # What tells who wrote XML; CVAT and Datumaro leave a labelmap.txt beside it.
-_WRITERS: dict[bytes, Corners] = {b"roboflow": "1-exclusive", b"Label Studio": "0-exclusive"}
+_WRITERS = {b"roboflow": "1-exclusive", b"Label Studio": "0-exclusive"}
 
 
 class Part(NamedTuple):
@@ -56,26 +53,21 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What was recognised, and a line that tells it."""
+    """What was recognised: options of the data that are to be noted, images, and a line for all."""
 
-    format: Format
-    split: Split
+    noted: dict[str, Any]
     train: Part
     test: Part
-    classes: tuple[str, ...] | None
-    corners: Corners | None
     told: str
 
 
-def find_layout(root: Path, kind: Format | None = None, split: Split | None = None) -> Layout:
+def find_layout(root: Path, kind: str | None = None, split: str | None = None) -> Layout:
     """Recognise by evidence what a folder holds; ``kind`` and ``split`` allow nothing else."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: there is no such folder")
     tree = _Tree(root)
-    kinds = [kind] if kind else [name for name in tree.found if tree.found[name]]
+    kinds = [kind] if kind else [name for name in _FORMATS if tree.found[name]]
     if len(kinds) != 1 or not tree.found[kinds[0]]:
         there = [
-            f"{len(found)} {_FORMATS[name][0]} of {name}" for name, found in tree.found.items()
+            f"{len(files)} {_FORMATS[name][0]} of {name}" for name, files in tree.found.items()
         ]
         raise ValueError(
             f"{root}: expected images with annotations of one format, {kind or 'voc, coco or yolo'}"
@@ -83,75 +75,73 @@ def find_layout(root: Path, kind: Format | None = None, split: Split | None = No
             "says how they may lie"
         )
     (kind,) = kinds
-    classes, corners, notes = None, None, list[str]()
+    noted, notes = {"format": kind}, list[str]()
     if kind == "coco":
         parts = tree.coco_parts(split)
     else:
+        noted["classes"], about = tree.read_names()
         pairs = tree.pair(kind)
-        about = tree.read_yaml() if kind == "yolo" else {}
-        classes = tree.read_classes(about)
-        if num := sum(not annotation for _, annotation in pairs.values()):
+        if bare := [key for key, (_, annotation) in pairs.items() if not annotation]:
             fate = "left out" if kind == "voc" else "background"
-            notes.append(f"{num} images without annotations are {fate}")
+            notes.append(f"{len(bare)} images without annotations are {fate}")
         if kind == "voc":
             pairs = {key: pair for key, pair in pairs.items() if pair[1]}
-            start = read_file(root / tree.found[kind][0])
+            start = read_file(root / tree.found["voc"][0])
             written = next((_WRITERS[writer] for writer in _WRITERS if writer in start), None)
-            corners = "0-exclusive" if classes else written
-            notes += [f"corners are {corners}, as their writer has them"] if corners else []
-        named = [] if split == "hash" else tree.named_keys(pairs, about)
-        parts = [
-            Part(source, dict(pairs[key] for key in keys))
-            for source, keys in named or [(".", list(pairs))]
-        ]
-    if len(parts) == 1 and split == "named":
+            noted["corners"] = "0-exclusive" if noted["classes"] else written
+            if noted["corners"]:
+                notes.append(f"corners are {noted['corners']}, as their writer has them")
+        parts = tree.paired_parts(pairs, about, split)
+    if len(parts) < 2 and split == "named":
         raise ValueError(f"{root}: expected lists or folders called train and val, or test")
-    is_named = len(parts) == 2
-    train, test = parts if is_named else _divide(root, *parts)
-    counts = f"{len(train.files)} images to train and {len(test.files)} to test on"
-    where = f"{train.source} and {test.source}" if is_named else "by a hash of their names"
-    told = "; ".join([f"{root}: {kind}, {counts} ({where})", *notes])
-    return Layout(kind, "named" if is_named else "hash", train, test, classes, corners, told)
+    noted["split"] = "named" if len(parts) == 2 else "hash"
+    train, test = parts if len(parts) == 2 else _divide(root, *parts)
+    where = "by a hash of their names" if len(parts) < 2 else f"{train.source} and {test.source}"
+    counts = f"{len(train.files)} images to train and {len(test.files)} to test on ({where})"
+    return Layout(noted, train, test, "; ".join([f"{root}: {kind}, {counts}", *notes]))
 
 
 class _Tree:
-    """The files of a folder, and which of them have the name of an image or hold annotations."""
+    """The files of a folder: images by their key, annotations by their format."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.paths = root, list(_walk(root))
-        self.images = [path for path in self.paths if path.suffix.lower() in IMG_EXTENSIONS]
-        stems = {_stem(path) for path in self.images}
-        self.found: dict[Format, list[Relative]] = {name: [] for name in _FORMATS}
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: there is no such folder")
+        found = sorted(glob("**", root_dir=root, recursive=True))  # without hidden ones
+        paths = (Relative(Path(name).as_posix()) for name in found)
+        self.root, self.paths = root, [p for p in paths if _UNUSED.isdisjoint(p.parts)]
+        self.images = self.by_key(p for p in self.paths if p.suffix.lower() in IMG_EXTENSIONS)
+        self.found: dict[str, list[Relative]] = {name: [] for name in _FORMATS}
         for path in self.paths:
             for name, (suffix, content) in _FORMATS.items():
+                # JSON beside an image may be another program's.
+                is_named = name != "coco" and _key(path) in self.images
                 if path.suffix.lower() == suffix and (
-                    (name != "coco" and _stem(path) in stems)
-                    or re.search(content, read_file(root / path))
+                    is_named or re.search(content, read_file(root / path))
                 ):
                     self.found[name].append(path)
 
-    def pair(self, kind: Format) -> dict[str, tuple[str, str]]:
-        """Return image and annotation, "" for none, by the stem of their key."""
-        images = self.by_key(self.images, _stem)
-        annotations = self.by_key(self.found[kind], _stem)
-        # An image that is not there is missed by whoever reads the annotation.
-        pairs = {key: path.with_suffix("") for key, path in annotations.items()} | images
-        return {key: (str(pairs[key]), str(annotations.get(key, ""))) for key in sorted(pairs)}
-
-    def by_key(
-        self, paths: Iterable[Relative], key: Callable[[Relative], str]
-    ) -> dict[str, Relative]:
+    def by_key(self, paths: Iterable[Relative]) -> dict[str, Relative]:
         """Return paths by their keys, each of which must be there once."""
         found: dict[str, Relative] = {}
         for path in paths:
-            if (other := found.setdefault(key(path), path)) != path:
+            if (other := found.setdefault(_key(path), path)) != path:
                 raise ValueError(f"{self.root}: expected one of {other} and {path}, found both")
         return found
 
-    def coco_parts(self, split: Split | None) -> list[Part]:
+    def pair(self, kind: str) -> dict[str, tuple[str, str]]:
+        """Return image and annotation, "" for none, by their key."""
+        annotations = self.by_key(self.found[kind])
+        # An image that is not there is missed by whoever reads the annotation.
+        images = {key: path.with_suffix("") for key, path in annotations.items()} | self.images
+        return {key: (str(images[key]), str(annotations.get(key, ""))) for key in sorted(images)}
+
+    def coco_parts(self, split: str | None) -> list[Part]:
         """Return the images of the JSON files to train and to test on, or of the only one."""
-        images, jsons = self.by_key(self.images, _key), self.found["coco"]
-        grouped = {} if split == "hash" else _group(jsons)
+        jsons = self.found["coco"]
+        grouped: dict[str, list[Relative]] = {}
+        for path in jsons:
+            grouped.setdefault(_part_of(path) if split != "hash" else "", []).append(path)
         parts = []
         for group in [grouped[name] for name in _choose(grouped)] or [jsons]:
             path, *others = [path for path in group if "instances" in path.stem] or group
@@ -162,110 +152,80 @@ class _Tree:
                 )
             words = ("", *re.split(r"[\W_]+", path.stem))  # "train" of instances_train
             bases = [parent / word for parent in path.parents for word in words]
-            files = {}
-            for name in read_coco(self.root / path, named=False).names:
-                key = _find(name, bases, images)
-                files[name] = str(images[key]) if key else PureWindowsPath(name).name
+            names = read_coco(self.root / path, named=False).names
+            keys = {name: _find(name, bases, self.images) for name in names}
+            files = {n: str(self.images.get(k, PureWindowsPath(n).name)) for n, k in keys.items()}
             parts.append(Part(str(path), files))
         return parts
 
-    def named_keys(
-        self, pairs: Mapping[str, Any], about: Mapping[str, Any]
-    ) -> list[tuple[str, list[str]]]:
-        """Return what data.yaml, or else lists or folders, name to train and to test on."""
+    def paired_parts(
+        self, pairs: Mapping[str, tuple[str, str]], about: Mapping[str, Any], split: str | None
+    ) -> list[Part]:
+        """Return the images that data.yaml, or else lists or folders, name; or else all."""
+        of_yaml, of_lists, of_folders = (dict[str, list[str]]() for _ in range(3))
         folders = {str(folder) for key in pairs for folder in Relative(key).parents}
-        of_yaml: dict[str, list[str]] = {}
         for name in ("train", "val", "test"):
             given = about.get(name)
             for text in given if isinstance(given, list) else [given]:
-                if folder := _find(str(text), about.get("bases", ()), folders):
-                    start = "" if folder == "." else f"{folder}/"
-                    of_yaml.setdefault(name, []).extend(k for k in pairs if k.startswith(start))
-        if names := _choose(of_yaml):
-            return [(str(about[name]), of_yaml[name]) for name in names]
-        of_lists = _group(
-            path
-            for path in self.paths
-            if path.suffix == ".txt"
-            and _PART.fullmatch(path.stem)
-            and _stem(path) not in pairs
-            and ("ImageSets" not in path.parts or path.parent.name == "Main")
-        )
-        if names := _choose(of_lists):
-            return [(str(of_lists[n][0]), self.read_lists(of_lists[n], pairs)) for n in names]
-        of_folders: dict[str, list[str]] = {}
+                folder = _find(str(text), about.get("bases", ()), folders)
+                found = [key for key in pairs if folder and key.startswith(f"{folder}/")]
+                of_yaml.setdefault(name, []).extend(found)
+        for path in self.paths:
+            named = _PART.fullmatch(path.stem) if path.suffix == ".txt" else None
+            if named and ("ImageSets" not in path.parts or path.parent.name == "Main"):
+                of_lists.setdefault(named[1].lower(), []).extend(self.read_list(path, pairs))
         for key in pairs:
             of_folders.setdefault(_part_of(Relative(key).parent), []).append(key)
-        firsts = {name: pairs[keys[0]][0] for name, keys in of_folders.items()}
-        return [(str(Relative(firsts[n]).parent), of_folders[n]) for n in _choose(of_folders)]
+        ways = {"data.yaml's": of_yaml, "lists": of_lists, "folders": of_folders}
+        for way, named in ways.items() if split != "hash" else ():
+            if names := _choose(named):
+                return [
+                    Part(f"{way} {name}", dict(pairs[key] for key in named[name])) for name in names
+                ]
+        return [Part("", dict(pairs.values()))]
 
-    def read_lists(self, paths: Iterable[Relative], pairs: Collection[str]) -> list[str]:
-        """Return the keys of the images that lists name."""
-        keys = []
-        for path in paths:
-            text = read_file(self.root / path).decode("utf-8-sig", errors="surrogateescape")
-            for number, line in enumerate(text.splitlines(), 1):
-                name = line.strip().strip('"')  # Datumaro quotes what has blanks
-                key = _find(_SUFFIX.sub("", name), path.parents, pairs)
-                if name and key is None:
-                    where = f"{self.root / path}, line {number}"
-                    raise FileNotFoundError(f"{where}: there is no annotated image {name!r}")
-                keys += [key] if key else []
-        return keys
+    def read_list(self, path: Relative, pairs: Collection[str]) -> list[str]:
+        """Return the keys of the images that a list names; none, if it is no list of images."""
+        text = read_file(self.root / path).decode("utf-8-sig", errors="surrogateescape")
+        lines = [line.strip().strip('"') for line in text.splitlines() if line.strip()]
+        keys = {line: _find(line, path.parents, pairs) for line in lines}
+        missing = [line for line, key in keys.items() if key is None]
+        if 0 < len(missing) < len(keys):
+            told = f"of {len(keys)} images {len(missing)} are not there, annotated: {missing[:3]}"
+            raise FileNotFoundError(f"{self.root / path}: {told}")
+        return [key for key in keys.values() if key]
 
-    def read_yaml(self) -> dict[str, Any]:
-        """Return what the file says that names YOLO's classes, and the ``bases`` of its paths."""
-        found = {}
+    def read_names(self) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
+        """Return the classes that a file names, and what data.yaml says, with its ``bases``."""
+        found, about = dict[tuple[str, ...], Relative](), {}
         for path in self.paths:
+            names = []
             if path.suffix.lower() in (".yaml", ".yml"):
                 try:
                     content = yaml.safe_load(read_file(self.root / path))
-                except (UnicodeDecodeError, yaml.YAMLError) as error:
+                except yaml.YAMLError as error:
                     raise ValueError(f"{self.root / path}: not readable as YAML: {error}") from None
-                if isinstance(content, dict) and "names" in content:
-                    found[str(path)] = {**content, "bases": [*path.parents]}
-        if len(found) > 1:
-            raise ValueError(f"{self.root}: expected one YAML file with names, found {[*found]}")
-        return next(iter(found.values()), {})
-
-    def read_classes(self, about: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """Return the classes that data.yaml names, or else a list of names."""
-        names = about.get("names")
-        if isinstance(names, dict):  # by their numbers
-            names = [names.get(number) for number in range(len(names))]
-        found = {tuple(map(str, names))} if names else set()
-        for path in self.paths if not names else ():
-            if path.name in _NAMES:
+                if isinstance(content, dict) and (names := content.get("names") or []):
+                    about = {**content, "bases": [*path.parents]}
+                    if isinstance(names, dict):  # by their numbers
+                        names = [names.get(number, number) for number in range(max(names) + 1)]
+            elif path.name in _NAMES:
                 lines = read_file(self.root / path).decode("utf-8-sig").splitlines()
                 if path.name == _NAMES[0]:  # label:colour:parts:actions
-                    lines = [line.partition(":")[0] for line in lines if line[:1] != "#"]
-                    lines = [line for line in lines if line != "background"]
-                found.add(tuple(line.strip() for line in lines if line.strip()))
+                    lines = [line.split(":")[0] for line in lines if not line.startswith("#")]
+                names = [line.strip() for line in lines if line.strip() not in ("", "background")]
+            if names:
+                found[tuple(map(str, names))] = path
         if len(found) > 1:
-            raise ValueError(f"{self.root}: expected one list of classes, found {[*found]}")
-        return next(iter(found), None)
-
-
-def _walk(root: Path) -> Iterator[Relative]:
-    """Yield all files but hidden ones and masks; links are followed, but not in a circle."""
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        inside = Path(folder).resolve()
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith(_UNUSED)
-            and not inside.is_relative_to(Path(folder, name).resolve())
-        ]
-        where = Relative(Path(folder).relative_to(root).as_posix())
-        yield from (where / name for name in sorted(names) if not name.startswith("."))
+            raise ValueError(
+                f"{self.root}: {' and '.join(map(str, found.values()))} name different classes"
+            )
+        return next(iter(found), None), about
 
 
 def _key(path: Relative) -> str:
-    return str(Relative(*(part for part in path.parts if part.lower() not in _ROLES)))
-
-
-def _stem(path: Relative) -> str:
-    return _SUFFIX.sub("", _key(path))
+    folders = Relative(*(part for part in path.parts if part.lower() not in _ROLES))
+    return _SUFFIX.sub("", str(folders))
 
 
 def _find(text: str, bases: Iterable[Relative], known: Collection[str]) -> str | None:
@@ -275,8 +235,9 @@ def _find(text: str, bases: Iterable[Relative], known: Collection[str]) -> str |
     """
     path = PureWindowsPath(text.strip())  # which knows both kinds of slashes
     parts = [part for part in path.parts[bool(path.anchor) :] if part != ".."]
-    tails = (parts[start:] for start in range(len(parts)))
-    keys = (_key(Relative(base, *tail)) for tail in tails for base in bases)
+    tails = (Relative(*parts[start:]) for start in range(len(parts)))
+    # Of valid/images, where no valid is, images would be the whole.
+    keys = (_key(base / tail) for tail in tails if _key(tail) != "." for base in bases)
     return next((key for key in keys if key in known), None)
 
 
@@ -284,13 +245,6 @@ def _part_of(path: Relative) -> str:
     """Return the part that a path names, the last if several, "" if it names none."""
     found = [_PART.fullmatch(word) for word in re.split(r"[\W_]+", str(path))]
     return next((match[1].lower() for match in reversed(found) if match), "")
-
-
-def _group(paths: Iterable[Relative]) -> dict[str, list[Relative]]:
-    grouped: dict[str, list[Relative]] = {}
-    for path in paths:
-        grouped.setdefault(_part_of(path), []).append(path)
-    return grouped
 
 
 def _choose(parts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -304,10 +258,12 @@ def _divide(root: Path, whole: Part) -> tuple[Part, Part]:
         stem = unicodedata.normalize("NFC", PureWindowsPath(name).stem)  # macOS has another form
         digest = hashlib.blake2b(stem.encode(errors="surrogatepass"), digest_size=8).digest()
         shares[name] = int.from_bytes(digest, "little") / 2**64
-    order = sorted({*shares.values()})
-    if len(order) < 2:
+    others = sorted({*shares.values()})[1:]
+    if not others:
         raise ValueError(f"{root}: expected two images or more, found {[*shares]}")
-    limit = min(max(TEST_SHARE, order[1]), order[-1])  # one at least on each side
-    test = {name: path for name, path in whole.files.items() if shares[name] < limit}
-    train = {name: path for name, path in whole.files.items() if name not in test}
+    limit = min(max(TEST_SHARE, others[0]), others[-1])  # one at least on each side
+    train, test = (
+        {name: whole.files[name] for name, share in shares.items() if (share < limit) == is_test}
+        for is_test in (False, True)
+    )
     return Part(whole.source, train), Part(whole.source, test)

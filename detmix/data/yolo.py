@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
 
-from detmix.data.detection import Problem, Transforms, attempt
+from detmix.data.detection import Problem, attempt
 from detmix.data.images import read_image_size
 from detmix.data.voc.dataset import VOCDetection
 from detmix.data.voc.devkit import VOCAnnotation, VOCObject
@@ -23,14 +20,13 @@ class YOLODetection(VOCDetection):
     height in shares of the image's. ``class x1 y1 x2 y2 x3 y3 ...`` is a polygon and becomes its
     box; a warning tells so at the first one. An image without a file or lines is background.
 
-    Samples, boxes beyond their image and attributes are as `VOCDetection` has them; no object is
-    ``difficult``.
+    Everything else is as `VOCDetection` has it; no object is ``difficult``.
 
     Args:
         root: The folder that holds all.
         files: The path of each image within ``root``, with that of its labels, "" for none.
         classes: The class names in the order of their numbers.
-        transforms, on_error: As `VOCDetection` has them.
+        transforms, on_error: As `VOCDetection` has them; its other arguments mean nothing here.
 
     Raises:
         FileNotFoundError: An image or a file of labels is missing.
@@ -40,18 +36,6 @@ class YOLODetection(VOCDetection):
     _has_corners = False
     _has_told = False
 
-    def __init__(
-        self,
-        root: str | Path,
-        files: Mapping[str, str],
-        classes: Sequence[str],
-        transforms: Transforms | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-    ) -> None:
-        options: Any = {"classes": classes, "on_error": on_error, "files": files}
-        self._names = tuple(classes)
-        super().__init__(root, transforms=transforms, corners="0-exclusive", **options)
-
     def _read(self, entry: ImageEntry, *_: object) -> VOCAnnotation | Problem:
         size = attempt("unusable image", read_image_size, entry.image)
         if isinstance(size, Problem):
@@ -60,7 +44,7 @@ class YOLODetection(VOCDetection):
 
     def _read_labels(self, entry: ImageEntry, height: int, width: int) -> VOCAnnotation:
         """Read the lines of a file; the image stands for one that is not there."""
-        path, objects = entry.annotation, []
+        path, last, objects = entry.annotation, len(self.classes) - 1, []
         data = b"" if path == entry.image else read_file(path)
         for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
             if not line.strip():
@@ -68,24 +52,20 @@ class YOLODetection(VOCDetection):
             try:
                 label, *values = map(float, line.split())
             except ValueError:
-                label, values = -1, []
-            is_box, is_polygon = len(values) == 4, len(values) > 4 and len(values) % 2 == 0
-            is_known = label in range(len(self._names)) and all(map(math.isfinite, values))
-            if not is_known or not (is_box or is_polygon):
+                label, values = math.nan, []
+            is_shape = len(values) >= 4 and len(values) % 2 == 0 and math.isfinite(sum(values))
+            if not is_shape or label not in range(last + 1):
                 raise ValueError(
-                    f"{path}, line {number}: expected a class of 0 to {len(self._names) - 1} "
-                    f"({', '.join(self._names)}) and 4 numbers, or a polygon's, got {line!r}"
+                    f"{path}, line {number}: expected a class from 0 to {last} "
+                    f"({', '.join(self.classes)}) and 4 numbers, or a polygon's, got {line!r}"
                 )
             x, y = values[::2], values[1::2]
-            if is_box:
+            if len(values) == 4:
                 x, y = ([center - size / 2, center + size / 2] for center, size in (x, y))
             elif not self._has_told:
                 self._has_told = True
-                warnings.warn(
-                    f"{path}, line {number}: a polygon, which becomes its box (told of the first)",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                told = f"{path}, line {number}: the first polygon, which becomes its box"
+                warnings.warn(told, UserWarning, stacklevel=2)
             box = (min(x) * width, min(y) * height, max(x) * width, max(y) * height)
-            objects.append(VOCObject(self._names[int(label)], box))
+            objects.append(VOCObject(self.classes[int(label)], box))
         return VOCAnnotation("", width, height, tuple(objects))

@@ -105,7 +105,7 @@ def open_dataset(
     if data.format != "coco" and needed:
         raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
     if data.format == "yolo":
-        return YOLODetection(data.root, files or {}, data.classes or (), on_error=on_error)
+        return YOLODetection(data.root, files=files, classes=data.class_names, on_error=on_error)
     if data.format == "voc":
         return VOCDetection(
             data.root,
@@ -187,15 +187,20 @@ def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
     }
     kinds = [kind for kind in is_given if is_given[kind] and data.format in ("auto", kind)]
     if data.split == "given" or (data.split == "auto" and kinds):
-        noted: dict[str, Any] = {"format": kinds[0] if kinds else data.format, "split": "given"}
-        layout, classes = None, VOC_CLASSES if noted["format"] == "voc" else None
+        kind = next(iter(kinds), "voc" if data.format == "auto" else data.format)
+        layout, noted = None, {"format": kind, "split": "given"}
+        noted |= {"classes": VOC_CLASSES} if kind == "voc" else {}
     else:
-        wanted: Any = [None if each == "auto" else each for each in (data.format, data.split)]
+        wanted = [None if each == "auto" else each for each in (data.format, data.split)]
         layout = find_layout(data.root, *wanted)
-        noted = {"format": layout.format, "split": layout.split}
-        noted["corners"] = data.corners or layout.corners
-        classes = layout.classes
-    noted["classes"] = data.classes or classes
+        noted = layout.noted
+        numbered = noted["classes"] if noted["format"] == "yolo" else None
+        if numbered and data.classes not in (None, numbered):
+            raise ValueError(
+                f"data.classes is {', '.join(data.classes)}, but {data.root} numbers "
+                f"{', '.join(numbered)}: expected null, or the same"
+            )
+    noted = {k: v for k, v in noted.items() if getattr(data, k) in (None, "auto")}
     return replace(config, data=replace(data, **noted)), layout
 
 

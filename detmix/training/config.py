@@ -44,8 +44,7 @@ class DataConfig:
     #: VOC's XML, COCO's JSON or YOLO's text labels; auto finds out, and how they lie
     format: Literal["auto", "voc", "coco", "yolo"] = "auto"
     root: Path = Path("data/VOCdevkit")  #: the folder of the data
-    #: What is trained and tested on: given by train and test, or coco; folders or lists that are
-    #: named so; or a hash of each image's name keeps a fifth for the test
+    #: given by train and test, or coco; named by lists, folders or files; or a fifth by a hash
     split: Literal["auto", "given", "named", "hash"] = "auto"
     train: ImageSets = (("2007", "trainval"),)  #: devkit: pairs of year and split to train on
     test: ImageSets = (("2007", "test"),)  #: devkit: pairs of year and split to evaluate on
@@ -77,7 +76,7 @@ class DataConfig:
     def class_names(self) -> tuple[str, ...]:
         """The class names; but for VOC's they must have been noted from the data."""
         if self.classes is None and self.format in ("coco", "yolo"):
-            raise ValueError("data.classes is null, and no annotation file has been read yet")
+            raise ValueError("data.classes is null, and no file that names them has been read")
         return VOC_CLASSES if self.classes is None else self.classes
 
 

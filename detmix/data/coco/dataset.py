@@ -7,7 +7,7 @@ Legend: I images and M objects of the file, N chosen objects, or those of one im
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from detmix.data.coco.file import CocoFile, Id, id_order, read_coco, read_keypoi
 from detmix.data.coco.masks import SegmentationBlock, read_segmentation
 from detmix.data.detection import (
     Array,
+    Files,
     Problem,
     StoredDetection,
     Transforms,
@@ -131,7 +132,7 @@ class CocoDetection(StoredDetection):
         keypoints: bool = False,
         classes: Sequence[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        files: Mapping[str, str] | None = None,
+        files: Files | None = None,
     ) -> None:
         for name, value in (("crowd", crowd), ("empty", empty)):
             if value not in ("keep", "drop"):

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from detmix.data.coco.categories import CocoCategory, read_categories
 from detmix.data.coco.masks import pack_item, shorten, strip_item
-from detmix.data.detection import Problem
+from detmix.data.detection import Files, Problem
 from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
@@ -78,11 +78,7 @@ class CocoFile:
 
 
 def read_coco(
-    path: str | Path,
-    *,
-    masks: bool = False,
-    named: bool = True,
-    files: Mapping[str, str] | None = None,
+    path: str | Path, *, masks: bool = False, named: bool = True, files: Files | None = None
 ) -> CocoFile:
     """Read an instances or person_keypoints file; what is wrong with the whole of it raises."""
     # Only with `named` must images have a file name and objects an id. With `files` only images of

@@ -6,7 +6,7 @@ Legend: M objects of the whole data set, N objects of one image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ import numpy as np
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from detmix.data.detection import (
+    Files,
     Problem,
     StoredDetection,
     Transforms,
@@ -112,19 +113,19 @@ class VOCDetection(StoredDetection):
         classes: Sequence[str] | None = VOC_CLASSES,
         on_error: Literal["raise", "skip"] = "raise",
         corners: Corners = "1-inclusive",
-        files: Mapping[str, str] | None = None,
+        files: Files | None = None,
     ) -> None:
         shift = offsets(corners)
         if difficult not in ("keep", "drop"):
             raise ValueError(f'difficult must be "keep" or "drop", got {difficult!r}')
-        known = None if classes is None else check_classes(classes)
+        self.classes = () if classes is None else check_classes(classes)
         self.transforms = transforms
-        entries = list_entries(root, image_sets, files, all_there=on_error == "raise")
-        # What is left out must be known at once; else all is read, to tell all unknown classes.
-        checked = known if on_error == "skip" else None
+        entries = list_entries(root, image_sets, files, on_error == "raise")
+        # Images are left out for an unknown class; else all unknown ones are told, of all images.
+        known = self.classes if self.classes and on_error == "skip" else None
         found, self.skipped = read_usable(
             [entry.name for entry in entries],
-            lambda index: self._read(entries[index], checked, corners),
+            lambda index: self._read(entries[index], known, corners),
             lambda index, found: read_sized_image(
                 entries[index].image, (found.height, found.width), entries[index].annotation
             ),
@@ -132,13 +133,13 @@ class VOCDetection(StoredDetection):
             f"{root} {tuple(image_sets)}" if files is None else root,
         )
         names = {item.name for annotation in found.values() for item in annotation.objects}
-        self.classes = known or check_classes(sorted(names))
+        self.classes = self.classes or check_classes(sorted(names))
         if unknown := sorted(names - {*self.classes}):
-            problems = (self._read(entries[index], known, corners) for index in found)
+            problems = (self._read(entries[index], self.classes, corners) for index in found)
             error = next(each.error for each in problems if isinstance(each, Problem))
             raise ValueError(
-                f"{error}; unknown in all are {', '.join(unknown)}: classes (data.classes) must "
-                "name them, or be None (null) for those that occur"
+                f"{error}; all unknown ones are {', '.join(unknown)}: name them in classes "
+                "(data.classes), or give null for those that occur"
             )
         self._entries = [entries[index] for index in found]
         self.category_ids = tuple(range(1, len(self.classes) + 1))

@@ -13,13 +13,13 @@ Images may have other suffixes, all may have them in capitals, and ids may name 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from detmix.data.detection import check_files
+from detmix.data.detection import Files, check_files
 from detmix.files import read_file
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
@@ -36,11 +36,7 @@ class ImageEntry(NamedTuple):
 
 
 def list_entries(
-    root: str | Path,
-    image_sets: Sequence[tuple[str, str]],
-    files: Mapping[str, str] | None = None,
-    *,
-    all_there: bool,
+    root: str | Path, image_sets: Sequence[tuple[str, str]], files: Files | None, all_there: bool
 ) -> list[ImageEntry]:
     """List the images of several splits in the order of the split files, or those of ``files``."""
     if files is not None:
