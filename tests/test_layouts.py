@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 from exports import CLASSES, EXPORTS, NAMES, PARTS, TRUTH, pixels
-from runs import command, succeed
+from runs import succeed
 from tiny import SETTINGS, tiny_args
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from detmix.data import VOC_CLASSES, VOCDetection, YOLODetection
-from detmix.training import TrainConfig, load_detector, parse_args
+from detmix.training import TrainConfig, parse_args
 from detmix.training.build import open_dataset, open_datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(polygon|no classes, but)")
@@ -88,43 +88,40 @@ def test_trains_with_nothing_but_the_root(tmp_path, export):
     found = json.loads((run / "evaluation/results.json").read_text())
     assert found["num_images"] == (int(told[0][1]) if told else 2)
     succeed("detmix", "train", *args, "--resume=auto", "--epochs=2")
-    image = next(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    image = next(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     succeed("detmix", "predict", run / "best.pt", image, "--out", tmp_path / "found")
-    out, _ = succeed("detmix", "check", f"--data.root={root}", *(f"--{o}" for o in CLASSES_OF.get(export, ())))
+    out, _ = succeed(
+        "detmix", "check", f"--data.root={root}", *(f"--{o}" for o in CLASSES_OF.get(export, ()))
+    )
     assert out.count("0 images left out") == 2
 
 
-def flat(root, names, suffix=".jpg"):
-    for name in names:
-        exports.text(root / f"{name}.xml", (root.parent / "im 0.xml").read_text())
-        shutil.copy(root.parent / "im 0.PNG", root / f"{name}{suffix}")
+KEPT = {"3", "9", "14", "16", "21", "25"}  # by BLAKE2b, of 8 bytes, below a fifth of all
 
 
 def test_the_share_that_is_kept_for_the_test(tmp_path):
     """Of the same images, on any machine, where others are added, converted or moved."""
-    exports.labelimg(tmp_path)
-    kept = []
-    for number, (names, suffix) in enumerate([(range(50), ".jpg"), (range(400), ".png")]):
-        root = tmp_path / str(number) / "cam" * number
-        root.mkdir(parents=True)
-        for name in (*names, "café", unicodedata.normalize("NFD", "naïve")):
-            shutil.copy(tmp_path / "im 0.PNG", root / f"{name}{suffix}")
-            shutil.copy(tmp_path / "im 0.xml", root / f"{name}.xml")
-        train, test = (stems(data) for data in open_root(tmp_path / str(number))[1:])
-        assert not {*train} & {*test}
-        kept.append({unicodedata.normalize("NFC", name) for name in test})
-    assert kept[0] == kept[1] & {*map(str, range(50)), "café", "naïve"}
-    assert sorted(kept[0]) == KEPT
-    assert 0.15 < len(kept[1]) / 402 < 0.25
-    (tmp_path / "few").mkdir()
-    for name in "ab":
-        shutil.copy(tmp_path / "im 0.PNG", tmp_path / f"few/{name}.png")
-        shutil.copy(tmp_path / "im 0.xml", tmp_path / f"few/{name}.xml")
-        if name == "b":
-            assert [len(data) for data in open_root(tmp_path / "few")[1:]] == [1, 1]
-        else:
-            with pytest.raises(ValueError, match=r"two images.*a\.png"):
-                open_root(tmp_path / "few")
+
+    def write(folder, names, suffix):
+        for name in names:
+            exports.image(folder / f"{name}{suffix}", NAMES[0])
+            exports.xml(folder / f"{name}.xml", NAMES[0], (1, 0))
+
+    def kept(root):
+        _, train, test = open_root(root)
+        assert {*stems(train)}.isdisjoint(stems(test))
+        return {unicodedata.normalize("NFC", name) for name in stems(test)}
+
+    some, more = [*map(str, range(30)), "café"], [*map(str, range(300)), "cafe\u0301"]
+    write(tmp_path / "a", some, ".jpg")
+    write(tmp_path / "b/cam 1", more, ".PNG")
+    assert kept(tmp_path / "a") == kept(tmp_path / "b") & {*some} == KEPT
+    assert 0.15 < len(kept(tmp_path / "b")) / len(more) < 0.25
+    write(tmp_path / "c", "a", ".jpg")
+    with pytest.raises(ValueError, match=r"two images.*a\.jpg"):
+        kept(tmp_path / "c")
+    write(tmp_path / "c", "b", ".jpg")
+    assert len(kept(tmp_path / "c")) == 1
 
 
 def without(export, *patterns):
@@ -151,17 +148,17 @@ def both(root):
     exports.cvat_yolo(root)
 
 
-YOLO_LINE = "labels/im 0.txt"
+COCO_KEYS = ("images", "annotations", "categories")
 # What is written, options, the error and what it tells.
 BROKEN = [
     (lambda root: None, (), ValueError, r"found 0 images"),
     (shutil.rmtree, (), FileNotFoundError, "no such folder"),
     (without(exports.labelimg, "*.xml"), (), ValueError, r"voc, coco or yolo.*found 10 images"),
-    (without(exports.labelimg, "*.PNG"), (), FileNotFoundError, r"im 0: .*\.png.*8 of 8"),
+    (without(exports.labelimg, "*.PNG"), (), FileNotFoundError, r"im \d: .*\.png.*9 of 9"),
     (without(exports.cvat_yolo, "obj_train_data/im 3.jpg"), (), FileNotFoundError, "im 3: .*1 of"),
     (without(exports.cvat_coco, "images/im 3.png"), (), FileNotFoundError, r"im 3\.png.*1 of"),
-    (both, (), ValueError, r"10 \.xml of voc.*10 \.txt of yolo"),
-    (exports.labelimg, ("data.format=yolo",), ValueError, r"10 \.xml of voc"),
+    (both, (), ValueError, "10 files of voc.*10 files of yolo"),
+    (exports.labelimg, ("data.format=yolo",), ValueError, "10 files of voc"),
     (exports.labelimg, ("data.split=named",), ValueError, "train and val"),
     (without(exports.label_studio_yolo, "*.txt"), (), ValueError, r"data\.classes is null"),
     (exports.label_studio_yolo, ("data.classes=[dog, cat]",), ValueError, "dog, cat.*cat, dog"),
@@ -175,15 +172,71 @@ BROKEN = [
     ),
     (exports.labelimg, ("data.classes=[cow, cat]",), ValueError, r"im .\.xml, .*'dog'.*null"),
     *(
-        (with_text(exports.label_studio_yolo, YOLO_LINE, line), (), ValueError, f"0.txt, line {n}")
-        for n, line in enumerate(
-            ("2 0.5 0.5 0.1 0.1", "\n0 0.5 0.5 0.1", "\n\n0 0.5 0.5 nan 0.1", "0 1 1 1 1\n\n\n-1 0 0 1 1", "\n\n\n\n0.5 0 0 1 1", "0 0 1 0 1\n" * 5 + "a 1 1 1 1"), 1
-        )
+        (with_text(exports.label_studio_yolo, "labels/im 0.txt", f"\n{line}"), (), ValueError, x)
+        for line in ("2 0 0 1 1", "0 0 1 1", "0 0 0 nan 1", "-1 0 0 1 1", "0.5 0 0 1 1",
+                     "a 0 0 1 1", "0 0 0 1 1 0", "0 0 0 1 1 0 1 0.5")
+        for x in [rf"im 0\.txt, line 2: .*0 to 1 \(cat, dog\).*{re.escape(line)}"]
     ),
     (
-        with_text(exports.cvat_coco, "b.json", '{"images": [], "annotations": [], "categories": []}'),
-        (), ValueError, r"b\.json",
+        with_text(exports.label_studio_coco, "b.json", dict.fromkeys(COCO_KEYS)),
+        (), ValueError, r"b\.json, result\.json",
     ),
     (exports.roboflow_yolo, ("data.coco.empty=keep",), ValueError, r"data\.coco .*yolo"),
     (exports.roboflow_yolo, ("detector.name=maskrcnn",), ValueError, "masks.*coco"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "options", "kind", "told"), BROKEN)
+def test_what_is_refused(tmp_path, write, options, kind, told):
+    write(tmp_path)
+    with pytest.raises(kind, match=f"(?s){told}") as error:
+        open_root(tmp_path, *options)
+    assert re.search(rf"{tmp_path}|data\.\w+", str(error.value))
+
+
+def only_train(root):
+    exports.roboflow_yolo(root)
+    shutil.rmtree(root / "valid")
+
+
+def same_twice(root):
+    only_train(root)
+    text = "train: [train/images]\nval: train/images\nnames: {1: dog, 0: cat}"
+    exports.text(root / "data.yaml", text)
+
+
+def not_val(root):
+    """A list of other things, and the images of a test where there are some to choose by."""
+    exports.roboflow_coco(root)
+    exports.text(root / "test.txt", "the test")
+    (root / "valid").rename(root / "Testing")
+
+
+# What is written, options, the numbers of images, and what is told of them.
+READ = [
+    (without(exports.label_studio_yolo, "labels/im 4.txt"), (), "9 1", "1 images .* background"),
+    (without(exports.labelimg, "im 3.xml"), (), "", "1 images .* left out"),
+    (without(exports.labelimg, "im 3.PNG"), ("data.on_error=skip",), "", None),
+    (only_train, (), "", "hash"),
+    (same_twice, (), "8 8", None),
+    (not_val, ("data.coco.empty=keep",), "8 2", "Testing/_annotations"),
+    (exports.roboflow_yolo, ("data.split=hash",), "", "hash"),
+    (both, ("data.format=yolo",), "", None),
+    (both, ("data.format=voc",), "", None),
+    (exports.roboflow_voc, (), "8 2", "1-exclusive"),
+    (exports.label_studio_voc, (), "", "0-exclusive"),
+    (exports.cvat_voc, (), "", "0-exclusive"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*left out|.*no object of")
+@pytest.mark.parametrize(("write", "options", "numbers", "told"), READ)
+def test_what_is_read_and_said(tmp_path, caplog, write, options, numbers, told):
+    write(tmp_path)
+    with caplog.at_level("INFO", "detmix"):
+        _, train, test = open_root(tmp_path, *options)
+    if numbers:
+        assert f"{len(train)} {len(test)}" == numbers
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"{len(train)} images to train and {len(test)} to test" in line or "skip" in str(options)
+    assert told is None or re.search(told, line)

@@ -252,6 +252,7 @@ def read_usable(
     decode: Callable[[int, Result], object],
     on_error: str,
     where: object,
+    indices: Sequence[int] | None = None,
 ) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
     """Return what is read of each image that can be used, by index, and the other images.
 
@@ -270,13 +271,13 @@ def read_usable(
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     results: dict[int, Result] = {}
     skipped = []
-    num = len(names)
-    found: Iterable[Result | Problem] = map(read, range(num))
+    indices = range(len(names)) if indices is None else indices
+    found: Iterable[Result | Problem] = map(read, indices)
     if on_error == "skip":  # disable=None: a bar only where standard error is a terminal
         found = thread_map(
-            read_whole, range(num), desc="checking images", leave=False, disable=None, delay=2
+            read_whole, indices, desc="checking images", leave=False, disable=None, delay=2
         )
-    for index, result in enumerate(found):
+    for index, result in zip(indices, found, strict=True):
         if not isinstance(result, Problem):
             results[index] = result
         elif on_error == "raise":
@@ -284,7 +285,7 @@ def read_usable(
         else:
             skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
     if skipped:
-        message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
+        message = f"{where}: {len(skipped)} of {len(indices)} images left out {_summary(skipped)}"
         if not results:
             raise ValueError(f"{message}; there is none left")
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -26,10 +26,10 @@ from detmix.files import read_file
 TEST_SHARE = 0.2
 """Of the images, kept for the test where nothing says which."""
 
-_FORMATS = {  # suffix and content of annotations
-    "voc": (".xml", rb"<annotation[\s>]"),
-    "coco": (".json", rb'(?s)(?=.*"images")(?=.*"annotations").*"categories"'),
-    "yolo": (".txt", rb"\A\s*\d+([ \t]+-?\d[\d.e-]*){4,}\s*(\n|\Z)"),
+_FORMATS = {  # of annotations, with what is in them, by their suffix
+    ".xml": ("voc", rb"<annotation[\s>]"),
+    ".json": ("coco", rb'(?s)(?=.*"images")(?=.*"annotations").*"categories"'),
+    ".txt": ("yolo", rb"\A\s*\d+([ \t]+-?\d[\d.e-]*){4,}\s*(\n|\Z)"),
 }
 _ROLES = {"images", "image", "img", "imgs", "jpegimages", "annotations", "labels", "xml", "xmls"}
 _UNUSED = {"__MACOSX", "SegmentationClass", "SegmentationObject"}
@@ -38,14 +38,15 @@ _PART = re.compile(r"(trainval|train|val|test)(?:ing|id|idation)?\d*", re.I)
 # What to train on and what to score by: the first pair that is there.
 _SPLITS = (("train", "val"), ("train", "test"), ("trainval", "test"))
 _NAMES = ("labelmap.txt", "obj.names", "classes.txt", "_darknet.labels")
-# What tells who wrote XML; CVAT and Datumaro leave a labelmap.txt beside it.
-_WRITERS = {b"roboflow": "1-exclusive", b"Label Studio": "0-exclusive"}
+# What in XML tells who wrote it; CVAT and Datumaro leave a labelmap.txt beside it.
+_WRITERS = {b"roboflow": "1-exclusive", b"Label Studio": "0-exclusive", b"labelmap": "0-exclusive"}
 
 
 class Part(NamedTuple):
-    """Images to train or to test on: by the path of each that of its annotation, or "".
+    """Images to train or to test on, and what says so.
 
-    Of COCO, by its ``file_name`` in the JSON file ``source`` its path.
+    ``files`` has each image's annotation, or "", by its path; of COCO, where ``source`` is the JSON
+    file, its path by its ``file_name``.
     """
 
     source: str
@@ -64,18 +65,17 @@ class Layout(NamedTuple):
 def find_layout(root: Path, kind: str | None = None, split: str | None = None) -> Layout:
     """Recognise by evidence what a folder holds; ``kind`` and ``split`` allow nothing else."""
     tree = _Tree(root)
-    kinds = [kind] if kind else [name for name in _FORMATS if tree.found[name]]
+    kinds = [kind] if kind else [name for name in tree.found if tree.found[name]]
     if len(kinds) != 1 or not tree.found[kinds[0]]:
-        there = [
-            f"{len(files)} {_FORMATS[name][0]} of {name}" for name, files in tree.found.items()
-        ]
+        there = [f"{len(found)} files of {name}" for name, found in tree.found.items()]
         raise ValueError(
             f"{root}: expected images with annotations of one format, {kind or 'voc, coco or yolo'}"
             f" (data.format), found {len(tree.images)} images and {', '.join(there)}; docs/data.md "
             "says how they may lie"
         )
     (kind,) = kinds
-    noted, notes = {"format": kind}, list[str]()
+    noted: dict[str, Any] = {"format": kind}
+    notes = []
     if kind == "coco":
         parts = tree.coco_parts(split)
     else:
@@ -87,10 +87,9 @@ def find_layout(root: Path, kind: str | None = None, split: str | None = None) -
         if kind == "voc":
             pairs = {key: pair for key, pair in pairs.items() if pair[1]}
             start = read_file(root / tree.found["voc"][0])
-            written = next((_WRITERS[writer] for writer in _WRITERS if writer in start), None)
-            noted["corners"] = "0-exclusive" if noted["classes"] else written
-            if noted["corners"]:
-                notes.append(f"corners are {noted['corners']}, as their writer has them")
+            writers = [b"labelmap"] if noted["classes"] else [w for w in _WRITERS if w in start]
+            noted["corners"] = _WRITERS[writers[0]] if writers else "1-inclusive"
+            notes += [f"corners are {noted['corners']}, as their writer has them"] * len(writers)
         parts = tree.paired_parts(pairs, about, split)
     if len(parts) < 2 and split == "named":
         raise ValueError(f"{root}: expected lists or folders called train and val, or test")
@@ -111,15 +110,12 @@ class _Tree:
         paths = (Relative(Path(name).as_posix()) for name in found)
         self.root, self.paths = root, [p for p in paths if _UNUSED.isdisjoint(p.parts)]
         self.images = self.by_key(p for p in self.paths if p.suffix.lower() in IMG_EXTENSIONS)
-        self.found: dict[str, list[Relative]] = {name: [] for name in _FORMATS}
+        self.found: dict[str, list[Relative]] = {name: [] for name, _ in _FORMATS.values()}
         for path in self.paths:
-            for name, (suffix, content) in _FORMATS.items():
-                # JSON beside an image may be another program's.
-                is_named = name != "coco" and _key(path) in self.images
-                if path.suffix.lower() == suffix and (
-                    is_named or re.search(content, read_file(root / path))
-                ):
-                    self.found[name].append(path)
+            name, content = _FORMATS.get(path.suffix.lower(), ("", b""))
+            is_named = name != "coco" and _key(path) in self.images
+            if name and (is_named or re.search(content, read_file(root / path))):
+                self.found[name].append(path)
 
     def by_key(self, paths: Iterable[Relative]) -> dict[str, Relative]:
         """Return paths by their keys, each of which must be there once."""
@@ -152,9 +148,10 @@ class _Tree:
                 )
             words = ("", *re.split(r"[\W_]+", path.stem))  # "train" of instances_train
             bases = [parent / word for parent in path.parents for word in words]
-            names = read_coco(self.root / path, named=False).names
-            keys = {name: _find(name, bases, self.images) for name in names}
-            files = {n: str(self.images.get(k, PureWindowsPath(n).name)) for n, k in keys.items()}
+            files = {}
+            for name in read_coco(self.root / path, named=False).names:
+                key = _find(name, bases, self.images)
+                files[name] = str(self.images[key]) if key else PureWindowsPath(name).name
             parts.append(Part(str(path), files))
         return parts
 
@@ -171,9 +168,9 @@ class _Tree:
                 found = [key for key in pairs if folder and key.startswith(f"{folder}/")]
                 of_yaml.setdefault(name, []).extend(found)
         for path in self.paths:
-            named = _PART.fullmatch(path.stem) if path.suffix == ".txt" else None
-            if named and ("ImageSets" not in path.parts or path.parent.name == "Main"):
-                of_lists.setdefault(named[1].lower(), []).extend(self.read_list(path, pairs))
+            match = _PART.fullmatch(path.stem) if path.suffix == ".txt" else None
+            if match and ("ImageSets" not in path.parts or path.parent.name == "Main"):
+                of_lists.setdefault(match[1].lower(), []).extend(self.read_list(path, pairs))
         for key in pairs:
             of_folders.setdefault(_part_of(Relative(key).parent), []).append(key)
         ways = {"data.yaml's": of_yaml, "lists": of_lists, "folders": of_folders}
@@ -199,7 +196,7 @@ class _Tree:
         """Return the classes that a file names, and what data.yaml says, with its ``bases``."""
         found, about = dict[tuple[str, ...], Relative](), {}
         for path in self.paths:
-            names = []
+            names: Any = []
             if path.suffix.lower() in (".yaml", ".yml"):
                 try:
                     content = yaml.safe_load(read_file(self.root / path))

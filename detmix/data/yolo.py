@@ -34,7 +34,7 @@ class YOLODetection(VOCDetection):
     """
 
     _has_corners = False
-    _has_told = False
+    _told_of_polygons = False
 
     def _read(self, entry: ImageEntry, *_: object) -> VOCAnnotation | Problem:
         size = attempt("unusable image", read_image_size, entry.image)
@@ -62,8 +62,8 @@ class YOLODetection(VOCDetection):
             x, y = values[::2], values[1::2]
             if len(values) == 4:
                 x, y = ([center - size / 2, center + size / 2] for center, size in (x, y))
-            elif not self._has_told:
-                self._has_told = True
+            elif not self._told_of_polygons:
+                self._told_of_polygons = True
                 told = f"{path}, line {number}: the first polygon, which becomes its box"
                 warnings.warn(told, UserWarning, stacklevel=2)
             box = (min(x) * width, min(y) * height, max(x) * width, max(y) * height)

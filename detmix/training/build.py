@@ -186,21 +186,22 @@ def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
         or data.coco != CocoConfig(empty=data.coco.empty),
     }
     kinds = [kind for kind in is_given if is_given[kind] and data.format in ("auto", kind)]
+    layout = None
     if data.split == "given" or (data.split == "auto" and kinds):
         kind = next(iter(kinds), "voc" if data.format == "auto" else data.format)
-        layout, noted = None, {"format": kind, "split": "given"}
-        noted |= {"classes": VOC_CLASSES} if kind == "voc" else {}
+        noted: dict[str, Any] = {"format": kind, "split": "given"}
+        noted |= {"classes": VOC_CLASSES, "corners": "1-inclusive"} if kind == "voc" else {}
     else:
         wanted = [None if each == "auto" else each for each in (data.format, data.split)]
         layout = find_layout(data.root, *wanted)
         noted = layout.noted
         numbered = noted["classes"] if noted["format"] == "yolo" else None
-        if numbered and data.classes not in (None, numbered):
+        if numbered and data.classes and data.classes != numbered:
             raise ValueError(
                 f"data.classes is {', '.join(data.classes)}, but {data.root} numbers "
                 f"{', '.join(numbered)}: expected null, or the same"
             )
-    noted = {k: v for k, v in noted.items() if getattr(data, k) in (None, "auto")}
+    noted = {name: noted[name] for name in noted if getattr(data, name) in (None, "auto")}
     return replace(config, data=replace(data, **noted)), layout
 
 

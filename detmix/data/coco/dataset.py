@@ -141,7 +141,10 @@ class CocoDetection(StoredDetection):
         self._folder, self._path = Path(images), Path(annotations)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
-        file = read_coco(self._path, masks=masks, files=files)
+        file = read_coco(self._path, masks=masks, named=files is None)
+        asked = [i for i, name in enumerate(file.names) if files is None or name in files]
+        if files is not None:
+            file.names[:] = [files.get(name, "") for name in file.names]
         found = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
         by_class = choose_categories(file.categories, found, classes, self._path)
         self.classes, categories = tuple(by_class), tuple(by_class.values())
@@ -160,6 +163,7 @@ class CocoDetection(StoredDetection):
             ),
             on_error,
             self._path,
+            asked,
         )
         columns = _take(columns, np.isin(columns["images"], list(usable)))
         used = _take(columns, columns["is_used"])

@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from detmix.data.coco.categories import CocoCategory, read_categories
 from detmix.data.coco.masks import pack_item, shorten, strip_item
-from detmix.data.detection import Files, Problem
+from detmix.data.detection import Problem
 from detmix.files import read_file
 
 _PARTS = ("images", "annotations", "categories")
@@ -77,12 +77,9 @@ class CocoFile:
         return f"{self.where(row)}, bbox = {bbox} in {width} x {height} pixels"
 
 
-def read_coco(
-    path: str | Path, *, masks: bool = False, named: bool = True, files: Files | None = None
-) -> CocoFile:
+def read_coco(path: str | Path, *, masks: bool = False, named: bool = True) -> CocoFile:
     """Read an instances or person_keypoints file; what is wrong with the whole of it raises."""
-    # Only with `named` must images have a file name and objects an id. With `files` only images of
-    # these names are read, and get others.
+    # Only with `named` must images have a file name and objects an id.
     path = Path(path)
     with paused_collection():
         content = load_json(path, "annotations", masks=masks)
@@ -93,17 +90,11 @@ def read_coco(
         images = sorted(
             _by_id(content["images"], f"{path}, image"), key=lambda image: id_order(image[0])
         )
-        others = set()
-        if files is not None:
-            others = {image_id for image_id, item in images if item.get("file_name") not in files}
-            images = [image for image in images if image[0] not in others]
         image_ids = [image_id for image_id, _ in images]
         problems: dict[int, Problem] = {}
         names, sizes = [], []
         for index, (image_id, item) in enumerate(images):
             where = f"{path}, image {image_id}"
-            if files is not None:
-                item = item | {"file_name": files[item["file_name"]]}
             names.append(_read_name(item, where, must_lead_inside=named))
             try:
                 if named and (not names[-1] or "://" in names[-1]):
@@ -122,9 +113,7 @@ def read_coco(
                 UserWarning,
                 stacklevel=3,
             )
-        columns = _read_objects(
-            content["annotations"], image_ids, categories, path, problems, others
-        )
+        columns = _read_objects(content["annotations"], image_ids, categories, path, problems)
         return CocoFile(
             path=path,
             categories=categories,
@@ -267,15 +256,12 @@ def _read_objects(
     categories: tuple[CocoCategory, ...],
     path: Path,
     problems: dict[int, Problem],
-    others: Collection[Id],
 ) -> dict[str, Any]:
-    """Return the columns of the objects, without those of other images."""
+    """Return the columns of the objects."""
     images: dict[Any, int] = {image_id: index for index, image_id in enumerate(image_ids)}
     known = {category.id: index for index, category in enumerate(categories)}
     numbers, rows, boxes = [], [], []
     for number, item in enumerate(items):
-        if read_id(item.get("image_id")) in others:
-            continue
         try:
             row = (
                 look_up(item, "image_id", images),

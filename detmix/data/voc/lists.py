@@ -59,11 +59,11 @@ def list_entries(
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         image_ids = _read_split(path, parts)
         paths = (part.locate(image_ids, all_there) for part in parts)
-        for image_id, *files in zip(image_ids, *paths, strict=True):
+        for image_id, *found in zip(image_ids, *paths, strict=True):
             name = f"{folder.name}/{image_id}"
             if name in entries:
                 raise ValueError(f"{path}: image {name!r} is listed twice in {image_sets}")
-            entries[name] = ImageEntry(name, (str(year), split), *files)
+            entries[name] = ImageEntry(name, (str(year), split), *found)
     return list(entries.values())
 
 
