@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from detmix.training import TrainConfig, parse_args
 from detmix.training.build import open_dataset, open_datasets
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(polygon|no classes, but)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(polygon|are no classes)")
 named = pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.__name__)
 CLASSES_OF = {exports.devkit: ("data.classes=[cat, dog]",)}  # else VOC's twenty
 
@@ -226,6 +226,8 @@ READ = [
     (exports.roboflow_voc, (), "8 2", "1-exclusive"),
     (exports.label_studio_voc, (), "", "0-exclusive"),
     (exports.cvat_voc, (), "", "0-exclusive"),
+    (with_text(exports.labelimg, "classes.txt", "other"), (), "9 1", r"names\)$"),
+    (with_text(exports.labelimg, "data.yaml", "names: [a]"), (), "9 1", r"names\)$"),
 ]
 
 

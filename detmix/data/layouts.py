@@ -37,24 +37,20 @@ _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, (*IMG_EXTENSIONS, '.xml', '.tx
 _PART = re.compile(r"(trainval|train|val|test)(?:ing|id|idation)?\d*", re.I)
 # What to train on and what to score by: the first pair that is there.
 _SPLITS = (("train", "val"), ("train", "test"), ("trainval", "test"))
-_NAMES = ("labelmap.txt", "obj.names", "classes.txt", "_darknet.labels")
+_NAMES = {"voc": ("labelmap.txt",), "yolo": ("obj.names", "classes.txt", "_darknet.labels")}
 # What in XML tells who wrote it; CVAT and Datumaro leave a labelmap.txt beside it.
 _WRITERS = {b"roboflow": "1-exclusive", b"Label Studio": "0-exclusive", b"labelmap": "0-exclusive"}
 
 
 class Part(NamedTuple):
-    """Images to train or to test on, and what says so.
-
-    ``files`` has each image's annotation, or "", by its path; of COCO, where ``source`` is the JSON
-    file, its path by its ``file_name``.
-    """
+    """Images to train or to test on, and what says so: of COCO, the JSON file."""
 
     source: str
-    files: dict[str, str]
+    files: dict[str, str]  # annotations, "" for none, by their images; of COCO these, by file_name
 
 
 class Layout(NamedTuple):
-    """What was recognised: options of the data that are to be noted, images, and a line for all."""
+    """What was recognised: options of the data to be noted, images, and a line that tells it."""
 
     noted: dict[str, Any]
     train: Part
@@ -69,9 +65,8 @@ def find_layout(root: Path, kind: str | None = None, split: str | None = None) -
     if len(kinds) != 1 or not tree.found[kinds[0]]:
         there = [f"{len(found)} files of {name}" for name, found in tree.found.items()]
         raise ValueError(
-            f"{root}: expected images with annotations of one format, {kind or 'voc, coco or yolo'}"
-            f" (data.format), found {len(tree.images)} images and {', '.join(there)}; docs/data.md "
-            "says how they may lie"
+            f"{root}: expected images with files of one format, {kind or 'voc, coco or yolo'} "
+            f"(data.format, docs/data.md); found {len(tree.images)} images, {', '.join(there)}"
         )
     (kind,) = kinds
     noted: dict[str, Any] = {"format": kind}
@@ -79,7 +74,7 @@ def find_layout(root: Path, kind: str | None = None, split: str | None = None) -
     if kind == "coco":
         parts = tree.coco_parts(split)
     else:
-        noted["classes"], about = tree.read_names()
+        noted["classes"], about = tree.read_names(kind)
         pairs = tree.pair(kind)
         if bare := [key for key, (_, annotation) in pairs.items() if not annotation]:
             fate = "left out" if kind == "voc" else "background"
@@ -188,16 +183,16 @@ class _Tree:
         keys = {line: _find(line, path.parents, pairs) for line in lines}
         missing = [line for line, key in keys.items() if key is None]
         if 0 < len(missing) < len(keys):
-            told = f"of {len(keys)} images {len(missing)} are not there, annotated: {missing[:3]}"
+            told = f"{len(missing)} of {len(keys)} images are not there: {missing[:3]}"
             raise FileNotFoundError(f"{self.root / path}: {told}")
         return [key for key in keys.values() if key]
 
-    def read_names(self) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
+    def read_names(self, kind: str) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
         """Return the classes that a file names, and what data.yaml says, with its ``bases``."""
         found, about = dict[tuple[str, ...], Relative](), {}
         for path in self.paths:
             names: Any = []
-            if path.suffix.lower() in (".yaml", ".yml"):
+            if kind == "yolo" and path.suffix.lower() in (".yaml", ".yml"):
                 try:
                     content = yaml.safe_load(read_file(self.root / path))
                 except yaml.YAMLError as error:
@@ -206,11 +201,12 @@ class _Tree:
                     about = {**content, "bases": [*path.parents]}
                     if isinstance(names, dict):  # by their numbers
                         names = [names.get(number, number) for number in range(max(names) + 1)]
-            elif path.name in _NAMES:
+            elif path.name in _NAMES[kind]:
                 lines = read_file(self.root / path).decode("utf-8-sig").splitlines()
-                if path.name == _NAMES[0]:  # label:colour:parts:actions
-                    lines = [line.split(":")[0] for line in lines if not line.startswith("#")]
-                names = [line.strip() for line in lines if line.strip() not in ("", "background")]
+                if kind == "voc":  # label:colour:parts:actions, and comments
+                    others = ("#", "background:")
+                    lines = [line.split(":")[0] for line in lines if not line.startswith(others)]
+                names = [line.strip() for line in lines if line.strip()]
             if names:
                 found[tuple(map(str, names))] = path
         if len(found) > 1:
@@ -259,8 +255,6 @@ def _divide(root: Path, whole: Part) -> tuple[Part, Part]:
     if not others:
         raise ValueError(f"{root}: expected two images or more, found {[*shares]}")
     limit = min(max(TEST_SHARE, others[0]), others[-1])  # one at least on each side
-    train, test = (
-        {name: whole.files[name] for name, share in shares.items() if (share < limit) == is_test}
-        for is_test in (False, True)
-    )
-    return Part(whole.source, train), Part(whole.source, test)
+    test = {name: path for name, path in whole.files.items() if shares[name] < limit}
+    train = {name: path for name, path in whole.files.items() if name not in test}
+    return whole._replace(files=train), whole._replace(files=test)

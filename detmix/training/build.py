@@ -152,12 +152,8 @@ def open_datasets(
     train_data = open_dataset(config, train=True, **options)
     config = _note(config, train_data)
     if config.data.classes == VOC_CLASSES and (unused := train_data.unused_classes()):
-        warnings.warn(
-            f"{config.data.root}: there is no object of {len(unused)} of VOC's 20 classes to train "
-            f"on ({', '.join(unused)}): is data.classes meant to name others?",
-            UserWarning,
-            stacklevel=2,
-        )
+        told = f"{config.data.root}: no object to train on is of VOC's {', '.join(unused)}: is it "
+        warnings.warn(told + "data.classes that should be others?", UserWarning, stacklevel=2)
     test_data = open_dataset(config, train=False, **options)
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
     if names and test_names and names != test_names:
@@ -196,11 +192,9 @@ def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
         layout = find_layout(data.root, *wanted)
         noted = layout.noted
         numbered = noted["classes"] if noted["format"] == "yolo" else None
-        if numbered and data.classes and data.classes != numbered:
-            raise ValueError(
-                f"data.classes is {', '.join(data.classes)}, but {data.root} numbers "
-                f"{', '.join(numbered)}: expected null, or the same"
-            )
+        if numbered and data.classes not in (None, numbered):
+            told = f"{data.root} numbers {', '.join(numbered)}: expected these, or null"
+            raise ValueError(f"data.classes is {data.classes}, but {told}")
     noted = {name: noted[name] for name in noted if getattr(data, name) in (None, "auto")}
     return replace(config, data=replace(data, **noted)), layout
 

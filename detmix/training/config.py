@@ -53,8 +53,7 @@ class DataConfig:
     classes: tuple[str, ...] | None = None
     num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
-    #: VOC: how corners are written, 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive; null for
-    #: as the program that wrote them does, if that is seen, else 1-inclusive
+    #: VOC: 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive; null for their writer's, if known
     corners: Corners | None = None
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     batch_size: PositiveInt = 8  #: images of a training batch, in each process

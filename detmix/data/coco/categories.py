@@ -85,12 +85,8 @@ def choose_categories(
         above = {c.supercategory for c in categories if c.supercategory != c.name}
         unused = [n for n, c in known.items() if c.id not in used and c.name in above]
         if unused:
-            warnings.warn(
-                f"{path}: no classes, but categories above others, without objects of their own: "
-                f"{', '.join(unused)}",
-                UserWarning,
-                stacklevel=3,
-            )
+            told = f"{path}: categories above others, without objects, are no classes: "
+            warnings.warn(told + ", ".join(unused), UserWarning, stacklevel=3)
         classes = sorted(known.keys() - {*unused}, key=lambda name: known[name].id)
         return {name: known[name] for name in classes}
     every = {unique[category.id]: category for category in categories} | known
