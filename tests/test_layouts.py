@@ -17,6 +17,7 @@ from runs import succeed
 from tiny import SETTINGS, tiny_args
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from detmix.data import VOC_CLASSES, VOCDetection
 from detmix.training import TrainConfig, parse_args
 from detmix.training.build import open_dataset, open_datasets
 
@@ -242,3 +243,51 @@ def test_what_is_read_and_said(tmp_path, caplog, write, options, numbers, told):
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"{len(train)} images to train and {len(test)} to test" in line or "skip" in str(options)
     assert told is None or re.search(told, line)
+
+
+def test_data_to_evaluate_alone_are_where_the_configuration_says(tmp_path):
+    exports.official_coco(tmp_path)
+    (tmp_path / "annotations/instances_train2017.json").unlink()
+    for kind in ("auto", "coco"):
+        args = (f"--data.root={tmp_path}", f"--data.format={kind}")
+        data = open_dataset(parse_args(TrainConfig, args), train=False)
+        assert sorted(stems(data)) == PARTS["valid"]
+
+
+def test_voc_classes_that_never_occur_and_unknown_ones(tmp_path):
+    exports.devkit(tmp_path)
+    with pytest.warns(UserWarning, match=r"aeroplane, bicycle, .*data\.classes") as caught:
+        open_root(tmp_path)
+    assert len(caught) == 1
+    for xml in (tmp_path / "VOC2007/Annotations").glob("*.xml"):
+        xml.write_text(xml.read_text().replace("cat", "cot").replace("dog", "dig"))
+    with pytest.raises(ValueError, match=r"\.xml, object 0: unknown class .*cot, dig.*null"):
+        open_root(tmp_path)
+
+
+def test_warnings_of_polygons_and_categories_above(tmp_path):
+    for export, told in (
+        (exports.yolo_folders, "line 1.*polygon"),
+        (exports.roboflow_coco, "pets"),
+    ):
+        export(tmp_path / export.__name__)
+        with pytest.warns(UserWarning, match=told) as caught:
+            open_root(tmp_path / export.__name__)
+        # Of YOLO's both sets tell; COCO's test set has its classes from the other.
+        assert len(caught) == (2 if export is exports.yolo_folders else 1)
+
+
+def test_real_images_in_one_folder(voc_root, tmp_path):
+    """Those of the devkit's split, as they are there."""
+    folder = voc_root / "VOC2007"
+    names = (folder / "ImageSets/Main/trainval.txt").read_text().split()[:40]
+    for name in names:
+        (tmp_path / f"{name}.jpg").symlink_to(folder / f"JPEGImages/{name}.jpg")
+        (tmp_path / f"{name}.xml").symlink_to(folder / f"Annotations/{name}.xml")
+    _, *datasets = open_root(tmp_path, f"data.classes={[*VOC_CLASSES]}")
+    expected = VOCDetection(voc_root)
+    for data in datasets:
+        for index, name in enumerate(stems(data)):
+            target, true = data.target(index), expected.target(names.index(name))
+            assert all(torch.equal(target[key], true[key]) for key in ("boxes", "labels"))
+    assert sum(map(len, datasets)) == 40

@@ -176,10 +176,10 @@ def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
     """Note what the data are; return how they lie, or None where the configuration says so."""
     data = config.data
     years = [*data.root.glob("VOC[0-9]*"), *data.root.glob("VOCdevkit/VOC[0-9]*")]
+    jsons = [data.root / data.coco.train_annotations, data.root / data.coco.test_annotations]
     is_given = {
         "voc": years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
-        "coco": (data.root / data.coco.train_annotations).exists()
-        or data.coco != CocoConfig(empty=data.coco.empty),
+        "coco": data.coco != CocoConfig(empty=data.coco.empty) or any(map(Path.exists, jsons)),
     }
     kinds = [kind for kind in is_given if is_given[kind] and data.format in ("auto", kind)]
     layout = None
