@@ -144,6 +144,14 @@ def with_text(export, name, content):
     return write
 
 
+def in_circles(root):
+    """With a link to the folder that it lies in, and one to images elsewhere."""
+    exports.two_folders(root)
+    (root / "images").rename(root.parent / f"{root.name}-images")
+    (root / "images").symlink_to(root.parent / f"{root.name}-images")
+    (root / "annotations/all").symlink_to(root)
+
+
 def both(root):
     exports.labelimg(root)
     exports.cvat_yolo(root)
@@ -219,6 +227,7 @@ READ = [
     (without(exports.labelimg, "im 3.xml"), (), "", "1 images .* left out"),
     (without(exports.labelimg, "im 3.PNG"), ("data.on_error=skip",), "", None),
     (only_train, (), "", "hash"),
+    (in_circles, (), "9 1", "hash"),
     (same_twice, (), "8 8", None),
     (not_val, ("data.coco.empty=keep",), "8 2", "Testing/_annotations"),
     (exports.roboflow_yolo, ("data.split=hash",), "", "hash"),

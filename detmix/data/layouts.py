@@ -102,8 +102,14 @@ class _Tree:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: there is no such folder")
         found = sorted(glob("**", root_dir=root, recursive=True))  # without hidden ones
-        paths = (Relative(Path(name).as_posix()) for name in found)
-        self.root, self.paths = root, [p for p in paths if _UNUSED.isdisjoint(p.parts)]
+        paths = [Relative(Path(name).as_posix()) for name in found]
+        unused = {
+            folder
+            for folder in {folder for path in paths for folder in path.parents if folder.name}
+            if folder.name in _UNUSED  # or a link to a folder that it lies in
+            or (root / folder.parent).resolve().is_relative_to((root / folder).resolve())
+        }
+        self.root, self.paths = root, [p for p in paths if unused.isdisjoint(p.parents)]
         self.images = self.by_key(p for p in self.paths if p.suffix.lower() in IMG_EXTENSIONS)
         self.found: dict[str, list[Relative]] = {name: [] for name, _ in _FORMATS.values()}
         for path in self.paths:
