@@ -170,7 +170,7 @@ BROKEN = [
     (exports.labelimg, ("data.format=yolo",), ValueError, "10 files of voc"),
     (exports.labelimg, ("data.split=named",), ValueError, "train and val"),
     (without(exports.label_studio_yolo, "*.txt"), (), ValueError, r"data\.classes is null"),
-    (exports.label_studio_yolo, ("data.classes=[dog, cat]",), ValueError, "dog.*cat.* numbers cat, dog"),
+    (exports.label_studio_yolo, ("data.classes=[dog, cat]",), ValueError, "dog.* numbers cat"),
     (with_text(exports.label_studio_yolo, "b/classes.txt", "x"), (), ValueError, "b/classes.txt"),
     (with_text(exports.roboflow_yolo, "a.yaml", "names: ["), (), ValueError, r"a\.yaml: .*YAML"),
     (with_text(exports.labelimg, "im 0.jpg", ""), (), ValueError, r"im 0\.PNG and im 0\.jpg"),
