@@ -232,8 +232,7 @@ def _find(text: str, bases: Iterable[Relative], known: Collection[str]) -> str |
 
     What stands before, as of the machine that wrote it, is passed over: nothing leads outside.
     """
-    path = PureWindowsPath(text.strip())  # which knows both kinds of slashes
-    parts = [part for part in path.parts[bool(path.anchor) :] if part != ".."]
+    parts = PureWindowsPath(text.strip()).parts  # by both kinds of slashes
     tails = (Relative(*parts[start:]) for start in range(len(parts)))
     # Of valid/images, where no valid is, images would be the whole.
     keys = (_key(base / tail) for tail in tails if _key(tail) != "." for base in bases)
