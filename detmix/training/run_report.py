@@ -85,7 +85,9 @@ def write_run_report(
 def _data(config: TrainConfig, dataset: DetectionData, num: int) -> str:
     """Where the images are from, and how many of them."""
     parts = [str(config.data.coco.test_annotations)]
-    if isinstance(dataset, VOCDetection):
+    if config.data.split in ("named", "hash"):
+        parts = [f"{config.data.format}, split {config.data.split}"]
+    elif isinstance(dataset, VOCDetection):
         parts = [f"VOC{year} {split}" for year, split in dict.fromkeys(dataset.image_sets)]
     number = f"{num:,}" if num == len(dataset) else f"the first {num:,} of {len(dataset):,}"
     return f"{config.data.root}: {' and '.join(parts)}, {number} images"

@@ -176,13 +176,6 @@ class TestRefused:
             torch.save({**STATE, "format": 2, "config": {"schedule": schedule}}, path)
             assert load_checkpoint(path)["config"]["schedule"] == {**schedule, "name": name}
 
-    def test_a_schedule_that_was_constant(self, path):
-        """Which is no longer called multistep where it names no epochs."""
-        for milestones, name in (([], "constant"), ([3], "multistep")):
-            schedule = {"name": "multistep", "milestones": milestones}
-            torch.save({**STATE, "format": 2, "config": {"schedule": schedule}}, path)
-            assert load_checkpoint(path)["config"]["schedule"] == {**schedule, "name": name}
-
 
 @pytest.fixture(scope="module")
 def model():
