@@ -159,14 +159,14 @@ def test_every_box_of_a_batch_with_its_weight(draw):
 def test_what_is_of_a_partner_is_dashed(draw):
     """CutMix gives every object a weight of its own; a partner may have no objects."""
     weights = torch.tensor([0.8, 1.0, 0.5, 0.5, 0.3])
-    names = {3: "a.jpg", 11: "empty.jpg", 8: "b.jpg"}
+    names = {3: "a.jpg", 8: "b.jpg", 11: "empty.jpg"}
     rows = torch.arange(5) * 60 + 20
     boxes = torch.stack([rows * 0 + 9, rows, rows * 0 + 400, rows + 40], dim=1)
     source = torch.tensor([3, 3, 8, 8, 3])
     mix = target(5, boxes=boxes, box_weights=weights, source=source, sources=names)
     drawn = draw(pictures.plot_batch, [picture(360, 480)], [mix], CLASSES)
-    above = ["a.jpg: weight 0.30 to 1.00", "empty.jpg (dashed): no objects"]
-    assert drawn.headings == [*above, "b.jpg (dashed): weight 0.50"][::-1]  # the lowest first
+    above = ["a.jpg: weight 0.30 to 1.00", "b.jpg (dashed): weight 0.50"]
+    assert drawn.headings == [*above, "empty.jpg (dashed): no objects"][::-1]  # the lowest first
     height = drawn.picture.height - 360 - 2 * GAP
     for row, own in enumerate(source):
         share = share_of(drawn, COLORS[row], boxes[row] + torch.tensor([120, 0, 0, 0]), height)
