@@ -23,7 +23,7 @@ from detmix.training import (
     load_detector,
     parse_args,
 )
-from detmix.training.build import open_dataset
+from detmix.training.build import open_dataset, with_data_noted
 from detmix.training.run_folder import RunFolder
 
 
@@ -62,7 +62,7 @@ class TestFiles:
             "config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "last.pt",
             "previous.pt", "best.pt", ".lock",
         }  # fmt: skip
-        config = tiny_config(shapes_root, whole_run, *STATEFUL)
+        config = with_data_noted(tiny_config(shapes_root, whole_run, *STATEFUL))
         assert parse_args(TrainConfig, ["--config", str(whole_run / "config.yaml")]) == config
         versions = json.loads((whole_run / "versions.json").read_text())
         assert versions["torch"] == torch.__version__
