@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import json
+import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -31,7 +34,8 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-ALL = "\n".join(PAGES.values())
+API = PAGES["api.md"]
+ALL = "\n".join(page for name, page in PAGES.items() if name != "api.md")
 
 
 def blocks(language: str, page: str | None = None) -> list[str]:
@@ -79,7 +83,8 @@ class Guesses(torch.nn.Module):
 def test_each_block_is_met_below():
     """Of Python, of a shell, or what something prints."""
     assert set(re.findall(r"^```(\w+)$", ALL, flags=re.MULTILINE)) == {"python", "bash"}
-    examples = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
+    examples = {page: len(blocks("python", page)) for page in PAGES if page != "api.md"}
+    examples = {page: number for page, number in examples.items() if number}
     assert examples == {"README.md": 2, "evaluation.md": 2, "mixing.md": 1}
 
 
@@ -185,9 +190,10 @@ def test_links_and_pictures_exist(page):
         path, _, heading = target.partition("#")
         if target.startswith("https://"):
             continue
-        assert (folder / path).is_file(), target
+        assert not path or (folder / path).is_file(), target
         if heading:
-            titles = re.findall(r"^#+ (.*)$", PAGES[Path(path).name], flags=re.MULTILINE)
+            text = PAGES[Path(path).name or page]
+            titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
             assert heading in {title.lower().replace(" ", "-") for title in titles}
 
 
@@ -198,6 +204,37 @@ def imported():
     )
     found = {(module, name.strip(" ()")) for module, names in found for name in names.split(",")}
     return found | {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", ALL)}
+
+
+def test_the_api_page_is_made_of_the_docstrings_as_they_are():
+    page = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
+    assert page == API, "python docs/make_api.py, and commit docs/api.md"
+
+
+def exported():
+    """Yield every package of detmix with each name that it exports."""
+    yield from (("detmix", name) for name in detmix.__all__)
+    for package in pkgutil.iter_modules(detmix.__path__, "detmix."):
+        if package.ispkg and package.name != "detmix.commands":
+            names = getattr(importlib.import_module(package.name), "__all__", ())
+            yield from ((package.name, name) for name in names)
+
+
+def test_every_exported_name_is_on_the_api_page():
+    entries = re.findall(r"(?ms)^### (\w+)\n\n```python\n(.*?)^```\n\n\S", API)
+    heads, names = dict(entries), list(exported())
+    assert len(entries) == len(heads) == len({name for _, name in names} - {"__version__"}) > 90
+    for package, name in names:
+        if name == "__version__":
+            continue
+        item = getattr(importlib.import_module(package), name)
+        if inspect.isclass(item) or inspect.isfunction(item):
+            path = re.match(r"(?:class )?detmix\.([\w.]*)", heads[name])[1]  # as it is imported
+            assert callable(reduce(getattr, path.split("."), detmix)), path
+            told = re.findall(r"\b(\w+)(?=:)", heads[name])
+            assert set(inspect.signature(item).parameters) <= set(told), name
+        else:
+            assert heads[name].startswith(f"{name} = ")
 
 
 class TestNames:
