@@ -92,7 +92,7 @@ def methods(bases: list[type], others: list[type]) -> Iterator[str]:
             text = re.sub(r",? (?=\))|(?<=\() ", "", re.sub(r"\s+", " ", head(function)))
             is_value = isinstance(value, (property, cached_property))
             text = text.replace("()", "", 1) if is_value else text
-            yield f"- `{text}`\n\n{indent(markdown(value.__doc__), '  ')}"
+            yield f"- `{text}`\n\n{indent(markdown(value.__doc__ or ''), '  ')}"
     for other in others:
         yield f"- all of {link(other.__name__)}\n\n"
 
@@ -134,7 +134,10 @@ def entry(name: str, package: str) -> str:
     else:
         files = [file for name, file in sys.modules.items() if name.startswith(f"{package}.")]
         assignment = rf'\n({name} = .*(?:\n[ )].*)*)\n"""((?:.|\n)*?)"""'
-        code, doc = re.search(assignment, "".join(map(inspect.getsource, files))).groups()
+        found = re.search(assignment, "".join(map(inspect.getsource, files)))
+        if found is None:
+            raise LookupError(f"{path} has no docstring below its assignment")
+        code, doc = found.groups()
     text = f"### {name}\n\n```python\n{code.strip()}\n```\n\n{markdown(doc)}"
     return text + ("**Methods**\n\n" if points else "") + "".join(points)
 

@@ -89,7 +89,7 @@ def test_each_block_is_met_below():
 
 
 def test_the_loop_and_the_scoring_run(capsys):
-    (loop, _), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
+    (_, loop), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
     names = {"dataset": samples(3), "test_loader": test_loader}
@@ -104,10 +104,10 @@ def test_the_loop_and_the_scoring_run(capsys):
 
 def test_a_photograph_of_ones_own(whole_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "voc2007_cpu").symlink_to(whole_run)
+    (tmp_path / "runs" / "own").symlink_to(whole_run)
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    predicting = blocks("python", "README.md")[1]
+    predicting = blocks("python", "README.md")[0]
     exec(predicting.replace("0.3", "0"), names := {})
     assert len(names["found"].boxes) == len(names["found"].names) > 0
     assert names["found"].names[0] in capsys.readouterr().out
