@@ -80,7 +80,7 @@ REFUSED = [
     ("data: {train: [[2007, val]]}", r"data\.train.*2007"),
     ("data: {format: coco, difficult: drop}", r"data\.difficult .*drop"),
     ("data: {format: coco, corners: 0-exclusive}", r"data\.corners .*0-exclusive"),
-    ("data: {coco: {empty: keep}}", r"data\.coco .*voc"),
+    ("data: {format: voc, coco: {empty: keep}}", r"data\.coco .*voc"),
     ("backbone: {levels: ['1']}", r"backbone\.levels\.0 .*integer.*'1'"),
     ("loss: {background_weight: -1}", r"loss\.background_weight .* -1"),
     ("a: [}", ""),

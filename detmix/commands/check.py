@@ -21,7 +21,7 @@ def main(args: Sequence[str]) -> None:
     config = parse_args(TrainConfig, args, "Print which images cannot be used, and why.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* images left out")  # they are printed below
-        _, *datasets = open_datasets(config, on_error="skip")
+        config, *datasets = open_datasets(config, on_error="skip")
     for name, data in zip(("train", "test"), datasets, strict=True):
         found = data.report
         print(
@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> None:
             f"{found.num_clipped} boxes clipped, {found.num_without_area} without area dropped; "
             f"{len(data.skipped)} images left out"
         )
-        if isinstance(found, VOCReport):
+        if isinstance(found, VOCReport) and found.corners:
             print(f"  corners: {found.corners}, data.corners is {config.data.corners}")
         for image in data.skipped:
             print(f"  {image.kind}: {image.reason}")

@@ -75,7 +75,7 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
     print(evaluation)
     about = {"checkpoint": str(source), "data": config.as_dict()["data"]}
     written = [evaluation.save(folder / "results.json", **about), *coco.save(folder)]
-    if isinstance(dataset, VOCDetection):
+    if isinstance(dataset, VOCDetection) and dataset.image_sets:
         written.append(save_devkit_results(folder, dataset, found))
     if parsed.report:
         written.append(write_run_report(folder, evaluation, found, dataset, config, source))
@@ -85,8 +85,8 @@ def _evaluate_checkpoint(parsed: argparse.Namespace) -> None:
 def _score_devkit_results(parsed: argparse.Namespace) -> None:
     config = parse_args(TrainConfig, parsed.overrides)
     dataset = open_dataset(config, train=False)
-    if not isinstance(dataset, VOCDetection):
-        raise ValueError(f"{parsed.source}: the devkit's result files need data.format=voc")
+    if not isinstance(dataset, VOCDetection) or not dataset.image_sets:
+        raise ValueError(f"{parsed.source}: the devkit's result files need a devkit (VOC2007 …)")
     found = load_devkit_results(parsed.source, dataset, config.data.test_limit)
     evaluation, _ = evaluate_fully(found, dataset, config, parsed.backend)
     print(evaluation)

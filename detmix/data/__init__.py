@@ -1,7 +1,8 @@
 """Data sets, augmentation and loaders.
 
-VOC devkit, shapes ─► VOCDetection ──┬─► AugmentedDataset  ─┬─► loaders
-COCO JSON, shapes  ─► CocoDetection ─┘                      │
+VOC's XML, shapes  ─► VOCDetection ──┬─► AugmentedDataset  ─┬─► loaders
+COCO JSON, shapes  ─► CocoDetection ─┤                      │
+YOLO text labels   ─► YOLODetection ─┘                      │
 image folders      ─► ImageClasses ─────────────────────────┘
 """
 
@@ -25,6 +26,7 @@ from detmix.data.shapes import SHAPE_CLASSES, write_shape_crops, write_shapes
 from detmix.data.shapes_coco import write_shapes_coco
 from detmix.data.voc.dataset import VOC_CLASSES, VOCDetection, VOCReport
 from detmix.data.voc.devkit import VOCAnnotation, VOCObject, read_annotation, write_annotation
+from detmix.data.yolo import YOLODetection
 
 __all__ = [
     "SHAPE_CLASSES",
@@ -41,6 +43,7 @@ __all__ = [
     "VOCDetection",
     "VOCObject",
     "VOCReport",
+    "YOLODetection",
     "collate",
     "detection_transforms",
     "eval_loader",

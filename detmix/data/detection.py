@@ -26,6 +26,7 @@ from tqdm.contrib.concurrent import thread_map
 from detmix.data.images import read_orientation, read_sized_image
 
 Array = npt.NDArray[Any]
+Files = Mapping[str, str]
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -50,6 +51,7 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
     """
 
     names: list[str]
+    classes: tuple[str, ...]
     image_ids: Sequence[int | str]
     transforms: Transforms | None
 
@@ -101,6 +103,11 @@ class StoredDetection(Dataset[tuple[Tensor, dict[str, Any]]]):
         """Return one image's height and width in pixels without decoding it."""
         height, width = self._sizes[check_index(index, len(self))].tolist()
         return height, width
+
+    def unused_classes(self) -> list[str]:
+        """Return the classes of which there is no object."""
+        used = set(self._columns["labels"].tolist())
+        return [name for label, name in enumerate(self.classes, 1) if label not in used]
 
     def turned_images(self) -> list[tuple[Path, int]]:
         """Return the images that have an EXIF orientation, and it, from the heads of all files."""
@@ -245,6 +252,7 @@ def read_usable(
     decode: Callable[[int, Result], object],
     on_error: str,
     where: object,
+    indices: Sequence[int] | None = None,
 ) -> tuple[dict[int, Result], tuple[SkippedImage, ...]]:
     """Return what is read of each image that can be used, by index, and the other images.
 
@@ -263,13 +271,13 @@ def read_usable(
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     results: dict[int, Result] = {}
     skipped = []
-    num = len(names)
-    found: Iterable[Result | Problem] = map(read, range(num))
+    indices = range(len(names)) if indices is None else indices
+    found: Iterable[Result | Problem] = map(read, indices)
     if on_error == "skip":  # disable=None: a bar only where standard error is a terminal
         found = thread_map(
-            read_whole, range(num), desc="checking images", leave=False, disable=None, delay=2
+            read_whole, indices, desc="checking images", leave=False, disable=None, delay=2
         )
-    for index, result in enumerate(found):
+    for index, result in zip(indices, found, strict=True):
         if not isinstance(result, Problem):
             results[index] = result
         elif on_error == "raise":
@@ -277,7 +285,7 @@ def read_usable(
         else:
             skipped.append(SkippedImage(names[index], result.kind, str(result.error)))
     if skipped:
-        message = f"{where}: {len(skipped)} of {num} images left out {_summary(skipped)}"
+        message = f"{where}: {len(skipped)} of {len(indices)} images left out {_summary(skipped)}"
         if not results:
             raise ValueError(f"{message}; there is none left")
         warnings.warn(message, UserWarning, stacklevel=3)

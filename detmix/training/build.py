@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from detmix.data import (
+    VOC_CLASSES,
     AugmentedDataset,
     CocoDetection,
     VOCDetection,
+    YOLODetection,
     detection_transforms,
     train_loader,
 )
+from detmix.data.layouts import Layout, find_layout
 from detmix.detectors import build_detector, target_keys
 from detmix.detectors.build import configured_normalization, set_normalization
 from detmix.evaluation import COCOEvaluator, COCOResult, VOCEvaluator, VOCResult
@@ -31,14 +37,15 @@ from detmix.mixing import (
     Sample,
 )
 from detmix.training.checkpoint import Normalization
-from detmix.training.config import TrainConfig
+from detmix.training.config import CocoConfig, DataConfig, TrainConfig
 from detmix.training.progress import Evaluation
 
-DetectionData = VOCDetection | CocoDetection
+DetectionData = VOCDetection | CocoDetection  # of which the first are YOLO's, too
 Evaluator = VOCEvaluator | COCOEvaluator
 Score = VOCResult | COCOResult
 # What COCO calls the overlap of each thing that a target may need.
 _IOU_TYPES: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+_log = logging.getLogger(__name__)
 PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` notes it
 
 
@@ -79,36 +86,51 @@ def build_model(config: TrainConfig, saved: Normalization | None = None) -> nn.M
 
 
 def open_dataset(
-    config: TrainConfig, *, train: bool, on_error: Literal["raise", "skip"] | None = None
+    config: TrainConfig,
+    *,
+    train: bool,
+    on_error: Literal["raise", "skip"] | None = None,
+    layout: Layout | None = None,
 ) -> DetectionData:
     """Open the images and annotations to train or to evaluate on, as they are on disk."""
     # Evaluation keeps difficult objects, crowds, images without objects and boxes beyond the image,
     # as the devkit's and COCO's rules need them, and leaves out no image.
+    if layout is None:
+        config, layout = recognize(config)
     data, name = config.data, config.detector.name
-    files, needed = data.coco, target_keys(name)
+    coco, needed = data.coco, target_keys(name)
     on_error = on_error or (data.on_error if train else "raise")
+    part = layout and (layout.train if train else layout.test)
+    files = part and part.files
+    if data.format != "coco" and needed:
+        raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
+    if data.format == "yolo":
+        return YOLODetection(data.root, files=files, classes=data.class_names, on_error=on_error)
     if data.format == "voc":
-        if needed:
-            raise ValueError(f"detector.name={name} needs {needed[0]}: set data.format=coco")
         return VOCDetection(
             data.root,
             image_sets=data.train if train else data.test,
             difficult=data.difficult if train else "keep",
-            classes=data.class_names,
+            classes=data.classes,
             on_error=on_error,
-            corners=data.corners,
+            corners=data.corners or "1-inclusive",
+            files=files,
         )
-    annotations = data.root / (files.train_annotations if train else files.test_annotations)
+    images = coco.train_images if train else coco.test_images
+    annotations = data.root / (coco.train_annotations if train else coco.test_annotations)
+    if part:
+        images, annotations = Path(), data.root / part.source
     dataset = CocoDetection(
-        data.root / (files.train_images if train else files.test_images),
+        data.root / images,
         annotations,
         crowd="drop" if train else "keep",
-        empty=files.empty if train else "keep",
+        empty=coco.empty if train else "keep",
         masks="masks" in needed,
         keypoints="keypoints" in needed,
         classes=data.classes,
         clip=train,
         on_error=on_error,
+        files=files,
     )
     found, expected = len(dataset.keypoint_names), data.num_keypoints
     if "keypoints" in needed and (found == 0 or found != (expected or found)):
@@ -123,9 +145,16 @@ def open_datasets(
     config: TrainConfig, *, on_error: Literal["raise", "skip"] | None = None
 ) -> tuple[TrainConfig, DetectionData, DetectionData]:
     """Open what to train and to evaluate on; note in the configuration what the first says."""
-    train_data = open_dataset(config, train=True, on_error=on_error)
+    config, layout = recognize(config)
+    if layout:
+        _log.info(layout.told)
+    options: Any = {"on_error": on_error, "layout": layout}
+    train_data = open_dataset(config, train=True, **options)
     config = _note(config, train_data)
-    test_data = open_dataset(config, train=False, on_error=on_error)
+    if config.data.classes == VOC_CLASSES and (unused := train_data.unused_classes()):
+        told = f"{config.data.root}: no object to train on is of VOC's {', '.join(unused)}: is it "
+        warnings.warn(told + "data.classes that should be others?", UserWarning, stacklevel=2)
+    test_data = open_dataset(config, train=False, **options)
     names, test_names = (getattr(data, "keypoint_names", ()) for data in (train_data, test_data))
     if names and test_names and names != test_names:
         raise ValueError(
@@ -137,9 +166,37 @@ def open_datasets(
 
 def with_data_noted(config: TrainConfig) -> TrainConfig:
     """Return a configuration whose classes are known, if need be by reading the annotations."""
-    if config.data.classes is not None or config.data.format == "voc":
+    config, layout = recognize(config)
+    if config.data.classes is not None:
         return config
-    return _note(config, open_dataset(config, train=True))
+    return _note(config, open_dataset(config, train=True, layout=layout))
+
+
+def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
+    """Note what the data are; return how they lie, or None where the configuration says so."""
+    data = config.data
+    years = [*data.root.glob("VOC[0-9]*"), *data.root.glob("VOCdevkit/VOC[0-9]*")]
+    jsons = [data.root / data.coco.train_annotations, data.root / data.coco.test_annotations]
+    is_given = {
+        "voc": years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
+        "coco": data.coco != CocoConfig(empty=data.coco.empty) or any(map(Path.exists, jsons)),
+    }
+    kinds = [kind for kind in is_given if is_given[kind] and data.format in ("auto", kind)]
+    layout = None
+    if data.split == "given" or (data.split == "auto" and kinds):
+        kind = next(iter(kinds), "voc" if data.format == "auto" else data.format)
+        noted: dict[str, Any] = {"format": kind, "split": "given"}
+        noted |= {"classes": VOC_CLASSES, "corners": "1-inclusive"} if kind == "voc" else {}
+    else:
+        wanted = [None if each == "auto" else each for each in (data.format, data.split)]
+        layout = find_layout(data.root, *wanted)
+        noted = layout.noted
+        numbered = noted["classes"] if noted["format"] == "yolo" else None
+        if numbered and data.classes not in (None, numbered):
+            told = f"{data.root} numbers {', '.join(numbered)}: expected these, or null"
+            raise ValueError(f"data.classes is {data.classes}, but {told}")
+    noted = {name: noted[name] for name in noted if getattr(data, name) in (None, "auto")}
+    return replace(config, data=replace(data, **noted)), layout
 
 
 def _note(config: TrainConfig, dataset: DetectionData) -> TrainConfig:
@@ -184,7 +241,7 @@ def build_test_set(config: TrainConfig, dataset: DetectionData) -> AugmentedData
 
 def build_evaluator(config: TrainConfig, dataset: DetectionData) -> Evaluator:
     """Return what a training on this kind of data is scored by."""
-    if config.data.format == "voc":
+    if isinstance(dataset, VOCDetection):
         return VOCEvaluator(config.data.class_names)
     return build_coco_evaluator(config, dataset)
 

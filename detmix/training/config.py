@@ -41,16 +41,20 @@ class CocoConfig:
 class DataConfig:
     """Data sets, and their loading."""
 
-    format: Literal["voc", "coco"] = "voc"  #: VOC's devkit, or images with a file as COCO has it
-    root: Path = Path("data/VOCdevkit")  #: holds VOC2007 and the like, or the files of COCO
-    train: ImageSets = (("2007", "trainval"),)  #: VOC: pairs of year and split to train on
-    test: ImageSets = (("2007", "test"),)  #: VOC: pairs of year and split to evaluate on
+    #: VOC's XML, COCO's JSON or YOLO's text labels; auto finds out, and how they lie
+    format: Literal["auto", "voc", "coco", "yolo"] = "auto"
+    root: Path = Path("data/VOCdevkit")  #: the folder of the data
+    #: given by train and test, or coco; named by lists, folders or files; or a fifth by a hash
+    split: Literal["auto", "given", "named", "hash"] = "auto"
+    train: ImageSets = (("2007", "trainval"),)  #: devkit: pairs of year and split to train on
+    test: ImageSets = (("2007", "test"),)  #: devkit: pairs of year and split to evaluate on
     coco: CocoConfig = CocoConfig()
-    classes: tuple[str, ...] | None = None  #: without background; null for VOC's, or all of COCO's
+    #: without background; null for those of the data, but of a devkit VOC's
+    classes: tuple[str, ...] | None = None
     num_keypoints: PositiveInt | None = None  #: of an object; null for those of the COCO file
     difficult: Literal["keep", "drop"] = "keep"  #: VOC: training objects marked difficult
-    #: VOC: how corners are written, 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive
-    corners: Corners = "1-inclusive"
+    #: VOC: 1-inclusive, 0-exclusive, 0-inclusive or 1-exclusive; null for their writer's, if known
+    corners: Corners | None = None
     on_error: Literal["raise", "skip"] = "raise"  #: skip tries all first, and trains on the good
     batch_size: PositiveInt = 8  #: images of a training batch, in each process
     eval_batch_size: PositiveInt = 8  #: images of an evaluation batch, in each process
@@ -61,15 +65,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse what means nothing to this format, rather than to ignore it."""
         of_voc = ("train", "test", "difficult", "corners")
-        for name in ("coco",) if self.format == "voc" else of_voc:
-            if (value := getattr(self, name)) != getattr(DataConfig, name):
+        useless = {"auto": (), "voc": ("coco",), "coco": of_voc, "yolo": ("coco", *of_voc)}
+        for name in useless[self.format]:
+            value = getattr(self, name)
+            if value not in (getattr(DataConfig, name), "1-inclusive"):  # a default once
                 raise ValueError(f"data.{name} is not for data.format={self.format}, got {value}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The class names; those of COCO data must have been noted from its file."""
-        if self.classes is None and self.format == "coco":
-            raise ValueError("data.classes is null, and no annotation file has been read yet")
+        """The class names; but for VOC's they must have been noted from the data."""
+        if self.classes is None and self.format in ("coco", "yolo"):
+            raise ValueError("data.classes is null, and no file that names them has been read")
         return VOC_CLASSES if self.classes is None else self.classes
 
 

@@ -92,7 +92,7 @@ class FullEvaluation:
 def check_before(dataset: DetectionData, backend: Backend) -> None:
     """Raise, before a detector is run, what would keep its evaluation from being made or saved."""
     check_backend(backend)
-    if isinstance(dataset, VOCDetection):
+    if isinstance(dataset, VOCDetection) and dataset.image_sets:
         for name in dataset.classes:
             file_name("comp4", "test", name)
 

@@ -125,6 +125,8 @@ def _mixing(config: TrainConfig, folder: Path, photos: Path) -> list[Path | str]
 def _data(config: TrainConfig, dataset: DetectionData) -> str:
     limit = config.data.test_limit
     first = "" if limit is None or limit >= len(dataset) else f"the first {limit:,} images of "
+    if config.data.split in ("named", "hash"):
+        return f"{first}{config.data.root}"
     if config.data.format == "coco":
         return f"{first}{config.data.coco.test_annotations}"
     return first + " and ".join(f"VOC {year} {split}" for year, split in config.data.test)

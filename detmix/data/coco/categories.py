@@ -27,6 +27,7 @@ class CocoCategory:
     id: int
     name: str
     keypoints: tuple[str, ...] = ()
+    supercategory: str = ""
 
 
 def read_categories(
@@ -44,7 +45,8 @@ def read_categories(
             raise ValueError(
                 f"{where} {category_id}: keypoints must be a list of names, got {keypoints!r}"
             )
-        categories.append(CocoCategory(category_id, name, tuple(keypoints)))
+        above = str(item.get("supercategory") or "")
+        categories.append(CocoCategory(category_id, name, tuple(keypoints), above))
     return tuple(categories)
 
 
@@ -80,7 +82,13 @@ def choose_categories(
                 UserWarning,
                 stacklevel=3,
             )
-        return dict(sorted(known.items(), key=lambda item: item[1].id))
+        above = {c.supercategory for c in categories if c.supercategory != c.name}
+        unused = [n for n, c in known.items() if c.id not in used and c.name in above]
+        if unused:
+            told = f"{path}: categories above others, without objects, are no classes: "
+            warnings.warn(told + ", ".join(unused), UserWarning, stacklevel=3)
+        classes = sorted(known.keys() - {*unused}, key=lambda name: known[name].id)
+        return {name: known[name] for name in classes}
     every = {unique[category.id]: category for category in categories} | known
     for name in check_classes(classes):
         if name not in every:

@@ -24,6 +24,7 @@ from detmix.data.coco.file import CocoFile, Id, id_order, read_coco, read_keypoi
 from detmix.data.coco.masks import SegmentationBlock, read_segmentation
 from detmix.data.detection import (
     Array,
+    Files,
     Problem,
     StoredDetection,
     Transforms,
@@ -81,7 +82,8 @@ class CocoDetection(StoredDetection):
     Of several categories of one name, as exports with a super-category have them, the one with
     annotations is in the data set; where none has any, the one with the highest id. Where several
     have, each is a class of its own, with its id in its name, ``"dog (18)"``, as in
-    `score_predictions`, and one warning tells so.
+    `score_predictions`, and one warning tells so. Another one tells of categories that only stand
+    above others, without objects: they are no classes unless ``classes`` names them.
 
     Args:
         images: The folder that ``file_name`` is relative to. Backslashes in it separate folders
@@ -100,6 +102,7 @@ class CocoDetection(StoredDetection):
             default all names of the file, sorted by their categories' ids. ``"dog (18)"`` chooses
             among those of one name.
         on_error: As `VOCDetection` has it.
+        files: Read only the images of these ``file_name``, at these paths within the folder.
 
     Attributes:
         category_ids: The classes' ids in the file: label ``k`` is ``category_ids[k - 1]``.
@@ -129,6 +132,7 @@ class CocoDetection(StoredDetection):
         keypoints: bool = False,
         classes: Sequence[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        files: Files | None = None,
     ) -> None:
         for name, value in (("crowd", crowd), ("empty", empty)):
             if value not in ("keep", "drop"):
@@ -137,7 +141,10 @@ class CocoDetection(StoredDetection):
         self._folder, self._path = Path(images), Path(annotations)
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{images}: there is no such folder of images")
-        file = read_coco(self._path, masks=masks)
+        file = read_coco(self._path, masks=masks, named=files is None)
+        asked = [i for i, name in enumerate(file.names) if files is None or name in files]
+        if files is not None:
+            file.names[:] = [files.get(name, "") for name in file.names]
         found = {file.categories[index].id for index in np.unique(file.category_index).tolist()}
         by_class = choose_categories(file.categories, found, classes, self._path)
         self.classes, categories = tuple(by_class), tuple(by_class.values())
@@ -156,6 +163,7 @@ class CocoDetection(StoredDetection):
             ),
             on_error,
             self._path,
+            asked,
         )
         columns = _take(columns, np.isin(columns["images"], list(usable)))
         used = _take(columns, columns["is_used"])

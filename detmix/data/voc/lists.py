@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from detmix.data.detection import check_files
+from detmix.data.detection import Files, check_files
 from detmix.files import read_file
 
 _LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
@@ -30,15 +30,19 @@ class ImageEntry(NamedTuple):
     """One image of a data set: its name, such as VOC2007/000005, its year and split, its files."""
 
     name: str
-    image_set: tuple[str, str]
+    image_set: tuple[str, str] | None
     image: Path
     annotation: Path
 
 
 def list_entries(
-    root: str | Path, image_sets: Sequence[tuple[str, str]], *, all_there: bool
+    root: str | Path, image_sets: Sequence[tuple[str, str]], files: Files | None, all_there: bool
 ) -> list[ImageEntry]:
-    """List the images of several splits, one after the other, in the order of the split files."""
+    """List the images of several splits in the order of the split files, or those of ``files``."""
+    if files is not None:
+        if all_there:
+            check_files(Path(root), [*files], IMG_EXTENSIONS)
+        return [ImageEntry(i, None, Path(root, i), Path(root, a or i)) for i, a in files.items()]
     pairs: list[object] = list(image_sets)
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise ValueError(
@@ -55,11 +59,11 @@ def list_entries(
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         image_ids = _read_split(path, parts)
         paths = (part.locate(image_ids, all_there) for part in parts)
-        for image_id, *files in zip(image_ids, *paths, strict=True):
+        for image_id, *found in zip(image_ids, *paths, strict=True):
             name = f"{folder.name}/{image_id}"
             if name in entries:
                 raise ValueError(f"{path}: image {name!r} is listed twice in {image_sets}")
-            entries[name] = ImageEntry(name, (str(year), split), *files)
+            entries[name] = ImageEntry(name, (str(year), split), *found)
     return list(entries.values())
 
 
