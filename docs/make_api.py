@@ -31,7 +31,8 @@ Mixing; mixing; mixup cutmix DetectionMixUp DetectionCutMix RandomChoice MixedDa
 Parts of mixing; mixing; Target Sample union box_weights blend DetectionMixer
 Weighted losses; losses; weight_losses unweight_losses LossWeighting
 Predicting; training; load Detector Detections
-Data sets; data; VOCDetection VOCReport CocoDetection CocoReport ImageClasses SkippedImage
+Data sets; data; VOCDetection VOCReport CocoDetection CocoReport YOLODetection ImageClasses
+    SkippedImage
 VOC annotations; data; VOC_CLASSES read_annotation write_annotation VOCAnnotation VOCObject
 Synthetic shapes; data; SHAPE_CLASSES write_shapes write_shapes_coco write_shape_crops
 Augmentation and loaders; data; detection_transforms AlbumentationsTransform AugmentedDataset
@@ -127,8 +128,8 @@ def entry(name: str, package: str) -> str:
     if inspect.isclass(item):
         bases = [each for each in inspect.getmro(item) if each.__module__.startswith("detmix")]
         others = [b for b in bases[1:] if any(b.__name__ in names for names in sections().values())]
-        bases = [base for base in bases if base not in others]
-        code, doc, points = constructor(path, bases), item.__doc__, [*methods(bases, others)]
+        code, doc = constructor(path, bases), item.__doc__
+        points = [*methods([base for base in bases if base not in others], others)]
     elif inspect.isfunction(item):
         code, doc = head(item).replace(name, path, 1), item.__doc__
     else:
