@@ -97,7 +97,7 @@ def test_trains_with_nothing_but_the_root(tmp_path, export):
     assert out.count("0 images left out") == 2
 
 
-KEPT = {"3", "9", "14", "16", "21", "25"}  # by BLAKE2b, of 8 bytes, below a fifth of all
+KEPT = {"3", "9", "14", "16", "21", "25", "é6"}  # by BLAKE2b, of 8 bytes, below a fifth of all
 
 
 def test_the_share_that_is_kept_for_the_test(tmp_path):
@@ -113,7 +113,7 @@ def test_the_share_that_is_kept_for_the_test(tmp_path):
         assert {*stems(train)}.isdisjoint(stems(test))
         return {unicodedata.normalize("NFC", name) for name in stems(test)}
 
-    some, more = [*map(str, range(30)), "café"], [*map(str, range(300)), "cafe\u0301"]
+    some, more = [*map(str, range(30)), "é6"], [*map(str, range(300)), "e\u03016"]
     write(tmp_path / "a", some, ".jpg")
     write(tmp_path / "b/cam 1", more, ".PNG")
     assert kept(tmp_path / "a") == kept(tmp_path / "b") & {*some} == KEPT
@@ -208,6 +208,13 @@ def only_train(root):
     shutil.rmtree(root / "valid")
 
 
+def three_parts(root):
+    exports.roboflow_voc(root)
+    for name in NAMES[:4]:
+        exports.image(root / f"test/{name}.jpg", name)
+        exports.xml(root / f"test/{name}.xml", name, (1, 1))
+
+
 def same_twice(root):
     only_train(root)
     text = "train: [train/images]\nval: train/images\nnames: {1: dog, 0: cat}"
@@ -227,6 +234,7 @@ READ = [
     (without(exports.labelimg, "im 3.xml"), (), "", "1 images .* left out"),
     (without(exports.labelimg, "im 3.PNG"), ("data.on_error=skip",), "", None),
     (only_train, (), "", "hash"),
+    (three_parts, (), "8 2", r"folders train and folders val\)"),
     (in_circles, (), "9 1", "hash"),
     (same_twice, (), "8 8", None),
     (not_val, ("data.coco.empty=keep",), "8 2", "Testing/_annotations"),
@@ -284,6 +292,16 @@ def test_warnings_of_polygons_and_categories_above(tmp_path):
             open_root(tmp_path / export.__name__)
         # Of YOLO's both sets tell; COCO's test set has its classes from the other.
         assert len(caught) == (2 if export is exports.yolo_folders else 1)
+
+
+def test_a_category_of_its_own_name_is_a_class(tmp_path):
+    """As COCO's person, of the super-category person."""
+    exports.cvat_coco(tmp_path)
+    path = tmp_path / "annotations/instances_default.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 9, "name": "cow", "supercategory": "cow"})
+    path.write_text(json.dumps(content))
+    assert open_root(tmp_path)[0].data.classes == (*CLASSES, "cow")
 
 
 @pytest.mark.filterwarnings("ignore:.*no object to train on")

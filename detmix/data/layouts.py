@@ -166,6 +166,7 @@ class _Tree:
             given = about.get(name)
             for text in given if isinstance(given, list) else [given]:
                 folder = _find(str(text), about.get("bases", ()), folders)
+                # Of valid/images, where no valid is, images alone would be the whole, ".".
                 found = [key for key in pairs if folder and key.startswith(f"{folder}/")]
                 of_yaml.setdefault(name, []).extend(found)
         for path in self.paths:
@@ -234,8 +235,7 @@ def _find(text: str, bases: Iterable[Relative], known: Collection[str]) -> str |
     """
     parts = PureWindowsPath(text.strip()).parts  # by both kinds of slashes
     tails = (Relative(*parts[start:]) for start in range(len(parts)))
-    # Of valid/images, where no valid is, images would be the whole.
-    keys = (_key(base / tail) for tail in tails if _key(tail) != "." for base in bases)
+    keys = (_key(base / tail) for tail in tails for base in bases)
     return next((key for key in keys if key in known), None)
 
 
