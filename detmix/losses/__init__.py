@@ -50,13 +50,13 @@ _REPLACED = (RetinaNetClassificationHead, RetinaNetRegressionHead)
 def weight_losses(
     model: Model, background_weight: float = 1.0, normalizer: Normalizer = "samples"
 ) -> Model:
-    r"""Make a detector scale every object's losses by its ``box_weights``.
+    """Make a detector scale every object's losses by its ``box_weights``.
 
-    Each sampled anchor or proposal i with loss :math:`l_i` gets the weight :math:`w_i` of its
+    Each sampled anchor or proposal i with loss ``l_i`` gets the weight ``w_i`` of its
     matched object (``target["box_weights"]``, ones where absent) when it is foreground, and
     ``background_weight`` when it is background. Each loss (of an R-CNN: RPN objectness and box,
     RoI class and box, mask, keypoints; of RetinaNet, FCOS and SSD: class, box and, for FCOS,
-    centerness) becomes :math:`\sum_i w_i l_i / n` with torchvision's own n (after Bag of
+    centerness) becomes ``sum_i w_i l_i / n`` with torchvision's own n (after Bag of
     Freebies, arXiv 1902.04103, section 3.1, which defines the weights but not the normalizer). So
     it is linear in the weights, and with all weights 1 values and gradients equal torchvision's
     bit for bit, from the same random numbers. Gradients reach ``box_weights`` that ask for them.

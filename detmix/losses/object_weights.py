@@ -1,6 +1,6 @@
-r"""What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
+"""What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
 
-A loss of samples i with weights :math:`w_i` is :math:`\frac{1}{n} \sum_i w_i l_i` with
+A loss of samples i with weights ``w_i`` is ``sum_i w_i l_i / n`` with
 torchvision's own normalizer n, so it is linear in the weights, or with their sum as n. Its form is
 chosen so that with all weights 1 values and gradients equal torchvision's bit for bit.
 

@@ -39,9 +39,9 @@ def mixup(
     *,
     keys: Collection[str] = (),
 ) -> Sample:
-    r"""Blend two images and join their objects, each weighted by its image's ratio.
+    """Blend two images and join their objects, each weighted by its image's ratio.
 
-    The image is :math:`\lambda A + (1 - \lambda) B` on the smallest canvas that holds both, at
+    The image is ``λ A + (1 - λ) B`` on the smallest canvas that holds both, at
     the top left and not resized. The target holds A's objects with weights multiplied by λ,
     then B's with weights multiplied by 1 - λ; so mixing what was mixed already is right too.
 
@@ -121,7 +121,7 @@ class DetectionMixUp(RatioMixer):
 
 
 def blend(image_a: Tensor, image_b: Tensor, lam: float, fill: Fill = 0) -> Tensor:
-    r"""Blend two images: :math:`\lambda A + (1 - \lambda) B`, without resizing either.
+    """Blend two images, ``λ A + (1 - λ) B``, without resizing either.
 
     Both lie at the top left of the canvas, so the geometry of every object is preserved (Bag of
     Freebies, arXiv 1902.04103, section 3.1). Each is padded to the canvas with ``fill`` first:

@@ -35,7 +35,7 @@ Ratios = tuple[float | Tensor, float | Tensor]
 def union(
     target_a: Target, target_b: Target, lam: float, size: Size, *, keys: Collection[str] = ()
 ) -> Target:
-    r"""Join two targets; A's weights become :math:`\lambda w`, B's :math:`(1 - \lambda) w`.
+    """Join two targets; A's weights are multiplied by λ, B's by 1 - λ.
 
     The objects' keys, tensors or lists with an entry for each box, are concatenated, A's first:
     ``boxes``, ``labels``, ``box_weights``, the declared ``keys``; and ``difficult``, ``iscrowd``,

@@ -23,7 +23,10 @@ from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, TVTensor
 
 Target = dict[str, Any]
+"""An image's objects as torchvision's detectors take them, ``boxes`` ``(N, 4)`` and ``labels``
+``(N,)`` from 1, with ``box_weights`` ``(N,)`` once mixed, and what else `union` joins."""
 Sample = tuple[Tensor, Target]
+"""An image ``(C, H, W)``, uint8 or floating point, and its target."""
 Size = tuple[int, int]
 Keys = frozenset[str]
 #: a key, each target's values, what they must be, and the rule for each row of them

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import json
+import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -31,7 +34,10 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-ALL = "\n".join(PAGES.values())
+API = PAGES["api.md"]
+# Its code is no example, and test_walkthrough.py runs the walkthrough's.
+APART = {"api.md": "", "walkthrough.md": PAGES["walkthrough.md"].partition("## What next")[2]}
+ALL = "\n".join((PAGES | APART).values())
 
 
 def blocks(language: str, page: str | None = None) -> list[str]:
@@ -79,12 +85,13 @@ class Guesses(torch.nn.Module):
 def test_each_block_is_met_below():
     """Of Python, of a shell, or what something prints."""
     assert set(re.findall(r"^```(\w+)$", ALL, flags=re.MULTILINE)) == {"python", "bash"}
-    examples = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
+    examples = {page: len(blocks("python", page)) for page in PAGES if page not in APART}
+    examples = {page: number for page, number in examples.items() if number}
     assert examples == {"README.md": 2, "evaluation.md": 2, "mixing.md": 1}
 
 
 def test_the_loop_and_the_scoring_run(capsys):
-    (loop, _), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
+    (_, loop), (scoring, _) = blocks("python", "README.md"), blocks("python", "evaluation.md")
     assert len(loop.strip().splitlines()) <= 16  # "in under 15 lines", imports apart
     test_loader = DataLoader(samples(3), batch_size=2, collate_fn=collate)
     names = {"dataset": samples(3), "test_loader": test_loader}
@@ -99,10 +106,10 @@ def test_the_loop_and_the_scoring_run(capsys):
 
 def test_a_photograph_of_ones_own(whole_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "voc2007_cpu").symlink_to(whole_run)
+    (tmp_path / "runs" / "own").symlink_to(whole_run)
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    predicting = blocks("python", "README.md")[1]
+    predicting = blocks("python", "README.md")[0]
     exec(predicting.replace("0.3", "0"), names := {})
     assert len(names["found"].boxes) == len(names["found"].names) > 0
     assert names["found"].names[0] in capsys.readouterr().out
@@ -185,10 +192,13 @@ def test_links_and_pictures_exist(page):
         path, _, heading = target.partition("#")
         if target.startswith("https://"):
             continue
-        assert (folder / path).is_file(), target
+        assert not path or (folder / path).is_file(), target
         if heading:
-            titles = re.findall(r"^#+ (.*)$", PAGES[Path(path).name], flags=re.MULTILINE)
-            assert heading in {title.lower().replace(" ", "-") for title in titles}
+            name = Path(path).name or page
+            text = PAGES.get(name) or (folder / path).read_text(encoding="utf-8")
+            titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+            titles = [re.sub(r"[^\w -]", "", title.lower()) for title in titles]
+            assert heading in {title.replace(" ", "-") for title in titles}
 
 
 def imported():
@@ -198,6 +208,37 @@ def imported():
     )
     found = {(module, name.strip(" ()")) for module, names in found for name in names.split(",")}
     return found | {(m, n) for n, m in re.findall(r"(\w+)\([^`]*`\s+from `(detmix[\w.]*)`", ALL)}
+
+
+def test_the_api_page_is_made_of_the_docstrings_as_they_are():
+    page = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
+    assert page == API, "python docs/make_api.py, and commit docs/api.md"
+
+
+def exported():
+    """Yield every package of detmix with each name that it exports."""
+    yield from (("detmix", name) for name in detmix.__all__)
+    for package in pkgutil.iter_modules(detmix.__path__, "detmix."):
+        if package.ispkg and package.name != "detmix.commands":
+            names = getattr(importlib.import_module(package.name), "__all__", ())
+            yield from ((package.name, name) for name in names)
+
+
+def test_every_exported_name_is_on_the_api_page():
+    entries = re.findall(r"(?ms)^### (\w+)\n\n```python\n(.*?)^```\n\n\S", API)
+    heads, names = dict(entries), list(exported())
+    assert len(entries) == len(heads) == len({name for _, name in names} - {"__version__"}) > 90
+    for package, name in names:
+        if name == "__version__":
+            continue
+        item = getattr(importlib.import_module(package), name)
+        if inspect.isclass(item) or inspect.isfunction(item):
+            path = re.match(r"(?:class )?detmix\.([\w.]*)", heads[name])[1]  # as it is imported
+            assert callable(reduce(getattr, path.split("."), detmix)), path
+            told = re.findall(r"\b(\w+)(?=:)", heads[name])
+            assert set(inspect.signature(item).parameters) <= set(told), name
+        else:
+            assert heads[name].startswith(f"{name} = ")
 
 
 class TestNames:

@@ -65,7 +65,7 @@ class ErrorAnalysis:
         matching: what was analysed.
         background_iou: an object overlapped by less has nothing to do with a detection.
         similar: groups of similar classes.
-        kinds: ``(D,)`` int8, each detection's place in `OUTCOMES`.
+        kinds: ``(D,)`` int8, each detection's place in this module's ``OUTCOMES``.
         best_f1_scores: by class name; NaN for a class without objects or detections.
         num_objects: by class name, objects that are not difficult.
         counts: by scope, class name and outcome.
@@ -101,7 +101,7 @@ class ErrorAnalysis:
     is_missed_at_best_f1: BoolArray = field(repr=False)
 
     def totals(self, scope: str) -> dict[str, int]:
-        """Detections by outcome in one of `SCOPES`, over all classes."""
+        """Detections by outcome in a scope, such as ``"top_n"``, over all classes."""
         by_class = self.counts[scope].values()
         return {outcome: sum(counts[outcome] for counts in by_class) for outcome in OUTCOMES}
 
@@ -158,7 +158,7 @@ class ImageErrors:
     Attributes:
         image: its place among the matching's images.
         detections: ``(D,)`` rows of the detections shown, by decreasing score.
-        outcomes: D names out of `OUTCOMES`.
+        outcomes: D names, the kinds of `analyze_errors` or ``"correct"`` and ``"ignored"``.
         objects: ``(G,)`` rows of the image's objects, difficult ones as well.
         is_missed: ``(G,)`` bool; never of a difficult object.
     """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detmix.evaluation.records import check_choice
 
 Interpolation = Literal["11point", "all-point"]
+"""How a curve becomes one AP: as in VOC 2007, or as from VOC 2010 on; see `average_precision`."""
 
 # 0.1 steps exactly as np.arange(0, 1.1, 0.1) rounds them; a recall of 3/10 lies below the fourth.
 _ELEVEN_RECALLS = np.arange(11) * 0.1
