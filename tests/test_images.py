@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-import runpy
 import struct
 import warnings
 import zlib
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -20,6 +18,7 @@ from image_files import png, ramp, tiff
 from PIL import EpsImagePlugin, Image, ImageOps
 from torch.utils.data import DataLoader
 
+from detmix.commands import check
 from detmix.data import VOCDetection
 from detmix.data.images import read_image, read_image_size, read_orientation, read_upright
 
@@ -225,9 +224,8 @@ def test_an_orientation_is_told_once_and_not_applied(tmp_path, capsys, orientati
             assert torch.equal(torch.stack([image for image, _ in images]), expected)
     told = f"{dataset.image_path(1)}: has EXIF orientation {orientation}, which is not applied"
     assert [line[: len(told)] for line in log.read_text().splitlines()] == [told] * is_told
-    main = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "check_data.py"))["main"]
     test = '--data.test=[["2007", "trainval"]]'
-    main([f"--data.root={tmp_path}", "--data.classes=[dog]", test])
+    check.main([f"--data.root={tmp_path}", "--data.classes=[dog]", test])
     found = re.findall("(.*) with an EXIF orientation, .*: (.*) in (.*)", capsys.readouterr().out)
     assert found == [("  2", str(orientation), str(dataset.image_path(1)))] * 2 * is_told
 

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import time
 from pathlib import Path
 
@@ -18,15 +17,13 @@ import yaml
 from data_files import box_object, make_devkit, write_coco
 from fuzz import DOCTYPES, XML, limits, time_limit, zigzag
 from PIL import Image
-from runs import TOOLS
 
+from detmix.commands import evaluate
 from detmix.data import CocoDetection, VOCDetection
 from detmix.detectors import BackboneConfig, build_backbone, load_backbone_weights
 from detmix.evaluation import score_predictions
 from detmix.training import TrainConfig, load_checkpoint, load_detector, parse_args
 from detmix.training.checkpoint import load_newest
-
-EVALUATE = runpy.run_path(str(TOOLS / "evaluate.py"))["main"]
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ READERS = {
     "detector": load_detector,
     "backbone": lambda path: load_backbone_weights(torchvision.models.resnet18(), path),
     "build": lambda path: build_backbone(BackboneConfig("resnet18", str(path))),
-    "evaluate": lambda path: EVALUATE([str(path)]),
+    "evaluate": lambda path: evaluate.main([str(path)]),
     "resume": lambda path: load_newest(path.parent),
 }
 
