@@ -175,7 +175,7 @@ def with_data_noted(config: TrainConfig) -> TrainConfig:
 def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
     """Note what the data are; return how they lie, or None where the configuration says so."""
     data = config.data
-    years = [*data.root.glob("VOC[0-9]*"), *data.root.glob("VOCdevkit/VOC[0-9]*")]
+    years = [*data.root.glob("VOC[0-9]*/ImageSets"), *data.root.glob("VOCdevkit/VOC*/ImageSets")]
     jsons = [data.root / data.coco.train_annotations, data.root / data.coco.test_annotations]
     is_given = {
         "voc": years or (data.train, data.test) != (DataConfig.train, DataConfig.test),

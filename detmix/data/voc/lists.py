@@ -22,7 +22,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from detmix.data.detection import Files, check_files
 from detmix.files import read_file
 
-_LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
+_LAYOUT = (
+    "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit; "
+    "data.split=hash takes other layouts"
+)
 _FLAGS = ("-1", "0", "1")
 
 
