@@ -34,6 +34,8 @@ _FORMATS = {  # of annotations, with what is in them, by their suffix
 _ROLES = {"images", "image", "img", "imgs", "jpegimages", "annotations", "annotation", "labels"}
 _ROLES |= {"label", "xml", "xmls"}
 _UNUSED = {"__MACOSX", "SegmentationClass", "SegmentationObject"}
+# What is in folders that detmix writes, of a run and of an evaluation.
+_OUTPUTS = ({"versions.json", "metrics.jsonl"}, {"predictions.json", "ground_truth.json"})
 _IMAGES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jp2")
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, (*_IMAGES, '.xml', '.txt')))})$", re.I)
 _PART = re.compile(r"(trainval|train|val|test)(?:ing|id|idation)?\d*", re.I)
@@ -106,14 +108,13 @@ class _Tree:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise FileNotFoundError(
-                f"data.root is {root}: there is no such folder, in {Path.cwd()}"
-            )
+            raise FileNotFoundError(f"data.root is {root}: no such folder, in {Path.cwd()}")
         self.root, self.paths = root, list[Relative]()
         for parent, folders, files in os.walk(root, followlinks=True):
             place = Path(parent)
-            folders[:] = [name for name in folders if _is_entered(place / name)]
-            names = [name for name in files if not name.startswith(".")]
+            is_output = place != root and any(output <= {*files} for output in _OUTPUTS)
+            folders[:] = [each for each in folders if not is_output and _is_entered(place / each)]
+            names = [name for name in files if not (is_output or name.startswith("."))]
             self.paths += [Relative((place / name).relative_to(root).as_posix()) for name in names]
         self.paths.sort()
         self.images = self.by_key(p for p in self.paths if p.suffix.lower() in _IMAGES)
@@ -230,9 +231,8 @@ class _Tree:
             if isinstance(names, list) and names:
                 found[tuple(map(str, names))] = path
         if len(found) > 1:
-            raise ValueError(
-                f"{self.root}: {' and '.join(map(str, found.values()))} name different classes"
-            )
+            told = " and ".join(map(str, found.values()))
+            raise ValueError(f"{self.root}: {told} name different classes, expected one to do so")
         return next(iter(found), None), about
 
 

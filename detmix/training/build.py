@@ -281,9 +281,6 @@ def _summarize_voc(evaluator: VOCEvaluator) -> Evaluation[Score]:
     result = evaluator.compute()
     eleven = evaluator.compute(interpolation="11point").mean_ap
     score = None if math.isnan(result.mean_ap) else result.mean_ap
-    return Evaluation(
-        result=result,
-        score=score,
-        metrics={"mean_ap": score, "mean_ap_11point": None if score is None else eleven},
-        summary=f"mAP {result.mean_ap:.4f} (all-point), {eleven:.4f} (11-point)",
-    )
+    metrics = {"mean_ap": score, "mean_ap_11point": None if score is None else eleven}
+    summary = f"mAP {result.mean_ap:.4f} (all-point), {eleven:.4f} (11-point)"
+    return Evaluation(result, score, metrics, summary)

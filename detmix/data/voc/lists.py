@@ -22,10 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from detmix.data.detection import Files, check_files
 from detmix.files import read_file
 
-_LAYOUT = (
-    "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit; "
-    "data.split=hash takes other layouts"
-)
+_LAYOUT = "expected ROOT/VOC<year>/{JPEGImages,Annotations,ImageSets/Main} or the same in VOCdevkit"
 _FLAGS = ("-1", "0", "1")
 
 
@@ -113,6 +110,7 @@ def _find_year(root: Path, year: str) -> Path:
     hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
     raise FileNotFoundError(
         f"{root}: holds no VOC{year}{hint}; found {', '.join(found) or 'no year at all'}; {_LAYOUT}"
+        "; data.split=hash takes other layouts"
     )
 
 
