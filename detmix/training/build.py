@@ -252,12 +252,8 @@ def build_coco_evaluator(
 ) -> COCOEvaluator:
     """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
-    return COCOEvaluator(
-        config.data.class_names,
-        category_ids=dataset.category_ids,
-        iou_types=("bbox", *more),
-        backend=backend,
-    )
+    names, ids = config.data.class_names, dataset.category_ids
+    return COCOEvaluator(names, category_ids=ids, iou_types=("bbox", *more), backend=backend)
 
 
 def summarize(evaluator: Evaluator) -> Evaluation[Score]:
