@@ -145,11 +145,14 @@ def with_text(export, name, content):
 
 
 def in_circles(root):
-    """With a link to the folder that it lies in, and one to images elsewhere."""
+    """With links to folders that they lie in, and one to images elsewhere."""
     exports.two_folders(root)
     (root / "images").rename(root.parent / f"{root.name}-images")
     (root / "images").symlink_to(root.parent / f"{root.name}-images")
-    (root / "annotations/all").symlink_to(root)
+    for name in ("annotations/all", "annotations/above", "cam 1/b", "cam 2/a"):
+        (root / name).parent.mkdir(exist_ok=True)
+        places = {"all": root, "above": root.parent, "b": root / "cam 2", "a": root / "cam 1"}
+        (root / name).symlink_to(places[Path(name).name])
 
 
 def both(root):
@@ -161,7 +164,7 @@ COCO_KEYS = ("images", "annotations", "categories")
 # What is written, options, the error and what it tells.
 BROKEN = [
     (lambda root: None, (), ValueError, r"found 0 images"),
-    (shutil.rmtree, (), FileNotFoundError, "no such folder"),
+    (shutil.rmtree, (), FileNotFoundError, r"data\.root is .*no such folder, in "),
     (without(exports.labelimg, "*.xml"), (), ValueError, r"voc, coco or yolo.*found 10 images"),
     (without(exports.labelimg, "*.PNG"), (), FileNotFoundError, r"im \d: .*\.png.*9 of 9"),
     (without(exports.cvat_yolo, "obj_train_data/im 3.jpg"), (), FileNotFoundError, "im 3: .*1 of"),
@@ -179,6 +182,15 @@ BROKEN = [
         with_text(exports.datumaro_voc, "ImageSets/Main/val.txt", "im 1\nim 99"),
         (), FileNotFoundError, r"val\.txt: .*1 .*'im 99'",
     ),
+    (
+        without(exports.datumaro_voc, "Annotations/im 1.xml"),
+        (), FileNotFoundError, r"train\.txt: 1 of 8 .*annotation.*'im 1'",
+    ),
+    (
+        with_text(exports.roboflow_yolo, "data.yaml", "names: [cat, dog]\nkpt_shape: [4, 3]"),
+        (), ValueError, "kpt_shape",
+    ),
+    (exports.labelimg, ('data.train=[["2012", "train"]]',), FileNotFoundError, "data.split=hash"),
     (exports.labelimg, ("data.classes=[cow, cat]",), ValueError, r"im .\.xml, .*'dog'.*null"),
     *(
         (with_text(exports.label_studio_yolo, "labels/im 0.txt", f"\n{line}"), (), ValueError, x)
@@ -228,15 +240,59 @@ def not_val(root):
     (root / "valid").rename(root / "Testing")
 
 
+def beside_results(export):
+    """Return an export with what trainings, evaluations and predictions write, in it."""
+
+    def write(root):
+        export(root)
+        exports.text(
+            root / "found/predictions.json", [{"image_id": 1, "bbox": [1, 2, 3, 4]}] * 5000
+        )
+        exports.image(root / "found/train/im 0.jpg.png", NAMES[0])
+        exports.image(root / "run/evaluation/im 0.png", NAMES[0])
+        for name in ("versions.json", "metrics.jsonl", "a/b.xml", "a/b.txt"):
+            exports.text(
+                root / f"run/{name}", "<annotation/>" if name[2:] == "b.xml" else "1 1 1 1 1"
+            )
+        for name in ("predictions", "ground_truth"):
+            exports.coco(root / f"evaluation/{name}.json", NAMES)
+        for name in ("x.json", "y.jpg", "z.txt"):
+            (root / name).mkdir()
+
+    return write
+
+
+def odd_names(root):
+    """Those of macOS for images, a year, and suffixes of all kinds."""
+    for name, suffix in zip(NAMES, (".GIF", ".AVIF", ".jp2", ".TIF", *[".jpg"] * 6), strict=True):
+        exports.image(root / f"JPEGImages/VOC2007 e\u0301{name}{suffix}", name)
+        exports.xml(root / f"Annotation/VOC2007 é{name}.XML", name, (1, 0))
+        exports.image(root / f"VOC2008{name}.jpg", name)
+
+
+def copies(root):
+    """As Roboflow augments: all of one image are trained on, or all tested on."""
+    for name in (f"{number}_jpg.rf.{copy}" for number in range(10) for copy in ("1a", "2b", "3c")):
+        exports.image(root / f"train/{name}.jpg", NAMES[0])
+        exports.xml(root / f"train/{name}.xml", NAMES[0], (1, 1))
+
+
 # What is written, options, the numbers of images, and what is told of them.
 READ = [
+    (beside_results(exports.labelimg), (), "9 1", "1 images .* left out"),
+    (beside_results(exports.cvat_yolo), (), "9 1", r"names\); 1 images .* left out$"),
+    (beside_results(exports.cvat_coco), ("data.coco.empty=keep",), "9 1", r"names\)$"),
+    (odd_names, (), "", "voc.*10 images .* left out"),
+    (copies, (), "21 9", "hash"),
+    (with_text(exports.label_studio_yolo, "a.yaml", "names: {a: b}"), (), "9 1", None),
+    (without(exports.devkit, "VOC2007/ImageSets"), ("data.classes=[cat, dog]",), "9 1", "hash"),
     (without(exports.label_studio_yolo, "labels/im 4.txt"), (), "9 1", "1 images .* background"),
     (without(exports.labelimg, "im 3.xml"), (), "", "1 images .* left out"),
     (without(exports.labelimg, "im 3.PNG"), ("data.on_error=skip",), "", None),
     (only_train, (), "", "hash"),
     (three_parts, (), "8 2", r"folders train and folders val\)"),
     (in_circles, (), "9 1", "hash"),
-    (same_twice, (), "8 8", None),
+    (same_twice, (), "8 8", "8 images are in both"),
     (not_val, ("data.coco.empty=keep",), "8 2", "Testing/_annotations"),
     (exports.roboflow_yolo, ("data.split=hash",), "", "hash"),
     (both, ("data.format=yolo",), "", None),

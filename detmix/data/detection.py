@@ -31,15 +31,9 @@ Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-_OF_THE_DATA = (
-    ValueError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+_OF_DATA = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # A link to itself, a socket, a name that is too long: those without a class.
-_ERRNOS_OF_THE_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
+_ERRNOS_OF_DATA = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _NUM_SHOWN = 5
 
 
@@ -188,11 +182,8 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_files(folder: Path, names: Sequence[str], suffixes: Sequence[str] = ()) -> None:
-    """Raise FileNotFoundError unless all files are there, by one listing of each folder.
-
-    ``suffixes`` are those with which files have been looked for.
-    """
-    # 118,000 `stat` calls are slow on network drives.
+    """Raise FileNotFoundError unless all are there; with ``suffixes`` they were looked for."""
+    # By one listing of each folder: 118,000 `stat` calls are slow on network drives.
     present = {
         os.path.join(parent, name)
         for parent in {os.path.dirname(name) for name in names}
@@ -241,7 +232,7 @@ def attempt(
     except (ValueError, OSError) as error:
         # A retry may go well where the machine is at fault, and not a file: then the images of two
         # runs would not be the same.
-        if not isinstance(error, _OF_THE_DATA) and error.errno not in _ERRNOS_OF_THE_DATA:
+        if not isinstance(error, _OF_DATA) and error.errno not in _ERRNOS_OF_DATA:
             raise
         return Problem("missing file" if isinstance(error, FileNotFoundError) else kind, error)
 

@@ -9,10 +9,10 @@ decides for each image. All paths are relative to the folder.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from glob import glob
 from pathlib import Path, PureWindowsPath
 from pathlib import PurePosixPath as Relative
 from typing import Any, NamedTuple
@@ -28,12 +28,16 @@ TEST_SHARE = 0.2
 
 _FORMATS = {  # of annotations, with what is in them, by their suffix
     ".xml": ("voc", rb"<annotation[\s>]"),
-    ".json": ("coco", rb'(?s)(?=.*"images")(?=.*"annotations").*"categories"'),
+    ".json": ("coco", rb'(?s)\A(?=.*"images")(?=.*"annotations").*"categories"'),
     ".txt": ("yolo", rb"\A\s*\d+([ \t]+-?\d[\d.e-]*){4,}\s*(\n|\Z)"),
 }
-_ROLES = {"images", "image", "img", "imgs", "jpegimages", "annotations", "labels", "xml", "xmls"}
+_ROLES = {"images", "image", "img", "imgs", "jpegimages", "annotations", "annotation", "labels"}
+_ROLES |= {"label", "xml", "xmls"}
 _UNUSED = {"__MACOSX", "SegmentationClass", "SegmentationObject"}
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, (*IMG_EXTENSIONS, '.xml', '.txt')))})$", re.I)
+# What is in folders that detmix writes, of a run and of an evaluation.
+_OUTPUTS = ({"versions.json", "metrics.jsonl"}, {"predictions.json", "ground_truth.json"})
+_IMAGES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jp2")
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, (*_IMAGES, '.xml', '.txt')))})$", re.I)
 _PART = re.compile(r"(trainval|train|val|test)(?:ing|id|idation)?\d*", re.I)
 # What to train on and what to score by: the first pair that is there.
 _SPLITS = (("train", "val"), ("train", "test"), ("trainval", "test"))
@@ -75,12 +79,14 @@ def find_layout(root: Path, kind: str | None = None, split: str | None = None) -
         parts = tree.coco_parts(split)
     else:
         noted["classes"], about = tree.read_names(kind)
-        pairs = tree.pair(kind)
-        if bare := [key for key, (_, annotation) in pairs.items() if not annotation]:
-            fate = "left out" if kind == "voc" else "background"
-            notes.append(f"{len(bare)} images without annotations are {fate}")
+        if "kpt_shape" in about:  # half of them would pass for polygons
+            raise ValueError(
+                f"{root}: expected YOLO's boxes or polygons, found keypoints (kpt_shape)"
+            )
+        pairs, backgrounds, unused = tree.pair(kind)
+        for number, fate in ((backgrounds, "background"), (unused, "left out")):
+            notes += [f"{number} images without annotations are {fate}"] * bool(number)
         if kind == "voc":
-            pairs = {key: pair for key, pair in pairs.items() if pair[1]}
             start = read_file(root / tree.found["voc"][0])
             writers = [b"labelmap"] if noted["classes"] else [w for w in _WRITERS if w in start]
             noted["corners"] = _WRITERS[writers[0]] if writers else "1-inclusive"
@@ -90,6 +96,8 @@ def find_layout(root: Path, kind: str | None = None, split: str | None = None) -
         raise ValueError(f"{root}: expected lists or folders called train and val, or test")
     noted["split"] = "named" if len(parts) == 2 else "hash"
     train, test = parts if len(parts) == 2 else _divide(root, *parts)
+    if shared := train.files.items() & test.files.items():
+        notes.append(f"{len(shared)} images are in both")
     where = "by a hash of their names" if len(parts) < 2 else f"{train.source} and {test.source}"
     counts = f"{len(train.files)} images to train and {len(test.files)} to test on ({where})"
     return Layout(noted, train, test, "; ".join([f"{root}: {kind}, {counts}", *notes]))
@@ -100,17 +108,16 @@ class _Tree:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: there is no such folder")
-        found = sorted(glob("**", root_dir=root, recursive=True))  # without hidden ones
-        paths = [Relative(Path(name).as_posix()) for name in found]
-        unused = {
-            folder
-            for folder in {folder for path in paths for folder in path.parents if folder.name}
-            if folder.name in _UNUSED  # or a link to a folder that it lies in
-            or (root / folder.parent).resolve().is_relative_to((root / folder).resolve())
-        }
-        self.root, self.paths = root, [p for p in paths if unused.isdisjoint(p.parents)]
-        self.images = self.by_key(p for p in self.paths if p.suffix.lower() in IMG_EXTENSIONS)
+            raise FileNotFoundError(f"data.root is {root}: no such folder, in {Path.cwd()}")
+        self.root, self.paths = root, list[Relative]()
+        for parent, folders, files in os.walk(root, followlinks=True):
+            place = Path(parent)
+            is_output = place != root and any(output <= {*files} for output in _OUTPUTS)
+            folders[:] = [each for each in folders if not is_output and _is_entered(place / each)]
+            names = [name for name in files if not (is_output or name.startswith("."))]
+            self.paths += [Relative((place / name).relative_to(root).as_posix()) for name in names]
+        self.paths.sort()
+        self.images = self.by_key(p for p in self.paths if p.suffix.lower() in _IMAGES)
         self.found: dict[str, list[Relative]] = {name: [] for name, _ in _FORMATS.values()}
         for path in self.paths:
             name, content = _FORMATS.get(path.suffix.lower(), ("", b""))
@@ -126,12 +133,18 @@ class _Tree:
                 raise ValueError(f"{self.root}: expected one of {other} and {path}, found both")
         return found
 
-    def pair(self, kind: str) -> dict[str, tuple[str, str]]:
-        """Return image and annotation, "" for none, by their key."""
+    def pair(self, kind: str) -> tuple[dict[str, tuple[str, str]], int, int]:
+        """Return image and annotation, "" for none, by key; how many have none, or are left out."""
         annotations = self.by_key(self.found[kind])
         # An image that is not there is missed by whoever reads the annotation.
-        images = {key: path.with_suffix("") for key, path in annotations.items()} | self.images
-        return {key: (str(images[key]), str(annotations.get(key, ""))) for key in sorted(images)}
+        images = {key: path.with_suffix("") for key, path in annotations.items()}
+        # Background has labels beside it; what a run or another program draws has none.
+        places = {Relative(key).parent for key in annotations if kind == "yolo"}
+        images |= {
+            k: p for k, p in self.images.items() if k in images or Relative(k).parent in places
+        }
+        pairs = {key: (str(images[key]), str(annotations.get(key, ""))) for key in sorted(images)}
+        return pairs, len(images) - len(annotations), len(self.images.keys() - images.keys())
 
     def coco_parts(self, split: str | None) -> list[Part]:
         """Return the images of the JSON files to train and to test on, or of the only one."""
@@ -169,7 +182,7 @@ class _Tree:
                 # Of valid/images, where no valid is, images alone would be the whole, ".".
                 found = [key for key in pairs if folder and key.startswith(f"{folder}/")]
                 of_yaml.setdefault(name, []).extend(found)
-        for path in self.paths:
+        for path in self.paths if split != "hash" else ():
             match = _PART.fullmatch(path.stem) if path.suffix == ".txt" else None
             if match and ("ImageSets" not in path.parts or path.parent.name == "Main"):
                 of_lists.setdefault(match[1].lower(), []).extend(self.read_list(path, pairs))
@@ -190,7 +203,7 @@ class _Tree:
         keys = {line: _find(line, path.parents, pairs) for line in lines}
         missing = [line for line, key in keys.items() if key is None]
         if 0 < len(missing) < len(keys):
-            told = f"{len(missing)} of {len(keys)} images are not there: {missing[:3]}"
+            told = f"{len(missing)} of {len(keys)} have no image or annotation: {missing[:3]}"
             raise FileNotFoundError(f"{self.root / path}: {told}")
         return [key for key in keys.values() if key]
 
@@ -204,28 +217,36 @@ class _Tree:
                     content = yaml.safe_load(read_file(self.root / path))
                 except yaml.YAMLError as error:
                     raise ValueError(f"{self.root / path}: not readable as YAML: {error}") from None
-                if isinstance(content, dict) and (names := content.get("names") or []):
-                    about = {**content, "bases": [*path.parents]}
-                    if isinstance(names, dict):  # by their numbers
+                if isinstance(content, dict) and (names := content.get("names")):
+                    if isinstance(names, dict) and all(isinstance(key, int) for key in names):
                         names = [names.get(number, number) for number in range(max(names) + 1)]
+                    if isinstance(names, list):
+                        about = {**content, "bases": [*path.parents]}
             elif path.name in _NAMES[kind]:
                 lines = read_file(self.root / path).decode("utf-8-sig").splitlines()
                 if kind == "voc":  # label:colour:parts:actions, and comments
                     others = ("#", "background:")
                     lines = [line.split(":")[0] for line in lines if not line.startswith(others)]
                 names = [line.strip() for line in lines if line.strip()]
-            if names:
+            if isinstance(names, list) and names:
                 found[tuple(map(str, names))] = path
         if len(found) > 1:
-            raise ValueError(
-                f"{self.root}: {' and '.join(map(str, found.values()))} name different classes"
-            )
+            told = " and ".join(map(str, found.values()))
+            raise ValueError(f"{self.root}: {told} name different classes, expected one to do so")
         return next(iter(found), None), about
+
+
+def _is_entered(folder: Path) -> bool:
+    """Tell whether a folder may hold data, and is no link to one that it lies in."""
+    target = folder.resolve() if folder.is_symlink() else None
+    if target and any(parent.resolve().is_relative_to(target) for parent in folder.parents):
+        return False
+    return folder.name not in _UNUSED and not folder.name.startswith(".")
 
 
 def _key(path: Relative) -> str:
     folders = Relative(*(part for part in path.parts if part.lower() not in _ROLES))
-    return _SUFFIX.sub("", str(folders))
+    return unicodedata.normalize("NFC", _SUFFIX.sub("", str(folders)))  # macOS has another form
 
 
 def _find(text: str, bases: Iterable[Relative], known: Collection[str]) -> str | None:
@@ -253,7 +274,8 @@ def _divide(root: Path, whole: Part) -> tuple[Part, Part]:
     """Keep images for the test: the same ones where others are added, converted or moved."""
     shares = {}
     for name in whole.files:
-        stem = unicodedata.normalize("NFC", PureWindowsPath(name).stem)  # macOS has another form
+        stem = unicodedata.normalize("NFC", PureWindowsPath(name).stem)
+        stem = stem.partition(".rf.")[0]  # Roboflow's copies of one image stay together
         digest = hashlib.blake2b(stem.encode(errors="surrogatepass"), digest_size=8).digest()
         shares[name] = int.from_bytes(digest, "little") / 2**64
     others = sorted({*shares.values()})[1:]

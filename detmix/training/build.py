@@ -175,7 +175,7 @@ def with_data_noted(config: TrainConfig) -> TrainConfig:
 def recognize(config: TrainConfig) -> tuple[TrainConfig, Layout | None]:
     """Note what the data are; return how they lie, or None where the configuration says so."""
     data = config.data
-    years = [*data.root.glob("VOC[0-9]*"), *data.root.glob("VOCdevkit/VOC[0-9]*")]
+    years = [*data.root.glob("VOC[0-9]*/ImageSets"), *data.root.glob("VOCdevkit/VOC*/ImageSets")]
     jsons = [data.root / data.coco.train_annotations, data.root / data.coco.test_annotations]
     is_given = {
         "voc": years or (data.train, data.test) != (DataConfig.train, DataConfig.test),
@@ -252,12 +252,8 @@ def build_coco_evaluator(
 ) -> COCOEvaluator:
     """Return an evaluator of COCO's AP, of masks or keypoints too where the detector finds any."""
     more = [_IOU_TYPES[key] for key in target_keys(config.detector.name)]
-    return COCOEvaluator(
-        config.data.class_names,
-        category_ids=dataset.category_ids,
-        iou_types=("bbox", *more),
-        backend=backend,
-    )
+    names, ids = config.data.class_names, dataset.category_ids
+    return COCOEvaluator(names, category_ids=ids, iou_types=("bbox", *more), backend=backend)
 
 
 def summarize(evaluator: Evaluator) -> Evaluation[Score]:
@@ -281,9 +277,6 @@ def _summarize_voc(evaluator: VOCEvaluator) -> Evaluation[Score]:
     result = evaluator.compute()
     eleven = evaluator.compute(interpolation="11point").mean_ap
     score = None if math.isnan(result.mean_ap) else result.mean_ap
-    return Evaluation(
-        result=result,
-        score=score,
-        metrics={"mean_ap": score, "mean_ap_11point": None if score is None else eleven},
-        summary=f"mAP {result.mean_ap:.4f} (all-point), {eleven:.4f} (11-point)",
-    )
+    metrics = {"mean_ap": score, "mean_ap_11point": None if score is None else eleven}
+    summary = f"mAP {result.mean_ap:.4f} (all-point), {eleven:.4f} (11-point)"
+    return Evaluation(result, score, metrics, summary)

@@ -39,19 +39,12 @@ def offsets(corners: Corners) -> Box:
 
 
 class CornerEvidence(NamedTuple):
-    """What the corners of all boxes tell of how they are written.
+    """What the corners of all boxes tell of how they are written."""
 
-    Attributes:
-        num_below_1: Boxes whose ``xmin`` or ``ymin`` is written below 1.
-        num_at_edge: Boxes whose ``xmax`` or ``ymax`` is written as the width or the height.
-        num_beyond: Boxes where one of them is larger.
-        fitting: The ``corners`` that fit all boxes best; those assumed if none fits better.
-    """
-
-    num_below_1: int
-    num_at_edge: int
-    num_beyond: int
-    fitting: Corners
+    num_below_1: int  # boxes whose xmin or ymin is written below 1
+    num_at_edge: int  # whose xmax or ymax is written as the width or the height
+    num_beyond: int  # where one of them is larger
+    fitting: Corners  # what fits all boxes best; what is assumed if none fits better
 
     def __str__(self) -> str:
         """Tell it in a line."""

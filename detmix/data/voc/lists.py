@@ -110,6 +110,7 @@ def _find_year(root: Path, year: str) -> Path:
     hint = f" (is {root.parent} meant?)" if (root / "JPEGImages").is_dir() else ""
     raise FileNotFoundError(
         f"{root}: holds no VOC{year}{hint}; found {', '.join(found) or 'no year at all'}; {_LAYOUT}"
+        "; data.split=hash takes other layouts"
     )
 
 
