@@ -27,9 +27,12 @@ from detmix.training.progress import Position
 from detmix.training.stopping import OtherProcessError
 
 
+ONE = ("epochs=1", "mixing.off_epochs=2")  # which the one epoch is not
+
+
 @pytest.mark.parametrize("kind", ["batch", "pair", "weights"])
 def test_mixing_is_drawn(shapes_root, tmp_path, kind):
-    args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix")
+    args = tiny_args(shapes_root, tmp_path / "run", "mixing.name=mixup+cutmix", *ONE)
     out, _ = succeed("visualize", kind, *args, "--out", tmp_path / "a")
     assert str(tmp_path / "a.png") in out
     assert min(Image.open(tmp_path / "a.png").size) > 200

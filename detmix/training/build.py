@@ -51,12 +51,15 @@ PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` not
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
-    mixing = config.mixing
+    mixing, off_epochs = config.mixing, config.epochs - config.mixed_epochs
     if mixing.name == "none":
         return None
+    if off_epochs != mixing.off_epochs:
+        told = f"mixing.off_epochs={mixing.off_epochs} is taken as {off_epochs}: one epoch must mix"
+        warnings.warn(told, UserWarning, stacklevel=2)
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": off_epochs}
     settings["keys"] = (*PREVIEW_KEYS, *target_keys(config.detector.name))
     mixup = DetectionMixUp(mixing.alpha, fill=fill, **settings)
     cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **settings)

@@ -98,8 +98,8 @@ def tell_plan(trainer: Any) -> None:
         kind = find_detector(config.detector.name)
         start = config.detector.weights or config.backbone.weights
         what = f"{kind.name} on {config.backbone.name}" if kind.is_family else kind.name
-        mix, last = config.mixing.name, config.epochs - config.mixing.off_epochs
-        more = f", until epoch {last}, losses {'weighted' if config.loss else 'plain'}"
+        mix, losses = config.mixing.name, "weighted" if config.loss else "plain"
+        more = f", until epoch {config.mixed_epochs}, losses {losses}"
     for name, part in trainer.plain_model.named_modules():
         grads = [parameter.requires_grad for parameter in part.parameters()]
         if grads and not any(grads) and not name.startswith(tuple(f"{each}." for each in frozen)):
@@ -111,7 +111,8 @@ def tell_plan(trainer: Any) -> None:
     batch = "".join(f"{number} {what} x " for what, number in parts.items() if number > 1)
     batch += str(trainer.sampler.batch_size)
     ramp = " (all in the warm-up)" if config.schedule.warmup_steps >= steps else ""
-    sets = trainer.loader.dataset, trainer.test_loader.dataset, trainer.classes
+    # That of the test loader is a process's share.
+    sets = trainer.loader.dataset, trainer.test_loader.dataset.dataset, trainer.classes
     train, test, classes = map(len, sets)
     facts = {
         "device": gpu or f"CPU (threads: {torch.get_num_threads()})",
