@@ -117,6 +117,7 @@ def test_ends_after_evaluations_without_a_better_score(
         assert train("resume=auto", "early_stopping=null") == [1, 2, 3, 4, 5]
 
 
+FEW = ("data.train_limit=8", "data.test_limit=4")
 WANDB = """
 calls = []
 class config:
@@ -149,7 +150,7 @@ class TestTracker:
         assert not (tmp_path / "run" / "tensorboard").exists()
 
     def test_none_or_one_that_is_not_installed(self, shapes_root, tmp_path):
-        config = tiny_config(shapes_root, tmp_path / "run", "tracker=none", "epochs=1")
+        config = tiny_config(shapes_root, tmp_path / "run", "tracker=none", "epochs=1", *FEW)
         DetectorTrainer(config).fit()
         assert read_metrics(tmp_path / "run")
         assert not (tmp_path / "run" / "tensorboard").exists()

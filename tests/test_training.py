@@ -90,7 +90,7 @@ class TestFiles:
 def test_one_epoch_at_least_mixes(recwarn, epochs, off, taken):
     """As where a configuration is tried for an epoch; it is told, and may be trained for more."""
     config = TrainConfig(epochs=epochs, mixing=MixingConfig(off_epochs=off))
-    assert (build_mixer(config).off_epochs, config.mixed_epochs) == (taken, epochs - taken)
+    assert build_mixer(config).off_epochs == taken
     told = [f"={off} .* {taken}:" for _ in range(taken != off)]
     assert all(
         re.search(*each) for each in zip(told, [str(w.message) for w in recwarn], strict=True)
@@ -218,7 +218,13 @@ class TestOptions:
         assert trainer.eval_model is trainer.ema.module
 
     def test_bf16_channels_last_and_threads(self, trainer_for):
-        options = ("precision=bf16", "channels_last=true", "data.train_limit=8", "threads=2")
+        options = (
+            "precision=bf16",
+            "channels_last=true",
+            "data.train_limit=8",
+            "threads=2",
+            "epochs=1",
+        )
         trainer = trainer_for(*options)
         assert trainer.fit().num_images == 8
         assert torch.get_num_threads() == 2
@@ -240,7 +246,8 @@ class Watched(DetectorTrainer):
 
 
 def test_each_step_draws_anew(trainer_for):
-    runs = [trainer_for(f"seed={seed}", name=f"{seed}", kind=Watched) for seed in (0, 1)]
+    few = ("data.train_limit=12", "data.test_limit=4")
+    runs = [trainer_for(f"seed={seed}", *few, name=f"{seed}", kind=Watched) for seed in (0, 1)]
     for trainer in runs:
         trainer.fit()
     seeds = [seed for trainer in runs for seed in trainer.seeds]

@@ -59,10 +59,8 @@ def pretrain(config: TrainConfig) -> Path:
     data = replace(base.data, root=crops, workers=config.data.workers)
     norm = config.backbone.norm if config.backbone.norm in ("sync", "group") else "batch"
     model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem, norm=norm)
-    shared = {
-        name: getattr(config, name)
-        for name in ("resume", "seed", "precision", "channels_last", "device", "threads")
-    }
+    names = ("resume", "seed", "precision", "channels_last", "device", "threads")
+    shared = {name: getattr(config, name) for name in names}
     trainer = ClassifierTrainer(replace(base, run_dir=run_dir, data=data, model=model, **shared))
     trainer.fit()
     if trainer.accelerator.is_main_process:

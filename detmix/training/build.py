@@ -51,10 +51,11 @@ PREVIEW_KEYS = ("source",)  # which image an object is from, where `preview` not
 
 def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     """Build the mixer, or None where nothing is mixed."""
-    mixing, off_epochs = config.mixing, config.epochs - config.mixed_epochs
+    mixing = config.mixing
     if mixing.name == "none":
         return None
-    if off_epochs != mixing.off_epochs:
+    off_epochs = min(mixing.off_epochs, config.epochs - 1)
+    if off_epochs < mixing.off_epochs:  # as where one epoch is tried
         told = f"mixing.off_epochs={mixing.off_epochs} is taken as {off_epochs}: one epoch must mix"
         warnings.warn(told, UserWarning, stacklevel=2)
     # On the device images are already scaled to [0, 1].

@@ -181,11 +181,6 @@ class TrainConfig(LoopConfig):
     backbone: BackboneConfig = BackboneConfig()
     detector: DetectorConfig = DetectorConfig()
 
-    @property
-    def mixed_epochs(self) -> int:
-        """How many epochs mix: one at least, as where one epoch is tried."""
-        return max(1, self.epochs - self.mixing.off_epochs)
-
 
 @dataclass(frozen=True, config=OPTIONS)
 class ImageDataConfig:

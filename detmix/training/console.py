@@ -98,14 +98,13 @@ def tell_plan(trainer: Any) -> None:
         kind = find_detector(config.detector.name)
         start = config.detector.weights or config.backbone.weights
         what = f"{kind.name} on {config.backbone.name}" if kind.is_family else kind.name
-        mix, losses = config.mixing.name, "weighted" if config.loss else "plain"
-        more = f", until epoch {config.mixed_epochs}, losses {losses}"
+        mix, last = config.mixing.name, max(1, config.epochs - config.mixing.off_epochs)
+        more = f", until epoch {last}, losses {'weighted' if config.loss else 'plain'}"
     for name, part in trainer.plain_model.named_modules():
         grads = [parameter.requires_grad for parameter in part.parameters()]
         if grads and not any(grads) and not name.startswith(tuple(f"{each}." for each in frozen)):
             frozen.append(name)
-    if trainer.position.step:
-        start = f"step {trainer.position.step}"
+    start = f"step {trainer.position.step}" if trainer.position.step else start
     steps = config.epochs * trainer.epoch_steps
     parts = {"processes": trainer.accelerator.num_processes, "batches": config.optim.accumulate}
     batch = "".join(f"{number} {what} x " for what, number in parts.items() if number > 1)
