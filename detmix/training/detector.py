@@ -38,10 +38,8 @@ class DetectorTrainer(Trainer[Score]):
     def __init__(self, config: TrainConfig) -> None:
         accelerator = make_accelerator(config)
         config, self._data, self.test_data = open_datasets(config)
-        place, self._mix = config.mixing.place, build_mixer(config)
-        self._mix_on_device = (
-            MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
-        )
+        self._mix, is_late = build_mixer(config), config.mixing.place == "device"
+        self._mix_on_device = MixCollate(self._mix, config.seed) if self._mix and is_late else None
         share = loader_share(accelerator, config.data.workers)
         loader = build_train_loader(config, self._data, self._mix, **share)
         test_set = build_test_set(config, self.test_data)
