@@ -87,7 +87,7 @@ REFUSED = [
     ("--gpus=2", r"gpus .*--help"),
     ("data: x", r"data must be options .*'x'"),
     ("epochs: 1.5", r"epochs must be a whole number, got 1\.5"),
-    ("precision: fp8", r"precision must be 'no', 'bf16' or 'fp16', got 'fp8'"),
+    ("precision: fp8", r"precision must be 'auto', 'no', 'bf16' or 'fp16', got 'fp8'"),
     ("--resume=nowhere", r"resume .*auto.*nowhere"),
     ("--resume=best.pt", r"resume .*last\.pt.*best\.pt"),
     ("loss: 5", "loss .*5"),
@@ -146,13 +146,17 @@ class TestErrors:
 
     @pytest.mark.parametrize("suffix", ["", "/last.pt"])
     def test_resume_takes_a_run(self, tmp_path, suffix):
-        run = tmp_path / "a run"
+        """Of an earlier version, too."""
+        run = tmp_path / "auto-run"
         run.mkdir()
-        (run / "config.yaml").write_text(f"{{epochs: 7, seed: 3, run_dir: {tmp_path}}}")
+        old = "data: {coco: {backend: auto}}, backbone: {reduced_tail: null}"
+        new = f"epochs: 7, seed: 3, schedule: {{name: multistep}}, run_dir: {tmp_path}"
+        (run / "config.yaml").write_text(f"{{{new}, {old}}}")
         for args in (["--config=run_dir: x\n", "--seed=5"], ["--seed=5", "--resume=auto"]):
-            config = parse("--resume", f"{run}{suffix}", *args)
+            args = ["--resume", f"{run}{suffix}", *args]
+            config = parse_args(TrainConfig, args, "", "voc2007_cpu")
             assert (config.epochs, config.seed, config.run_dir) == (7, 5, run)
-            assert config.resume == "auto"
+            assert (config.resume, config.schedule.name) == ("auto", "constant")
 
     def test_all_are_told_at_once(self):
         with pytest.raises(ValueError, match="epochs") as error:

@@ -5,6 +5,8 @@ At the end those of ``torchrun``, which loses one.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import shutil
@@ -71,9 +73,13 @@ def trainer_of(root, run_dir, num_processes, *overrides):
 
 def train(*args):
     """Train; return what is to be the same with any number of processes."""
-    trainer = trainer_of(*args)
+    trainer, told, log = trainer_of(*args), io.StringIO(), logging.getLogger("detmix")
+    log.setLevel("INFO")
+    log.addHandler(handler := logging.StreamHandler(told))
     result = trainer.fit()
-    return {"seen": trainer.seen, "weights": copied(trainer.plain_model), "mean_ap": result.mean_ap}
+    log.removeHandler(handler)
+    found = {"seen": trainer.seen, "weights": copied(trainer.plain_model)}
+    return {**found, "mean_ap": result.mean_ap, "told": told.getvalue()}
 
 
 def end_early(root, run_dir, rank, kind):
@@ -193,8 +199,14 @@ def test_weights_scores_and_logs_are_the_same(one, two, kind, batches):
             assert metrics[key] == pytest.approx(others[key], rel=1e-4, abs=1e-6), key
 
 
-def test_only_the_first_process_writes(two):
-    folders = two[1]
+def test_only_the_first_process_writes_and_tells(one, two):
+    """Of all images, and of the batch in all processes."""
+    parts, folders = two
+    plans = [one[0]["told"], *(part["accumulated"]["told"] for part in parts)]
+    data = [re.findall("(?m)^data .* 12 images to train, 8 to test", plan) for plan in plans]
+    assert data[0] == data[1] != []
+    assert "batch 2 processes x 2 batches x 1" in plans[1]
+    assert plans[2] == ""
     written = {"whole", "resumed", "accumulated", "failed", "broken", "stopped", "classified"}
     assert {path.name for path in (folders / "0").iterdir()} == written
     assert {path.name for path in (folders / "1").iterdir()} == {"resumed"}  # a copy, to be read

@@ -16,7 +16,7 @@ def main(args: Sequence[str]) -> None:
     trainer = ClassifierTrainer(config)
     result = trainer.fit()
     if trainer.accelerator.is_main_process:
-        print(result if result is not None else "nothing left to do: all epochs are trained")
+        print(result if result is not None else "nothing left to do")
         print(f"run folder: {config.run_dir}")
         settings = {"name": config.model.name, "weights": config.run_dir / "best.pt"}
         settings |= {"stem": config.model.stem} if config.model.stem != "standard" else {}

@@ -43,12 +43,11 @@ def main(args: Sequence[str]) -> None:
         print(f"mAP {evaluation.voc.mean_ap:.4f} on {evaluation.voc.num_images} unseen images")
         last, folder = config.run_dir / "last.pt", config.run_dir / "evaluation"
         evaluation.save(folder / "results.json", checkpoint=str(last))
-        took = f"{time.perf_counter() - start:.0f} s with all training"
+        took = f"{time.perf_counter() - start:.0f} s with what was left to train"
         made = folder, evaluation, found, data, trainer.config, last
         report = write_run_report(*made, trainer.accelerator, took)
-        print(f"all tables and pictures: {report}")
+        print(f"all tables and pictures, in {took}: {report}")
         print(next_commands(config.run_dir, data.image_path(0)))
-        print(f"took {time.perf_counter() - start:.0f} s")
 
 
 def pretrain(config: TrainConfig) -> Path:
@@ -59,10 +58,8 @@ def pretrain(config: TrainConfig) -> Path:
     data = replace(base.data, root=crops, workers=config.data.workers)
     norm = config.backbone.norm if config.backbone.norm in ("sync", "group") else "batch"
     model = replace(base.model, name=config.backbone.name, stem=config.backbone.stem, norm=norm)
-    shared = {
-        name: getattr(config, name)
-        for name in ("resume", "seed", "precision", "channels_last", "device", "threads")
-    }
+    names = ("resume", "seed", "precision", "channels_last", "device", "threads")
+    shared = {name: getattr(config, name) for name in names}
     trainer = ClassifierTrainer(replace(base, run_dir=run_dir, data=data, model=model, **shared))
     trainer.fit()
     if trainer.accelerator.is_main_process:

@@ -17,5 +17,5 @@ def main(args: Sequence[str]) -> None:
     trainer = DetectorTrainer(config)
     result = trainer.fit()
     if trainer.accelerator.is_main_process:
-        print(result if result is not None else "nothing left to do: all epochs are trained")
+        print(result if result is not None else "nothing left to do")
         print(next_commands(config.run_dir, trainer.test_data.image_path(0)))

@@ -54,9 +54,13 @@ def build_mixer(config: TrainConfig) -> DetectionMixer | None:
     mixing = config.mixing
     if mixing.name == "none":
         return None
+    off_epochs = min(mixing.off_epochs, config.epochs - 1)
+    if off_epochs < mixing.off_epochs:  # as where one epoch is tried
+        told = f"mixing.off_epochs={mixing.off_epochs} is taken as {off_epochs}: one epoch must mix"
+        warnings.warn(told, UserWarning, stacklevel=2)
     # On the device images are already scaled to [0, 1].
     fill = mixing.fill / 255.0 if mixing.place == "device" else mixing.fill
-    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": mixing.off_epochs}
+    settings: Any = {"p": mixing.p, "epochs": config.epochs, "off_epochs": off_epochs}
     settings["keys"] = (*PREVIEW_KEYS, *target_keys(config.detector.name))
     mixup = DetectionMixUp(mixing.alpha, fill=fill, **settings)
     cutmix = DetectionCutMix(mixing.cutmix_alpha, min_visibility=mixing.min_visibility, **settings)

@@ -101,16 +101,20 @@ def _check_content(path: Path | str, content: Any) -> dict[str, Any]:
             f"{path} is not a checkpoint that this version of detmix reads: {problems}"
         ) from error
     state: dict[str, Any] = {"normalization": {}, **content}
-    section(state["config"], "data", "coco").pop("backend", None)  # an option once
-    schedule = section(state["config"], "schedule")
-    if schedule.get("name") == "multistep" and not schedule.get("milestones"):
-        schedule["name"] = "constant"  # which it was, before it was refused
+    update_options(state["config"])
     if state["format"] == 1:
-        backbone = section(state["config"], "backbone")
-        if backbone.get("reduced_tail") is not False:  # an option too, of which False is gone
-            backbone.pop("reduced_tail", None)
         state["normalization"] = take_normalization(state["config"])
     return state
+
+
+def update_options(config: dict[str, Any]) -> None:
+    """Turn a run's options of an earlier version into those of the present one."""
+    section(config, "data", "coco").pop("backend", None)  # an option once
+    schedule, backbone = section(config, "schedule"), section(config, "backbone")
+    if schedule.get("name") == "multistep" and not schedule.get("milestones"):
+        schedule["name"] = "constant"  # which it was, before it was refused
+    if backbone.get("reduced_tail") is not False:  # an option too, of which False is gone
+        backbone.pop("reduced_tail", None)
 
 
 @dataclass(frozen=True)

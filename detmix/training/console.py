@@ -98,20 +98,20 @@ def tell_plan(trainer: Any) -> None:
         kind = find_detector(config.detector.name)
         start = config.detector.weights or config.backbone.weights
         what = f"{kind.name} on {config.backbone.name}" if kind.is_family else kind.name
-        mix, last = config.mixing.name, config.epochs - config.mixing.off_epochs
+        mix, last = config.mixing.name, max(1, config.epochs - config.mixing.off_epochs)
         more = f", until epoch {last}, losses {'weighted' if config.loss else 'plain'}"
     for name, part in trainer.plain_model.named_modules():
         grads = [parameter.requires_grad for parameter in part.parameters()]
         if grads and not any(grads) and not name.startswith(tuple(f"{each}." for each in frozen)):
             frozen.append(name)
-    if trainer.position.step:
-        start = f"step {trainer.position.step}"
+    start = f"step {trainer.position.step}" if trainer.position.step else start
     steps = config.epochs * trainer.epoch_steps
     parts = {"processes": trainer.accelerator.num_processes, "batches": config.optim.accumulate}
     batch = "".join(f"{number} {what} x " for what, number in parts.items() if number > 1)
     batch += str(trainer.sampler.batch_size)
     ramp = " (all in the warm-up)" if config.schedule.warmup_steps >= steps else ""
-    sets = trainer.loader.dataset, trainer.test_loader.dataset, trainer.classes
+    # That of the test loader is a process's share.
+    sets = trainer.loader.dataset, trainer.test_loader.dataset.dataset, trainer.classes
     train, test, classes = map(len, sets)
     facts = {
         "device": gpu or f"CPU (threads: {torch.get_num_threads()})",

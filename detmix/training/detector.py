@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import replace
-
 from torch import Tensor, nn
 
 from detmix.data.loaders import MixCollate, eval_loader
@@ -39,16 +36,10 @@ class DetectorTrainer(Trainer[Score]):
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        accelerator, mixing, most = make_accelerator(config), config.mixing, config.epochs - 1
-        if mixing.name != "none" and mixing.off_epochs > most:  # as where one epoch is tried
-            told = f"mixing.off_epochs={mixing.off_epochs} is now {most}: one epoch must mix"
-            warnings.warn(told, stacklevel=2)
-            config = replace(config, mixing=replace(mixing, off_epochs=most))
+        accelerator = make_accelerator(config)
         config, self._data, self.test_data = open_datasets(config)
-        place, self._mix = config.mixing.place, build_mixer(config)
-        self._mix_on_device = (
-            MixCollate(self._mix, config.seed) if self._mix and place == "device" else None
-        )
+        self._mix, is_late = build_mixer(config), config.mixing.place == "device"
+        self._mix_on_device = MixCollate(self._mix, config.seed) if self._mix and is_late else None
         share = loader_share(accelerator, config.data.workers)
         loader = build_train_loader(config, self._data, self._mix, **share)
         test_set = build_test_set(config, self.test_data)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from detmix.training.checkpoint import LAST
+from detmix.training.checkpoint import LAST, update_options
 from detmix.training.config import FREE, LoopConfig, flat_options
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -68,7 +68,7 @@ def parse_args(
     if "--print_config" in args:
         print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
         sys.exit()
-    start = r"--(config|data\.root|resume.(?!(auto|never)\b))"
+    start = r"--(config|data\.root|resume.(?!(auto|never)( |$)))"
     if example and not re.search(start, " ".join(args)):
         there = _configs(f"{Path(example).parent}/*.yaml")
         raise ValueError(f"expected --data.root, or --config, as in --config {example}, of {there}")
@@ -98,7 +98,8 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
         text = text if has_value else next(words, "--")
         if not word.startswith("--") or text.startswith("--"):
             raise ValueError(f"expected an option and its value, as in --epochs 3, got {word}")
-        if name == "resume" and text not in ("auto", "never"):
+        is_run = name == "resume" and text not in ("auto", "never")
+        if is_run:
             folder = Path(text.removesuffix(LAST)).expanduser()
             if not (folder / "config.yaml").exists():
                 raise ValueError(f"resume must be auto, never, a run or its {LAST}, got {text}")
@@ -114,6 +115,8 @@ def _read(args: Sequence[str], known: Mapping[str, Any], files: list[str]) -> It
         options = yaml.load(text, _Loader)
         if not isinstance(options, dict):
             raise ValueError(f"expected a file, or options by name, got {text[:200]!r}")
+        if is_run:
+            update_options(options)
         yield options
     yield place
 

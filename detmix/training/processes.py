@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
@@ -100,8 +99,9 @@ def usable_device(device: str | torch.device) -> torch.device:
 def _choose_precision(config: LoopConfig, *, cpu: bool) -> str:
     """Return "bf16" or "no", and say why; of a run that goes on what it was trained with."""
     noted = config.run_dir / "config.yaml"
-    if config.resume == "auto" and noted.is_file():
-        precision, why = yaml.safe_load(noted.read_text("utf-8"))["precision"], "as before"
+    text = noted.read_text("utf-8") if config.resume == "auto" and noted.is_file() else ""
+    if before := re.search(r"(?m)^precision: '?(no|bf16|fp16)\b", text):
+        precision, why = before[1], "as before"
     elif cpu:
         full, half = time_precisions()
         precision = "bf16" if half < _WORTH_IT * full else "no"
@@ -110,7 +110,7 @@ def _choose_precision(config: LoopConfig, *, cpu: bool) -> str:
         has_units = torch.cuda.is_bf16_supported(including_emulation=False)
         precision, why = ("bf16", "the GPU has it") if has_units else ("no", "the GPU has no bf16")
     _log.info("precision %s: %s", precision, why)
-    return str(precision)
+    return precision
 
 
 @cache
