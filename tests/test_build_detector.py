@@ -272,7 +272,7 @@ DEFAULT = {"weights": "DEFAULT"}
             "fcos",
             {"options": {"box_nms_thresh": 0.5}},
             {},
-            "box_nms_thresh.*; fcos has .*nms_thresh",
+            "box_nms_thresh: no such option.*; fcos has .*nms_thresh",
         ),
         ("ssd300_vgg16", {"min_size": 300}, {}, r"detector\.min_size .*got 300"),
         (SSDLITE, {"min_size": (300, 320)}, {}, r"detector\.min_size .*got \(300, 320\)"),

@@ -274,6 +274,10 @@ ENTRIES = [
     *(("predictions", "bbox", {"category_id": x}, f"category_id .*{x!r}") for x in ("7", 7.5, 8)),
     ("predictions", "bbox", {"bbox": [0, 0, 1e200, 1e200]}, r"bbox .*1e\+200"),
     ("annotations", "bbox", {"difficult": 2}, "difficult .*2"),
+    *(
+        ("annotations", "keypoints", {"num_keypoints": x}, f"num_keypoints .*{x!r}")
+        for x in ("x", -1, 0.5, True)
+    ),
     *(("annotations", t, {"area": -0.5}, "area .*-0.5") for t in IOU_TYPES),
     ("annotations", "bbox", {"bbox": [0, 0, 1e200, 1e200]}, r"bbox .*1e\+200"),
     ("annotations", "bbox", {"bbox": [1e308, 0, 1e308, 1], "area": None}, r"bbox .*1e\+308"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from itertools import product, starmap
 
 import pytest
 import torch
@@ -62,12 +63,13 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[key][nearest], value, rtol=1e-4, atol=1e-3)
 
 
-def slow(name):
-    return name if name == "fasterrcnn" else pytest.param(name, marks=pytest.mark.slow)
+def slow(*case):
+    """The quick ones export each format once."""
+    is_quick = case in (("fasterrcnn", "onnx"), ("torchscript",))
+    return pytest.param(*case, marks=() if is_quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", map(slow, FAMILIES))
+@pytest.mark.parametrize(("name", "form"), starmap(slow, product(FAMILIES, FORMATS)))
 def test_every_family(name, form, tmp_path, monkeypatch):
     model = random_detector(name)
     detector = Detector(copy.deepcopy(model), ["car", "hot dog"], size=96, device="cpu")
@@ -86,7 +88,7 @@ def test_every_family(name, form, tmp_path, monkeypatch):
     assert "96" in about["image"]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", map(slow, FORMATS))
 def test_a_run_and_the_lines_that_are_printed(whole_run, shapes_root, tmp_path, monkeypatch, form):
     """With averaged weights, as `detmix.load` has them."""
     monkeypatch.chdir(tmp_path)

@@ -189,6 +189,7 @@ class DetectorConfig:
             kind.options.model_validate(self.options)
         except ValidationError as error:
             told = ", ".join(f".{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            told = told.replace("Extra inputs are not permitted", "no such option")
             there_are = ", ".join(kind.options.model_fields)
             problems["options"] = f"{told}, got {self.options}; {kind.name} has {there_are}"
         refuse("detector", self, problems)

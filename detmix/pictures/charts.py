@@ -81,9 +81,8 @@ def plot_precision_recall(result: VOCResult, path: str | Path) -> Path:
             color = style.CLASS_COLORS[index % _NUM]
             dashes = _DASHES[(index + index // _NUM) % len(_DASHES)]
             curve, best = result.curves[name], result.curves[name].best_f1()
-            label = (
-                f"{style.fit(name, style.font(_FONT), _WIDEST_NAME)}  {ap_text(result.ap[name])}"
-            )
+            shown = style.fit(name, style.font(_FONT), _WIDEST_NAME)
+            label = f"{shown}  {ap_text(result.ap[name])}"
             axes.plot(curve.recall, curve.precision, color=color, linestyle=dashes, label=label)
             axes.plot(best.recall, best.precision, "o", ms=6, mec="white", color=color)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
@@ -245,12 +244,8 @@ def _draw_classes(axes: Axes, analysis: ErrorAnalysis, names: Sequence[str]) -> 
         axes.barh(range(len(names)), share, left=start, color=color, label=label, **_BAR)
         start += share
     texts = [f"{c['correct'] / n:.0%} of {n:,}" for c, n in zip(counts, num, strict=True)]
-    _name_rows(
-        axes,
-        [style.fit(name, style.font(_FONT), _WIDEST_NAME) for name in names],
-        texts,
-        _LEAST_ROWS,
-    )
+    shown = [style.fit(name, style.font(_FONT), _WIDEST_NAME) for name in names]
+    _name_rows(axes, shown, texts, _LEAST_ROWS)
 
 
 def _draw_gains(axes: Axes, analysis: ErrorAnalysis) -> None:

@@ -152,7 +152,8 @@ def _merge(merged: dict[str, Any], values: Mapping[Any, Any], prefix: str = "") 
 
 def _tell(problem: Any, known: Iterable[str]) -> str:
     """Say what is wrong with an option."""
-    name, kind = ".".join(map(str, problem["loc"])), problem["type"]
+    places, kind = map(str, problem["loc"]), problem["type"]
+    name = ".".join(each for each in places if not re.match(r"constrained-|tuple\[", each))  # types
     if kind == "unexpected_keyword_argument":
         name = next(iter(flat_options({name: problem["input"]})), name)
         part = name.split(".")[-1].replace("-", "_")

@@ -136,7 +136,7 @@ def _read_size(size: Any) -> tuple[int, int]:
         height, width = map(int, size)
         if min(height, width) > 0 and height * width <= _MOST_PIXELS:
             return height, width
-    raise ValueError(f"the RLE's size must be height and width in pixels, got {shorten(size)}")
+    raise ValueError(f"the RLE's size must be height, width in whole pixels, got {shorten(size)}")
 
 
 def _is_integer(value: Any) -> bool:

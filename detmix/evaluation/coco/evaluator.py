@@ -169,9 +169,7 @@ class COCOEvaluator:
             "info": {},
             "images": list(self._images.values()),
             "categories": [{"id": number, "name": name} for number, name in pairs],
-            "annotations": [
-                {"id": number} | entry for number, entry in enumerate(self._objects, 1)
-            ],
+            "annotations": [{"id": row} | entry for row, entry in enumerate(self._objects, 1)],
         }
 
     def _annotations(self, there: Records, objects: Columns, points: int | None) -> Entries:

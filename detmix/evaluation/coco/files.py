@@ -93,10 +93,12 @@ def _ground_truth(file: CocoFile, iou_type: IouType, num_keypoints: int) -> dict
         try:
             entry["difficult"] = read_flag(item, "difficult")
             entry |= _shape(item, file.size(file.image_index[row]), iou_type, num_keypoints)
+            if iou_type == "keypoints":
+                visible = entry["num_keypoints"] = item.get("num_keypoints")
+                if visible is not None and (not is_finite(visible) or visible < 0 or visible % 1):
+                    raise ValueError(f"num_keypoints must be a number of points, got {visible!r}")
         except ValueError as error:
             raise ValueError(f"{file.where(row)}: {error}") from None
-        if iou_type == "keypoints":
-            entry["num_keypoints"] = item.get("num_keypoints")
         complete(entry)
         annotations.append(entry)
     images = zip(file.image_ids, file.sizes.tolist(), strict=True)
