@@ -118,7 +118,10 @@ class AlbumentationsTransform:
         """Transform one sample; the inputs are not changed."""
         name = f"image_id {target.get('image_id', 'unknown')}"
         check_sample(image, target, name, KNOWN_KEYS | self.keys)
-        check_rows([name], [with_objects(target)])
+        objects = with_objects(target)
+        labels = torch.as_tensor([] if objects.get("labels") is None else objects["labels"])
+        expected = "at least 1 (0 is background)"
+        check_rows([name], [objects], ("labels", [labels], expected, lambda labels: labels >= 1))
         if image.dtype != torch.uint8 or image.shape[0] != 3:
             got = f"{image.dtype} of shape {tuple(image.shape)}"
             raise ValueError(f"{name}: image must be a uint8 tensor (3, H, W), got {got}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
+from detmix.losses.object_weights import Targets, TensorDict, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -25,8 +25,8 @@ class WeightedFCOSHead(FCOSHead, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
-    ) -> ByName:
+        self, targets: Targets, head_outputs: TensorDict, anchors: Tensors, matched_idxs: Tensors
+    ) -> TensorDict:
         """Compute the weighted losses of the batch."""
         logits = head_outputs["cls_logits"]
         targets = checked(targets, logits.shape[2])

@@ -1,8 +1,8 @@
 """What every family of weighted detectors shares: settings, each sample's weight, weighted sums.
 
-A loss of samples i with weights ``w_i`` is ``sum_i w_i l_i / n`` with
-torchvision's own normalizer n, so it is linear in the weights, or with their sum as n. Its form is
-chosen so that with all weights 1 values and gradients equal torchvision's bit for bit.
+A loss of samples i with weights ``w_i`` is ``sum_i w_i l_i / n`` with torchvision's own normalizer
+n, so it is linear in the weights, or with their sum as n. Its form is chosen so that with all
+weights 1 values and gradients equal torchvision's bit for bit.
 
 Shapes: B images, N objects in one of them, S sampled or matched anchors or proposals, A anchors of
 an image over all levels.
@@ -22,8 +22,8 @@ from detmix.mixing import box_weights
 
 Normalizer = Literal["samples", "weights"]
 Tensors = list[Tensor]
-ByName = dict[str, Tensor]
-Targets = list[ByName]
+TensorDict = dict[str, Tensor]
+Targets = list[TensorDict]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class LossWeighting:
         if self.normalizer not in get_args(Normalizer):
             raise ValueError(f"normalizer must be samples or weights, got {self.normalizer!r}")
 
-    def of_samples(
-        self, target: dict[str, Tensor], matched_idxs: Tensor, foreground: Tensor
-    ) -> Tensor:
+    def of_samples(self, target: TensorDict, matched_idxs: Tensor, foreground: Tensor) -> Tensor:
         """Give ``(S,)`` samples of an image the weights of their objects, or the background's."""
         weights = box_weights(target)
         background = weights.new_full((), self.background_weight)

@@ -22,11 +22,11 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
+from detmix.losses.object_weights import Targets, TensorDict, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import check_field, check_objects, check_roi, checked, with_branches
 
 #: of each image: target, sampled proposals, the object that each matches, and its label
-Samples = list[tuple[ByName, Tensor, Tensor, Tensor]]
+Samples = list[tuple[TensorDict, Tensor, Tensor, Tensor]]
 Sizes = list[tuple[int, int]]
 
 
@@ -108,11 +108,11 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     def forward(
         self,
-        features: ByName,
+        features: TensorDict,
         proposals: Tensors,
         image_shapes: Sizes,
         targets: Targets | None = None,
-    ) -> tuple[list[ByName], ByName]:
+    ) -> tuple[list[TensorDict], TensorDict]:
         """Classify and refine proposals, and in training return the weighted losses."""
         if self.training:
             return self.training_forward(features, proposals, image_shapes, targets)
@@ -122,8 +122,8 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def training_forward(
-        self, features: ByName, proposals: Tensors, image_shapes: Sizes, targets: Targets | None
-    ) -> tuple[list[ByName], ByName]:
+        self, features: TensorDict, proposals: Tensors, image_shapes: Sizes, targets: Targets | None
+    ) -> tuple[list[TensorDict], TensorDict]:
         """Return no detections, and the weighted losses."""
         assert targets is not None  # the RPN has refused to train without
         targets = with_branches(targets)
@@ -156,7 +156,7 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
 
     def box_losses(
         self, logits: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor, weights: Tensor
-    ) -> ByName:
+    ) -> TensorDict:
         """Compute both losses of ``(R, K)`` logits and ``(R, 4 K)`` boxes, one for each class."""
         foreground = torch.where(labels > 0)[0]
         deltas = boxes.reshape(len(labels), -1, 4)[foreground, labels[foreground]]
@@ -168,8 +168,8 @@ class WeightedRoIHeads(RoIHeads, WeightedPart):  # type: ignore[misc]
         return {name: self.loss_weighting.rescale(loss, weights) for name, loss in losses.items()}
 
     def branch_losses(
-        self, features: ByName, image_shapes: Sizes, samples: Samples, weights: Tensor
-    ) -> ByName:
+        self, features: TensorDict, image_shapes: Sizes, samples: Samples, weights: Tensor
+    ) -> TensorDict:
         """Run the mask and the keypoint branch that there are, and compute their losses."""
         # Only foreground has masks and keypoints: no background weight is involved.
         weights = weights[torch.where(torch.cat([labels for *_, labels in samples]) > 0)[0]]

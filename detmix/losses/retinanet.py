@@ -16,7 +16,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
+from detmix.losses.object_weights import Targets, TensorDict, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
@@ -28,8 +28,8 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
 
     @torch.jit.unused
     def compute_loss(
-        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
-    ) -> ByName:
+        self, targets: Targets, head_outputs: TensorDict, anchors: Tensors, matched_idxs: Tensors
+    ) -> TensorDict:
         """Compute the weighted losses of the batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         targets = checked(targets, logits.shape[2])
@@ -39,7 +39,7 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
             zip(targets, matched_idxs, all_weights, strict=True)
         ):
             classification.append(self.classification_loss(logits[i], target, matched, weights))
-            box.append(self.box_loss(regression[i], anchors[i], target, matched, weights))
+            box.append(self.box_loss(regression[i], anchors[i], target["boxes"], matched, weights))
         # Added up one by one like torchvision's: the sum of a stack rounds differently.
         return {
             "classification": functools.reduce(torch.add, classification) / len(targets),
@@ -47,7 +47,7 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
         }
 
     def classification_loss(
-        self, logits: Tensor, target: ByName, matched: Tensor, weights: Tensor
+        self, logits: Tensor, target: TensorDict, matched: Tensor, weights: Tensor
     ) -> Tensor:
         """Focal loss of one image's ``(A, K)`` logits; an anchor's weight holds for all classes."""
         foreground = matched >= 0
@@ -58,13 +58,13 @@ class WeightedRetinaNetHead(RetinaNetHead, WeightedPart):  # type: ignore[misc]
         return total / self.loss_weighting.divisor(foreground.sum(), weights[foreground])
 
     def box_loss(
-        self, regression: Tensor, anchors: Tensor, target: ByName, matched: Tensor, weights: Tensor
+        self, regression: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, weights: Tensor
     ) -> Tensor:
         """Box loss of one image over its foreground anchors: L1 (v1), GIoU (v2)."""
         foreground = torch.where(matched >= 0)[0]
         weights = weights[foreground]
         deltas, anchors = regression[foreground], anchors[foreground]
-        boxes = target["boxes"][matched[foreground]]
+        boxes = boxes[matched[foreground]]
         coder, loss_type = self.regression_head.box_coder, self.regression_head._loss_type
         if loss_type == "l1":
             losses = F.l1_loss(deltas, coder.encode_single(boxes, anchors), reduction="none")

@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
-from detmix.losses.object_weights import ByName, Targets, Tensors, WeightedPart, weighted_sum
+from detmix.losses.object_weights import Targets, TensorDict, Tensors, WeightedPart, weighted_sum
 from detmix.losses.targets import checked
 
 
 class WeightedSSD(SSD, WeightedPart):  # type: ignore[misc]
-    r"""Torchvision's SSD with a weight for each matched anchor and each mined negative."""
+    """Torchvision's SSD with a weight for each matched anchor and each mined negative."""
 
     # Negatives are mined by their unweighted losses, so that both losses are linear in the weights;
     # both are divided by max(1, matched anchors of the batch), or by max(1, sum of their weights).
 
     @torch.jit.unused
     def compute_loss(
-        self, targets: Targets, head_outputs: ByName, anchors: Tensors, matched_idxs: Tensors
-    ) -> ByName:
+        self, targets: Targets, head_outputs: TensorDict, anchors: Tensors, matched_idxs: Tensors
+    ) -> TensorDict:
         """Compute both weighted losses of a batch."""
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         targets = checked(targets, logits.size(-1))

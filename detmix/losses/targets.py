@@ -12,14 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detmix.losses.object_weights import Targets
+from detmix.losses.object_weights import Targets, TensorDict
 from detmix.mixing.target import Column, box_weights, check_rows
 
 Dtypes = tuple[torch.dtype, ...]
+Axes = tuple[int | str, ...]
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 # What RoI heads need of a target: dtypes (none for any) and axes after that of the objects.
-_FIELDS: dict[str, tuple[Dtypes, tuple[int | str, ...]]] = {
+_FIELDS: dict[str, tuple[Dtypes, Axes]] = {
     "boxes": ((torch.float32, torch.float64, torch.float16), (4,)),
     "masks": ((), ("H", "W")),
     "keypoints": ((torch.float32,), ("J", 3)),
@@ -71,11 +72,7 @@ def checked(targets: Targets, num_classes: float, *more: Column) -> Targets:
 
 
 def check_field(
-    target: dict[str, Tensor],
-    index: int,
-    key: str,
-    dtypes: Dtypes = (),
-    axes: tuple[int | str, ...] = (),
+    target: TensorDict, index: int, key: str, dtypes: Dtypes = (), axes: Axes = ()
 ) -> None:
     """Raise ValueError or TypeError but for a row of such axes for each box; a name is any size."""
     if key not in target:
@@ -91,8 +88,7 @@ def check_field(
         isinstance(size, int) and size != found for size, found in zip(expected, shape, strict=True)
     ):
         told = str(expected).replace("'", "")
-        got = tuple(shape)
-        raise ValueError(f"target {index}: {key!r} must have shape {told}, got {got}")
+        raise ValueError(f"target {index}: {key!r} must have shape {told}, got {tuple(shape)}")
 
 
 def check_objects(targets: Targets, *more: Column) -> None:

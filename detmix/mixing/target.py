@@ -50,9 +50,9 @@ def has_rows(sample: Sample, key: str) -> bool:
         return value.numel() == 0  # of whatever shape, as keypoints of (17, 0, 3)
     if key == "masks":
         return isinstance(value, Tensor) and value.shape == (count, *image_size(image))
-    if isinstance(value, Tensor) and (value.ndim == 0 or (key == "box_weights" and value.ndim > 1)):
+    if not isinstance(value, (Tensor, list)) or (isinstance(value, Tensor) and value.ndim == 0):
         return False
-    return isinstance(value, (Tensor, list)) and len(value) == count
+    return len(value) == count and (key != "box_weights" or torch.as_tensor(value).ndim == 1)
 
 
 def box_weights(target: Target) -> Tensor:

@@ -34,6 +34,7 @@ def mix(sample_a=FINE, sample_b=FINE, how=0.5, **settings):
         # such as of a data set of torchvision that nobody has wrapped
         ({"boxes": None, "labels": None, "annotation": [1, 2]}, "'boxes'.*annotation"),
         ({"box_weights": torch.ones(2, 1)}, r"'box_weights'.*\(2, 1\)"),
+        ({"box_weights": [[1.0], [1.0]]}, "'box_weights'.*list"),
         ({"box_weights": tensor([1, -0.5])}, r"'box_weights'\[1\].*-0.5"),
         ({"box_weights": tensor([1, inf])}, r"'box_weights'\[1\].*inf"),
         ({"labels": torch.ones(1)}, r"'labels'.* 2 .*\(1,\)"),
