@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """The command `detmix export`."""
 
-from detmix.commands.export import main
-from detmix.training.console import run_tool
+from detmix.commands import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_tool(main))
+    raise SystemExit(main("export"))
