@@ -88,7 +88,7 @@ REFUSED = [
     ("data: x", r"data must be options .*'x'"),
     ("epochs: 1.5", r"epochs must be a whole number, got 1\.5"),
     ("detector: {min_size: 0}", r"detector\.min_size must be greater than 0, got 0"),
-    ("precision: fp8", r"precision must be 'no', 'bf16' or 'fp16', got 'fp8'"),
+    ("precision: fp8", r"precision must be 'auto', 'no', 'bf16' or 'fp16', got 'fp8'"),
     ("--resume=nowhere", r"resume .*auto.*nowhere"),
     ("--resume=best.pt", r"resume .*last\.pt.*best\.pt"),
     ("loss: 5", "loss .*5"),
