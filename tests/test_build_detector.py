@@ -98,7 +98,7 @@ def test_a_builder_is_torchvisions(name):
         *((name, None, None) for name in STARTED if name != SSDLITE),
         *(("retinanet_resnet50_fpn", None, layers) for layers in (0, 5)),
         *(("fasterrcnn_mobilenet_v3_large_fpn", None, layers) for layers in (4, 6)),
-        ("ssd300_vgg16", None, 3),
+        pytest.param("ssd300_vgg16", None, 3, marks=pytest.mark.slow),
     ],
 )
 def test_from_weights_it_has_the_structure_of_torchvisions(name, whole, layers, monkeypatch):

@@ -422,7 +422,7 @@ class TestWholeDetectors:
             ("keypointrcnn", False),
             ("retinanet_resnet50_fpn", False),
             ("retinanet_resnet50_fpn_v2", True),
-            ("ssd300_vgg16", False),
+            pytest.param("ssd300_vgg16", False, marks=pytest.mark.slow),
             ("ssdlite320_mobilenet_v3_large", False),
         ],
     )

@@ -114,8 +114,6 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=4, help="most images of one size to detect in together")
     parsed = parser.parse_args(args)
     if not 0 <= parsed.score <= 1 or parsed.batch_size < 1:
-        parser.error(
-            "expected a --score in [0, 1] and a --batch_size of 1 or more, got "
-            f"{parsed.score:g} and {parsed.batch_size}"
-        )
+        got = f"{parsed.score:g} and {parsed.batch_size}"
+        parser.error(f"expected a --score in [0, 1] and a --batch_size from 1 on, got {got}")
     return parsed

@@ -55,10 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Any option of `detmix train` changes the configuration.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    pair = commands.add_parser(
-        "pair",
-        help="two images and their mixture, by CutMix where --mixing.name is cutmix, else by mixup",
-    )
+    pair = commands.add_parser("pair", help="two images and their mixture, as mixing.name has it")
     batch = commands.add_parser("batch", help="a mixed batch with every box's weight")
     weights = commands.add_parser("weights", help="a histogram of the weights of boxes")
     found = commands.add_parser("predictions", help="predictions beside the ground truth")
