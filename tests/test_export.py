@@ -69,7 +69,7 @@ def slow(*case):
     return pytest.param(*case, marks=() if is_quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "form"), starmap(slow, product(FAMILIES, FORMATS)))
+@pytest.mark.parametrize(("name", "form"), [*starmap(slow, product(FAMILIES, FORMATS))])
 def test_every_family(name, form, tmp_path, monkeypatch):
     model = random_detector(name)
     detector = Detector(copy.deepcopy(model), ["car", "hot dog"], size=96, device="cpu")
@@ -88,7 +88,7 @@ def test_every_family(name, form, tmp_path, monkeypatch):
     assert "96" in about["image"]
 
 
-@pytest.mark.parametrize("form", map(slow, FORMATS))
+@pytest.mark.parametrize("form", [*map(slow, FORMATS)])
 def test_a_run_and_the_lines_that_are_printed(whole_run, shapes_root, tmp_path, monkeypatch, form):
     """With averaged weights, as `detmix.load` has them."""
     monkeypatch.chdir(tmp_path)
