@@ -111,9 +111,9 @@ class COCOEvaluator:
         for index, image_id in enumerate(there.image_ids):
             if image_id is None or isinstance(image_id, bool):
                 raise there.error(index, f"image_id is {image_id!r}, expected an int or a str")
-        num_classes, points = len(self.classes), self._num_keypoints
-        detections = found.read(None if self._by_id else num_classes)
-        objects = there.read(num_classes)
+        known_ids, points = {*self.category_ids}, self._num_keypoints
+        detections = found.read(None if self._by_id else len(known_ids))
+        objects = there.read(len(known_ids))
         # Other than VOC's evaluation, this one is saved in a format that has no such boxes.
         found.check_boxes(detections["boxes"])
         if "keypoints" in self.iou_types:
@@ -126,7 +126,7 @@ class COCOEvaluator:
             own = list(islice(annotations, there.counts[index]))
             entries = list(islice(results, found.counts[index]))
             entry = {"id": image_id, **_about(there, index, own + entries)}
-            entries = [each for each in entries if each["category_id"] in self.category_ids]
+            entries = [each for each in entries if each["category_id"] in known_ids]
             images.append((entry, own, entries))
         for entry, own, entries in images:
             if entry["id"] not in self._images:
